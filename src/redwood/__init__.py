@@ -1,0 +1,1 @@
+"""Redwood: exact tree-based speculative decoding."""

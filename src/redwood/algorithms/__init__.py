@@ -1,0 +1,1 @@
+"""The published algorithms, each in the file named for its paper. They know no model."""

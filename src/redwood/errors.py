@@ -1,0 +1,41 @@
+"""Every error that Redwood raises on purpose.
+
+RedwoodError
+├── ArgumentError        a value that cannot be right (also a ValueError)
+├── CapacityError        a prompt or a tree that does not fit (also a ValueError)
+├── UnsupportedError     something that cannot be served exactly, refused with the reason
+│   └── TokenizerMismatchError   drafter and target do not speak the same tokens
+├── ModelError           a model that is missing, damaged or could not be converted
+└── NumericalError       NaN or infinite logits
+
+A message says what was wrong, with the value, and what to do; the command line prints it as one
+line.
+"""
+
+
+class RedwoodError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class ArgumentError(RedwoodError, ValueError):
+    """A value that cannot be right, for instance a negative temperature."""
+
+
+class CapacityError(RedwoodError, ValueError):
+    """A prompt, a tree or a number of rows that does not fit what was reserved."""
+
+
+class UnsupportedError(RedwoodError):
+    """Something that Redwood cannot do exactly, and therefore refuses."""
+
+
+class TokenizerMismatchError(UnsupportedError):
+    """Drafter and target use different token ids; the message names the first difference."""
+
+
+class ModelError(RedwoodError):
+    """A model that is missing, damaged, or could not be fetched or converted."""
+
+
+class NumericalError(RedwoodError):
+    """NaN or infinite logits: the model's answer cannot be sampled from."""

@@ -1,0 +1,229 @@
+"""The drafted token tree: values only, no model, no chance.
+
+A tree says for each node which token it carries, who its parent is and *how it was drawn* (its
+law). Verification believes the tree and nothing else, so only drawing code writes laws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from redwood.errors import ArgumentError
+
+
+class Law(IntEnum):
+    """How a node was drawn; it decides how the node may be verified.
+
+    POINT: without chance (top-k, n-gram). WITHOUT_REPLACEMENT: from its draft row with the earlier
+    siblings of the same row zeroed, renormalised; uniform over tokens not yet drawn once that row
+    is used up. WITH_REPLACEMENT: from its draft row. COUPLED: with the noise the target will use.
+    """
+
+    POINT = 0
+    WITHOUT_REPLACEMENT = 1
+    WITH_REPLACEMENT = 2
+    COUPLED = 3
+
+
+class DraftRow(NamedTuple):
+    """One draft row: `probs` [M] float64 over the tokens `ids` [M] (None: token i is index i)."""
+
+    probs: NDArray[np.float64]
+    ids: NDArray[np.int64] | None
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTree:
+    """A drafted token tree; node 0, the root, is the last committed token.
+
+    Args:
+        token_ids: int64 [N].
+        parents: int64 [N]; parents[0] == -1, parents[i] < i; siblings stand in draw order.
+        laws: int8 [N], values of `Law`; laws[0] is unused.
+        draft_rows: int64 [N], row of `draft_probs` that a node was drawn from, -1 for POINT.
+        draft_probs: float [R, V], or [R, M] together with `draft_ids`; None if nothing was drawn.
+        draft_ids: int64 [R, M], the tokens that the columns of each row stand for; None: all of V.
+            Columns of zero probability may repeat a token (padding).
+
+    Lists and arrays are accepted and stored as tensors.
+
+    Raises:
+        ArgumentError: shapes that disagree, a parent that does not precede its child, a law
+            without its draft row.
+    """
+
+    token_ids: Tensor
+    parents: Tensor
+    laws: Tensor
+    draft_rows: Tensor
+    draft_probs: Tensor | None = None
+    draft_ids: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name, dtype in _FIELDS.items():
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, torch.as_tensor(value, dtype=dtype, device="cpu"))
+        if self.draft_probs is not None:
+            probs = torch.as_tensor(self.draft_probs)
+            if not probs.is_floating_point():
+                probs = probs.double()
+            object.__setattr__(self, "draft_probs", probs)
+        self._check()
+
+    def _check(self) -> None:
+        size = len(self.token_ids)
+        if size == 0:
+            raise ArgumentError("a token tree needs at least its root")
+        for name in ("parents", "laws", "draft_rows"):
+            if getattr(self, name).shape != (size,):
+                raise ArgumentError(f"{name} must have {size} entries, one per node")
+        parents, rows = self.parent_list, self.draft_rows.tolist()
+        if parents[0] != -1 or any(not 0 <= p < i for i, p in enumerate(parents) if i):
+            raise ArgumentError("parents must start with -1 and precede their children")
+        num_rows = 0 if self.draft_probs is None else len(self.draft_probs)
+        if self.draft_ids is not None and (
+            self.draft_probs is None or self.draft_ids.shape != self.draft_probs.shape
+        ):
+            raise ArgumentError("draft_ids must have the shape of draft_probs")
+        for node, law in enumerate(self.law_list):
+            if law not in _LAWS:
+                raise ArgumentError(f"node {node} has unknown law {law}")
+            drawn = law in (Law.WITHOUT_REPLACEMENT, Law.WITH_REPLACEMENT)
+            if node and drawn and not 0 <= rows[node] < num_rows:
+                raise ArgumentError(
+                    f"node {node} was drawn from draft row {rows[node]}, "
+                    f"but draft_probs has {num_rows} rows"
+                )
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @classmethod
+    def chain(cls, token_ids: Sequence[int]) -> Self:
+        """Returns a tree that is one path of POINT nodes; the first token is the root."""
+        size = len(token_ids)
+        return cls.point(token_ids, range(-1, size - 1))
+
+    @classmethod
+    def point(cls, token_ids: Sequence[int], parents: Sequence[int]) -> Self:
+        """Returns a tree whose nodes were all chosen without chance."""
+        size = len(token_ids)
+        return cls(_long(token_ids), _long(parents), _long([0] * size), _long([-1] * size))
+
+    @cached_property
+    def token_list(self) -> list[int]:
+        """Token ids as Python integers."""
+        return _int_list(self.token_ids)
+
+    @cached_property
+    def parent_list(self) -> list[int]:
+        """Parents as Python integers."""
+        return _int_list(self.parents)
+
+    @cached_property
+    def law_list(self) -> list[int]:
+        """Laws as Python integers."""
+        return _int_list(self.laws)
+
+    @cached_property
+    def draft_row_list(self) -> list[int]:
+        """Draft rows as Python integers."""
+        return _int_list(self.draft_rows)
+
+    @cached_property
+    def children(self) -> list[list[int]]:
+        """Children of every node, in draw order."""
+        return children_of(self.parent_list)
+
+    @cached_property
+    def depths(self) -> list[int]:
+        """Depth of every node; the root has 0."""
+        return depths_of(self.parent_list)
+
+    @property
+    def levels(self) -> int:
+        """Levels, the root's included: a chain of 3 drafted tokens has 4."""
+        return max(self.depths) + 1
+
+    def path(self, node: int) -> list[int]:
+        """Returns the nodes from the root to `node`, both included."""
+        nodes = []
+        while node >= 0:
+            nodes.append(node)
+            node = self.parent_list[node]
+        return nodes[::-1]
+
+    def draft_row(self, index: int) -> DraftRow:
+        """Returns draft row `index` as float64 on the CPU. O(M) once per row."""
+        row = self._draft_cache.get(index)
+        if row is None:
+            assert self.draft_probs is not None
+            probs = self.draft_probs[index].to("cpu", torch.float64).numpy()
+            ids = None if self.draft_ids is None else self.draft_ids[index].numpy()
+            row = self._draft_cache[index] = DraftRow(probs, ids)
+        return row
+
+    @cached_property
+    def _draft_cache(self) -> dict[int, DraftRow]:
+        return {}
+
+
+_FIELDS = {
+    "token_ids": torch.int64,
+    "parents": torch.int64,
+    "laws": torch.int8,
+    "draft_rows": torch.int64,
+    "draft_ids": torch.int64,
+}
+_LAWS = frozenset(int(law) for law in Law)
+
+
+def _long(values: Sequence[int]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.int64)
+
+
+def _int_list(values: Tensor) -> list[int]:
+    listed: Any = values.tolist()
+    return list(listed)
+
+
+def children_of(parents: Sequence[int]) -> list[list[int]]:
+    """Returns the children of every node, in index order. `parents`: [N], -1 first. O(N)."""
+    children: list[list[int]] = [[] for _ in parents]
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            children[parent].append(node)
+    return children
+
+
+def depths_of(parents: Sequence[int]) -> list[int]:
+    """Returns the depth of every node, the root's being 0. `parents`: [N], -1 first. O(N)."""
+    depths: list[int] = []
+    for parent in parents:
+        depths.append(0 if parent < 0 else depths[parent] + 1)
+    return depths
+
+
+def ancestor_mask(parents: Sequence[int]) -> NDArray[np.bool_]:
+    """Returns bool [N, N]: entry [i, j] tells whether j is i or an ancestor of i.
+
+    The topology-aware causal mask of SpecInfer (arXiv 2305.09781, section 4.2). Nodes with parent
+    -1 are roots; several are allowed. One row operation per node.
+    """
+    size = len(parents)
+    mask = np.zeros((size, size), dtype=np.bool_)
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            mask[node, : parent + 1] = mask[parent, : parent + 1]
+        mask[node, node] = True
+    return mask
