@@ -8,8 +8,9 @@ drafted token is judged by the very row that plain decoding would have used.
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -42,6 +43,9 @@ class SamplingParams:
         seed: makes the text a function of prompt, parameters and seed.
         stop: strings that end the text; they are not part of it.
         ignore_eos: go on after an end-of-sequence token.
+        logits_processor: for callers with their own rule: (token ids int64 [1, L], scores float32
+            [1, V]) -> scores [1, V], as in Transformers; called once per path, after the
+            penalties and the bias. It may set scores to -inf.
         verifier: "traversal", "recursive", "coupled", or "auto": coupled with a seed, else
             traversal.
 
@@ -61,6 +65,7 @@ class SamplingParams:
     seed: int | None = None
     stop: Sequence[str] = ()
     ignore_eos: bool = False
+    logits_processor: Callable[[Tensor, Tensor], Tensor] | None = None
     verifier: str = "auto"
 
     def __post_init__(self) -> None:
@@ -81,7 +86,7 @@ class SamplingParams:
         for name in ("presence_penalty", "frequency_penalty"):
             _require(_in(getattr(self, name), -2.0, 2.0), self, name, "in [-2, 2]")
         for token, bias in self.logit_bias.items():
-            if not _is_int(token) or token < 0 or not math.isfinite(bias):
+            if not _is_int(token) or token < 0 or not _in(bias, -math.inf, math.inf):
                 raise ArgumentError(
                     f"logit_bias {{{token!r}: {bias!r}}} must map token ids to numbers"
                 )
@@ -104,7 +109,8 @@ class SamplingParams:
     def needs_history(self) -> bool:
         """Whether a row of probabilities depends on more than the logits."""
         return (
-            self.repetition_penalty != 1.0
+            self.logits_processor is not None
+            or self.repetition_penalty != 1.0
             or self.presence_penalty != 0.0
             or self.frequency_penalty != 0.0
         )
@@ -128,18 +134,20 @@ def _in(value: object, low: float, high: float) -> bool:
     """NaN and infinities are in no range."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return math.isfinite(value) and low <= value <= high
+    return low <= value <= high and abs(value) <= sys.float_info.max
 
 
 class History:
-    """The tokens of one row, counted for penalties. `prompt` and later `extend`: token ids."""
+    """The tokens of one row: all of them in order, and the generated ones counted for penalties."""
 
     def __init__(self, prompt: Sequence[int]) -> None:
+        self.token_ids = list(prompt)
         self._prompt = frozenset(prompt)
         self._output: Counter[int] = Counter()
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Appends generated tokens."""
+        self.token_ids.extend(tokens)
         self._output.update(tokens)
 
     def penalise(self, logits: Tensor, path: Sequence[int], params: SamplingParams) -> Tensor:
@@ -179,6 +187,11 @@ def scores(
         if token >= len(row):
             raise ArgumentError(f"logit_bias token {token} is outside the vocabulary of {len(row)}")
         row[token] += bias
+    if params.logits_processor is not None:
+        ids = torch.tensor([[*history.token_ids, *path]], dtype=torch.int64)
+        row = params.logits_processor(ids, row.float()[None])[0].double()
+        if not float(row.max()) > -math.inf:
+            raise NumericalError("logits_processor left no token to choose from")
     return row
 
 
@@ -240,6 +253,7 @@ def draft_law(row_scores: Tensor, params: SamplingParams, width: int) -> tuple[T
     probs = torch.softmax((values - values[:, :1]) / params.temperature, -1)
     if 0 < params.top_k < probs.shape[1]:
         probs[:, params.top_k :] = 0.0
+        probs /= probs.sum(-1, keepdim=True)
     if params.top_p < 1.0:
         probs = torch.where(probs.cumsum(-1) - probs < params.top_p, probs, 0.0)
     if params.min_p > 0.0:
@@ -301,8 +315,9 @@ class GumbelNoise:
             raw = np.random.Philox(key=self._key, counter=[0, 0, 0, position]).random_raw(
                 self._size
             )
-            # Midpoints of 2^53 cells: never 0 or 1, so both logarithms are finite.
-            uniforms = torch.from_numpy(((raw >> np.uint64(11)) + 0.5) * 2.0**-53)
+            # Midpoints of 2^52 cells: never 0 or 1 (those of 2^53 would round to 1), so both
+            # logarithms are finite.
+            uniforms = torch.from_numpy(((raw >> np.uint64(12)) + 0.5) * 2.0**-52)
             row = uniforms.log_().neg_().log_().neg_().numpy()
             while len(self._rows) >= self._kept:
                 del self._rows[next(iter(self._rows))]

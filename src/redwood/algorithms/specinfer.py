@@ -1,0 +1,129 @@
+"""SpecInfer (arXiv 2305.09781): expansion trees, merged trees, i.i.d. draws.
+
+Its verification, multi-step speculative sampling (section 4.3, algorithm 2), is `verify.recursive`
+for WITH_REPLACEMENT nodes; its greedy verification is `verify.greedy`. The published expansion
+takes the top-k tokens and verifies them as if they had been drawn, which is not exact; here top-k
+children are POINT nodes and are verified as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from redwood.errors import ArgumentError
+from redwood.sampling import draw
+from redwood.tree import Law, TokenTree
+
+
+def expansion_tree(widths: Sequence[int]) -> list[int]:
+    """Returns the parents of the tree <k1, .., km>: every node of level i has k_i children.
+
+    Source: section 3, expansion-based construction. Level by level, the root first;
+    <2, 2, 1> gives 1 + 2 + 4 + 4 nodes.
+
+    Raises:
+        ArgumentError: a width below 1.
+    """
+    if any(width < 1 for width in widths):
+        raise ArgumentError(f"expansion widths {list(widths)} must all be at least 1")
+    parents, level = [-1], [0]
+    for width in widths:
+        first = len(parents)
+        parents += [node for node in level for _ in range(width)]
+        level = list(range(first, len(parents)))
+    return parents
+
+
+def draw_with_replacement(
+    probs: NDArray[np.float64], uniforms: Sequence[float], ids: NDArray[np.int64] | None = None
+) -> list[int]:
+    """Returns i.i.d. draws from probs [V], one per uniform; with ids [M], probs is over these.
+
+    Source: the candidates for which algorithm 2 is stated. Duplicates are separate trials.
+    """
+    drawn = [draw(probs, uniform) for uniform in uniforms]
+    return drawn if ids is None else [int(ids[i]) for i in drawn]
+
+
+def merge_trees(trees: Sequence[TokenTree]) -> TokenTree:
+    """Returns one tree with the paths of all; every child keeps its own law and draft row.
+
+    Source: section 3, definition 3.2, where equal siblings become one. Here a node joins an equal
+    sibling only if it was chosen without chance of its own: a POINT node joins any, a COUPLED node
+    joins POINT and COUPLED ones. Two drafters that *drew* the same token made two trials, and both
+    stay. Siblings stand in the order of `trees`, so a tree with drawn nodes belongs before a tree
+    of POINT nodes.
+
+    Raises:
+        ArgumentError: no tree, or different root tokens.
+    """
+    if not trees or len({tree.token_list[0] for tree in trees}) != 1:
+        raise ArgumentError("merge needs trees with one and the same root token")
+    if len(trees) == 1:
+        return trees[0]
+    tokens, parents = [trees[0].token_list[0]], [-1]
+    laws, rows = [int(Law.POINT)], [-1]
+    children: list[list[int]] = [[]]
+    first_row = 0
+    for tree in trees:
+        place = [0]
+        for node in range(1, len(tree)):
+            token, law, parent = (
+                tree.token_list[node],
+                tree.law_list[node],
+                place[tree.parent_list[node]],
+            )
+            same = [c for c in children[parent] if tokens[c] == token and _joins(law, laws[c])]
+            if same:
+                place.append(same[0])
+                continue
+            row = tree.draft_row_list[node]
+            place.append(len(tokens))
+            children[parent].append(len(tokens))
+            children.append([])
+            tokens.append(token)
+            parents.append(parent)
+            laws.append(law)
+            rows.append(row + first_row if row >= 0 else -1)
+        first_row += 0 if tree.draft_probs is None else len(tree.draft_probs)
+    probs, ids = _stack_rows([t for t in trees if t.draft_probs is not None])
+    as_long = torch.int64
+    return TokenTree(
+        torch.tensor(tokens, dtype=as_long),
+        torch.tensor(parents, dtype=as_long),
+        torch.tensor(laws, dtype=torch.int8),
+        torch.tensor(rows, dtype=as_long),
+        probs,
+        ids,
+    )
+
+
+def _joins(law: int, other: int) -> bool:
+    """Whether a node may become one with an earlier equal sibling. Neither was a trial of its own:
+
+    once a drawn sibling is refused nothing of its token is left, so a POINT trial after it is void.
+    """
+    return law == Law.POINT or (law == Law.COUPLED and other in (Law.POINT, Law.COUPLED))
+
+
+def _stack_rows(trees: Sequence[TokenTree]) -> tuple[Tensor | None, Tensor | None]:
+    """The draft rows of all trees under each other, in one form."""
+    if not trees:
+        return None, None
+    probs = [t.draft_probs for t in trees if t.draft_probs is not None]
+    if all(t.draft_ids is None for t in trees):
+        return torch.cat(probs), None
+    width = max(p.shape[1] for p in probs)
+    padded, ids = [], []
+    for tree, row in zip(trees, probs, strict=True):
+        held = tree.draft_ids
+        held = torch.arange(row.shape[1]).expand(len(row), -1) if held is None else held
+        # Padding: tokens of zero probability.
+        padded.append(torch.nn.functional.pad(row, (0, width - row.shape[1])))
+        ids.append(torch.nn.functional.pad(held, (0, width - row.shape[1])))
+    return torch.cat(padded), torch.cat(ids)

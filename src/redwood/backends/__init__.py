@@ -1,0 +1,1 @@
+"""Backends: a language model with rows of KV slots. They know no algorithm."""

@@ -1,0 +1,205 @@
+"""From a model folder to a backend, with a check that its tree logits are right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from redwood.backends._packing import pack_linears
+from redwood.backends.base import Backend, Kept, Nodes
+from redwood.backends.eager import ATTENTION, EagerBackend
+from redwood.errors import ArgumentError, CapacityError, ModelError, UnsupportedError
+
+BACKENDS = ("auto", "eager")
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+_PROBE_PARENTS = [-1, 0, 0, 1, 2, 3]
+_PROMPT = 8  # tokens before the probe tree
+# Largest difference of logits, in units of their spread, between a tree and its paths.
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}
+
+
+def load_backend(
+    folder: Path,
+    *,
+    backend: str = "auto",
+    dtype: str = "auto",
+    device: str = "auto",
+    capacity: int | None = None,
+) -> Backend:
+    """Returns a backend for the model in `folder`; only safetensors are read, no remote code runs.
+
+    Args:
+        backend: "eager" ("auto" chooses it).
+        dtype: "float32", "bfloat16", "float16"; "auto" is float32 on a CPU and the model's on CUDA.
+        device: "cpu", "cuda", "cuda:N"; "auto" takes CUDA where there is one.
+        capacity: slots per row, at most the model's context length, which is the default.
+
+    Raises:
+        ArgumentError: unknown backend, dtype or device.
+        CapacityError: a capacity that is below 2 or beyond the model's context.
+        ModelError: a folder that does not load.
+        UnsupportedError: a model that cannot be served exactly, with the reason.
+    """
+    if backend not in BACKENDS:
+        raise ArgumentError(f"backend {backend!r} must be one of {', '.join(BACKENDS)}")
+    place = _device(device)
+    config = _config(folder)
+    number = _dtype(dtype, place, config)
+    slots = _capacity(capacity, config)
+    transformers_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=number,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder} does not load: {_line(error)}") from error
+    model = model.eval().to(place)
+    if place.type == "cpu":
+        pack_linears(model)
+    return wrap_model(model, slots)
+
+
+def wrap_model(model: PreTrainedModel, capacity: int | None = None) -> EagerBackend:
+    """Returns a backend around a loaded Transformers model, switched to our attention and checked.
+
+    Raises:
+        UnsupportedError: the model cannot be served exactly, with the reason.
+    """
+    _refuse_unsupported(model.config)
+    slots = _capacity(capacity, model.config)
+    with torch.inference_mode():
+        stock = _stock_logits(model, _probe_tokens(model))
+    before = model.config._attn_implementation
+    try:
+        model.set_attn_implementation(ATTENTION)
+        made = EagerBackend(model, slots)
+        _probe(made, stock)
+    except Exception as error:
+        model.set_attn_implementation(before)
+        if isinstance(error, UnsupportedError):
+            raise
+        raise UnsupportedError(
+            f"{type(model).__name__} does not run with tree attention: {_line(error)}"
+        ) from error
+    return made
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ArgumentError(f"device {name!r} is unknown: use cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ArgumentError(f"device {name!r} is not supported: use cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ArgumentError(f"device {name!r}: this machine has {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def _dtype(name: str, device: torch.device, config: Any) -> torch.dtype:
+    if name == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        stored = getattr(config, "dtype", None)
+        return next((known for known in DTYPES.values() if known == stored), torch.bfloat16)
+    if name not in DTYPES:
+        raise ArgumentError(f"dtype {name!r} must be auto or one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder} has no usable config.json: {_line(error)}") from error
+
+
+def _capacity(capacity: int | None, config: Any) -> int:
+    context = getattr(config.get_text_config(), "max_position_embeddings", None) or 4096
+    if capacity is None:
+        return int(context)
+    if not 2 <= capacity <= context:
+        raise CapacityError(f"capacity {capacity} must be between 2 and the context of {context}")
+    return capacity
+
+
+def _refuse_unsupported(config: Any) -> None:
+    if config.is_encoder_decoder:
+        raise UnsupportedError("encoder-decoder models are not supported, only causal ones")
+    text = config.get_text_config()
+    odd = set(getattr(text, "layer_types", None) or ()) - _LAYER_TYPES
+    if odd:
+        raise UnsupportedError(
+            f"{config.model_type} has layers of type {', '.join(sorted(odd))}: a token tree needs "
+            "attention whose past can be masked per node"
+        )
+
+
+def _probe_tokens(model: PreTrainedModel) -> Tensor:
+    vocab_size = int(model.config.get_text_config().vocab_size)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, vocab_size, (_PROMPT + len(_PROBE_PARENTS),), generator=generator)
+
+
+def _paths(tokens: Tensor) -> list[list[int]]:
+    """Prompt and path of every probe node."""
+    listed: list[int] = tokens.tolist()
+    paths: list[list[int]] = []
+    for node, parent in enumerate(_PROBE_PARENTS):
+        before = listed[:_PROMPT] if parent < 0 else paths[parent]
+        paths.append([*before, listed[_PROMPT + node]])
+    return paths
+
+
+def _stock_logits(model: PreTrainedModel, tokens: Tensor) -> list[Tensor]:
+    """Logits of every probe node from the module as it came, one path at a time."""
+    rows = []
+    for path in _paths(tokens):
+        ids = torch.tensor([path], device=model.device)
+        rows.append(model(input_ids=ids, use_cache=False).logits[0, -1].float().cpu())
+    return rows
+
+
+def _probe(backend: EagerBackend, stock: list[Tensor]) -> None:
+    """Compares a small tree with its paths. Behaviour decides what is supported, not a list."""
+    tokens = _probe_tokens(backend.model).tolist()
+    row = backend.open()
+    try:
+        backend.extend([Nodes(row, tokens[:_PROMPT], num_logits=1)])
+        backend.commit([Kept(row, range(_PROMPT))])
+        (logits,) = backend.extend([Nodes(row, tokens[_PROMPT:], _PROBE_PARENTS)])
+    finally:
+        backend.release(row)
+    got, want = logits.float().cpu(), torch.stack(stock)
+    spread = float(want.std()) or 1.0
+    worst = float((got - want).abs().max()) / spread
+    limit = _TOLERANCE.get(backend.model.dtype, 1e-3)
+    if not worst <= limit:
+        raise UnsupportedError(
+            f"{type(backend.model).__name__} gives other logits in a tree than on its paths "
+            f"(difference {worst:.2g} of their spread, limit {limit:g})"
+        )
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"[:300]

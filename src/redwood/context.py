@@ -1,0 +1,31 @@
+"""One request as drafters see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from redwood.sampling import GumbelNoise, History, SamplingParams
+
+
+@dataclass
+class Context:
+    """One request as drafters see it.
+
+    Args:
+        key: identifies the request.
+        token_ids: prompt and output; the last one is the tree's root. Owned by the engine.
+        params, history: of the request.
+        vocab_size: of the target.
+        rng: chance for drafting and judging, never for both at once.
+        noise: shared noise of coupled requests, else None.
+    """
+
+    key: int
+    token_ids: list[int]
+    params: SamplingParams
+    history: History
+    vocab_size: int
+    rng: np.random.Generator = field(default_factory=np.random.default_rng)
+    noise: GumbelNoise | None = None

@@ -1,0 +1,127 @@
+"""Drafters: whatever proposes a token tree. The tree says how each node was drawn.
+
+A drafter keeps what it needs per request and finds its way by the text alone: nothing tells it
+which nodes were accepted, so any drafter can stand in any union.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from redwood.algorithms.specinfer import merge_trees
+from redwood.algorithms.sssd import TextIndex, candidate_tree
+from redwood.context import Context
+from redwood.errors import ArgumentError
+from redwood.model_drafter import ModelDrafter
+from redwood.tree import TokenTree
+
+__all__ = ["Context", "Drafter", "ModelDrafter", "NgramDrafter", "NoDrafter", "UnionDrafter"]
+
+
+class Drafter(Protocol):
+    """Proposes trees below the last token of each context."""
+
+    @property
+    def name(self) -> str:
+        """Short name for tables."""
+        ...
+
+    @property
+    def draws(self) -> bool:
+        """Whether nodes are drawn; such trees come first in a union."""
+        ...
+
+    def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
+        """Returns a tree per context, of at most `budget` >= 1 nodes, the root included."""
+        ...
+
+    def release(self, key: int) -> None:
+        """Forgets a request; unknown keys are fine."""
+        ...
+
+
+class NoDrafter:
+    """Plain decoding: a tree is its root."""
+
+    name = "none"
+    draws = False
+
+    def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
+        """Returns roots."""
+        return [TokenTree.chain(context.token_ids[-1:]) for context in contexts]
+
+    def release(self, key: int) -> None:
+        """Does nothing."""
+
+
+class NgramDrafter:
+    """POINT nodes from what the same text said before (SSSD's prompt and self-output source).
+
+    Args:
+        max_branch: children per node at most.
+    """
+
+    name = "ngram"
+    draws = False
+
+    def __init__(self, max_branch: int = 5) -> None:
+        self._max_branch = max_branch
+        self._indices: dict[int, TextIndex] = {}
+
+    def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
+        """Returns trees of POINT nodes, most probable first; a bare root where nothing matches."""
+        return [self._tree(c, budget) for c, budget in zip(contexts, budgets, strict=True)]
+
+    def _tree(self, context: Context, budget: int) -> TokenTree:
+        text = context.token_ids
+        index = self._indices.setdefault(context.key, TextIndex())
+        index.extend(text[len(index) :])
+        found = candidate_tree(index, text[-4:], budget, max_branch=self._max_branch)
+        return TokenTree.point(
+            [text[-1], *(c.token_id for c in found)], [-1, *(c.parent for c in found)]
+        )
+
+    def release(self, key: int) -> None:
+        """Forgets the request's index."""
+        self._indices.pop(key, None)
+
+
+class UnionDrafter:
+    """Several drafters in one tree (SpecInfer's merge): drawn nodes first, then POINT nodes.
+
+    Args:
+        drafters: at least one; they propose in this order, those that draw before the others.
+        shares: budget of each, in nodes below the root; None: equal parts. What an earlier drafter
+            leaves unused goes to the later ones.
+    """
+
+    draws = True
+
+    def __init__(self, drafters: Sequence[Drafter], shares: Sequence[int] | None = None) -> None:
+        if not drafters or (shares is not None and len(shares) != len(drafters)):
+            raise ArgumentError("a union needs drafters, and a share for each or none")
+        order = sorted(range(len(drafters)), key=lambda i: not drafters[i].draws)
+        self._drafters = [drafters[i] for i in order]
+        self._shares = None if shares is None else [shares[i] for i in order]
+        self.name = "+".join(d.name for d in drafters)
+
+    def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
+        """Returns merged trees within the budgets."""
+        merged = NoDrafter().propose(contexts, budgets)
+        for i, drafter in enumerate(self._drafters):
+            rooms = [budget - len(tree) for budget, tree in zip(budgets, merged, strict=True)]
+            left = len(self._drafters) - i
+            if self._shares is None:
+                parts = [room // left for room in rooms]
+            else:
+                last = left == 1
+                parts = [room if last else min(room, self._shares[i]) for room in rooms]
+            trees = drafter.propose(contexts, [1 + part for part in parts])
+            merged = [merge_trees(pair) for pair in zip(merged, trees, strict=True)]
+        return merged
+
+    def release(self, key: int) -> None:
+        """Forgets the request everywhere."""
+        for drafter in self._drafters:
+            drafter.release(key)

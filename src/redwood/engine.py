@@ -1,0 +1,312 @@
+"""The engine: rows of requests, one step of drafting, scoring, verifying and committing at a time.
+
+`step` is the whole loop: waiting requests get a row, prompts are filled in chunks, and every row
+that has its prompt in place takes one tree through the target. Rows join and leave between steps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from redwood import verify
+from redwood.backends.base import Backend, Kept, Nodes
+from redwood.context import Context
+from redwood.drafting import Drafter, NoDrafter
+from redwood.errors import ArgumentError, CapacityError
+from redwood.sampling import GumbelNoise, History, PathRows, SamplingParams
+from redwood.stats import Stats
+from redwood.text import Detokenizer, Tokenizer
+from redwood.tree import TokenTree
+
+
+class Step(NamedTuple):
+    """What one step gave one request.
+
+    Args:
+        request: from `RowEngine.add`.
+        token_ids: 1 .. depth + 1 new tokens, cut at the end; an end-of-sequence token is included.
+        num_accepted: how many of them, the first ones, had been drafted.
+        text: new text, whole characters; empty without a tokenizer.
+        finish_reason: None, "stop" (end-of-sequence token or stop string) or "length".
+        tree: the tree that was scored.
+        nodes: its accepted path, the root first.
+    """
+
+    request: int
+    token_ids: list[int]
+    num_accepted: int
+    text: str
+    finish_reason: str | None
+    tree: TokenTree
+    nodes: list[int]
+
+
+@dataclass
+class _Request:
+    context: Context
+    limit: int  # most tokens to generate: what was asked for, and what the context holds
+    row: int = -1
+    detokenizer: Detokenizer | None = None
+    stats: Stats = field(default_factory=Stats)
+
+    @property
+    def room(self) -> int:
+        """Tokens it may still generate."""
+        return self.limit - self.stats.num_generated_tokens
+
+
+class RowEngine:
+    """Decodes requests through token trees, exactly.
+
+    Args:
+        target: the model to be true to.
+        drafter: None: plain decoding.
+        tokenizer: for text and stop strings; without it only token ids come out.
+        eos_ids: tokens that end a text.
+        budget: nodes that the target scores per step for a row, the root included.
+        max_rows: requests decoded at once; more wait.
+        prefill_chunk: prompt tokens per forward.
+
+    Raises:
+        ArgumentError: a budget, row count or chunk below 1.
+        CapacityError: a budget beyond the target's capacity.
+    """
+
+    def __init__(
+        self,
+        target: Backend,
+        drafter: Drafter | None = None,
+        *,
+        tokenizer: Tokenizer | None = None,
+        eos_ids: Sequence[int] = (),
+        budget: int = 16,
+        max_rows: int = 64,
+        prefill_chunk: int = 512,
+    ) -> None:
+        for name, value in (
+            ("budget", budget),
+            ("max_rows", max_rows),
+            ("prefill_chunk", prefill_chunk),
+        ):
+            if value < 1:
+                raise ArgumentError(f"{name} {value} must be at least 1")
+        if budget > target.capacity:
+            raise CapacityError(
+                f"budget {budget} exceeds the capacity of {target.capacity} slots: lower it"
+            )
+        self.target = target
+        self.drafter: Drafter = drafter or NoDrafter()
+        self.tokenizer = tokenizer
+        self.eos_ids = frozenset(eos_ids)
+        self.budget, self.max_rows, self.prefill_chunk = budget, max_rows, prefill_chunk
+        self._requests: dict[int, _Request] = {}
+        self._waiting: deque[int] = deque()
+        self._active: list[int] = []
+        self._next_key = 0
+
+    def add(self, prompt: Sequence[int], params: SamplingParams | None = None) -> int:
+        """Queues a request; returns its number, which `step` reports.
+
+        Args:
+            prompt: token ids, at least one.
+
+        Raises:
+            ArgumentError: an empty prompt, a token outside the vocabulary, stop strings without a
+                tokenizer.
+            CapacityError: a prompt that leaves no room for one token.
+        """
+        params = params or SamplingParams()
+        tokens = [int(token) for token in prompt]
+        vocab_size, capacity = self.target.vocab_size, self.target.capacity
+        if not tokens:
+            raise ArgumentError("the prompt is empty: give at least one token")
+        if not 0 <= min(tokens) <= max(tokens) < vocab_size:
+            raise ArgumentError(f"the prompt has tokens outside the vocabulary of {vocab_size}")
+        if any(token >= vocab_size for token in params.logit_bias):
+            raise ArgumentError(f"logit_bias names tokens outside the vocabulary of {vocab_size}")
+        if len(tokens) > capacity - 1:
+            raise CapacityError(
+                f"the prompt has {len(tokens)} tokens, the context holds {capacity} with the "
+                "answer: shorten the prompt"
+            )
+        if params.stop and self.tokenizer is None:
+            raise ArgumentError("stop strings need an engine with a tokenizer")
+        self._next_key += 1
+        key = self._next_key
+        seed = params.seed
+        noise = None
+        if params.coupled and params.temperature > 0.0:
+            noise = GumbelNoise(_fresh_seed() if seed is None else seed, vocab_size)
+        context = Context(
+            key=key,
+            token_ids=tokens,
+            params=params,
+            history=History(tokens),
+            vocab_size=vocab_size,
+            rng=np.random.default_rng(None if seed is None else seed % 2**64),
+            noise=noise,
+        )
+        request = _Request(context, min(params.max_tokens, capacity - len(tokens)))
+        request.stats.num_prompt_tokens = len(tokens)
+        if self.tokenizer is not None:
+            request.detokenizer = Detokenizer(self.tokenizer, params.stop)
+        self._requests[key] = request
+        self._waiting.append(key)
+        return key
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request waits or runs."""
+        return bool(self._requests)
+
+    def stats(self, request: int) -> Stats:
+        """Returns the live statistics of a request that has not ended."""
+        return self._requests[request].stats
+
+    def cancel(self, request: int) -> None:
+        """Drops a request and frees its row; unknown numbers are fine."""
+        dropped = self._requests.pop(request, None)
+        if dropped is None:
+            return
+        if request in self._active:
+            self._active.remove(request)
+        else:
+            self._waiting.remove(request)
+        if dropped.row >= 0:
+            self.target.release(dropped.row)
+        self.drafter.release(request)
+
+    def step(self) -> list[Step]:
+        """Does one step for all rows; returns what each decoding row got.
+
+        A row whose prompt is still being filled returns nothing yet. When this raises, the requests
+        that ran are dropped and their rows freed; waiting ones stay.
+        """
+        while self._waiting and len(self._active) < self.max_rows:
+            key = self._waiting.popleft()
+            self._active.append(key)
+            self._requests[key].row = self.target.open()
+        try:
+            running = [self._requests[key] for key in self._active]
+            ready = [request for request in running if self._prefill(request)]
+            return self._decode(ready) if ready else []
+        except BaseException:
+            for key in list(self._active):
+                self.cancel(key)
+            raise
+
+    def _prefill(self, request: _Request) -> bool:
+        """Puts one chunk of the prompt, all but its last token, in place; returns whether done."""
+        tokens, done = request.context.token_ids, self.target.length(request.row)
+        if request.stats.target_passes or done >= len(tokens) - 1:
+            return True
+        start = perf_counter()
+        chunk = tokens[done : min(done + self.prefill_chunk, len(tokens) - 1)]
+        self.target.extend([Nodes(request.row, chunk, num_logits=1)])
+        self.target.commit([Kept(request.row, range(len(chunk)))])
+        request.stats.seconds["prefill"] += perf_counter() - start
+        return done + len(chunk) >= len(tokens) - 1
+
+    def _decode(self, ready: Sequence[_Request]) -> list[Step]:
+        clock = _Clock([request.stats for request in ready])
+        contexts = [request.context for request in ready]
+        trees = self.drafter.propose(contexts, [self._budget(request) for request in ready])
+        clock.lap("draft")
+        logits = self.target.extend(
+            [
+                Nodes(request.row, tree.token_list, tree.parent_list)
+                for request, tree in zip(ready, trees, strict=True)
+            ]
+        )
+        clock.lap("target")
+        accepted = [
+            judge(context, tree, rows)
+            for context, tree, rows in zip(contexts, trees, logits, strict=True)
+        ]
+        clock.lap("verify")
+        self.target.commit([Kept(r.row, a.nodes) for r, a in zip(ready, accepted, strict=True)])
+        steps = [
+            self._advance(request, tree, kept)
+            for request, tree, kept in zip(ready, trees, accepted, strict=True)
+        ]
+        for step in steps:
+            if step.finish_reason is not None:
+                self.cancel(step.request)
+        clock.lap("other")
+        return steps
+
+    def _budget(self, request: _Request) -> int:
+        """Nodes to score: no more than fit, and none drafted for a last token."""
+        free = self.target.capacity - self.target.length(request.row)
+        return max(1, min(self.budget, free)) if request.room > 1 else 1
+
+    def _advance(self, request: _Request, tree: TokenTree, kept: verify.Acceptance) -> Step:
+        """Appends the new tokens to the text, up to where it ends."""
+        path = kept.nodes[1:]
+        tokens = [tree.token_list[node] for node in path] + [kept.next_token]
+        reason = None
+        for count, token in enumerate(tokens, start=1):
+            reason = self._ends_at(request, token, count)
+            if reason is not None:
+                tokens = tokens[:count]
+                break
+        context, stats = request.context, request.stats
+        context.token_ids.extend(tokens)
+        context.history.extend(tokens)
+        accepted = min(len(path), len(tokens))
+        stats.target_passes += 1
+        stats.num_drafts += len(tree) > 1
+        stats.num_draft_tokens += len(tree) - 1
+        stats.num_accepted_tokens += accepted
+        stats.num_generated_tokens += len(tokens)
+        text = ""
+        if request.detokenizer is not None:
+            text = request.detokenizer.take(final=reason is not None)
+        return Step(context.key, tokens, accepted, text, reason, tree, kept.nodes)
+
+    def _ends_at(self, request: _Request, token: int, count: int) -> str | None:
+        """Whether the text ends with this token, the `count`-th of the step, and why."""
+        if token in self.eos_ids and not request.context.params.ignore_eos:
+            return "stop"
+        if request.detokenizer is not None and request.detokenizer.push(token):
+            return "stop"
+        return "length" if count >= request.room else None
+
+
+def judge(context: Context, tree: TokenTree, logits: Tensor) -> verify.Acceptance:
+    """Returns what the request's rule accepts of a tree; logits: [N, V]."""
+    params = context.params
+    rows = PathRows(logits, tree, params, context.history)
+    if params.temperature == 0.0:
+        return verify.greedy(tree, rows.best)
+    if context.noise is not None:
+        noise, first = context.noise, len(context.token_ids)
+        return verify.coupled(tree, rows, lambda depth: noise(first + depth))
+    rule: Callable[..., verify.Acceptance] = verify.traversal
+    if params.verifier == "recursive":
+        rule = verify.recursive
+    return rule(tree, rows, context.rng.random(len(tree)))
+
+
+class _Clock:
+    """Adds the seconds since the last lap to a stage of several requests."""
+
+    def __init__(self, stats: Sequence[Stats]) -> None:
+        self._stats, self._last = stats, perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = perf_counter()
+        for stats in self._stats:
+            stats.seconds[stage] += now - self._last
+        self._last = now
+
+
+def _fresh_seed() -> int:
+    return int(np.random.SeedSequence().generate_state(1, np.uint64)[0])

@@ -1,0 +1,54 @@
+"""Counters and seconds of one request. No clock inside: the engine fills them in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+STAGES = ("prefill", "draft", "target", "verify", "other")
+
+
+@dataclass
+class Stats:
+    """What one request cost. Names follow vLLM where it has them.
+
+    `num_drafts` counts steps that had something drafted, `target_passes` all decoding steps,
+    prefill apart. `mean_acceptance_length` is tokens per target pass, the extra one included. In a
+    batch, `seconds` are those of the steps that the request took part in.
+    """
+
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    target_passes: int = 0
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Tokens per target pass; 0 before the first."""
+        return self.num_generated_tokens / self.target_passes if self.target_passes else 0.0
+
+    @property
+    def decode_seconds(self) -> float:
+        """Seconds of decoding, prefill apart."""
+        return sum(s for stage, s in self.seconds.items() if stage != "prefill")
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Generated tokens per second of decoding, prefill apart."""
+        return self.num_generated_tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+    def to_dict(self) -> dict[str, object]:
+        """Returns everything as plain values for JSON."""
+        return {
+            "num_prompt_tokens": self.num_prompt_tokens,
+            "num_generated_tokens": self.num_generated_tokens,
+            "target_passes": self.target_passes,
+            "num_drafts": self.num_drafts,
+            "num_draft_tokens": self.num_draft_tokens,
+            "num_accepted_tokens": self.num_accepted_tokens,
+            "mean_acceptance_length": self.mean_acceptance_length,
+            "tokens_per_s": self.tokens_per_s,
+            "seconds": dict(self.seconds),
+        }
