@@ -1,0 +1,124 @@
+"""From a GGUF file to a folder that Transformers loads: safetensors, tokenizer, configuration.
+
+The work is done once per model, in a process of its own: it needs several times the file's size in
+memory, which is given back at its end, and Transformers' settings and progress bars stay out of the
+caller's process.
+"""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from redwood.errors import ModelError
+
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+# Tokens that end an answer. A GGUF names a single one, and a model may use several.
+_STOPS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<end_of_turn>")
+
+_CHILD = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from redwood._convert import run
+run(*sys.argv[2:])
+"""
+
+
+def converted_size(source: Path, dtype: str) -> int:
+    """Returns the bytes that the converted weights will take, from the GGUF's list of tensors.
+
+    Raises: ModelError if the file is not a GGUF, or is cut short.
+    """
+    from gguf import GGUFReader
+
+    try:
+        tensors = GGUFReader(source).tensors
+    except (ValueError, IndexError, KeyError, OSError) as error:
+        raise ModelError(
+            f"{source} cannot be read as GGUF ({error}); is the download complete?"
+        ) from error
+    return sum(int(tensor.n_elements) for tensor in tensors) * _ITEM_BYTES[dtype]
+
+
+def convert(source: Path, target: Path, dtype: str) -> None:
+    """Writes the model of a GGUF file to the new folder `target`, its weights in `dtype`.
+
+    Raises: OSError if the disk is full; ModelError, with the reason, if Transformers cannot
+        convert the file.
+    """
+    command = [sys.executable, "-W", "ignore", "-c", _CHILD, json.dumps(sys.path)]
+    done = subprocess.run(
+        [*command, str(source), str(target), dtype],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
+    )
+    if done.returncode == 0:
+        return
+    if "No space left" in done.stderr or "os error 28" in done.stderr:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    lines = done.stderr.strip().splitlines()
+    reason = lines[-1] if lines and done.returncode > 0 else "no reason given"
+    if done.returncode < 0:
+        reason = f"ended by signal {-done.returncode}; was there enough memory?"
+    raise ModelError(f"cannot convert {source.name} to {dtype}: {reason}")
+
+
+def run(source_name: str, target_name: str, dtype: str) -> None:
+    """Does the work of `convert`, inside the process made for it."""
+    import torch
+    import transformers
+
+    source, target = Path(source_name), Path(target_name)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    _restore_splitting(tokenizer, source)
+    options: dict[str, Any] = {}
+    if hasattr(transformers, "GgufConfig"):  # earlier versions know only the way we want
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        source.parent,
+        gguf_file=source.name,
+        dtype=getattr(torch, dtype),
+        output_loading_info=True,
+        **options,
+    )
+    if absent := sorted(report["missing_keys"]):  # they would hold random numbers
+        raise ModelError(f"{len(absent)} weights are not in the file, for instance {absent[0]}")
+    model.generation_config = transformers.GenerationConfig(
+        bos_token_id=model.config.bos_token_id,
+        pad_token_id=model.config.pad_token_id,
+        eos_token_id=_stop_ids(tokenizer, model.config.eos_token_id),
+    )
+    target.mkdir()  # fails if the parent was killed and its workspace cleared: then we end too
+    tokenizer.save_pretrained(target)
+    model.save_pretrained(target)
+
+
+def _stop_ids(tokenizer: Any, eos_token_id: int | None) -> list[int]:
+    """Returns the file's own end token first, then the others that the vocabulary has."""
+    vocabulary = tokenizer.get_vocab()
+    named = [vocabulary[token] for token in _STOPS if token in vocabulary]
+    return list(dict.fromkeys([eos_token_id, *named] if eos_token_id is not None else named))
+
+
+def _restore_splitting(tokenizer: Any, source: Path) -> None:
+    """Cuts digits apart for files that ask for it, which Transformers (5.23) does not do.
+
+    Without it "\\n\\n1" or four spaces before a digit become other tokens than in training.
+    """
+    from gguf import GGUFReader
+    from tokenizers import pre_tokenizers
+
+    field = GGUFReader(source).get_field("tokenizer.ggml.pre")
+    if field is not None and field.contents() == "smollm":
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            ]
+        )
