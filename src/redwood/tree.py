@@ -73,23 +73,26 @@ class TokenTree:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, torch.as_tensor(value, dtype=dtype, device="cpu"))
-        if self.draft_probs is not None:
-            probs = torch.as_tensor(self.draft_probs)
+        given: Any = self.draft_probs
+        if given is not None:  # by way of NumPy, lists become float64: float32 would round the law
+            probs = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
             if not probs.is_floating_point():
                 probs = probs.double()
             object.__setattr__(self, "draft_probs", probs)
         self._check()
 
     def _check(self) -> None:
+        if self.token_ids.ndim != 1 or len(self.token_ids) == 0:
+            raise ArgumentError("a token tree needs a list of tokens, at least its root")
         size = len(self.token_ids)
-        if size == 0:
-            raise ArgumentError("a token tree needs at least its root")
         for name in ("parents", "laws", "draft_rows"):
             if getattr(self, name).shape != (size,):
                 raise ArgumentError(f"{name} must have {size} entries, one per node")
         parents, rows = self.parent_list, self.draft_rows.tolist()
         if parents[0] != -1 or any(not 0 <= p < i for i, p in enumerate(parents) if i):
             raise ArgumentError("parents must start with -1 and precede their children")
+        if self.draft_probs is not None and self.draft_probs.ndim != 2:
+            raise ArgumentError("draft_probs must be a table, one row per draft law")
         num_rows = 0 if self.draft_probs is None else len(self.draft_probs)
         if self.draft_ids is not None and (
             self.draft_probs is None or self.draft_ids.shape != self.draft_probs.shape

@@ -262,8 +262,8 @@ class _Residual:
             left = self._refuse_drawn()
             self._drawn.setdefault(self._tree.draft_row_list[child], set()).add(token)
         # With nothing left a node of weight 1 cannot have been refused, but for rounding.
-        if left > 0.0:
-            self.weight = left / (left + 1.0 - self.weight)
+        if left > 0.0:  # 1 - weight first: a weight of 1 stays 1, whatever is left
+            self.weight = left / (left + (1.0 - self.weight))
         elif self.weight < 1.0:
             self.weight = 0.0
 

@@ -1,0 +1,119 @@
+"""Tree decoding against plain decoding, token for token, on a real model.
+
+    python benchmarks/exactness.py --prompts FILE.jsonl --num 100 --temperatures 0
+    python benchmarks/exactness.py --prompts FILE.jsonl --num 50 --temperatures 0.8,1.0
+
+Every prompt is answered by plain decoding, and by every drafter with a budget that goes round
+1, 2, 4, 8, 16, 32, 64 over the prompts. Above temperature 0 a seed is given: coupled verification
+is used. Each difference is shown with its near-tie margin: by how much the plain choice led.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+
+import redwood
+from redwood.backends.base import Nodes
+from redwood.sampling import GumbelNoise, History, SamplingParams, probs_from_scores, scores
+
+BUDGETS = (1, 2, 4, 8, 16, 32, 64)
+
+
+def margin(engine: redwood.Engine, text: list[int], params: SamplingParams) -> float:
+    """By how much the best choice after `text` leads the second, in log-probability or logits."""
+    row = engine.target.open()
+    (logits,) = engine.target.extend([Nodes(row, text, num_logits=1)])
+    engine.target.release(row)
+    values = scores(logits[0], params, History(text))
+    if params.temperature > 0:
+        noise = GumbelNoise(params.seed or 0, len(values))(len(text))
+        with np.errstate(divide="ignore"):
+            keys = np.log(probs_from_scores(values, params).numpy()) + noise
+    else:
+        keys = values.numpy()
+    second, first = np.sort(keys)[-2:]
+    return float(first - second)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--target", default="smollm2-135m-instruct")
+    parser.add_argument("--prompts", type=Path, required=True)
+    parser.add_argument("--num", type=int, default=100)
+    parser.add_argument("--low", type=int, default=80)
+    parser.add_argument("--high", type=int, default=300)
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--temperatures", default="0")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--layers", type=int, default=8, help="layers of the shallow drafter")
+    parser.add_argument("--rows", type=int, default=8, help="prompts decoded together")
+    parser.add_argument("--name", default="exactness")
+    args = parser.parse_args()
+    with common.shallow_copy(args.target, args.layers) as shallow:
+        engine = redwood.load(
+            args.target, f"{shallow}+ngram", dtype=args.dtype, max_rows=args.rows, budget=64
+        )
+        union: Any = engine.drafter
+        model, ngram = union._drafters
+        drafters = {"ngram": ngram, "shallow model": model, "union": union}
+        prompts = common.chat_prompts(engine, args.prompts, args.low, args.high, args.num)
+        table = []
+        for temperature in map(float, args.temperatures.split(",")):
+            params = {"max_tokens": args.max_tokens, "temperature": temperature}
+            if temperature > 0:
+                params["seed"] = 1234
+            engine.drafter, engine.budget = redwood.NoDrafter(), 1
+            plain = engine.generate(prompts, **params)
+            assert isinstance(plain, list)
+            for name, drafter in drafters.items():
+                engine.drafter = drafter
+                start, differences, passes, tokens = time.time(), [], 0, 0
+                for offset, budget in enumerate(BUDGETS):
+                    chosen = range(offset, len(prompts), len(BUDGETS))
+                    engine.budget = budget
+                    outputs = engine.generate([prompts[i] for i in chosen], **params)
+                    assert isinstance(outputs, list)
+                    for i, output in zip(chosen, outputs, strict=True):
+                        passes += output.stats.target_passes
+                        tokens += output.stats.num_generated_tokens
+                        want, got = plain[i].token_ids, output.token_ids
+                        if want != got:
+                            at = next(
+                                k
+                                for k in range(max(len(want), len(got)))
+                                if want[k : k + 1] != got[k : k + 1]
+                            )
+                            lead = margin(engine, prompts[i] + want[:at], SamplingParams(**params))
+                            differences.append(
+                                {"prompt": i, "budget": budget, "at": at, "margin": lead}
+                            )
+                entry = {
+                    "temperature": temperature,
+                    "drafter": name,
+                    "prompts": len(prompts),
+                    "tokens": tokens,
+                    "tokens_per_pass": round(tokens / passes, 3),
+                    "differing_prompts": len(differences),
+                    "differences": differences,
+                }
+                table.append(entry)
+                print(entry, f"{time.time() - start:.0f} s", flush=True)
+        common.save(
+            args.name,
+            {
+                "setting": common.setting(
+                    target=args.target, dtype=args.dtype, max_tokens=args.max_tokens
+                ),
+                "results": table,
+            },
+        )
+
+
+if __name__ == "__main__":
+    main()
