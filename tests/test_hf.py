@@ -13,7 +13,6 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from transformers import (
-    DynamicCache,
     Gemma2Config,
     Gemma2ForCausalLM,
     GenerationConfig,
@@ -31,6 +30,7 @@ from transformers.generation import LogitsProcessor
 import redwood
 from conftest import tiny_llama, tiny_tokenizer
 from redwood import _hf_model, hf
+from redwood._hf_inputs import refuse_state
 from redwood.backends.load import wrap_model
 from redwood.engine import RowEngine
 from redwood.errors import (
@@ -78,7 +78,9 @@ def _gemma2(seed: int = 0) -> Any:
         eos_token_id=EOS,
         pad_token_id=PAD,
     )
-    return Gemma2ForCausalLM(config).eval()
+    model = Gemma2ForCausalLM(config).eval()
+    model.set_attn_implementation("eager")  # sdpa leaves out the softcap in Transformers 5.10
+    return model
 
 
 FAMILIES = {"llama": tiny_llama, "gpt2": _gpt2, "gemma2": _gemma2}
@@ -130,10 +132,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "penalty": {"repetition_penalty": 1.4},
     "ngrams": {"no_repeat_ngram_size": 2},
     "prompt": {"encoder_repetition_penalty": 1.5},
-    "prompt ngrams": {"encoder_no_repeat_ngram_size": 2},
-    "words": {"bad_words_ids": [[5], [9, 17]], "sequence_bias": [[[7, 8], 4.0], [[11], 2.0]]},
-    "lengths": {"min_new_tokens": 6, "forced_eos_token_id": EOS, "min_length": 14},
-    "suppressed": {"suppress_tokens": [5, 6], "begin_suppress_tokens": list(range(100))},
+    "prompt ngrams": {"encoder_no_repeat_ngram_size": 1},
+    "words": {
+        "bad_words_ids": [[token] for token in range(2, 300, 3)] + [[4, 6], [9, 10]],
+        "sequence_bias": [[[token, token + 1], 9.0] for token in range(1, 299)] + [[[12], 5.0]],
+    },
+    "lengths": {"min_new_tokens": 6, "forced_eos_token_id": EOS},
+    "suppressed": {
+        "suppress_tokens": list(range(0, 300, 2)),
+        "begin_suppress_tokens": list(range(150)),
+    },
     "decay": {"exponential_decay_length_penalty": (4, 1.3)},
     "allowed": {"prefix_allowed_tokens_fn": _even},
     "watermark": {"watermarking_config": WatermarkingConfig(bias=3.0)},
@@ -143,8 +151,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_processors_apply_per_path_as_in_plain_generate(name: str, llama: Any, draft: Any) -> None:
-    options = {**_batch(PROMPTS), "max_new_tokens": 14, **OPTIONS[name]}
+    # Prompts that hold what the model likes to say, so that every processor has something to do.
+    said = llama.generate(**_batch(PROMPTS), max_new_tokens=8, eos_token_id=299)
+    inputs = _batch([row[-8 - len(p) :] for row, p in zip(said.tolist(), PROMPTS, strict=True)])
+    options = {**inputs, "max_new_tokens": 14, **OPTIONS[name]}
     plain = llama.generate(**options)
+    assert not torch.equal(plain, llama.generate(**inputs, max_new_tokens=14))
     door = hf.generate([draft, "ngram"], budget=8)
     assert torch.equal(plain, llama.generate(**options, custom_generate=door))
 
@@ -565,7 +577,6 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("output_hidden_states", {"output_hidden_states": True, "return_dict_in_generate": True}),
     ("use_cache", {"use_cache": False}),
     ("cache_implementation", {"cache_implementation": "static"}),
-    ("past_key_values", {"past_key_values": DynamicCache()}),
     ("position_ids", {"position_ids": torch.arange(3, 13)[None]}),
     ("UnbatchedClassifierFreeGuidance", {"guidance_scale": 1.5}),
     ("SynthIDTextWatermark", {"watermarking_config": SynthIDTextWatermarkingConfig([3, 4], 2)}),
@@ -589,6 +600,9 @@ def test_other_inputs_of_the_model_are_refused(llama: Any) -> None:
     embeddings = llama.get_input_embeddings()(torch.tensor([LOOP])).detach()
     with pytest.raises(UnsupportedError, match="inputs_embeds"):
         hf.tree_generate(llama, inputs_embeds=embeddings, max_new_tokens=3)
+    cache = llama(torch.tensor([LOOP[:-1]]), use_cache=True).past_key_values
+    with pytest.raises(UnsupportedError, match="past_key_values"):
+        hf.tree_generate(llama, **_one(), max_new_tokens=3, past_key_values=cache)
     model = _gpt2()
     with pytest.raises(UnsupportedError, match="token_type_ids"):
         hf.tree_generate(
@@ -600,6 +614,15 @@ def test_training_mode_is_refused() -> None:
     model = tiny_llama().train()
     with pytest.raises(UnsupportedError, match="call model.eval"):
         hf.tree_generate(model, **_one(), max_new_tokens=3)
+
+
+def test_sharded_models_are_refused(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    refuse_state(llama)
+    monkeypatch.setattr("transformers.distributed.fsdp.is_fsdp_managed_module", lambda _: True)
+    with pytest.raises(UnsupportedError, match="synced_gpus"):
+        refuse_state(llama)
 
 
 def test_a_model_without_the_attention_interface_is_refused() -> None:
@@ -632,5 +655,7 @@ def test_wrong_arguments_of_the_wrapper_raise(llama: Any, draft: Any) -> None:
         hf.tree_generate(llama, **_one(), drafter="ngram", assistant_model=draft)
     with pytest.raises(ValueError, match="tree_size"):
         hf.tree_generate(llama, **_one(), tree_size=3)
+    with pytest.raises(ValueError, match="num_return_sequences"):
+        hf.tree_generate(llama, **_one(), max_new_tokens=4, num_return_sequences=2)
     with pytest.raises(CapacityError, match="budget 300"):
         hf.tree_generate(llama, **_one(), max_new_tokens=4, budget=300)

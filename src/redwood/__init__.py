@@ -1,12 +1,21 @@
-"""Redwood: exact tree-based speculative decoding."""
+"""Redwood: exact tree-based speculative decoding.
 
-from redwood.drafting import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
-from redwood.engine import Step
-from redwood.errors import RedwoodError
-from redwood.generate import Engine, Output, Piece, load
-from redwood.sampling import SamplingParams
-from redwood.tree import Law, TokenTree
-from redwood.verify import Acceptance
+Names are imported when they are first used, so that `import redwood` and the command line start at
+once and torch is loaded only where it is needed.
+"""
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from redwood.drafting import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
+    from redwood.engine import Step
+    from redwood.errors import RedwoodError
+    from redwood.generate import Engine, Output, Piece, load
+    from redwood.sampling import SamplingParams
+    from redwood.tree import Law, TokenTree
+    from redwood.verify import Acceptance
 
 __version__ = "0.1.0"
 
@@ -27,3 +36,42 @@ __all__ = [
     "UnionDrafter",
     "load",
 ]
+
+_HOMES = {
+    "drafting": ("Drafter", "ModelDrafter", "NgramDrafter", "NoDrafter", "UnionDrafter"),
+    "engine": ("Step",),
+    "errors": ("RedwoodError",),
+    "generate": ("Engine", "Output", "Piece", "load"),
+    "sampling": ("SamplingParams",),
+    "tree": ("Law", "TokenTree"),
+    "verify": ("Acceptance",),
+}
+_MODULES = (
+    "algorithms.sequoia",
+    "algorithms.specinfer",
+    "algorithms.sssd",
+    "backends.base",
+    "backends.load",
+    "hf",
+    "models",
+    "stats",
+    "testing",
+    *_HOMES,
+)
+
+if not TYPE_CHECKING:  # a checker that saw this function would believe in any name
+
+    def __getattr__(name: str) -> object:
+        for home, names in _HOMES.items():
+            if name in names:
+                value = globals()[name] = getattr(import_module(f"redwood.{home}"), name)
+                return value
+        modules = [m for m in _MODULES if m.split(".")[0] == name]
+        for module in modules:
+            import_module(f"redwood.{module}")
+        if not modules:
+            raise AttributeError(f"module 'redwood' has no attribute {name!r}")
+        return sys.modules[f"redwood.{name}"]
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

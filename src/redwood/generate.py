@@ -82,7 +82,8 @@ class Engine(RowEngine):
         """Returns the token ids of a prompt; messages go through the model's chat template.
 
         Raises:
-            ArgumentError: no tokenizer, no chat template, or a prompt of the wrong kind.
+            ArgumentError: no tokenizer, no chat template, messages it refuses, or a prompt of the
+                wrong kind.
         """
         if not isinstance(prompt, str):
             items: list[Any] = list(prompt)
@@ -96,11 +97,16 @@ class Engine(RowEngine):
             return list(self.tokenizer(prompt)["input_ids"])
         if not self.tokenizer.chat_template:
             raise ArgumentError("this model has no chat template: give a string")
-        text = self.tokenizer.apply_chat_template(
-            [dict(message) for message in items],
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        from jinja2 import TemplateError
+
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [dict(message) for message in items],
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except TemplateError as error:
+            raise ArgumentError(f"the chat template refuses these messages: {error}") from error
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @overload
@@ -175,11 +181,8 @@ def _settings(params: Mapping[str, Any]) -> SamplingParams:
 
 
 def _is_single(prompts: Any) -> bool:
-    """A string, a list of token ids or a list of messages is one prompt."""
-    if isinstance(prompts, str):
-        return True
-    items = list(prompts)
-    return bool(items) and all(isinstance(i, int) or isinstance(i, Mapping) for i in items)
+    """A string, a list of token ids (also an empty one) or a list of messages is one prompt."""
+    return isinstance(prompts, str) or all(isinstance(p, int | Mapping) for p in prompts)
 
 
 def load(

@@ -112,13 +112,13 @@ class ModelDrafter:
         length += len(kept)
         while len(text) - length > _CHUNK:  # the prompt, a chunk at a time
             chunk = text[length : length + _CHUNK]
-            self.backend.extend([Nodes(row.row, chunk, num_logits=1)])
+            self.backend.extend([Nodes(row.row, self._readable(chunk), num_logits=1)])
             self.backend.commit([Kept(row.row, range(len(chunk)))])
             length += len(chunk)
         new = text[length:]
         row.tokens, row.parents = list(new), list(range(-1, len(new) - 1))
         growing.row, growing.place[0] = row, len(new) - 1
-        return Nodes(row.row, new, num_logits=1)
+        return Nodes(row.row, self._readable(new), num_logits=1)
 
     def _next_level(self, growing: _Growing, level: int) -> Nodes:
         row = growing.row
@@ -130,7 +130,11 @@ class ModelDrafter:
             growing.place[node] = len(row.tokens)
             row.tokens.append(token)
             row.parents.append(parent)
-        return Nodes(row.row, tokens, parents)
+        return Nodes(row.row, self._readable(tokens), parents)
+
+    def _readable(self, tokens: Sequence[int]) -> list[int]:
+        """The tokens, with 0 for those beyond this model's vocabulary, maybe the smaller one."""
+        return [token if token < self.backend.vocab_size else 0 for token in tokens]
 
     def release(self, key: int) -> None:
         """Frees the request's KV row."""

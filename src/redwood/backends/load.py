@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -68,7 +69,7 @@ def load_backend(
             trust_remote_code=False,
             local_files_only=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"{folder} does not load: {_line(error)}") from error
     model = model.eval().to(place)
     if place.type == "cpu":
@@ -160,26 +161,22 @@ def _probe_tokens(model: PreTrainedModel) -> Tensor:
     return torch.randint(0, vocab_size, (_PROMPT + len(_PROBE_PARENTS),), generator=generator)
 
 
-def _paths(tokens: Tensor) -> list[list[int]]:
-    """Prompt and path of every probe node."""
+def _stock_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """Logits [nodes, V] of the probe tree from the module as it came, one whole path at a time."""
     listed: list[int] = tokens.tolist()
-    paths: list[list[int]] = []
-    for node, parent in enumerate(_PROBE_PARENTS):
-        before = listed[:_PROMPT] if parent < 0 else paths[parent]
-        paths.append([*before, listed[_PROMPT + node]])
-    return paths
+    rows: dict[int, Tensor] = {}
+    for leaf in set(range(len(_PROBE_PARENTS))) - set(_PROBE_PARENTS):
+        path = [leaf]
+        while _PROBE_PARENTS[path[0]] >= 0:
+            path.insert(0, _PROBE_PARENTS[path[0]])
+        text = listed[:_PROMPT] + [listed[_PROMPT + node] for node in path]
+        ids = torch.tensor([text], device=model.device)
+        logits = model(input_ids=ids, use_cache=False).logits[0, _PROMPT:].float().cpu()
+        rows.update(zip(path, logits, strict=True))
+    return torch.stack([rows[node] for node in sorted(rows)])
 
 
-def _stock_logits(model: PreTrainedModel, tokens: Tensor) -> list[Tensor]:
-    """Logits of every probe node from the module as it came, one path at a time."""
-    rows = []
-    for path in _paths(tokens):
-        ids = torch.tensor([path], device=model.device)
-        rows.append(model(input_ids=ids, use_cache=False).logits[0, -1].float().cpu())
-    return rows
-
-
-def _probe(backend: EagerBackend, stock: list[Tensor]) -> None:
+def _probe(backend: EagerBackend, want: Tensor) -> None:
     """Compares a small tree with its paths. Behaviour decides what is supported, not a list."""
     tokens = _probe_tokens(backend.model).tolist()
     row = backend.open()
@@ -189,7 +186,7 @@ def _probe(backend: EagerBackend, stock: list[Tensor]) -> None:
         (logits,) = backend.extend([Nodes(row, tokens[_PROMPT:], _PROBE_PARENTS)])
     finally:
         backend.release(row)
-    got, want = logits.float().cpu(), torch.stack(stock)
+    got = logits.float().cpu()
     spread = float(want.std()) or 1.0
     worst = float((got - want).abs().max()) / spread
     limit = _TOLERANCE.get(backend.model.dtype, 1e-3)

@@ -1,0 +1,399 @@
+"""Measuring: alternating runs on one engine, token for token comparisons, times of one forward.
+
+Only measuring is here; what is measured is loaded and shown elsewhere. Every comparison is between
+runs that alternate in one process on one loaded target, so that a slow minute of the machine hurts
+all of them alike. Decoding is timed with prefill apart; a model drafter's own prefill belongs to
+its drafting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from statistics import median
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from redwood.backends.base import Backend, Kept, Nodes
+from redwood.drafting import Drafter, NoDrafter
+from redwood.engine import RowEngine, Step
+from redwood.errors import ArgumentError, CapacityError
+from redwood.sampling import GumbelNoise, History, SamplingParams, probs_from_scores, scores
+from redwood.stats import STAGES, Stats
+
+NEAR_TIE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}
+"""Two best scores closer than this share of the scores' spread are a near tie, by logits' dtype."""
+
+_CHUNK = 512
+_WARM_UP_TOKENS = 8
+_WARM_UP_ROUNDS = 2
+
+
+class Contender(NamedTuple):
+    """A drafter and the nodes per step that it may fill."""
+
+    name: str
+    drafter: Drafter
+    budget: int
+
+
+PLAIN = Contender("none", NoDrafter(), 1)
+"""Plain decoding, what everything is compared with."""
+
+
+class Run(NamedTuple):
+    """One answer: its tokens and what it cost."""
+
+    token_ids: list[int]
+    stats: Stats
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where an answer leaves the plain one.
+
+    Args:
+        prompt: index of the prompt.
+        position: index of the first token that differs.
+        plain_token, token: the two tokens; None where an answer had ended.
+        margin: how far the plain run's two best scores lay apart there, recomputed; None where only
+            one token was possible.
+        near_tie: whether the margin is within `NEAR_TIE`.
+    """
+
+    prompt: int
+    position: int
+    plain_token: int | None
+    token: int | None
+    margin: float | None
+    near_tie: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a contender did on all prompts. Spreads are quartiles.
+
+    `tokens_per_s` is the median over the prompts, `ratio_to_plain` the median of the ratios of
+    single prompts, `mean_acceptance_length` all tokens by all target passes. `identical` and the
+    counts after it are None where nothing can be compared (sampling without a seed).
+    """
+
+    drafter: str
+    budget: int
+    num_prompts: int
+    tokens_per_s: float
+    tokens_per_s_spread: tuple[float, float]
+    ratio_to_plain: float
+    ratio_spread: tuple[float, float]
+    mean_acceptance_length: float
+    identical: bool | None
+    num_identical: int | None
+    num_differences: int | None
+    num_near_ties: int | None
+    differences: list[Difference]
+    ms_per_pass: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ForwardTimes:
+    """Milliseconds of one forward by number of tokens: median and quartiles."""
+
+    backend: str
+    ms: dict[int, float]
+    spread: dict[int, tuple[float, float]]
+    context: int
+    repeats: int
+    dtype: str
+    device: str
+
+
+def run(
+    engine: RowEngine,
+    contender: Contender,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    on_step: Callable[[Step], None] | None = None,
+) -> Run:
+    """Answers one prompt (token ids) with one contender; `on_step` sees every step.
+
+    The engine must be idle; it keeps the contender's drafter and budget.
+    """
+    engine.drafter, engine.budget = contender.drafter, contender.budget
+    key = engine.add(prompt, params)
+    stats, tokens = engine.stats(key), list[int]()
+    try:
+        while True:
+            for step in engine.step():
+                if on_step is not None:
+                    on_step(step)
+                tokens += step.token_ids
+                if step.finish_reason is not None:
+                    return Run(tokens, stats)
+    finally:
+        engine.cancel(key)
+
+
+def alternate(
+    engine: RowEngine,
+    contenders: Sequence[Contender],
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    *,
+    repeats: int = 1,
+    on_run: Callable[[], None] | None = None,
+) -> list[list[list[Run]]]:
+    """Returns runs[contender][prompt][repeat], made in turns whose order rotates.
+
+    Everybody has a short warm-up run first. The engine's own drafter and budget are put back.
+
+    Raises:
+        ArgumentError: no prompts, repeats below 1, a budget below 1.
+        CapacityError: a budget beyond the target's capacity.
+    """
+    _check(engine, contenders, prompts, repeats)
+    runs: list[list[list[Run]]] = [[[] for _ in prompts] for _ in contenders]
+    with _borrowed(engine):
+        short = replace(params, max_tokens=min(params.max_tokens, _WARM_UP_TOKENS))
+        for contender in contenders:
+            run(engine, contender, prompts[0], short)
+        for i, prompt in enumerate(prompts):
+            for repeat in range(repeats):
+                for j in _rotated(range(len(contenders)), i * repeats + repeat):
+                    runs[j][i].append(run(engine, contenders[j], prompt, params))
+                    if on_run is not None:
+                        on_run()
+    return runs
+
+
+def reports(
+    engine: RowEngine,
+    contenders: Sequence[Contender],
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    runs: Sequence[Sequence[Sequence[Run]]],
+) -> list[Report]:
+    """Returns a report per contender of `alternate`; the first contender is the plain one."""
+    plain = runs[0]
+    return [
+        _report(contender, own, plain, _differences(engine, prompts, params, own, plain))
+        for contender, own in zip(contenders, runs, strict=True)
+    ]
+
+
+def comparable(params: SamplingParams) -> bool:
+    """Whether plain decoding gives one text only: arg-max, or coupled by a seed."""
+    return params.temperature == 0.0 or (params.seed is not None and params.coupled)
+
+
+def first_difference(
+    engine: RowEngine,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    plain: Sequence[int],
+    other: Sequence[int],
+    index: int = 0,
+) -> Difference | None:
+    """Returns where `other` leaves `plain` (token ids), with the margin there; None if nowhere.
+
+    Args:
+        index: goes into the difference as the number of the prompt.
+    """
+    pairs = enumerate(zip_longest(plain, other))
+    found = next(((i, a, b) for i, (a, b) in pairs if a != b), None)
+    if found is None:
+        return None
+    position, plain_token, token = found
+    margin, limit = _margin(engine.target, prompt, params, plain[:position])
+    finite = margin if math.isfinite(margin) else None
+    return Difference(index, position, plain_token, token, finite, margin <= limit)
+
+
+def forward_times(
+    backend: Backend, counts: Sequence[int], *, context: int, repeats: int
+) -> ForwardTimes:
+    """Times one forward of each number of tokens (a chain) behind `context` committed tokens.
+
+    The numbers of tokens take turns, in rotating order; the row is cut back after each.
+
+    Raises:
+        ArgumentError: a count or repeats below 1, a negative context.
+        CapacityError: context and tokens do not fit.
+    """
+    counts = list(dict.fromkeys(counts))
+    if not counts or min(counts) < 1:
+        raise ArgumentError(f"tokens {counts} must be numbers of at least 1")
+    if context < 0 or repeats < 1:
+        raise ArgumentError(f"context {context} must be 0 or more, repeats {repeats} at least 1")
+    if context + max(counts) > backend.capacity:
+        raise CapacityError(
+            f"context {context} and {max(counts)} tokens exceed the capacity of "
+            f"{backend.capacity} slots: lower them"
+        )
+    drawn = np.random.default_rng(0).integers(0, backend.vocab_size, context + max(counts))
+    tokens: list[int] = drawn.tolist()
+    times: dict[int, list[float]] = {count: [] for count in sorted(counts)}
+    row, dtype = backend.open(), ""
+    try:
+        _fill(backend, row, tokens[:context])
+        for turn in range(-_WARM_UP_ROUNDS, repeats):
+            for count in _rotated(counts, turn):
+                start = perf_counter()
+                (logits,) = backend.extend([Nodes(row, tokens[context : context + count])])
+                _wait_for(logits)
+                if turn >= 0:
+                    times[count].append(1000.0 * (perf_counter() - start))
+                dtype = str(logits.dtype).removeprefix("torch.")
+                backend.truncate(row, context)
+    finally:
+        backend.release(row)
+    return ForwardTimes(
+        backend=backend.name,
+        ms={count: median(listed) for count, listed in times.items()},
+        spread={count: quartiles(listed) for count, listed in times.items()},
+        context=context,
+        repeats=repeats,
+        dtype=dtype,
+        device=str(backend.device),
+    )
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the first and the third quartile."""
+    low, high = np.percentile(values, [25, 75])
+    return float(low), float(high)
+
+
+def _check(
+    engine: RowEngine,
+    contenders: Sequence[Contender],
+    prompts: Sequence[Sequence[int]],
+    repeats: int,
+) -> None:
+    if not prompts or repeats < 1:
+        raise ArgumentError(f"{len(prompts)} prompts and {repeats} repeats: both must be >= 1")
+    for contender in contenders:
+        if contender.budget < 1:
+            raise ArgumentError(f"budget {contender.budget} must be at least 1")
+        if contender.budget > engine.target.capacity:
+            raise CapacityError(
+                f"budget {contender.budget} exceeds the capacity of {engine.target.capacity} "
+                "slots: lower it"
+            )
+
+
+@contextmanager
+def _borrowed(engine: RowEngine) -> Iterator[None]:
+    drafter, budget = engine.drafter, engine.budget
+    try:
+        yield
+    finally:
+        engine.drafter, engine.budget = drafter, budget
+
+
+def _rotated(items: Sequence[int], turn: int) -> list[int]:
+    at = turn % len(items)
+    return [*items[at:], *items[:at]]
+
+
+def _differences(
+    engine: RowEngine,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    own: Sequence[Sequence[Run]],
+    plain: Sequence[Sequence[Run]],
+) -> list[Difference] | None:
+    """The first difference on every prompt that has one, in any repeat; None: not comparable."""
+    if not comparable(params):
+        return None
+    found = []
+    for i, (prompt, answers) in enumerate(zip(prompts, own, strict=True)):
+        reference = plain[i][0].token_ids
+        unlike = next((a.token_ids for a in answers if a.token_ids != reference), reference)
+        difference = first_difference(engine, prompt, params, reference, unlike, i)
+        if difference is not None:
+            found.append(difference)
+    return found
+
+
+def _report(
+    contender: Contender,
+    own: Sequence[Sequence[Run]],
+    plain: Sequence[Sequence[Run]],
+    differences: list[Difference] | None,
+) -> Report:
+    stats = [answer.stats for answers in own for answer in answers]
+    speeds = [median(answer.stats.tokens_per_s for answer in answers) for answers in own]
+    ratios = [
+        median(a.stats.tokens_per_s / p.stats.tokens_per_s for a, p in zip(ours, base, strict=True))
+        for ours, base in zip(own, plain, strict=True)
+    ]
+    passes = sum(s.target_passes for s in stats)
+    return Report(
+        drafter=contender.name,
+        budget=contender.budget,
+        num_prompts=len(own),
+        tokens_per_s=median(speeds),
+        tokens_per_s_spread=quartiles(speeds),
+        ratio_to_plain=median(ratios),
+        ratio_spread=quartiles(ratios),
+        mean_acceptance_length=sum(s.num_generated_tokens for s in stats) / passes,
+        identical=None if differences is None else not differences,
+        num_identical=None if differences is None else len(own) - len(differences),
+        num_differences=None if differences is None else len(differences),
+        num_near_ties=None if differences is None else sum(d.near_tie for d in differences),
+        differences=differences or [],
+        ms_per_pass=_ms_per_pass([s.seconds for s in stats], passes),
+    )
+
+
+def _ms_per_pass(seconds: Sequence[Mapping[str, float]], passes: int) -> dict[str, float]:
+    stages = [stage for stage in STAGES if stage != "prefill"]
+    return {stage: 1000.0 * sum(s[stage] for s in seconds) / passes for stage in stages}
+
+
+def _margin(
+    backend: Backend, prompt: Sequence[int], params: SamplingParams, answer: Sequence[int]
+) -> tuple[float, float]:
+    """How far the two best choices of plain decoding after `answer` lie apart; what is a near tie.
+
+    At temperature 0 the choices are by score, else by log p plus the noise of the seed.
+    """
+    tokens = [*prompt, *answer]
+    row = backend.open()
+    try:
+        _fill(backend, row, tokens[:-1])
+        (logits,) = backend.extend([Nodes(row, tokens[-1:])])
+    finally:
+        backend.release(row)
+    history = History(prompt)
+    history.extend(answer)
+    keys = scores(logits[0], params, history)
+    limit = NEAR_TIE.get(logits.dtype, NEAR_TIE[torch.float32]) * float(logits.float().std())
+    if params.temperature > 0.0:
+        assert params.seed is not None
+        noise = GumbelNoise(params.seed, len(keys))(len(tokens))
+        keys = probs_from_scores(keys, params).log() + torch.from_numpy(noise)
+        limit /= params.temperature
+    best, second = keys.topk(2).values.tolist()
+    return best - second, limit
+
+
+def _fill(backend: Backend, row: int, tokens: Sequence[int]) -> None:
+    """Commits tokens to an empty row, a chunk at a time."""
+    for start in range(0, len(tokens), _CHUNK):
+        chunk = tokens[start : start + _CHUNK]
+        backend.extend([Nodes(row, chunk, num_logits=1)])
+        backend.commit([Kept(row, range(len(chunk)))])
+
+
+def _wait_for(logits: Tensor) -> None:
+    """Launches on a GPU return at once: a time is one only after the work is done."""
+    if logits.device.type == "cuda":
+        torch.cuda.synchronize(logits.device)

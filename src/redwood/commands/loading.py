@@ -1,0 +1,115 @@
+"""From names on the command line to an engine, with progress on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from redwood.commands.options import tree_parents, wrong
+from redwood.commands.terminal import stderr
+
+if TYPE_CHECKING:
+    from redwood.backends.base import Backend
+    from redwood.benchmarking import Contender
+    from redwood.drafting import Drafter
+    from redwood.generate import Engine
+
+_NOT_MODELS = ("", "none", "ngram")
+
+
+def open_engine(
+    target: str, drafter: str, *, tree: str | None = None, law: str | None = None, **options: Any
+) -> Engine:
+    """Returns an engine; `options` are those of `redwood.load` that were given.
+
+    Raises:
+        RedwoodError: see `redwood.load`.
+    """
+    models = _model_names([drafter])
+    if law is not None:
+        if not models:
+            raise wrong("--law", "it is how a model drafter draws, and there is none")
+        options["law"] = law
+    if tree is not None:
+        options["tree"] = tree_parents(tree)
+    with _loading(target, models):
+        from redwood.generate import load
+
+        return load(target, drafter, **options)
+
+
+def open_backend(target: str, **options: Any) -> Backend:
+    """Returns the backend of a model alone."""
+    with _loading(target, []):
+        from redwood.backends.load import load_backend
+        from redwood.models import resolve
+
+        return load_backend(resolve(target), **options)
+
+
+def open_contenders(
+    target: str,
+    names: Sequence[str],
+    budgets: Sequence[int],
+    *,
+    law: str | None = None,
+    **options: Any,
+) -> tuple[Engine, list[Contender]]:
+    """Returns an engine that decodes plainly, and what to compare on it, plain decoding first.
+
+    Every model is loaded once, however often it is named.
+
+    Args:
+        names: drafters; parts of one tree joined with "+".
+        budgets: each drafter runs with each of them; none given: one that suits the drafter.
+        options: of `redwood.load`, as they were given.
+    """
+    models = _model_names(names)
+    if law is not None and not models:
+        raise wrong("--law", "it is how a model drafter draws, and there is none")
+    with _loading(target, models):
+        from redwood.backends.load import load_backend
+        from redwood.benchmarking import PLAIN, Contender
+        from redwood.drafting import ModelDrafter, NgramDrafter, UnionDrafter
+        from redwood.generate import DEFAULT_BUDGETS, check_same_tokens, load, load_tokenizer
+        from redwood.models import resolve
+
+        engine = load(target, **options)
+        draft_options = {name: value for name, value in options.items() if name != "capacity"}
+        made: dict[str, Drafter] = {"ngram": NgramDrafter()}
+        for name in models:
+            folder = resolve(name)
+            check_same_tokens(engine.tokenizer, load_tokenizer(folder))
+            backend = load_backend(folder, **draft_options)
+            made[name] = ModelDrafter(backend) if law is None else ModelDrafter(backend, law=law)
+        contenders = [PLAIN]
+        for name in names:
+            parts = [made[part] for part in name.split("+") if part != "none"]
+            if not parts:
+                continue
+            drafter = parts[0] if len(parts) == 1 else UnionDrafter(parts)
+            suited = 1 + sum(DEFAULT_BUDGETS[part.name] - 1 for part in parts)
+            contenders += [Contender(name, drafter, budget) for budget in budgets or [suited]]
+        return engine, contenders
+
+
+def _model_names(drafters: Sequence[str]) -> list[str]:
+    parts = [part for name in drafters for part in name.split("+")]
+    if "" in parts:
+        raise wrong("--drafter", "an empty name: use none, ngram or a model, joined with +")
+    return [part for part in dict.fromkeys(parts) if part not in _NOT_MODELS]
+
+
+@contextmanager
+def _loading(target: str, drafters: Sequence[str]) -> Iterator[None]:
+    """Fetches what is missing with a progress bar, then shows that the rest is being loaded."""
+    from redwood.models import resolve
+
+    for name in (target, *drafters):
+        resolve(name, progress=True)
+    with stderr().status(f"Loading {' and '.join((target, *drafters))}"):
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        yield

@@ -1,0 +1,53 @@
+"""What the tests of the command line share."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from redwood.commands.app import app
+from redwood.engine import RowEngine
+
+_OUTSIDE = ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "REDWOOD_DEBUG", "COLUMNS")
+
+
+class Ran:
+    """What a command line did; colours and widths of whoever runs the tests do not count."""
+
+    def __init__(self, *args: str, stdin: str | bytes | None = None, **env: str) -> None:
+        result = CliRunner(env={**dict.fromkeys(_OUTSIDE), **env}).invoke(
+            app, list(args), input=stdin
+        )
+        self.code, self.stdout, self.stderr = result.exit_code, result.stdout, result.stderr
+
+    @property
+    def json(self) -> Any:
+        assert self.code == 0, self.stderr
+        return json.loads(self.stdout)
+
+    def error(self, code: int = 1) -> str:
+        """The one line of an error."""
+        assert self.code == code, (self.code, self.stdout, self.stderr)
+        assert self.stderr.count("\n") == 1 and self.stderr.endswith("\n"), self.stderr
+        assert self.stderr.startswith("error: ") and "Traceback" not in self.stderr
+        return self.stderr
+
+
+def chat_prompt(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def press_ctrl_c(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Interrupts any engine once, after so many steps."""
+    step, calls = RowEngine.step, list[int]()
+
+    def broken(self: RowEngine) -> Any:
+        calls.append(1)
+        if len(calls) == after + 1:
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(RowEngine, "step", broken)
