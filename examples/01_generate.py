@@ -6,7 +6,8 @@ import redwood
 
 model = sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m-instruct"
 engine = redwood.load(model, "ngram")
-question = [{"role": "user", "content": "Say this twice: the quick brown fox jumps."}]
+text = "The museum opened in 1921 in a former customs house by the old harbour."
+question = [{"role": "user", "content": f"Copy the following text word for word.\n\n{text}"}]
 
 tree = engine.generate(question, max_tokens=48)
 engine.drafter = redwood.NoDrafter()

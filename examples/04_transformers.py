@@ -1,4 +1,4 @@
-"""Inside Transformers: a model you loaded yourself, decoded through trees. Usage: 04_... [FOLDER]"""
+"""Inside Transformers: a model you loaded yourself, through trees. Usage: 04_... [FOLDER]"""
 
 import sys
 

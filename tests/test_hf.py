@@ -620,7 +620,7 @@ def test_sharded_models_are_refused(llama: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     refuse_state(llama)
-    monkeypatch.setattr("transformers.distributed.fsdp.is_fsdp_managed_module", lambda _: True)
+    monkeypatch.setattr("transformers.integrations.is_fsdp_managed_module", lambda _: True)
     with pytest.raises(UnsupportedError, match="synced_gpus"):
         refuse_state(llama)
 

@@ -39,8 +39,7 @@ def refuse_state(model: Any) -> None:
         )
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
-        from transformers.distributed.fsdp import is_fsdp_managed_module
-        from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+        from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_managed_module
 
         sharded = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model)
         if sharded and distributed.get_world_size() > 1:
