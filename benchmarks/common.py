@@ -22,17 +22,23 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def chat_prompts(engine: redwood.Engine, file: Path, low: int, high: int, count: int) -> list[Any]:
-    """Token ids of the first `count` prompts of a JSONL file with `low` to `high` tokens."""
+    """Token ids of `count` chat prompts of a JSONL file with `low` to `high` tokens.
+
+    Longer prompts are cut at their end, so that text to summarise is not left out.
+    """
     found = []
     for line in file.read_text().splitlines():
         data = json.loads(line)
         text = data["prompt"] if "prompt" in data else data["turns"][0]
         ids = engine.encode([{"role": "user", "content": text}])
+        if len(ids) > high:
+            short = engine.tokenizer.decode(engine.encode(text)[: high - 60])
+            ids = engine.encode([{"role": "user", "content": short}])
         if low <= len(ids) <= high:
             found.append(ids)
     if len(found) < count:
         raise SystemExit(f"{file} has {len(found)} prompts of {low} to {high} tokens, not {count}")
-    return found[:count]
+    return found[:: len(found) // count][:count]  # from all parts of the file
 
 
 @contextmanager

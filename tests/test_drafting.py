@@ -102,13 +102,14 @@ def test_a_union_holds_drawn_and_point_nodes() -> None:
 
 def test_wrong_settings_are_refused() -> None:
     backend = wrap_model(tiny_llama(3, 1))
+    few = wrap_model(tiny_llama(3, 1, vocab_size=20))
     for bad in (
         lambda: ModelDrafter(backend, law="magic"),
         lambda: ModelDrafter(backend, width=0),
         lambda: ModelDrafter(backend, [-1, 3]),
         lambda: UnionDrafter([]),
         lambda: UnionDrafter([NgramDrafter()], [1, 2]),
-        lambda: ModelDrafter(backend, [-1] + [0] * 301).propose([_context()], [302]),
+        lambda: ModelDrafter(few, [-1] + [0] * 25).propose([_context(text=[5])], [26]),
     ):
         with pytest.raises(ArgumentError):
             bad()

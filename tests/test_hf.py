@@ -29,8 +29,7 @@ from transformers.generation import LogitsProcessor
 
 import redwood
 from conftest import tiny_llama, tiny_tokenizer
-from redwood import _hf_model, hf
-from redwood._hf_inputs import refuse_state
+from redwood import hf
 from redwood.backends.load import wrap_model
 from redwood.engine import RowEngine
 from redwood.errors import (
@@ -39,6 +38,8 @@ from redwood.errors import (
     TokenizerMismatchError,
     UnsupportedError,
 )
+from redwood.hf import model as _hf_model
+from redwood.hf.inputs import refuse_state
 
 PAD, EOS = 1, 1
 LOOP = [5, 9, 17, 33, 5, 9, 17, 40, 5, 9]

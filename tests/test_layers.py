@@ -10,10 +10,10 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "redwood"
 LAYERS = [
     {"errors"},
-    {"tree", "stats", "text", "_catalogue", "_cache"},
+    {"tree", "stats", "text", "models"},
     {"sampling"},
-    {"verify", "_fetch", "_convert", "drawing"},
-    {"algorithms", "backends.base", "context", "models", "testing"},
+    {"verify", "drawing"},
+    {"algorithms", "backends.base", "context", "testing"},
     {"backends"},
     {"model_drafter"},
     {"drafting"},

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from redwood import _cache, _convert, _fetch, models
+from redwood import models
 from redwood.errors import ModelError
+from redwood.models import _cache, _convert, _fetch
 
 PARTS = [bytes([65 + i]) * 3000 for i in range(3)]
 GGUF = b"".join(PARTS)

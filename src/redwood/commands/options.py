@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from redwood._catalogue import DEFAULT_MODEL
 from redwood.commands.defaults import shown
 from redwood.errors import ArgumentError
+from redwood.models._catalogue import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from redwood.sampling import SamplingParams

@@ -23,7 +23,7 @@ _STOPS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<end_
 _CHILD = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
-from redwood._convert import run
+from redwood.models._convert import run
 run(*sys.argv[2:])
 """
 

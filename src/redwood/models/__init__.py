@@ -17,10 +17,10 @@ from typing import Literal
 from rich.console import Console
 from rich.filesize import decimal
 
-from redwood import _cache, _convert, _fetch
-from redwood._cache import cache_dir
-from redwood._catalogue import DEFAULT_MODEL, PACKAGED, PackagedModel
 from redwood.errors import ModelError
+from redwood.models import _cache, _convert, _fetch
+from redwood.models._cache import cache_dir
+from redwood.models._catalogue import DEFAULT_MODEL, PACKAGED, PackagedModel
 
 __all__ = [
     "DEFAULT_MODEL",

@@ -28,15 +28,15 @@ from transformers.generation import (
     StopStringCriteria,
 )
 
-from redwood._hf_decode import decode_batch
-from redwood._hf_inputs import left_padding, refuse_options, refuse_state
-from redwood._hf_model import borrowed
-from redwood._hf_processors import check_processors, path_processor
 from redwood.backends.base import Backend
 from redwood.drafting import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
 from redwood.engine import RowEngine
 from redwood.errors import ArgumentError, TokenizerMismatchError, UnsupportedError
 from redwood.generate import DEFAULT_BUDGETS, check_same_tokens
+from redwood.hf.decode import decode_batch
+from redwood.hf.inputs import left_padding, refuse_options, refuse_state
+from redwood.hf.model import borrowed
+from redwood.hf.processors import check_processors, path_processor
 from redwood.sampling import SamplingParams
 from redwood.stats import Stats
 
