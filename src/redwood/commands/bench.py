@@ -113,7 +113,10 @@ def bench_prompts(
         drafter.split(","),
         budgets,
         law=law,
-        **o.given(backend=backend, dtype=dtype, device=device, capacity=capacity),
+        backend=backend,
+        dtype=dtype,
+        device=device,
+        capacity=capacity,
     )
     from redwood.benchmarking import alternate, reports
 
@@ -131,12 +134,8 @@ def bench_prompts(
         made = reports(engine, contenders, encoded, params, runs)
     if as_json:
         print_json([_as_json(report, tasks) for report in made])
-        return
-    stdout().print(_table(made))
-    lines = [_line(engine, report, tasks, d) for report in made for d in report.differences]
-    if made[0].identical is None:
-        lines.append("Answers are not compared: sampling without a seed gives another each time.")
-    write("".join(f"{line}\n" for line in lines))
+    else:
+        _show(engine, made, tasks)
 
 
 def bench_forward(
@@ -154,9 +153,7 @@ def bench_forward(
 ) -> None:
     """Times one forward of the target by its number of new tokens: medians, with quartiles."""
     counts = o.integers("--tokens", tokens)
-    opened = open_backend(
-        target, **o.given(backend=backend, dtype=dtype, device=device, capacity=capacity)
-    )
+    opened = open_backend(target, backend=backend, dtype=dtype, device=device, capacity=capacity)
     from redwood.benchmarking import forward_times
 
     with stderr().status("Timing"):
@@ -229,6 +226,14 @@ def _as_json(report: Report, tasks: Sequence[Task]) -> dict[str, Any]:
         for difference in report.differences
     ]
     return {**asdict(report), "differences": differences}
+
+
+def _show(engine: Engine, made: Sequence[Report], tasks: Sequence[Task]) -> None:
+    stdout().print(_table(made))
+    lines = [_line(engine, report, tasks, d) for report in made for d in report.differences]
+    if made[0].identical is None:
+        lines.append("Answers are not compared: sampling without a seed gives another each time.")
+    write("".join(f"{line}\n" for line in lines))
 
 
 def _table(made: Sequence[Report]) -> Table:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from redwood.commands import options as o
-from redwood.commands.generate import show
+from redwood.commands.generate import as_value, show
 from redwood.commands.loading import open_engine
 from redwood.commands.terminal import print_json, say, stats_table, stderr
 from redwood.errors import ArgumentError, RedwoodError
@@ -69,7 +69,7 @@ def chat(
     Without a terminal, each line of stdin is a message.
     """
     if show_drafts and as_json:
-        raise o.wrong("--show-drafts", "--json has no shades: give one of the two")
+        raise o.wrong("--show-drafts", "--json has no shades")
     settings = o.given(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -89,7 +89,11 @@ def chat(
         drafter,
         tree=tree,
         law=law,
-        **o.given(backend=backend, dtype=dtype, device=device, capacity=capacity, budget=budget),
+        budget=budget,
+        backend=backend,
+        dtype=dtype,
+        device=device,
+        capacity=capacity,
     )
     conversation = Conversation(engine, settings, most, system)
     Chat(conversation, interactive=sys.stdin.isatty(), shaded=show_drafts, as_json=as_json).run()
@@ -221,16 +225,7 @@ class Chat:
             if shown:
                 self._spent.append(shown[-1].stats)
         if self._as_json and shown:
-            print_json(
-                {
-                    "message": text,
-                    "text": "".join(shown),
-                    "token_ids": [token for piece in shown for token in piece.token_ids],
-                    "finish_reason": shown[-1].finish_reason,
-                    "stats": shown[-1].stats.to_dict(),
-                    "dropped_turns": dropped,
-                }
-            )
+            print_json({"message": text, **as_value(shown), "dropped_turns": dropped})
 
     @property
     def _tokenizer(self) -> Any:

@@ -69,7 +69,9 @@ def demo(
         target,
         [drafter],
         [] if budget is None else [budget],
-        **o.given(backend=backend, dtype=dtype, device=device),
+        backend=backend,
+        dtype=dtype,
+        device=device,
     )
     if len(contenders) < 2:
         raise o.wrong("--drafter", "none has nothing to compare with plain decoding")
@@ -114,7 +116,7 @@ def demo(
         stdout().print(stats_table(columns))
         write(
             f"{report.ratio_to_plain:.2f} x plain decoding on the same {engine.target.name} "
-            f"backend ({repeats} answers of each kind in turns, medians, prefill apart).\n"
+            f"backend (medians of {repeats} each, in turns; prefill apart).\n"
             "Most of this answer repeats the prompt, which suits drafts from n-grams; for your own "
             "prompts, see redwood bench prompts.\n"
         )

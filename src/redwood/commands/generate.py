@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,9 +82,9 @@ def generate(
 ) -> None:
     """Answers one prompt, given as argument, --prompt, --file or stdin, as a stream of text."""
     if show_drafts and as_json:
-        raise o.wrong("--show-drafts", "--json has no shades: give one of the two")
+        raise o.wrong("--show-drafts", "--json has no shades")
     if raw and system is not None:
-        raise o.wrong("--system", "--raw has no chat, so no system message: give one of the two")
+        raise o.wrong("--system", "--raw has no chat, so no system message")
     text = _read_prompt(words, prompt, file)
     settings = o.given(
         max_tokens=max_tokens,
@@ -107,23 +107,16 @@ def generate(
         drafter,
         tree=tree,
         law=law,
-        **o.given(backend=backend, dtype=dtype, device=device, capacity=capacity, budget=budget),
+        budget=budget,
+        backend=backend,
+        dtype=dtype,
+        device=device,
+        capacity=capacity,
     )
-    question = _question(engine, text, system, raw)
-    pieces = engine.stream(question, **settings)
+    pieces = engine.stream(_question(engine, text, system, raw), **settings)
     if as_json:
         shown = list(pieces)
-        print_json(
-            {
-                "text": "".join(shown),
-                "token_ids": [token for piece in shown for token in piece.token_ids],
-                "finish_reason": shown[-1].finish_reason,
-                "stats": shown[-1].stats.to_dict(),
-                "target": target,
-                "drafter": drafter,
-                "seed": seed,
-            }
-        )
+        print_json({**as_value(shown), "target": target, "drafter": drafter, "seed": seed})
     else:
         shown = show(pieces, engine.tokenizer, shaded=show_drafts, at_once=no_stream)
     if stats:
@@ -154,6 +147,16 @@ def show(
         if text and not text.endswith("\n"):
             write("\n")
     return shown
+
+
+def as_value(pieces: Sequence[Piece]) -> dict[str, Any]:
+    """Returns an answer, whole or cut, as plain values for JSON."""
+    return {
+        "text": "".join(pieces),
+        "token_ids": [token for piece in pieces for token in piece.token_ids],
+        "finish_reason": pieces[-1].finish_reason,
+        "stats": pieces[-1].stats.to_dict(),
+    }
 
 
 def _read_prompt(words: str | None, prompt: str | None, file: Path | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from redwood.commands.options import tree_parents, wrong
+from redwood.commands.options import given, tree_parents, wrong
 from redwood.commands.terminal import stderr
 
 if TYPE_CHECKING:
@@ -21,22 +21,18 @@ _NOT_MODELS = ("", "none", "ngram")
 def open_engine(
     target: str, drafter: str, *, tree: str | None = None, law: str | None = None, **options: Any
 ) -> Engine:
-    """Returns an engine; `options` are those of `redwood.load` that were given.
+    """Returns an engine; `options` are those of `redwood.load`, None where not given.
 
     Raises:
         RedwoodError: see `redwood.load`.
     """
     models = _model_names([drafter])
-    if law is not None:
-        if not models:
-            raise wrong("--law", "it is how a model drafter draws, and there is none")
-        options["law"] = law
-    if tree is not None:
-        options["tree"] = tree_parents(tree)
+    _check_law(law, models)
+    shape = None if tree is None else tree_parents(tree)
     with _loading(target, models):
         from redwood.generate import load
 
-        return load(target, drafter, **options)
+        return load(target, drafter, **given(tree=shape, law=law, **options))
 
 
 def open_backend(target: str, **options: Any) -> Backend:
@@ -45,7 +41,7 @@ def open_backend(target: str, **options: Any) -> Backend:
         from redwood.backends.load import load_backend
         from redwood.models import resolve
 
-        return load_backend(resolve(target), **options)
+        return load_backend(resolve(target), **given(**options))
 
 
 def open_contenders(
@@ -63,11 +59,11 @@ def open_contenders(
     Args:
         names: drafters; parts of one tree joined with "+".
         budgets: each drafter runs with each of them; none given: one that suits the drafter.
-        options: of `redwood.load`, as they were given.
+        options: of `redwood.load`, None where not given.
     """
     models = _model_names(names)
-    if law is not None and not models:
-        raise wrong("--law", "it is how a model drafter draws, and there is none")
+    _check_law(law, models)
+    options = given(**options)
     with _loading(target, models):
         from redwood.backends.load import load_backend
         from redwood.benchmarking import PLAIN, Contender
@@ -82,7 +78,7 @@ def open_contenders(
             folder = resolve(name)
             check_same_tokens(engine.tokenizer, load_tokenizer(folder))
             backend = load_backend(folder, **draft_options)
-            made[name] = ModelDrafter(backend) if law is None else ModelDrafter(backend, law=law)
+            made[name] = ModelDrafter(backend, **given(law=law))
         contenders = [PLAIN]
         for name in names:
             parts = [made[part] for part in name.split("+") if part != "none"]
@@ -99,6 +95,11 @@ def _model_names(drafters: Sequence[str]) -> list[str]:
     if "" in parts:
         raise wrong("--drafter", "an empty name: use none, ngram or a model, joined with +")
     return [part for part in dict.fromkeys(parts) if part not in _NOT_MODELS]
+
+
+def _check_law(law: str | None, models: Sequence[str]) -> None:
+    if law is not None and not models:
+        raise wrong("--law", "it is how a model drafter draws, and there is none")
 
 
 @contextmanager

@@ -97,14 +97,13 @@ def tree(
         }
         print_json(value)
         return
-    lines = [*text_lines(parents, nodes), "", summary]
+    write("".join(f"{line}\n" for line in [*text_lines(parents, nodes), "", summary]))
     if plan is not None:
-        lines.append(
+        write(
             f"best for these times: {plan.size} nodes, {plan.levels} levels: "
             f"{plan.expected_tokens:.4f} expected tokens, {plan.time_per_token:.4g} per token, "
-            f"{plan.speedup:.2f} x plain decoding"
+            f"{plan.speedup:.2f} x plain decoding\n"
         )
-    write("\n".join(lines) + "\n")
 
 
 def _rates(acceptance: str | None, vector_file: Path | None) -> list[Any]:
