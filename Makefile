@@ -18,8 +18,8 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "error: Redwood needs Python 3.11 or newer (PYTHON=... chooses one)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch first and by its pin: its CPU build is chosen before anything else asks for torch.
-	$(BIN)/python -m pip install --progress-bar on -q -c constraints.txt torch
-	$(BIN)/python -m pip install --progress-bar on -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --progress-bar on -c constraints.txt torch
+	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
 lint: venv

@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", default="smollm2-135m-instruct")
     parser.add_argument("--samples", type=int, default=3000)
-    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--verifier", default="traversal")
     args = parser.parse_args()
@@ -77,7 +77,7 @@ def main() -> None:
             params = SamplingParams(
                 max_tokens=2, temperature=temperature, top_p=top_p, verifier=args.verifier
             )
-            for position in (8, 24, len(whole)):
+            for position in (4, 8, 12):
                 prompt = whole[:position]
                 first: Counter[int] = Counter()
                 second: dict[int, Counter[int]] = {}

@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--temperatures", default="0")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--layers", type=int, default=8, help="layers of the shallow drafter")
+    parser.add_argument("--layers", type=int, default=2, help="layers of the shallow drafter")
     parser.add_argument("--rows", type=int, default=8, help="prompts decoded together")
     parser.add_argument("--name", default="exactness")
     args = parser.parse_args()

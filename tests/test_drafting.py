@@ -122,3 +122,15 @@ def test_a_broken_drafter_is_an_error_not_a_draft() -> None:
         model.lm_head.weight[3, 3] = float("nan")
     with pytest.raises(NumericalError):
         drafter.propose([_context(temperature=1.0)], [4])
+
+
+def test_drafters_refuse_sizes_that_are_no_counts() -> None:
+    with pytest.raises(ArgumentError, match="max_branch"):
+        NgramDrafter(max_branch=0)
+    with pytest.raises(ArgumentError, match="share"):
+        UnionDrafter([NgramDrafter(), NoDrafter()], shares=[-1, 2])
+    backend = wrap_model(tiny_llama())
+    with pytest.raises(ArgumentError, match="max_levels"):
+        ModelDrafter(backend, max_levels=1)
+    with pytest.raises(ArgumentError, match="tree"):
+        ModelDrafter(backend, 2.5)  # type: ignore[arg-type]

@@ -322,3 +322,26 @@ def test_draw_never_gives_a_token_of_no_probability(probs: list[float], uniform:
 def test_draw_at_both_ends_gives_the_first_and_the_last_token() -> None:
     probs = np.array([0.0, 0.2, 0.3, 0.5, 0.0])
     assert (draw(probs, 0.0), draw(probs, LAST)) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("logit_bias", "x"),
+        ("logit_bias", [1]),
+        ("stop", 5),
+        ("stop", True),
+        ("ignore_eos", "no"),
+        ("logits_processor", 2.5),
+    ],
+)
+def test_parameters_of_the_wrong_kind_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(ArgumentError, match=name):
+        SamplingParams(**{name: value})
+
+
+@pytest.mark.parametrize("given", [None, torch.zeros(1, 3), torch.zeros(4)])
+def test_a_processor_that_returns_no_scores_is_named(given: Any) -> None:
+    params = SamplingParams(logits_processor=lambda ids, row: given)
+    with pytest.raises(ArgumentError, match="logits_processor"):
+        scores(torch.zeros(4), params, History([1]))

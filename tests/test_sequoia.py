@@ -594,3 +594,17 @@ def test_wrong_ids_and_dtypes_are_refused() -> None:
         draw_without_replacement(probs, [0.1], vocab_size=1)
     with pytest.raises(ArgumentError, match="float64"):
         draw_without_replacement(probs.astype(np.float32), [0.1])
+
+
+@pytest.mark.parametrize("size", ["4", None, 2.5, True, [4]])
+def test_sizes_that_are_no_whole_numbers_are_refused(size: object) -> None:
+    with pytest.raises(ArgumentError, match="size"):
+        optimal_tree([0.5, 0.3], size)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("times", [None, {1: "a"}, {1: None}, {1: 1.0, 2.5: 1.2}])
+def test_times_that_are_no_numbers_are_refused(times: object) -> None:
+    with pytest.raises(ArgumentError, match="target_times"):
+        sequoia.choose_tree([0.5], times, 0.1)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="draft_time"):
+        sequoia.choose_tree([0.5], {1: 1.0}, None)  # type: ignore[arg-type]

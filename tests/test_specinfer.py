@@ -105,3 +105,9 @@ def test_draws_with_replacement_follow_the_row() -> None:
     assert (drawn == 1).sum() == 250 and (drawn == 3).sum() == 750
     ids = np.array([9, 8, 7, 6])
     assert set(draw_with_replacement(probs, [0.0, 0.999999], ids)) == {8, 6}
+
+
+@pytest.mark.parametrize("widths", [None, 3, ["2"], [2.5], [True], "12"])
+def test_expansion_widths_that_are_no_counts_are_refused(widths: object) -> None:
+    with pytest.raises(ArgumentError, match="expansion width"):
+        expansion_tree(widths)  # type: ignore[arg-type]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from conftest import tiny_tokenizer
 from redwood.text import Detokenizer
@@ -61,3 +63,14 @@ def test_an_unfinished_character_comes_out_at_the_end_only() -> None:
         detokenizer.push(first)
         assert detokenizer.take() == ""
         assert detokenizer.take(final=True) == "\ufffd"
+
+
+def test_a_word_after_a_special_token_keeps_its_space() -> None:
+    words = models.WordLevel({"▁Tom": 0, "▁went": 1, "</s>": 2}, unk_token="</s>")
+    made = Tokenizer(words)
+    made.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>")
+    detokenizer = Detokenizer(tokenizer)
+    for token in (0, 2, 2, 1):
+        detokenizer.push(token)
+    assert detokenizer.take(final=True) == "Tom went"

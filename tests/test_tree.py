@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from redwood.errors import ArgumentError
+from redwood.errors import ArgumentError, NumericalError
 from redwood.tree import DraftRow, Law, TokenTree, ancestor_mask, children_of, depths_of
 
 PARENTS = [-1, 0, 0, 1, 1, 3]
@@ -133,3 +133,50 @@ def test_trees_are_compared_by_identity_and_cannot_be_changed() -> None:
     assert made != tree() and made == made
     with pytest.raises(AttributeError):
         made.parents = torch.zeros(3)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"token_ids": [5, 6, 7.5, 8]},
+        {"token_ids": ["a", "b", "c", "d"]},
+        {"token_ids": None},
+        {"parents": None},
+        {"laws": [0, 256, 0, 0]},
+        {"laws": np.array([0, 256, 0, 0])},
+        {"laws": [0, 0.5, 0, 0]},
+        {"token_ids": [5, -6, 7, 8]},
+    ],
+)
+def test_numbers_that_would_be_bent_to_fit_are_refused(changes: dict[str, Any]) -> None:
+    given = {"token_ids": [5, 6, 7, 8], "parents": [-1, 0, 1, 2], "laws": [0] * 4}
+    with pytest.raises(ArgumentError):
+        TokenTree(**{**given, "draft_rows": [-1] * 4, **changes})
+
+
+def test_the_roots_law_is_not_read() -> None:
+    assert len(TokenTree([5, 6], [-1, 0], [9, 0], [-1, -1])) == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("probs", ["abc", [[0.5], [0.5, 0.5]]])
+def test_draft_rows_that_are_no_table_of_numbers_are_refused(probs: Any) -> None:
+    given: Any = ([5, 6], [-1, 0], [0, 1], [-1, 0])
+    with pytest.raises(ArgumentError):
+        TokenTree(*given, probs)
+
+
+@pytest.mark.parametrize(
+    ("probs", "ids", "error"),
+    [
+        ([[-0.5, 1.5]], None, NumericalError),
+        ([[0.5, np.nan]], None, NumericalError),
+        ([[0.5, 0.5]], [[3, 3]], ArgumentError),
+        ([[0.5, 0.5]], [[-1, 3]], ArgumentError),
+    ],
+)
+def test_draft_rows_that_are_no_law_are_refused(
+    probs: Any, ids: Any, error: type[Exception]
+) -> None:
+    given: Any = ([5, 6], [-1, 0], [0, 1], [-1, 0])
+    with pytest.raises(error, match="draft row 0"):
+        TokenTree(*given, probs, ids).draft_row(0)

@@ -248,7 +248,7 @@ def test_target_rows_without_a_finite_mass_raise(row: list[float]) -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_draft_rows_without_mass_raise(rule: Rule) -> None:
     for row in ([0.0, 0.0], [np.nan, 1.0]):
-        with pytest.raises(NumericalError, match="draft row 0 of node 1"):
+        with pytest.raises(NumericalError, match="draft row 0"):
             rule(drawn([0, 1], [-1, 0], WITHOUT, row), np.full((2, 2), 0.5), np.zeros(2))
 
 
@@ -289,3 +289,46 @@ def test_a_lone_root_gives_one_token_of_the_target(rule: Rule) -> None:
     table = np.array([[0.2, 0.3, 0.5]])
     assert rule(TokenTree.chain([9]), table, [0.4]) == Acceptance([0], 1)
     assert rule(TokenTree.chain([9]), table, [KEEP_NONE]) == Acceptance([0], 2)
+
+
+# ------------------------------------------------------------------ arguments that do not fit
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("numbers", ["ab", [np.nan, 0.5], [-0.1, 0.5], [0.5, 2.0]])
+def test_uniforms_that_are_none_are_refused(rule: Rule, numbers: Any) -> None:
+    with pytest.raises(ArgumentError, match="uniforms"):
+        rule(TokenTree.chain([0, 1]), np.full((2, 2), 0.5), numbers)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_tokens_and_rows_beyond_the_targets_vocabulary_are_refused(rule: Rule) -> None:
+    half = np.full((2, 2), 0.5)
+    with pytest.raises(ArgumentError, match="token 7"):
+        rule(TokenTree.chain([0, 7]), half, np.zeros(2))
+    for row in ([1.0], [0.2, 0.3, 0.5]):
+        with pytest.raises(ArgumentError, match="draft row 0"):
+            rule(drawn([0, 0], [-1, 0], WITHOUT, row), half, np.zeros(2))
+    sparse = replace(drawn([0, 0], [-1, 0], WITHOUT, [0.5, 0.5]), draft_ids=[[0, 9]])
+    with pytest.raises(ArgumentError, match="draft row 0"):
+        rule(sparse, half, np.zeros(2))
+    with pytest.raises(ArgumentError, match="no row for node 1"):
+        rule(TokenTree.chain([0, 1]), half[:1], np.zeros(2))
+    with pytest.raises(NumericalError, match="below 0"):
+        rule(TokenTree.chain([0, 1]), np.array([[-0.5, 1.5]] * 2), np.zeros(2))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_tensors_with_gradients_are_read_as_numbers(rule: Rule) -> None:
+    half = torch.full((2, 2), 0.5, requires_grad=True)
+    tree = replace(drawn([0, 1], [-1, 0], WITHOUT, [0.5, 0.5]), draft_probs=half[:1])
+    assert rule(tree, half, torch.tensor([0.1, 0.2], requires_grad=True)).nodes == [0, 1]
+
+
+def test_noise_may_be_any_row_of_numbers_that_is_long_enough() -> None:
+    tree, half = TokenTree.chain([0, 1]), np.full((2, 2), 0.5)
+    for row in ([0.0, 1.0], torch.tensor([0.0, 1.0], requires_grad=True), np.array([0, 1])):
+        noise: Any = lambda depth, row=row: row  # noqa: E731
+        assert verify.coupled(tree, half, noise) == Acceptance([0, 1], 1)
+    with pytest.raises(ArgumentError, match="noise"):
+        verify.coupled(tree, half, lambda depth: np.zeros(1))

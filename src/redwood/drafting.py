@@ -12,7 +12,7 @@ from typing import Protocol
 from redwood.algorithms.specinfer import merge_trees
 from redwood.algorithms.sssd import TextIndex, candidate_tree
 from redwood.context import Context
-from redwood.errors import ArgumentError
+from redwood.errors import ArgumentError, check_count
 from redwood.model_drafter import ModelDrafter
 from redwood.tree import TokenTree
 
@@ -59,13 +59,14 @@ class NgramDrafter:
     """POINT nodes from what the same text said before (SSSD's prompt and self-output source).
 
     Args:
-        max_branch: children per node at most.
+        max_branch: children per node at most, 1 or more.
     """
 
     name = "ngram"
     draws = False
 
     def __init__(self, max_branch: int = 5) -> None:
+        check_count("max_branch", max_branch)
         self._max_branch = max_branch
         self._indices: dict[int, TextIndex] = {}
 
@@ -101,6 +102,8 @@ class UnionDrafter:
     def __init__(self, drafters: Sequence[Drafter], shares: Sequence[int] | None = None) -> None:
         if not drafters or (shares is not None and len(shares) != len(drafters)):
             raise ArgumentError("a union needs drafters, and a share for each or none")
+        for share in shares or ():
+            check_count("share", share, least=0)
         order = sorted(range(len(drafters)), key=lambda i: not drafters[i].draws)
         self._drafters = [drafters[i] for i in order]
         self._shares = None if shares is None else [shares[i] for i in order]

@@ -7,10 +7,11 @@ that has its prompt in place takes one tree through the target. Rows join and le
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -19,7 +20,7 @@ from redwood import verify
 from redwood.backends.base import Backend, Kept, Nodes
 from redwood.context import Context
 from redwood.drafting import Drafter, NoDrafter
-from redwood.errors import ArgumentError, CapacityError
+from redwood.errors import ArgumentError, CapacityError, check_count
 from redwood.sampling import GumbelNoise, History, PathRows, SamplingParams
 from redwood.stats import Stats
 from redwood.text import Detokenizer, Tokenizer
@@ -52,6 +53,7 @@ class Step(NamedTuple):
 class _Request:
     context: Context
     limit: int  # most tokens to generate: what was asked for, and what the context holds
+    inbox: deque[Step] | None = None  # where its steps go; None: to the caller of `step`
     row: int = -1
     detokenizer: Detokenizer | None = None
     stats: Stats = field(default_factory=Stats)
@@ -95,8 +97,7 @@ class RowEngine:
             ("max_rows", max_rows),
             ("prefill_chunk", prefill_chunk),
         ):
-            if value < 1:
-                raise ArgumentError(f"{name} {value} must be at least 1")
+            check_count(name, value)
         if budget > target.capacity:
             raise CapacityError(
                 f"budget {budget} exceeds the capacity of {target.capacity} slots: lower it"
@@ -109,6 +110,7 @@ class RowEngine:
         self._requests: dict[int, _Request] = {}
         self._waiting: deque[int] = deque()
         self._active: list[int] = []
+        self._unclaimed: list[Step] = []  # for the caller of `step`
         self._next_key = 0
 
     def add(self, prompt: Sequence[int], params: SamplingParams | None = None) -> int:
@@ -118,12 +120,14 @@ class RowEngine:
             prompt: token ids, at least one.
 
         Raises:
-            ArgumentError: an empty prompt, a token outside the vocabulary, stop strings without a
-                tokenizer.
+            ArgumentError: an empty prompt, one of other things than token ids, a token outside the
+                vocabulary, stop strings without a tokenizer.
             CapacityError: a prompt that leaves no room for one token.
         """
-        params = params or SamplingParams()
-        tokens = [int(token) for token in prompt]
+        params = SamplingParams() if params is None else params
+        if not isinstance(params, SamplingParams):
+            raise ArgumentError(f"params must be SamplingParams, not {type(params).__name__}")
+        tokens = token_list(prompt)
         vocab_size, capacity = self.target.vocab_size, self.target.capacity
         if not tokens:
             raise ArgumentError("the prompt is empty: give at least one token")
@@ -167,7 +171,13 @@ class RowEngine:
         return bool(self._requests)
 
     def stats(self, request: int) -> Stats:
-        """Returns the live statistics of a request that has not ended."""
+        """Returns the live statistics of a request that has not ended.
+
+        Raises:
+            ArgumentError: there is none of this number.
+        """
+        if request not in self._requests:
+            raise ArgumentError(f"there is no request {request}: it ended, or never began")
         return self._requests[request].stats
 
     def cancel(self, request: int) -> None:
@@ -179,28 +189,34 @@ class RowEngine:
             self._active.remove(request)
         else:
             self._waiting.remove(request)
-        if dropped.row >= 0:
-            self.target.release(dropped.row)
-        self.drafter.release(request)
+        try:
+            if dropped.row >= 0:
+                self.target.release(dropped.row)
+        finally:
+            self.drafter.release(request)
 
     def step(self) -> list[Step]:
         """Does one step for all rows; returns what each decoding row got.
 
         A row whose prompt is still being filled returns nothing yet. When this raises, the requests
-        that ran are dropped and their rows freed; waiting ones stay.
+        that ran are dropped and their rows freed; waiting ones stay. Steps for
+        `generate` and `stream` go to them.
         """
-        while self._waiting and len(self._active) < self.max_rows:
-            key = self._waiting.popleft()
-            self._active.append(key)
-            self._requests[key].row = self.target.open()
         try:
+            while self._waiting and len(self._active) < self.max_rows:
+                key = self._waiting.popleft()
+                self._active.append(key)
+                self._requests[key].row = self.target.open()
             running = [self._requests[key] for key in self._active]
             ready = [request for request in running if self._prefill(request)]
-            return self._decode(ready) if ready else []
+            if ready:
+                self._decode(ready)
         except BaseException:
             for key in list(self._active):
                 self.cancel(key)
             raise
+        steps, self._unclaimed = self._unclaimed, []
+        return steps
 
     def _prefill(self, request: _Request) -> bool:
         """Puts one chunk of the prompt, all but its last token, in place; returns whether done."""
@@ -214,10 +230,13 @@ class RowEngine:
         request.stats.seconds["prefill"] += perf_counter() - start
         return done + len(chunk) >= len(tokens) - 1
 
-    def _decode(self, ready: Sequence[_Request]) -> list[Step]:
+    def _decode(self, ready: Sequence[_Request]) -> None:
         clock = _Clock([request.stats for request in ready])
         contexts = [request.context for request in ready]
-        trees = self.drafter.propose(contexts, [self._budget(request) for request in ready])
+        budgets = [self._budget(request) for request in ready]
+        trees = self.drafter.propose(contexts, budgets)
+        for context, tree, budget in zip(contexts, trees, budgets, strict=True):
+            _check_draft(context, tree, budget)
         clock.lap("draft")
         logits = self.target.extend(
             [
@@ -236,11 +255,11 @@ class RowEngine:
             self._advance(request, tree, kept)
             for request, tree, kept in zip(ready, trees, accepted, strict=True)
         ]
-        for step in steps:
+        for request, step in zip(ready, steps, strict=True):
             if step.finish_reason is not None:
                 self.cancel(step.request)
+            (self._unclaimed if request.inbox is None else request.inbox).append(step)
         clock.lap("other")
-        return steps
 
     def _budget(self, request: _Request) -> int:
         """Nodes to score: no more than fit, and none drafted for a last token."""
@@ -293,6 +312,31 @@ def judge(context: Context, tree: TokenTree, logits: Tensor) -> verify.Acceptanc
     if params.verifier == "recursive":
         rule = verify.recursive
     return rule(tree, rows, context.rng.random(len(tree)))
+
+
+def token_list(prompt: Any) -> list[int]:
+    """Returns token ids as Python integers; any sequence of integers, array or tensor [L].
+
+    Raises:
+        ArgumentError: anything else: it is not guessed what is meant.
+    """
+    given = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    odd = isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable)
+    tokens = [] if odd else list(given)
+    if odd or any(isinstance(t, bool) or not isinstance(t, Integral) for t in tokens):
+        raise ArgumentError("a prompt must be token ids: whole numbers, one after another")
+    return [int(token) for token in tokens]
+
+
+def _check_draft(context: Context, tree: TokenTree, budget: int) -> None:
+    """A drafter may be anyone's: a wrong root would be verified as if it were the text."""
+    tokens = tree.token_list
+    if tokens[0] != context.token_ids[-1]:
+        raise ArgumentError(f"the drafter's root is {tokens[0]}, not {context.token_ids[-1]}")
+    if len(tokens) > budget:
+        raise CapacityError(f"the drafter made {len(tokens)} nodes for a budget of {budget}")
+    if max(tokens) >= context.vocab_size:
+        raise ArgumentError(f"the drafter's token {max(tokens)} is beyond the vocabulary")
 
 
 class _Clock:

@@ -12,6 +12,8 @@ A message says what was wrong, with the value, and what to do; the command line 
 line.
 """
 
+from numbers import Integral
+
 
 class RedwoodError(Exception):
     """Base of all errors raised on purpose."""
@@ -39,3 +41,11 @@ class ModelError(RedwoodError):
 
 class NumericalError(RedwoodError):
     """NaN or infinite logits: the model's answer cannot be sampled from."""
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Raises ArgumentError unless `value` is an integer, no bool, of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ArgumentError(f"{name} {value!r} must be a whole number")
+    if value < least:
+        raise ArgumentError(f"{name} {value} must be at least {least}")

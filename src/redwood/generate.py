@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self, TypeGuard, overload
 
 from redwood.backends.base import Backend
 from redwood.drafting import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
-from redwood.engine import RowEngine, Step
-from redwood.errors import ArgumentError, ModelError, TokenizerMismatchError
+from redwood.engine import RowEngine, Step, token_list
+from redwood.errors import ArgumentError, ModelError, RedwoodError, TokenizerMismatchError
 from redwood.sampling import SamplingParams
 from redwood.stats import Stats
 from redwood.tree import TokenTree
@@ -85,29 +87,30 @@ class Engine(RowEngine):
             ArgumentError: no tokenizer, no chat template, messages it refuses, or a prompt of the
                 wrong kind.
         """
-        if not isinstance(prompt, str):
-            items: list[Any] = list(prompt)
-            if all(isinstance(item, int) for item in items):
-                return items
-            if not all(isinstance(item, Mapping) for item in items):
-                raise ArgumentError("a prompt is a string, token ids, or messages (role, content)")
+        if not isinstance(prompt, str) and not _is_chat(prompt):
+            try:
+                return token_list(prompt)
+            except ArgumentError as error:
+                raise ArgumentError(
+                    "a prompt is a string, token ids, or messages with a role and a content"
+                ) from error
         if self.tokenizer is None:
             raise ArgumentError("this engine has no tokenizer: give token ids")
         if isinstance(prompt, str):
-            return list(self.tokenizer(prompt)["input_ids"])
+            return list(self.tokenizer(_unicode(prompt))["input_ids"])
         if not self.tokenizer.chat_template:
             raise ArgumentError("this model has no chat template: give a string")
         from jinja2 import TemplateError
 
         try:
             text = self.tokenizer.apply_chat_template(
-                [dict(message) for message in items],
+                [dict(message) for message in prompt],
                 tokenize=False,
                 add_generation_prompt=True,
             )
         except TemplateError as error:
             raise ArgumentError(f"the chat template refuses these messages: {error}") from error
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(_unicode(text), add_special_tokens=False)["input_ids"])
 
     @overload
     def generate(self, prompts: str, **params: Any) -> Output: ...
@@ -127,48 +130,68 @@ class Engine(RowEngine):
         settings = _settings(params)
         single = _is_single(prompts)
         encoded = [self.encode(prompt) for prompt in ([prompts] if single else prompts)]
-        keys: list[int] = []
-        texts: dict[int, list[str]] = {}
-        tokens: dict[int, list[int]] = {}
         outputs: dict[int, Output] = {}
-        try:
-            for prompt in encoded:
-                keys.append(self.add(prompt, settings))
-                texts[keys[-1]], tokens[keys[-1]] = [], []
-            while len(outputs) < len(keys):
-                live = {key: self.stats(key) for key in keys if key not in outputs}
-                for step in self.step():
-                    if step.request not in live:
-                        continue
-                    texts[step.request].append(step.text)
-                    tokens[step.request] += step.token_ids
-                    if step.finish_reason is not None:
-                        key = step.request
-                        text = "".join(texts[key])
-                        outputs[key] = Output(text, tokens[key], step.finish_reason, live[key])
-        finally:
-            for key in keys:
-                self.cancel(key)
-        return outputs[keys[0]] if single else [outputs[key] for key in keys]
+        with self._serving(encoded, settings) as served:
+            steps: dict[int, list[Step]] = {key: [] for key in served.stats}
+            for step in self._steps(served):
+                steps[step.request].append(step)
+        for key, made in steps.items():
+            text = "".join(step.text for step in made)
+            tokens = [token for step in made for token in step.token_ids]
+            outputs[key] = Output(text, tokens, str(made[-1].finish_reason), served.stats[key])
+        answers = list(outputs.values())
+        return answers[0] if single else answers
 
     def stream(self, prompt: Prompt, **params: Any) -> Iterator[Piece]:
         """Yields the answer piece by piece, a step's tokens at a time; arguments as `generate`.
 
         Closing the iterator frees the row. Wrong arguments raise at once, not at the first piece.
         """
-        key = self.add(self.encode(prompt), _settings(params))
-        return self._pieces(key, self.stats(key))
+        pieces = self._pieces(self.encode(prompt), _settings(params))
+        next(pieces)
+        return pieces
 
-    def _pieces(self, key: int, stats: Stats) -> Iterator[Piece]:
+    def _pieces(self, prompt: list[int], settings: SamplingParams) -> Iterator[Piece]:
+        with self._serving([prompt], settings) as served:
+            yield Piece()  # taken by `stream`: a generator that never began could not clean up
+            for step in self._steps(served):
+                yield Piece.of(step, served.stats[step.request])
+
+    @contextmanager
+    def _serving(self, prompts: Sequence[list[int]], settings: SamplingParams) -> Iterator[_Served]:
+        """Adds these requests, with an inbox of their own; drops at the end what has not ended."""
+        served = _Served()
         try:
-            while True:
-                for step in self.step():
-                    if step.request == key:
-                        yield Piece.of(step, stats)
-                        if step.finish_reason is not None:
-                            return
+            for prompt in prompts:
+                key = self.add(prompt, settings)
+                served.stats[key] = self.stats(key)
+                self._requests[key].inbox = served.inbox
+            yield served
         finally:
-            self.cancel(key)
+            for key in served.stats:
+                self.cancel(key)
+
+    def _steps(self, served: _Served) -> Iterator[Step]:
+        """Yields the steps of these requests until all have ended, whoever makes them."""
+        left = set(served.stats)
+        while left:
+            if not served.inbox:
+                if not left <= self._requests.keys():
+                    raise RedwoodError("a request was dropped: cancelled, or its step failed")
+                self._unclaimed = self.step()
+                continue
+            step = served.inbox.popleft()
+            if step.finish_reason is not None:
+                left.remove(step.request)
+            yield step
+
+
+@dataclass
+class _Served:
+    """Requests of one caller: their statistics by number, and the steps that wait for it."""
+
+    stats: dict[int, Stats] = field(default_factory=dict)
+    inbox: deque[Step] = field(default_factory=deque)
 
 
 def _settings(params: Mapping[str, Any]) -> SamplingParams:
@@ -181,8 +204,35 @@ def _settings(params: Mapping[str, Any]) -> SamplingParams:
 
 
 def _is_single(prompts: Any) -> bool:
-    """A string, a list of token ids (also an empty one) or a list of messages is one prompt."""
-    return isinstance(prompts, str) or all(isinstance(p, int | Mapping) for p in prompts)
+    """A string, token ids (also none) or a list of messages is one prompt."""
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+        return getattr(prompts, "ndim", 1) < 2  # a table of token ids is a batch
+    return all(isinstance(p, Integral | Mapping) for p in prompts)
+
+
+def _is_chat(prompt: Any) -> TypeGuard[Sequence[Message]]:
+    """Whether this is a list of messages, each with a role and a content that are text."""
+    return (
+        isinstance(prompt, Sequence)
+        and len(prompt) > 0
+        and all(
+            isinstance(message, Mapping)
+            and isinstance(message.get("role"), str)
+            and isinstance(message.get("content"), str)
+            for message in prompt
+        )
+    )
+
+
+def _unicode(text: str) -> str:
+    """The text, unless it holds half a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ArgumentError(
+            f"the prompt has a lone surrogate at character {error.start}: remove it"
+        ) from error
+    return text
 
 
 def load(
@@ -256,6 +306,9 @@ def _parts(drafter: str | Drafter | Sequence[str | Drafter] | None) -> list[str 
     if isinstance(drafter, str):
         drafter = drafter.split("+")
     parts = list(drafter) if isinstance(drafter, Sequence) else [drafter]
+    odd = [part for part in parts if not isinstance(part, str) and not hasattr(part, "propose")]
+    if odd:
+        raise ArgumentError(f"drafter {odd[0]!r} is neither a name nor an object with propose()")
     if "" in parts:
         raise ArgumentError("an empty drafter name: use none, ngram or a model, joined with +")
     return [part for part in parts if part != "none"]
@@ -288,7 +341,7 @@ def load_tokenizer(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # the tokenizers library raises plain ones
         raise ModelError(f"{folder} has no usable tokenizer: {error}") from error
 
 

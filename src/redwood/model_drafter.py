@@ -14,7 +14,7 @@ from redwood.algorithms.sequoia import draw_without_replacement, optimal_tree
 from redwood.algorithms.specinfer import draw_with_replacement
 from redwood.backends.base import Backend, Kept, Nodes
 from redwood.context import Context
-from redwood.errors import ArgumentError
+from redwood.errors import ArgumentError, check_count
 from redwood.sampling import SamplingParams, check_finite, draft_law, scores
 from redwood.tree import Law, TokenTree, children_of, depths_of
 
@@ -50,11 +50,13 @@ class ModelDrafter:
         max_levels: int = 6,
         width: int = DRAFT_WIDTH,
     ) -> None:
-        if law not in _LAWS:
+        if not isinstance(law, str) or law not in _LAWS:
             raise ArgumentError(f"law {law!r} must be one of {', '.join(_LAWS)}")
-        if width < 1 or max_levels < 1:
-            raise ArgumentError(f"width {width} and max_levels {max_levels} must be at least 1")
+        check_count("width", width)
+        check_count("max_levels", max_levels, least=2)
         if tree is not None:
+            if not isinstance(tree, Sequence | np.ndarray):
+                raise ArgumentError(f"tree {tree!r} must be a list of parents")
             TokenTree.point([0] * len(tree), tree)  # checks the shape
         self.backend = backend
         self._parents = None if tree is None else list(tree)

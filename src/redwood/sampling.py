@@ -69,9 +69,15 @@ class SamplingParams:
     verifier: str = "auto"
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop or ()))
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        _require(stop is None or isinstance(stop, Sequence), self, "stop", "a string or a list")
+        object.__setattr__(self, "stop", tuple(stop or ()))
+        biases = {} if self.logit_bias is None else self.logit_bias
+        _require(isinstance(biases, Mapping), self, "logit_bias", "a map from token ids to numbers")
+        object.__setattr__(self, "logit_bias", dict(biases))
+        _require(isinstance(self.ignore_eos, bool), self, "ignore_eos", "True or False")
+        processor = self.logits_processor
+        _require(processor is None or callable(processor), self, "logits_processor", "a function")
         _require(_is_int(self.max_tokens) and self.max_tokens >= 1, self, "max_tokens", ">= 1")
         _require(_in(self.temperature, 0.0, math.inf), self, "temperature", "finite and >= 0")
         _require(_is_int(self.top_k) and self.top_k >= 0, self, "top_k", "0 (off) or more")
@@ -177,7 +183,8 @@ def scores(
 
     Raises:
         NumericalError: NaN or infinite logits.
-        ArgumentError: a logit_bias token outside the vocabulary.
+        ArgumentError: a logit_bias token outside the vocabulary, a logits_processor that returns
+            something else than scores.
     """
     row = logits.to("cpu", torch.float64, copy=True)
     check_finite(row)
@@ -189,7 +196,11 @@ def scores(
         row[token] += bias
     if params.logits_processor is not None:
         ids = torch.tensor([[*history.token_ids, *path]], dtype=torch.int64)
-        row = params.logits_processor(ids, row.float()[None])[0].double()
+        given: object = params.logits_processor(ids, row.float()[None])
+        # A processor made for the target may widen the row of a drafter with fewer tokens.
+        if not isinstance(given, Tensor) or given.ndim != 2 or given.shape[1] < len(row):
+            raise ArgumentError(f"logits_processor must return scores of shape [1, {len(row)}]")
+        row = given[0, : len(row)].double()
         if not float(row.max()) > -math.inf:
             raise NumericalError("logits_processor left no token to choose from")
     return row
@@ -198,7 +209,7 @@ def scores(
 def check_finite(logits: Tensor) -> None:
     """Raises NumericalError where logits are NaN or infinite."""
     low, high = torch.aminmax(logits)
-    if not bool(torch.isfinite(low + high)):
+    if not bool(torch.isfinite(low) & torch.isfinite(high)):
         raise NumericalError(
             "the model returned NaN or infinite logits: try --dtype float32, or check its weights"
         )
@@ -305,7 +316,7 @@ class GumbelNoise:
     Daliri et al. (arXiv 2408.07978) and GLS (2506.05632). The latest rows are kept.
     """
 
-    def __init__(self, seed: int, vocab_size: int, kept_rows: int = 64) -> None:
+    def __init__(self, seed: int, vocab_size: int, kept_rows: int = 16) -> None:
         self._key, self._size, self._kept = seed % 2**64, vocab_size, kept_rows
         self._rows: dict[int, NDArray[np.float64]] = {}
 

@@ -67,7 +67,10 @@ class Detokenizer:
         longest = max(map(len, self._stop), default=0)
         searched = max(0, len(self.text) - longest + 1)
         self.text += piece
-        self._start, self._read = self._read, len(self._token_ids)
+        # A special token has no text and is no context: what follows would look like a beginning.
+        if piece or len(self._token_ids) - self._start > _MAX_PENDING:
+            self._start = self._read
+        self._read = len(self._token_ids)
         found = [p for s in self._stop if (p := self.text.find(s, searched)) >= 0]
         if found:
             self.text = self.text[: min(found)]

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from redwood.errors import ArgumentError
+from redwood.errors import ArgumentError, NumericalError
 
 
 class Law(IntEnum):
@@ -57,8 +57,8 @@ class TokenTree:
     Lists and arrays are accepted and stored as tensors.
 
     Raises:
-        ArgumentError: shapes that disagree, a parent that does not precede its child, a law
-            without its draft row.
+        ArgumentError: shapes that disagree, numbers that are not whole, a parent that does not
+            precede its child, a drafted token below 0, a law without its draft row.
     """
 
     token_ids: Tensor
@@ -71,14 +71,10 @@ class TokenTree:
     def __post_init__(self) -> None:
         for name, dtype in _FIELDS.items():
             value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, torch.as_tensor(value, dtype=dtype, device="cpu"))
-        given: Any = self.draft_probs
-        if given is not None:  # by way of NumPy, lists become float64: float32 would round the law
-            probs = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
-            if not probs.is_floating_point():
-                probs = probs.double()
-            object.__setattr__(self, "draft_probs", probs)
+            if value is not None or name != "draft_ids":
+                object.__setattr__(self, name, _whole_numbers(name, value, dtype))
+        if self.draft_probs is not None:
+            object.__setattr__(self, "draft_probs", _floats(self.draft_probs))
         self._check()
 
     def _check(self) -> None:
@@ -99,10 +95,14 @@ class TokenTree:
         ):
             raise ArgumentError("draft_ids must have the shape of draft_probs")
         for node, law in enumerate(self.law_list):
+            if node == 0:  # the root was not drafted
+                continue
+            if self.token_list[node] < 0:
+                raise ArgumentError(f"node {node} has token {self.token_list[node]}, below 0")
             if law not in _LAWS:
                 raise ArgumentError(f"node {node} has unknown law {law}")
             drawn = law in (Law.WITHOUT_REPLACEMENT, Law.WITH_REPLACEMENT)
-            if node and drawn and not 0 <= rows[node] < num_rows:
+            if drawn and not 0 <= rows[node] < num_rows:
                 raise ArgumentError(
                     f"node {node} was drawn from draft row {rows[node]}, "
                     f"but draft_probs has {num_rows} rows"
@@ -167,12 +167,23 @@ class TokenTree:
         return nodes[::-1]
 
     def draft_row(self, index: int) -> DraftRow:
-        """Returns draft row `index` as float64 on the CPU. O(M) once per row."""
+        """Returns draft row `index` as float64 on the CPU. O(M log M) once per row.
+
+        Raises:
+            NumericalError: a probability that is negative, NaN or infinite.
+            ArgumentError: a token of the row that is below 0 or stands there twice.
+        """
         row = self._draft_cache.get(index)
         if row is None:
             assert self.draft_probs is not None
             probs = self.draft_probs[index].to("cpu", torch.float64).numpy()
+            if len(probs) and not 0.0 <= probs.min() <= probs.max() < np.inf:
+                raise NumericalError(f"draft row {index} has negative, NaN or infinite entries")
             ids = None if self.draft_ids is None else self.draft_ids[index].numpy()
+            if ids is not None:
+                used = np.sort(ids[probs > 0.0])
+                if (used[:1] < 0).any() or (used[1:] == used[:-1]).any():
+                    raise ArgumentError(f"draft row {index} has a token twice, or one below 0")
             row = self._draft_cache[index] = DraftRow(probs, ids)
         return row
 
@@ -191,8 +202,33 @@ _FIELDS = {
 _LAWS = frozenset(int(law) for law in Law)
 
 
+def _whole_numbers(name: str, values: Any, dtype: torch.dtype) -> Tensor:
+    """A tensor of `dtype` on the CPU with exactly these values."""
+    try:
+        given = torch.as_tensor(values, device="cpu")
+        wide = given.to(torch.int64)
+        made = wide.to(dtype)
+        exact = torch.equal(made.to(torch.int64), wide)
+        if given.is_floating_point():
+            exact = exact and torch.equal(wide.to(given.dtype), given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentError(f"{name} must hold whole numbers: {error}") from error
+    if not exact:
+        raise ArgumentError(f"{name} must hold whole numbers that fit {dtype}")
+    return made
+
+
+def _floats(table: Any) -> Tensor:
+    """A table of floats; lists become float64 by way of NumPy: float32 would round the law."""
+    try:
+        made = table.detach() if isinstance(table, Tensor) else torch.as_tensor(np.asarray(table))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentError(f"draft_probs must hold numbers: {error}") from error
+    return made if made.is_floating_point() else made.double()
+
+
 def _long(values: Sequence[int]) -> Tensor:
-    return torch.tensor(list(values), dtype=torch.int64)
+    return _whole_numbers("a tree", list(values), torch.int64)
 
 
 def _int_list(values: Tensor) -> list[int]:

@@ -62,11 +62,16 @@ class Uniforms:
     """Chance from uniforms [N] in [0, 1): [i] judges node i, [0] draws the extra token."""
 
     def __init__(self, values: ArrayLike | Tensor, size: int) -> None:
-        self._values = np.asarray(values, dtype=np.float64)
+        try:
+            self._values = _numbers(values)
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(f"uniforms must be numbers: {error}") from error
         if self._values.ndim != 1 or len(self._values) < size:
             raise ArgumentError(
                 f"uniforms of shape {self._values.shape} must hold a number per node: {size}"
             )
+        if not ((self._values >= 0.0) & (self._values <= 1.0)).all():  # 1: a rounded float32
+            raise ArgumentError("uniforms must be in [0, 1)")
 
     def coin(self, node: int, probability: float) -> bool:
         """Returns whether uniform `node` is below `probability`."""
@@ -93,8 +98,9 @@ def traversal(
     Guarantee: the kept tokens and `next_token` have the target's law, whatever the tree.
 
     Raises:
-        ArgumentError: COUPLED nodes, too few uniforms.
-        NumericalError: a row without mass, or with NaN.
+        ArgumentError: COUPLED nodes, too few uniforms, uniforms out of range, a token or draft row
+            that does not fit the target's vocabulary.
+        NumericalError: a row without mass, with negative numbers or with NaN.
     """
     chance = _chance(tree, uniforms)
     if not any(tree.law_list[1:]):
@@ -140,14 +146,17 @@ def coupled(tree: TokenTree, target_probs: TargetProbs, noise: Noise) -> Accepta
     Guarantee: the text equals plain decoding with this noise, for any tree and any pruning.
 
     Raises:
-        ArgumentError: nodes drawn with other laws.
-        NumericalError: a row without mass, or with NaN.
+        ArgumentError: nodes drawn with other laws, too short a row of noise.
+        NumericalError: a row without mass, with negative numbers or with NaN.
     """
     if any(law not in (Law.POINT, Law.COUPLED) for law in tree.law_list[1:]):
         raise ArgumentError("coupled verification takes POINT and COUPLED nodes only")
 
     def choose(node: int) -> int:
-        return coupled_choice(_read(target_probs, node), noise(tree.depths[node]))
+        probs, gumbel = _read(target_probs, node), _numbers(noise(tree.depths[node]))
+        if gumbel.ndim != 1 or len(gumbel) < len(probs):
+            raise ArgumentError(f"noise of shape {gumbel.shape} for {len(probs)} tokens")
+        return coupled_choice(probs, gumbel)
 
     return _follow(tree, choose)
 
@@ -203,16 +212,23 @@ def _chance(tree: TokenTree, uniforms: ArrayLike | Tensor | Chance) -> Chance:
 
 def _read(target_probs: TargetProbs, node: int) -> Row:
     """Row `node` as float64 [V] of mass 1, a copy."""
-    given = target_probs[node]
-    if isinstance(given, Tensor):
-        row = given.detach().to("cpu", torch.float64).numpy().copy()
-    else:
-        row = np.array(given, dtype=np.float64)
+    try:
+        row = _numbers(target_probs[node])
+    except IndexError as error:
+        raise ArgumentError(f"target_probs has no row for node {node}") from error
     mass = float(row.sum())
     if not 0.0 < mass < np.inf:
         raise NumericalError(f"the target's probabilities after node {node} have mass {mass}")
-    row /= mass
-    return row
+    if row.min() < 0.0:
+        raise NumericalError(f"the target's probabilities after node {node} fall below 0")
+    return row / mass
+
+
+def _numbers(values: ArrayLike | Tensor) -> Row:
+    """The values as float64 on the CPU."""
+    if isinstance(values, Tensor):
+        values = values.detach().to("cpu", torch.float64).numpy()
+    return np.asarray(values, dtype=np.float64)
 
 
 class _Residual:
@@ -244,8 +260,10 @@ class _Residual:
 
     def chance_of(self, child: int) -> float:
         """Chance that `child` is kept, min(1, r p(x) / q(x))."""
-        token = self._tree.token_list[child]
-        wanted = self.weight * float(self.row()[token]) / self._mass
+        token, row = self._tree.token_list[child], self.row()
+        if token >= len(row):
+            raise ArgumentError(f"node {child} has token {token} of a vocabulary of {len(row)}")
+        wanted = self.weight * float(row[token]) / self._mass
         if self._tree.law_list[child] == Law.POINT:
             self._proposal = None
             return min(1.0, wanted)
@@ -301,6 +319,9 @@ class _Residual:
         """The row q that `child` was drawn from (normalised), and its tokens."""
         index = self._tree.draft_row_list[child]
         probs, ids = self._tree.draft_row(index)
+        vocab_size = len(self.row())
+        if len(probs) != vocab_size if ids is None else (ids[probs > 0.0] >= vocab_size).any():
+            raise ArgumentError(f"draft row {index} does not fit a vocabulary of {vocab_size}")
         drawn = list(self._drawn.get(index, ()))
         if drawn and self._tree.law_list[child] == Law.WITHOUT_REPLACEMENT:
             probs = probs.copy()
@@ -308,7 +329,6 @@ class _Residual:
         mass = float(probs.sum())
         if mass > 0.0:
             return probs / mass, ids
-        vocab_size = len(self.row())
         if not drawn or len(drawn) >= vocab_size:
             raise NumericalError(f"draft row {index} of node {child} has no mass")
         probs = np.full(vocab_size, 1.0)  # used up: uniform over what was not drawn (section 3.2)

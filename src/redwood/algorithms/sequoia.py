@@ -13,6 +13,7 @@ Words: a tree is a list of parents, node 0 the root (the last token known, part 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from heapq import heappop, heappush
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from redwood.algorithms import _sequoia_dp as program
 from redwood.algorithms._sequoia_draw import draw_without_replacement
-from redwood.errors import ArgumentError
+from redwood.errors import ArgumentError, check_count
 
 __all__ = [
     "AcceptanceRates",
@@ -219,8 +220,8 @@ def _usable_rates(
 ) -> _Rates:
     """Check the arguments that all trees share; return the rates within the bounds."""
     for name, count in (("size", size), ("max_levels", max_levels), ("max_branch", max_branch)):
-        if count is not None and count < 1:
-            raise ArgumentError(f"{name} is {count}: it must be at least 1")
+        if count is not None or name == "size":
+            check_count(name, count)
     room = _capacity(max_levels, max_branch, size)
     if room < size:
         raise ArgumentError(
@@ -328,12 +329,15 @@ def _prefix_values(
 
 
 def _check_times(target_times: Mapping[int, float], draft_time: float) -> None:
-    if 1 not in target_times:
+    if not isinstance(target_times, Mapping) or 1 not in target_times:
         raise ArgumentError("target_times has no time for size 1, the time of plain decoding")
     for size, time in target_times.items():
-        if size < 1:
-            raise ArgumentError(f"target_times has size {size}: sizes start at 1")
-        if not 0.0 < time < math.inf:
+        check_count("size in target_times", size)
+        if not (_is_real(time) and 0.0 < time < math.inf):
             raise ArgumentError(f"target_times[{size}] is {time}: it must be positive and finite")
-    if not 0.0 <= draft_time < math.inf:
+    if not (_is_real(draft_time) and 0.0 <= draft_time < math.inf):
         raise ArgumentError(f"draft_time is {draft_time}: it must be finite and not negative")
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -8,14 +8,14 @@ children are POINT nodes and are verified as such.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from redwood.errors import ArgumentError
+from redwood.errors import ArgumentError, check_count
 from redwood.sampling import draw
 from redwood.tree import Law, TokenTree
 
@@ -27,10 +27,12 @@ def expansion_tree(widths: Sequence[int]) -> list[int]:
     <2, 2, 1> gives 1 + 2 + 4 + 4 nodes.
 
     Raises:
-        ArgumentError: a width below 1.
+        ArgumentError: no list, or a width that is not a whole number of at least 1.
     """
-    if any(width < 1 for width in widths):
-        raise ArgumentError(f"expansion widths {list(widths)} must all be at least 1")
+    if not isinstance(widths, Iterable):
+        raise ArgumentError(f"expansion widths {widths!r} must be a list of whole numbers")
+    for width in widths:
+        check_count("expansion width", width)
     parents, level = [-1], [0]
     for width in widths:
         first = len(parents)

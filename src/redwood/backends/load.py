@@ -61,16 +61,20 @@ def load_backend(
     slots = _capacity(capacity, config)
     transformers_logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=number,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"{folder} does not load: {_line(error)}") from error
+    missing = sorted(loading["missing_keys"])
+    if missing:  # Transformers would go on with random numbers in their place
+        raise ModelError(f"{folder} lacks {len(missing)} of its weights, the first is {missing[0]}")
     model = model.eval().to(place)
     if place.type == "cpu":
         pack_linears(model)
@@ -90,8 +94,7 @@ def wrap_model(model: PreTrainedModel, capacity: int | None = None) -> EagerBack
     before = model.config._attn_implementation
     try:
         model.set_attn_implementation(ATTENTION)
-        made = EagerBackend(model, slots)
-        _probe(made, stock)
+        _probe(EagerBackend(model, max(slots, _PROMPT + len(_PROBE_PARENTS))), stock)
     except Exception as error:
         model.set_attn_implementation(before)
         if isinstance(error, UnsupportedError):
@@ -99,7 +102,7 @@ def wrap_model(model: PreTrainedModel, capacity: int | None = None) -> EagerBack
         raise UnsupportedError(
             f"{type(model).__name__} does not run with tree attention: {_line(error)}"
         ) from error
-    return made
+    return EagerBackend(model, slots)
 
 
 def _device(name: str) -> torch.device:
@@ -107,9 +110,9 @@ def _device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ArgumentError(f"device {name!r} is unknown: use cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
         raise ArgumentError(f"device {name!r} is not supported: use cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ArgumentError(f"device {name!r}: this machine has {torch.cuda.device_count()} GPUs")
@@ -130,7 +133,7 @@ def _dtype(name: str, device: torch.device, config: Any) -> torch.dtype:
 def _config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # Transformers checks the fields with errors of its own
         raise ModelError(f"{folder} has no usable config.json: {_line(error)}") from error
 
 
@@ -138,7 +141,7 @@ def _capacity(capacity: int | None, config: Any) -> int:
     context = getattr(config.get_text_config(), "max_position_embeddings", None) or 4096
     if capacity is None:
         return int(context)
-    if not 2 <= capacity <= context:
+    if type(capacity) is not int or not 2 <= capacity <= context:
         raise CapacityError(f"capacity {capacity} must be between 2 and the context of {context}")
     return capacity
 
