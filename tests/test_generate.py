@@ -58,8 +58,8 @@ def test_arrays_and_tensors_of_token_ids_are_prompts(engine: Engine) -> None:
     assert batched.token_ids == want
 
 
-@pytest.mark.parametrize("prompt", ["123", [1.7], [True], None, [[3]]])
-def test_add_takes_token_ids_only(engine: Engine, prompt: Any) -> None:
+@pytest.mark.parametrize("prompt", [[1.7], [True], None, [[3]]])
+def test_add_takes_nothing_that_must_be_guessed(engine: Engine, prompt: Any) -> None:
     with pytest.raises(ArgumentError, match="token ids"):
         engine.add(prompt)
     with pytest.raises(ArgumentError, match="SamplingParams"):
@@ -172,3 +172,17 @@ def test_a_config_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
 def test_the_smallest_capacity_still_answers(tiny_model_folder: Path) -> None:
     engine = redwood.load(str(tiny_model_folder), capacity=2, budget=1)
     assert len(engine.generate([5], max_tokens=9).token_ids) == 1
+
+
+def test_the_loop_can_be_the_callers_own(tiny_model_folder: Path) -> None:
+    engine = redwood.load(tiny_model_folder, "ngram", dtype=torch.float32, device="cpu")
+    want = engine.generate("Tom went", max_tokens=12)
+    key = engine.add("Tom went", redwood.SamplingParams(max_tokens=12))
+    text, tokens = "", []
+    while engine.busy:
+        for step in engine.step():
+            assert step.request == key
+            text, tokens = text + step.text, tokens + step.token_ids
+    assert (text, tokens) == (want.text, want.token_ids)
+    with pytest.raises(ArgumentError, match="target"):
+        redwood.load(None)  # type: ignore[arg-type]

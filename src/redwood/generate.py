@@ -11,6 +11,8 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Self, TypeGuard, overload
 
+import torch
+
 from redwood.backends.base import Backend
 from redwood.drafting import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
 from redwood.engine import RowEngine, Step, token_list
@@ -111,6 +113,10 @@ class Engine(RowEngine):
         except TemplateError as error:
             raise ArgumentError(f"the chat template refuses these messages: {error}") from error
         return list(self.tokenizer(_unicode(text), add_special_tokens=False)["input_ids"])
+
+    def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
+        """Queues a request for `step`, for callers who own the loop; see `RowEngine.add`."""
+        return super().add(self.encode(prompt), params)
 
     @overload
     def generate(self, prompts: str, **params: Any) -> Output: ...
@@ -236,12 +242,12 @@ def _unicode(text: str) -> str:
 
 
 def load(
-    target: str,
+    target: str | Path,
     drafter: str | Drafter | Sequence[str | Drafter] | None = None,
     *,
     backend: str = "auto",
-    dtype: str = "auto",
-    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
     capacity: int | None = None,
     budget: int | None = None,
     tree: Sequence[int] | None = None,
@@ -273,7 +279,9 @@ def load(
     from redwood.backends.load import load_backend
     from redwood.models import resolve
 
-    folder = resolve(target, progress=progress)
+    if not isinstance(target, str | Path):
+        raise ArgumentError(f"target {target!r} must be the name or the folder of a model")
+    folder = resolve(str(target), progress=progress)
     model = load_backend(folder, backend=backend, dtype=dtype, device=device, capacity=capacity)
     tokenizer = load_tokenizer(folder)
 

@@ -35,15 +35,16 @@ def load_backend(
     folder: Path,
     *,
     backend: str = "auto",
-    dtype: str = "auto",
-    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
     capacity: int | None = None,
 ) -> Backend:
     """Returns a backend for the model in `folder`; only safetensors are read, no remote code runs.
 
     Args:
         backend: "eager" ("auto" chooses it).
-        dtype: "float32", "bfloat16", "float16"; "auto" is float32 on a CPU and the model's on CUDA.
+        dtype: "float32", "bfloat16", "float16" or torch's own; "auto" is float32
+            on a CPU and the model's on CUDA.
         device: "cpu", "cuda", "cuda:N"; "auto" takes CUDA where there is one.
         capacity: slots per row, at most the model's context length, which is the default.
 
@@ -105,7 +106,7 @@ def wrap_model(model: PreTrainedModel, capacity: int | None = None) -> EagerBack
     return EagerBackend(model, slots)
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str | torch.device) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -119,7 +120,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str, device: torch.device, config: Any) -> torch.dtype:
+def _dtype(name: str | torch.dtype, device: torch.device, config: Any) -> torch.dtype:
+    name = str(name).removeprefix("torch.")
     if name == "auto":
         if device.type == "cpu":
             return torch.float32
