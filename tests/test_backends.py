@@ -17,6 +17,7 @@ from redwood.errors import (
     ArgumentError,
     CapacityError,
     ModelError,
+    NumericalError,
     UnsupportedError,
 )
 
@@ -273,6 +274,14 @@ def test_a_refused_model_is_left_as_it_was() -> None:
     with pytest.raises(UnsupportedError):
         wrap_model(model)
     assert model.config._attn_implementation == before
+
+
+def test_weights_with_nan_are_refused_at_load() -> None:
+    model = tiny_llama()
+    with torch.no_grad():
+        model.lm_head.weight[3, 3] = float("nan")
+    with pytest.raises(NumericalError, match="NaN"):
+        wrap_model(model)
 
 
 def test_bad_names_and_numbers_are_refused(tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -14,7 +14,14 @@ from transformers.utils import logging as transformers_logging
 from redwood.backends._packing import pack_linears
 from redwood.backends.base import Backend, Kept, Nodes
 from redwood.backends.eager import ATTENTION, EagerBackend
-from redwood.errors import ArgumentError, CapacityError, ModelError, UnsupportedError
+from redwood.errors import (
+    ArgumentError,
+    CapacityError,
+    ModelError,
+    NumericalError,
+    UnsupportedError,
+)
+from redwood.sampling import check_finite
 
 BACKENDS = ("auto", "eager")
 DTYPES = {
@@ -87,18 +94,23 @@ def wrap_model(model: PreTrainedModel, capacity: int | None = None) -> EagerBack
 
     Raises:
         UnsupportedError: the model cannot be served exactly, with the reason.
+        NumericalError: its logits are NaN or infinite.
     """
     _refuse_unsupported(model.config)
     slots = _capacity(capacity, model.config)
-    with torch.inference_mode():
-        stock = _stock_logits(model, _probe_tokens(model))
     before = model.config._attn_implementation
     try:
+        # Transformers' own eager attention is the reference: others leave out what they lack, such
+        # as the soft cap of Gemma 2.
+        model.set_attn_implementation("eager")
+        with torch.inference_mode():
+            stock = _stock_logits(model, _probe_tokens(model))
+        check_finite(stock)
         model.set_attn_implementation(ATTENTION)
         _probe(EagerBackend(model, max(slots, _PROMPT + len(_PROBE_PARENTS))), stock)
     except Exception as error:
         model.set_attn_implementation(before)
-        if isinstance(error, UnsupportedError):
+        if isinstance(error, UnsupportedError | NumericalError):
             raise
         raise UnsupportedError(
             f"{type(model).__name__} does not run with tree attention: {_line(error)}"
