@@ -42,12 +42,19 @@ def chat_prompts(engine: redwood.Engine, file: Path, low: int, high: int, count:
 
 
 @contextmanager
-def shallow_copy(target: str, layers: int) -> Iterator[str]:
-    """A folder with the first layers of a model, its norm and output layer: a weak drafter."""
+def shallow_copy(target: str, layers: int, noise: float = 0.0) -> Iterator[str]:
+    """A folder with the first layers of a model, its norm and output layer: a weak drafter.
+
+    With all layers and some noise (in units of a weight's spread) it is a good one that errs.
+    """
     folder = resolve(target)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.model.layers = model.model.layers[:layers]
     model.config.num_hidden_layers = layers
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters() if noise else ():
+            weight.add_(torch.randn_like(weight) * noise * weight.std())
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     with tempfile.TemporaryDirectory() as made:
         model.save_pretrained(made)
