@@ -1,0 +1,106 @@
+"""What the tests of this subject share."""
+
+import hashlib
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from redwood import models
+from redwood.models import _convert, _fetch
+
+PARTS = [bytes([65 + i]) * 3000 for i in range(3)]
+GGUF = b"".join(PARTS)
+
+
+class FakeWorld:
+    """A packaged model in three wheels; counts downloads and conversions."""
+
+    def __init__(self, wheels: Path) -> None:
+        self.wheels = wheels
+        self.downloads: list[str] = []
+        self.conversions: list[tuple[Path, str]] = []
+        self.during_conversion: Any = lambda: None
+        wheels.mkdir()
+        for number, part in enumerate(PARTS, 1):
+            self.write_wheel(number, {f"fake_part{number}/data.bin": part})
+
+    def write_wheel(self, number: int, members: dict[str, bytes]) -> Path:
+        path = self.wheels / f"fake_part{number}-1.0-py3-none-any.whl"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, contents in members.items():
+                archive.writestr(name, contents)
+        return path
+
+    def pip_download(self, requirement: str, folder: Path) -> Path:
+        self.downloads.append(requirement)
+        number = requirement.split("==")[0].removeprefix("fake-part")
+        return Path(shutil.copy(self.wheels / f"fake_part{number}-1.0-py3-none-any.whl", folder))
+
+    def convert(self, source: Path, target: Path, dtype: str) -> None:
+        self.conversions.append((source, dtype))
+        target.mkdir()
+        write_model(target, mark=source.read_bytes()[:1])
+        self.during_conversion()
+
+
+def write_model(folder: Path, mark: bytes = b"x") -> None:
+    (folder / "config.json").write_text("{}")
+    weights = {"weight": np.frombuffer(mark * 64, dtype=np.uint8)}
+    save_file(weights, folder / "model.safetensors")
+
+
+def fake_model(**changes: Any) -> models.PackagedModel:
+    fields: dict[str, Any] = dict(
+        name="tiny",
+        requirements=tuple(f"fake-part{i}==1.0" for i in (1, 2, 3)),
+        members=tuple(f"fake_part{i}/data.bin" for i in (1, 2, 3)),
+        file_name="tiny.gguf",
+        size_bytes=len(GGUF),
+        sha256=hashlib.sha256(GGUF).hexdigest(),
+        converted_bytes=1000,
+        dtype="bfloat16",
+        licence="Apache-2.0",
+        description="for tests",
+    )
+    return models.PackagedModel(**{**fields, **changes})
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("REDWOOD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def world(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeWorld:
+    world = FakeWorld(tmp_path / "wheels")
+    monkeypatch.setattr(_fetch, "_pip_download", world.pip_download)
+    monkeypatch.setattr(_convert, "convert", world.convert)
+    monkeypatch.setattr(_convert, "converted_size", lambda source, dtype: 1000)
+    monkeypatch.setitem(models.PACKAGED, "tiny", fake_model())
+    return world
+
+
+def resolve(name: str | Path) -> Path:
+    return models.resolve(str(name), progress=False)
+
+
+def assert_nothing_left(cache: Path) -> None:
+    kept = [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    assert kept == []
+    assert not list((cache / "tmp").glob("*"))
+
+
+def flip_bit(path: Path, keep_time: bool = False) -> None:
+    status = path.stat()
+    contents = bytearray(path.read_bytes())
+    contents[-1] ^= 1
+    path.write_bytes(contents)
+    time_ns = status.st_mtime_ns + (0 if keep_time else 1_000_000)
+    os.utime(path, ns=(time_ns, time_ns))
