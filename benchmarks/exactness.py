@@ -12,33 +12,17 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import common
-import numpy as np
 
 import redwood
-from redwood.backends.base import Nodes
-from redwood.sampling import GumbelNoise, History, SamplingParams, probs_from_scores, scores
+from redwood.benchmarking import first_difference
+from redwood.sampling import SamplingParams
 
 BUDGETS = (1, 2, 4, 8, 16, 32, 64)
-
-
-def margin(engine: redwood.Engine, text: list[int], params: SamplingParams) -> float:
-    """By how much the best choice after `text` leads the second, in log-probability or logits."""
-    row = engine.target.open()
-    (logits,) = engine.target.extend([Nodes(row, text, num_logits=1)])
-    engine.target.release(row)
-    values = scores(logits[0], params, History(text))
-    if params.temperature > 0:
-        noise = GumbelNoise(params.seed or 0, len(values))(len(text))
-        with np.errstate(divide="ignore"):
-            keys = np.log(probs_from_scores(values, params).numpy()) + noise
-    else:
-        keys = values.numpy()
-    second, first = np.sort(keys)[-2:]
-    return float(first - second)
 
 
 def main() -> None:
@@ -82,17 +66,16 @@ def main() -> None:
                     for i, output in zip(chosen, outputs, strict=True):
                         passes += output.stats.target_passes
                         tokens += output.stats.num_generated_tokens
-                        want, got = plain[i].token_ids, output.token_ids
-                        if want != got:
-                            at = next(
-                                k
-                                for k in range(max(len(want), len(got)))
-                                if want[k : k + 1] != got[k : k + 1]
-                            )
-                            lead = margin(engine, prompts[i] + want[:at], SamplingParams(**params))
-                            differences.append(
-                                {"prompt": i, "budget": budget, "at": at, "margin": lead}
-                            )
+                        found = first_difference(
+                            engine,
+                            prompts[i],
+                            SamplingParams(**params),
+                            plain[i].token_ids,
+                            output.token_ids,
+                            i,
+                        )
+                        if found is not None:
+                            differences.append({"budget": budget, **asdict(found)})
                 entry = {
                     "temperature": temperature,
                     "drafter": name,

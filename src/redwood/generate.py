@@ -297,10 +297,10 @@ def load(
     if tree is not None and not any(isinstance(d, ModelDrafter) for d in drafters):
         raise ArgumentError("tree gives the shape for a model drafter, and there is none")
     if budget is None:
-        budget = len(tree) if tree is not None else _default_budget(drafters)
+        budget = len(tree) if tree is not None else default_budget(drafters)
     return Engine(
         model,
-        _joined(drafters),
+        join_drafters(drafters),
         tokenizer=tokenizer,
         eos_ids=eos_ids(folder, tokenizer),
         budget=budget,
@@ -328,13 +328,15 @@ def _drafter(name: str, model: Any, tree: Sequence[int] | None, law: str) -> Dra
     return ModelDrafter(model(name), tree, law=law)
 
 
-def _joined(drafters: Sequence[Drafter]) -> Drafter:
+def join_drafters(drafters: Sequence[Drafter]) -> Drafter:
+    """Returns one drafter for all: none, the only one, or their union."""
     if not drafters:
         return NoDrafter()
     return drafters[0] if len(drafters) == 1 else UnionDrafter(drafters)
 
 
-def _default_budget(drafters: Sequence[Drafter]) -> int:
+def default_budget(drafters: Sequence[Drafter]) -> int:
+    """Returns the nodes per step, the root included, that suit these drafters together."""
     sizes = [DEFAULT_BUDGETS.get(d.name, DEFAULT_BUDGETS["ngram"]) - 1 for d in drafters]
     return 1 + sum(sizes)
 

@@ -67,8 +67,14 @@ def open_contenders(
     with _loading(target, models):
         from redwood.backends.load import load_backend
         from redwood.benchmarking import PLAIN, Contender
-        from redwood.drafting import ModelDrafter, NgramDrafter, UnionDrafter
-        from redwood.generate import DEFAULT_BUDGETS, check_same_tokens, load, load_tokenizer
+        from redwood.drafting import ModelDrafter, NgramDrafter
+        from redwood.generate import (
+            check_same_tokens,
+            default_budget,
+            join_drafters,
+            load,
+            load_tokenizer,
+        )
         from redwood.models import resolve
 
         engine = load(target, **options)
@@ -84,9 +90,8 @@ def open_contenders(
             parts = [made[part] for part in name.split("+") if part != "none"]
             if not parts:
                 continue
-            drafter = parts[0] if len(parts) == 1 else UnionDrafter(parts)
-            suited = 1 + sum(DEFAULT_BUDGETS[part.name] - 1 for part in parts)
-            contenders += [Contender(name, drafter, budget) for budget in budgets or [suited]]
+            sizes = budgets or [default_budget(parts)]
+            contenders += [Contender(name, join_drafters(parts), size) for size in sizes]
         return engine, contenders
 
 
