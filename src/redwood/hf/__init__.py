@@ -32,7 +32,7 @@ from redwood.backends.base import Backend
 from redwood.drafting import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
 from redwood.engine import RowEngine
 from redwood.errors import ArgumentError, TokenizerMismatchError, UnsupportedError
-from redwood.generate import DEFAULT_BUDGETS, check_same_tokens
+from redwood.generate import check_same_tokens, default_budget
 from redwood.hf.decode import decode_batch
 from redwood.hf.inputs import left_padding, refuse_options, refuse_state
 from redwood.hf.model import borrowed
@@ -188,8 +188,7 @@ class TreeGenerate:
         if budget is None and self.tree is not None:
             budget = len(self.tree)
         if budget is None:
-            usual = DEFAULT_BUDGETS["ngram"]
-            budget = 1 + sum(DEFAULT_BUDGETS.get(d.name, usual) - 1 for d in drafters)
+            budget = default_budget(drafters)
         ends = [c.eos_token_id.tolist() for c in criteria if type(c) is EosTokenCriteria]
         return RowEngine(
             target,
