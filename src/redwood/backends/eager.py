@@ -17,21 +17,20 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from redwood.backends._rows import RowState, check_distinct
 from redwood.backends.base import Kept, Nodes
-from redwood.errors import ArgumentError, CapacityError, UnsupportedError
+from redwood.errors import ArgumentError, UnsupportedError
 from redwood.tree import ancestor_mask
 
 ATTENTION = "redwood"  # the name under which our attention is registered
 _FIRST_SLOTS = 256
 
 
-class _Row:
-    """One sequence: slots of every layer, the committed length and the provisional nodes."""
+class _Row(RowState):
+    """One sequence, with the slots of every layer."""
 
     def __init__(self) -> None:
-        self.length = 0
-        self.parents: list[int] = []  # of provisional nodes; -1: the committed prefix
-        self.depths: list[int] = []
+        super().__init__()
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}  # keys, values: [kv_heads, slots, dim]
 
     def write(self, layer: int, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
@@ -192,9 +191,8 @@ class EagerBackend:
 
     def extend(self, rows: Sequence[Nodes]) -> list[Tensor]:
         """Appends provisional nodes and scores them in one forward; see `Backend.extend`."""
-        if len({nodes.row for nodes in rows}) != len(rows):
-            raise ArgumentError("extend: a row is named twice")
-        grown = [self._grown(nodes) for nodes in rows]
+        check_distinct(rows)
+        grown = [self._row(nodes.row).grown(nodes, self.capacity) for nodes in rows]
         for nodes, (parents, depths) in zip(rows, grown, strict=True):
             row = self._row(nodes.row)
             row.parents, row.depths = parents, depths
@@ -205,28 +203,6 @@ class EagerBackend:
                 row, n = self._row(nodes.row), len(nodes.token_ids)
                 row.parents, row.depths = row.parents[:-n], row.depths[:-n]
             raise
-
-    def _grown(self, nodes: Nodes) -> tuple[list[int], list[int]]:
-        """Parents and depths of all provisional nodes once `nodes` are appended."""
-        row, count = self._row(nodes.row), len(nodes.token_ids)
-        held = len(row.parents)
-        if row.length + held + count > self.capacity:
-            raise CapacityError(
-                f"{row.length} tokens and {held + count} nodes exceed the capacity of "
-                f"{self.capacity} slots: raise the capacity or lower the budget"
-            )
-        new = list(range(held - 1, held + count - 1)) if nodes.parents is None else nodes.parents
-        if count == 0 or len(new) != count:
-            raise ArgumentError(f"extend: {count} tokens with {len(new)} parents")
-        parents, depths = list(row.parents), list(row.depths)
-        for parent in new:
-            if not -1 <= parent < len(parents):
-                raise ArgumentError(
-                    f"extend: parent {parent} of node {len(parents)} does not exist"
-                )
-            parents.append(parent)
-            depths.append(0 if parent < 0 else depths[parent] + 1)
-        return parents, depths
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[Nodes]) -> list[Tensor]:
@@ -259,22 +235,13 @@ class EagerBackend:
     def commit(self, rows: Sequence[Kept]) -> None:
         """Keeps a path of provisional nodes per row; see `Backend.commit`."""
         for kept in rows:
-            parents = self._row(kept.row).parents
-            path = [-1, *kept.nodes]
-            if any(
-                not 0 <= node < len(parents) or parents[node] != parent
-                for parent, node in zip(path, path[1:], strict=False)
-            ):
-                raise ArgumentError(f"commit: {list(kept.nodes)} is not a path of row {kept.row}")
+            self._row(kept.row).check_path(kept)
         for kept in rows:
             self._row(kept.row).keep(kept.nodes)
 
     def truncate(self, row: int, length: int) -> None:
         """Drops provisional nodes and committed tokens past `length`."""
-        state = self._row(row)
-        if not 0 <= length <= state.length:
-            raise ArgumentError(f"truncate: length {length} is not in 0..{state.length}")
-        state.length, state.parents, state.depths = length, [], []
+        self._row(row).cut(length)
 
     def release(self, row: int) -> None:
         """Forgets the row and frees its slots."""

@@ -1,0 +1,332 @@
+// The Python module redwood._native: checks every argument, then calls the library without the GIL.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unordered_map.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <unordered_map>
+
+#include "decoder.h"
+#include "pack.h"
+
+namespace nb = nanobind;
+using namespace redwood;
+
+namespace {
+
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using BytesOut = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Rows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using RowsOut = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void require(bool holds, const std::string& message) {
+  if (!holds) throw std::invalid_argument(message);
+}
+
+Format format_of(const std::string& name) {
+  const Format f = find_format(name);
+  require(f != Format::kCount, "unknown format " + name);
+  return f;
+}
+
+const Kind& kind_of(const std::string& name) {
+  const Kind* kind = find_kind(name);
+  require(kind != nullptr, "unknown kind of weights " + name);
+  return *kind;
+}
+
+const Kernels* isa_of(const std::string& name) {
+  const Kernels* kernels = choose_kernels(name.c_str());
+  require(kernels != nullptr, "instruction set " + name + " is unknown, or not here");
+  return kernels;
+}
+
+int64_t file_bytes(const Kind& kind, int64_t rows, int64_t cols) {
+  require(rows > 0 && cols > 0 && rows < (1ll << 31) && cols < (1ll << 31), "bad shape");
+  require(cols % kind.step == 0, "columns are no multiple of the block of " + std::string(kind.name));
+  return rows * (cols / kind.step) * kind.block_bytes;
+}
+
+void pack(const std::string& kind_name, Bytes data, int64_t rows, int64_t cols,
+          std::optional<Ints> order, const std::string& format_name, BytesOut out, int threads) {
+  const Kind& kind = kind_of(kind_name);
+  const Format format = format_of(format_name);
+  const int64_t size = file_bytes(kind, rows, cols);
+  const int64_t file_rows = static_cast<int64_t>(data.size()) / (size / rows);
+  require(static_cast<int64_t>(data.size()) % (size / rows) == 0 && file_rows >= 1,
+          "data are no whole number of rows");
+  require(format == kind.format || (is_float(kind.format) && !is_super(format)),
+          std::string(kind.name) + " cannot be packed as " + format_name);
+  require(static_cast<int64_t>(out.size()) == packed_bytes(format, rows, cols), "wrong size of out");
+  if (order) {
+    require(static_cast<int64_t>(order->size()) == rows, "order has another length than the rows");
+    const int32_t* o = order->data();
+    require(std::all_of(o, o + rows, [&](int32_t r) { return r >= 0 && r < file_rows; }),
+            "order names a row that is not in data");
+  } else {
+    require(file_rows == rows, "wrong size of data");
+  }
+  nb::gil_scoped_release free;
+  const int64_t blocks = (rows + kLanes - 1) / kLanes;
+  auto pool = Pool::shared(threads, {});
+  std::atomic<int64_t> next{0};
+  pool->run([&](int) {
+    for (int64_t b; (b = next.fetch_add(4)) < blocks;) {
+      pack_blocks(kind, data.data(), rows, cols, order ? order->data() : nullptr, format, out.data(),
+                  b, std::min(blocks, b + 4));
+    }
+  });
+}
+
+void unpack(const std::string& format_name, Bytes packed, int64_t cols, int64_t first, RowsOut out) {
+  const Format format = format_of(format_name);
+  const int64_t count = static_cast<int64_t>(out.shape(0)), bytes = block_bytes(format, cols);
+  require(cols > 0 && static_cast<int64_t>(out.shape(1)) == cols, "wrong shape of out");
+  require(first >= 0 && round_up(first + count, kLanes) / kLanes * bytes <=
+                            static_cast<int64_t>(packed.size()), "rows past the end");
+  for (int64_t r = 0; r < count; ++r) {
+    unpack_row(format, packed.data(), cols, first + r, out.data() + r * cols);
+  }
+}
+
+void read_rows(const std::string& kind_name, Bytes data, RowsOut out) {
+  const Kind& kind = kind_of(kind_name);
+  const int64_t rows = static_cast<int64_t>(out.shape(0)), cols = static_cast<int64_t>(out.shape(1));
+  const int64_t size = file_bytes(kind, rows, cols);
+  require(static_cast<int64_t>(data.size()) == size, "wrong size of data");
+  for (int64_t r = 0; r < rows; ++r) {
+    read_row(kind, data.data() + r * (size / rows), cols, out.data() + r * cols);
+  }
+}
+
+// One product alone, for tests and measurements. out: [n, rows padded to 16].
+void product(const std::string& isa, const std::string& format_name, Bytes packed, int64_t rows,
+             Rows x, RowsOut out, bool add) {
+  const Kernels* kernels = isa_of(isa);
+  const Format f = format_of(format_name);
+  const int64_t n = static_cast<int64_t>(x.shape(0)), cols = static_cast<int64_t>(x.shape(1));
+  require(n > 0 && rows > 0 && cols > 0, "empty product");
+  require(static_cast<int64_t>(packed.size()) == packed_bytes(f, rows, cols), "wrong size of packed");
+  require(static_cast<int64_t>(out.shape(0)) == n &&
+              static_cast<int64_t>(out.shape(1)) == round_up(rows, kLanes), "wrong shape of out");
+  const int64_t w = round_up(cols, info(f).step);
+  const auto count = [&](int64_t unit) { return static_cast<size_t>(n * (w / unit + 1)); };
+  std::vector<int8_t> quants(count(1));
+  std::vector<float> scales(count(kGroup)), offsets(count(kGroup));
+  std::vector<int32_t> sums(count(kGroup));
+  std::vector<int16_t> sums16(count(16)), sums32(count(kGroup));
+  for (int64_t r = 0; r < n && !is_float(f); ++r) {
+    const float* row = x.data() + r * cols;
+    if (is_group(f)) {
+      const int64_t g = w / kGroup;
+      kernels->quantise_group(row, cols, w, quants.data() + r * w, scales.data() + r * g,
+                              offsets.data() + r * g, sums.data() + r * g);
+    } else {
+      const int64_t b = w / kSuper;
+      kernels->quantise_super(row, cols, w, quants.data() + r * w, scales.data() + r * b,
+                              sums16.data() + r * b * 16, sums32.data() + r * b * 8);
+    }
+  }
+  const Matmul m{packed.data(), block_bytes(f, cols), w, static_cast<int>(n),
+                 {w, x.data(), quants.data(), scales.data(), offsets.data(), sums.data(),
+                  sums16.data(), sums32.data()},
+                 out.data(), static_cast<int64_t>(out.shape(1)), add};
+  kernels->matmul[static_cast<int>(f)](m, 0, round_up(rows, kLanes) / kLanes);
+}
+
+// A decoder with its rows; keeps the arrays of its weights alive.
+class Native {
+ public:
+  Native(nb::dict config, nb::dict matrices, nb::dict vectors, int threads,
+         const std::vector<int>& cpus, const std::string& isa) {
+    require(threads >= 1 && threads <= kMaxThreads, "threads must be in 1..64");
+    Model m;
+    auto number = [&](const char* key) { return nb::cast<int64_t>(config[key]); };
+    auto real = [&](const char* key) { return nb::cast<float>(config[key]); };
+    m.hidden = number("hidden"), m.heads = number("heads"), m.kv_heads = number("kv_heads");
+    m.head_dim = number("head_dim"), m.ffn = number("ffn"), m.vocab = number("vocab_size");
+    for (int64_t size : {m.hidden, m.heads, m.kv_heads, m.head_dim, m.ffn, m.vocab}) {
+      require(size > 0 && size < (1 << 24), "a size of the model is out of range");
+    }
+    require(m.heads % m.kv_heads == 0, "heads are no multiple of kv_heads");
+    m.eps = real("norm_eps"), m.attention_scale = real("attention_scale");
+    m.attention_softcap = real("attention_softcap"), m.logit_softcap = real("logit_softcap");
+    m.embedding_scale = real("embedding_scale");
+    m.gelu = nb::cast<bool>(config["gelu"]), m.half_cache = nb::cast<bool>(config["half_cache"]);
+    const auto windows = nb::cast<std::vector<int64_t>>(config["windows"]);
+    const auto rope_of = nb::cast<std::vector<int>>(config["rope_of_layer"]);
+    for (auto& [freqs, factor] :
+         nb::cast<std::vector<std::tuple<std::vector<float>, float>>>(config["ropes"])) {
+      require(static_cast<int64_t>(freqs.size()) * 2 <= m.head_dim, "rotary wider than a head");
+      m.ropes.push_back({freqs, factor, {}, {}});
+    }
+    require(!windows.empty() && windows.size() == rope_of.size(), "layers without window or rope");
+
+    auto matrix = [&](const std::string& name, int64_t rows, int64_t cols) {
+      require(matrices.contains(name.c_str()), "no weights " + name);
+      const auto [format, data] = nb::cast<std::tuple<std::string, Bytes>>(matrices[name.c_str()]);
+      const Format f = format_of(format);
+      require(static_cast<int64_t>(data.size()) == packed_bytes(f, rows, cols),
+              "weights " + name + " have the wrong size");
+      keep_.push_back(data);
+      return Matrix{f, data.data(), rows, cols};
+    };
+    auto vector = [&](const std::string& name, int64_t size, bool needed) {
+      if (!vectors.contains(name.c_str())) {
+        require(!needed, "no weights " + name);
+        return Vector{};
+      }
+      const auto data = nb::cast<Floats>(vectors[name.c_str()]);
+      require(static_cast<int64_t>(data.size()) == size, "weights " + name + " have the wrong size");
+      return Vector(data.data(), data.data() + data.size());
+    };
+    const int64_t heads = m.heads * m.head_dim, kv = m.kv_heads * m.head_dim;
+    for (size_t i = 0; i < windows.size(); ++i) {
+      Layer l;
+      l.window = windows[i], l.rope = rope_of[i];
+      require(l.window >= 0, "a negative window");
+      require(l.rope >= 0 && l.rope < static_cast<int>(m.ropes.size()), "a rope that is not there");
+      const std::string at = std::to_string(i) + ".";
+      l.q = matrix(at + "q", heads, m.hidden), l.k = matrix(at + "k", kv, m.hidden);
+      l.v = matrix(at + "v", kv, m.hidden), l.o = matrix(at + "o", m.hidden, heads);
+      l.gate = matrix(at + "gate", m.ffn, m.hidden), l.up = matrix(at + "up", m.ffn, m.hidden);
+      l.down = matrix(at + "down", m.hidden, m.ffn);
+      l.attn_norm = vector(at + "attn_norm", m.hidden, true);
+      l.ffn_norm = vector(at + "ffn_norm", m.hidden, true);
+      l.q_bias = vector(at + "q_bias", heads, false), l.k_bias = vector(at + "k_bias", kv, false);
+      l.v_bias = vector(at + "v_bias", kv, false);
+      l.o_bias = vector(at + "o_bias", m.hidden, false);
+      l.q_norm = vector(at + "q_norm", m.head_dim, false);
+      l.k_norm = vector(at + "k_norm", m.head_dim, false);
+      l.post_attn_norm = vector(at + "post_attn_norm", m.hidden, false);
+      l.post_ffn_norm = vector(at + "post_ffn_norm", m.hidden, false);
+      require(l.o_bias.empty() || l.post_attn_norm.empty(), "a bias before a norm");
+      m.layers.push_back(std::move(l));
+    }
+    m.embed = matrix("embed", m.vocab, m.hidden);
+    m.head = matrix("output", m.vocab, m.hidden);
+    m.output_norm = vector("output_norm", m.hidden, true);
+    decoder_ = std::make_unique<Decoder>(std::move(m), isa_of(isa), Pool::shared(threads, cpus));
+  }
+
+  std::string isa() const { return decoder_->kernels().name; }
+  int64_t cache_bytes() const {
+    int64_t sum = 0;
+    for (const auto& [id, row] : rows_) sum += row->bytes();
+    return sum;
+  }
+
+  int64_t open() {
+    rows_.emplace(++last_, std::make_unique<Row>(decoder_->shape()));
+    return last_;
+  }
+  void release(int64_t id) {
+    row(id);
+    rows_.erase(id);
+  }
+  void shrink(int64_t id, int64_t slots) { row(id).shrink(slots); }
+
+  // Keeps these provisional nodes, in order, behind `length` slots.
+  void keep(int64_t id, int64_t length, Ints nodes) {
+    Row& r = row(id);
+    const int64_t n = static_cast<int64_t>(nodes.size()), room = r.slots();
+    for (int64_t i = 0; i < n; ++i) {
+      require(nodes.data()[i] >= i && length >= 0 && length + nodes.data()[i] < room,
+              "keep: a node that is not there");
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      if (nodes.data()[i] != i) r.move(length + nodes.data()[i], length + i);
+    }
+  }
+
+  using Entry = std::tuple<int64_t, int64_t, Ints, Ints, int64_t>;
+
+  // Entries: (row, committed length, parents of all provisional nodes, new tokens, num_logits).
+  void extend(const std::vector<Entry>& entries, RowsOut logits) {
+    std::vector<Append> appends;
+    int64_t answers = 0;
+    for (const auto& [id, length, parents, tokens, num_logits] : entries) {
+      const int64_t total = static_cast<int64_t>(parents.size());
+      const int64_t count = static_cast<int64_t>(tokens.size());
+      Row& r = row(id);
+      for (const Append& other : appends) require(other.row != &r, "extend: a row twice");
+      require(count > 0 && count <= total && length >= 0, "extend: bad lengths");
+      require(length + total - count <= r.slots(), "extend: slots that were never written");
+      require(num_logits >= 0 && num_logits <= count, "extend: bad num_logits");
+      for (int64_t i = 0; i < total; ++i) {
+        require(parents.data()[i] >= -1 && parents.data()[i] < i, "extend: bad parent");
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        const int32_t token = tokens.data()[i];
+        require(token >= 0 && token < decoder_->model().vocab, "extend: token out of range");
+      }
+      appends.push_back({&r, length, parents.data(), total - count, count, tokens.data(), num_logits});
+      answers += num_logits;
+    }
+    require(static_cast<int64_t>(logits.shape(0)) == answers &&
+                static_cast<int64_t>(logits.shape(1)) == round_up(decoder_->model().vocab, kLanes),
+            "extend: wrong shape of logits");
+    if (appends.empty()) return;
+    nb::gil_scoped_release free;
+    decoder_->extend(appends, logits.data(), static_cast<int64_t>(logits.shape(1)));
+  }
+
+ private:
+  Row& row(int64_t id) {
+    const auto at = rows_.find(id);
+    require(at != rows_.end(), "no row " + std::to_string(id));
+    return *at->second;
+  }
+
+  std::vector<Bytes> keep_;
+  std::unordered_map<int64_t, std::unique_ptr<Row>> rows_;
+  int64_t last_ = 0;
+  std::unique_ptr<Decoder> decoder_;
+};
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.def("kinds", [](const std::string& name) -> std::optional<std::string> {
+    const Kind* kind = find_kind(name);
+    if (!kind) return std::nullopt;
+    return info(kind->format).name;
+  }, nb::arg("kind"), "The format that holds a kind of weights exactly; None: it is not read.");
+  m.def("instruction_sets", [] {
+    std::vector<std::string> names;
+    for (const char* name : {"avx512vnni", "avxvnni", "avx2", "neon", "portable"}) {
+      if (choose_kernels(name)) names.push_back(name);
+    }
+    return names;
+  }, "Those that run here, best first.");
+  m.def("packed_bytes", [](const std::string& format, int64_t rows, int64_t cols) {
+    require(rows > 0 && cols > 0 && rows < (1ll << 31) && cols < (1ll << 31), "bad shape");
+    return packed_bytes(format_of(format), rows, cols);
+  }, nb::arg("format"), nb::arg("rows"), nb::arg("cols"));
+  m.def("pack", &pack, nb::arg("kind"), nb::arg("data"), nb::arg("rows"), nb::arg("cols"),
+        nb::arg("order").none(), nb::arg("format"), nb::arg("out"), nb::arg("threads"));
+  m.def("unpack", &unpack, nb::arg("format"), nb::arg("packed"), nb::arg("cols"), nb::arg("first"),
+        nb::arg("out"));
+  m.def("read", &read_rows, nb::arg("kind"), nb::arg("data"), nb::arg("out"));
+  m.def("product", &product, nb::arg("isa"), nb::arg("format"), nb::arg("packed"), nb::arg("rows"),
+        nb::arg("x"), nb::arg("out"), nb::arg("add") = false);
+  nb::class_<Native>(m, "Decoder")
+      .def(nb::init<nb::dict, nb::dict, nb::dict, int, const std::vector<int>&, const std::string&>(),
+           nb::arg("config"), nb::arg("matrices"), nb::arg("vectors"), nb::arg("threads"),
+           nb::arg("cpus"), nb::arg("isa"))
+      .def_prop_ro("isa", &Native::isa)
+      .def_prop_ro("cache_bytes", &Native::cache_bytes)
+      .def("open", &Native::open)
+      .def("release", &Native::release, nb::arg("row"))
+      .def("shrink", &Native::shrink, nb::arg("row"), nb::arg("slots"))
+      .def("keep", &Native::keep, nb::arg("row"), nb::arg("length"), nb::arg("nodes"))
+      .def("extend", &Native::extend, nb::arg("entries"), nb::arg("logits"));
+}

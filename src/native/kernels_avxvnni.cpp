@@ -1,0 +1,3 @@
+#include "kernels.h"
+
+const redwood::Kernels* redwood::kernels_avxvnni() { return nullptr; }

@@ -1,0 +1,56 @@
+// A team of threads that runs one function at a time, with a cheap barrier inside it.
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace redwood {
+
+inline void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+class Pool {
+ public:
+  // `cpus`: one processor per thread to pin to, or empty.
+  Pool(int threads, const std::vector<int>& cpus);
+  ~Pool();
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  int size() const { return size_; }
+
+  // Calls work(thread) on every thread, 0 being the caller; returns when all are done. One caller
+  // at a time; others wait. Work must not throw.
+  void run(const std::function<void(int)>& work);
+
+  // Inside run: waits until every thread is here.
+  void barrier();
+
+  // Pools are shared by all models of the process: idle teams would fight for the processors.
+  static std::shared_ptr<Pool> shared(int threads, const std::vector<int>& cpus);
+
+ private:
+  void serve(int thread);
+
+  const int size_;
+  std::vector<std::thread> threads_;
+  std::mutex callers_, sleep_;
+  std::condition_variable wake_;
+  const std::function<void(int)>* work_ = nullptr;
+  alignas(64) std::atomic<uint64_t> turn_{0};
+  alignas(64) std::atomic<int> working_{0};
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<uint64_t> passed_{0};
+  std::atomic<bool> stop_{false};
+};
+
+}  // namespace redwood

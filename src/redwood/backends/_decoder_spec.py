@@ -1,0 +1,316 @@
+"""What a decoder must know to compute a model: sizes, rotary frequencies, windows, switches.
+
+`_decoder_spec_hf` and `_decoder_spec_gguf` make it from files. All models here share one block:
+RMS norm, grouped attention with rotary positions, a gated MLP; they differ in the fields below.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from redwood.errors import ModelError, UnsupportedError, check_count
+
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3")
+GEMMA = ("gemma2", "gemma3")
+QK_NORM = ("qwen3", "gemma3")
+MOST_LAYERS = 4096
+MOST_HEAD_DIM = 65536
+"""Far above any model: what is made per layer or per component stays small for damaged files."""
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions in half-split order: component i turns with component i + rotary_dim / 2.
+
+    Attributes:
+        inv_freq: [rotary_dim / 2] float32 values, radians per position; components of a head past
+            rotary_dim are left as they are.
+        attention_factor: multiplies cosine and sine.
+    """
+
+    inv_freq: tuple[float, ...]
+    attention_factor: float = 1.0
+
+    @property
+    def rotary_dim(self) -> int:
+        """Components of a head that turn."""
+        return 2 * len(self.inv_freq)
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """A decoder-only model, without its weights. Floats are float32 values.
+
+    Attributes:
+        architecture: one of ARCHITECTURES.
+        context: positions the model was made for.
+        activation: "silu" or "gelu_tanh", applied to the gate.
+        attention_scale: multiplies the product of query and key.
+        attention_softcap: c in c * tanh(score / c), after the scale; 0: none.
+        logit_softcap: the same for the logits; 0: none.
+        embedding_scale: multiplies the embedding of a token.
+        windows: [layers]; 0: full attention; w: a key is visible iff query position - key
+            position < w.
+        rope_of_layer: [layers], indices into `ropes`; for Gemma 3 `ropes` is that of full layers,
+            then that of sliding ones.
+        tied: the output head is the embedding.
+        attention_bias: queries, keys and values have a bias.
+        output_bias: the projection after attention has a bias.
+        qk_norm: RMS norm of each head of queries and keys, before rotary positions.
+        post_norms: RMS norms after attention and after the MLP, before the residual is added.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    context: int
+    norm_eps: float
+    activation: str
+    attention_scale: float
+    attention_softcap: float
+    logit_softcap: float
+    embedding_scale: float
+    windows: tuple[int, ...]
+    rope_of_layer: tuple[int, ...]
+    ropes: tuple[Rope, ...]
+    tied: bool
+    attention_bias: bool
+    output_bias: bool
+    qk_norm: bool
+    post_norms: bool
+
+
+def float32(value: float) -> float:
+    """Returns the nearest float32; files differ in how they round, decoders do not."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(value))
+
+
+def check_capacity(capacity: int | None) -> None:
+    """Raises ArgumentError unless `capacity` is None or at least 1."""
+    if capacity is not None:
+        check_count("capacity", capacity)
+
+
+def check_spec(spec: DecoderSpec, where: Path) -> DecoderSpec:
+    """Returns the spec if its fields fit together.
+
+    Raises: ModelError if they do not; the message names `where`.
+    """
+    counts = ("vocab_size", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "context")
+    for name in counts:
+        if getattr(spec, name) < 1:
+            raise ModelError(f"{where}: {name} {getattr(spec, name)} must be at least 1")
+    if spec.heads % spec.kv_heads:
+        raise ModelError(
+            f"{where}: {spec.heads} heads do not share {spec.kv_heads} key-value heads evenly"
+        )
+    floats = {"norm_eps": spec.norm_eps, "attention_scale": spec.attention_scale}
+    floats |= {"embedding_scale": spec.embedding_scale}
+    floats |= {"attention_factor": min(rope.attention_factor for rope in spec.ropes)}
+    for name, value in floats.items():
+        if not (0 < value < math.inf or (name == "norm_eps" and value == 0)):
+            raise ModelError(f"{where}: {name} {value} must be positive and finite")
+    for cap in (spec.attention_softcap, spec.logit_softcap):
+        if not 0 <= cap < math.inf:
+            raise ModelError(f"{where}: a soft cap of {cap} must be positive and finite")
+    if not len(spec.windows) == len(spec.rope_of_layer) == spec.layers or min(spec.windows) < 0:
+        raise ModelError(f"{where}: the windows {spec.windows} do not fit {spec.layers} layers")
+    for rope in spec.ropes:
+        if not 2 <= rope.rotary_dim <= spec.head_dim:
+            raise ModelError(
+                f"{where}: rotary positions of {rope.rotary_dim} components do not fit a head of "
+                f"{spec.head_dim}"
+            )
+        if not all(0 <= freq < math.inf for freq in rope.inv_freq):
+            raise ModelError(f"{where}: the rotary frequencies are not all finite and positive")
+    return spec
+
+
+def make_rope(
+    parameters: Mapping[str, Any],
+    rotary_dim: int,
+    *,
+    context: int,
+    capacity: int | None,
+    where: Path,
+) -> Rope:
+    """Returns rotary frequencies for parameters as Transformers names them.
+
+    Source: the formulas are those of transformers.modeling_rope_utils, version 5.23, and so is the
+    order of the float32 operations.
+
+    Args:
+        parameters: "rope_type" default, linear, llama3, yarn or longrope; "rope_theta"; and what
+            the type needs.
+        rotary_dim: components of a head that turn.
+        context: max_position_embeddings.
+        capacity: positions that will be used; None: `context`. longrope has one set of
+            frequencies up to original_max_position_embeddings and another for more; Transformers
+            changes over when a text grows beyond it, which changes what was said before. Here the
+            capacity decides, once.
+
+    Raises:
+        ModelError: a parameter that is missing or makes no sense.
+        UnsupportedError: another type, with the reason.
+    """
+    kind = parameters.get("rope_type", "default")
+    if kind == "dynamic":
+        raise UnsupportedError(
+            f"{where}: dynamic NTK rotary positions change with the length of the text, so that "
+            "earlier logits would not stay what they were"
+        )
+    if kind not in _SCALINGS:
+        raise UnsupportedError(
+            f"{where}: rotary positions of type {kind!r} are not supported, only "
+            f"{', '.join(_SCALINGS)}"
+        )
+    if "mrope_section" in parameters:
+        raise UnsupportedError(f"{where}: multimodal rotary positions are not supported")
+    if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > MOST_HEAD_DIM:
+        raise UnsupportedError(
+            f"{where}: rotary positions of {rotary_dim} components; an even number is supported, "
+            f"at most {MOST_HEAD_DIM}"
+        )
+    try:
+        theta = _positive(parameters, "rope_theta")
+        inv_freq, factor = _SCALINGS[kind](
+            parameters, theta, rotary_dim, (context, capacity or context)
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
+        raise ModelError(
+            f"{where}: the rotary parameters of type {kind} are incomplete or wrong ({error})"
+        ) from error
+    return Rope(tuple(inv_freq.tolist()), float32(factor))
+
+
+def rope_with_factors(
+    theta: float, factors: Sequence[float] | np.ndarray[Any, Any], attention_factor: float
+) -> Rope:
+    """Returns default frequencies divided by factors [rotary_dim / 2], as GGUF files store them."""
+    divisors = torch.tensor(np.asarray(factors, np.float32))
+    inv_freq = 1.0 / (divisors * theta ** _exponents(2 * len(divisors)))
+    return Rope(tuple(inv_freq.tolist()), float32(attention_factor))
+
+
+def _positive(parameters: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    value = parameters.get(name)
+    if value is None:
+        value = default
+    if value is None:
+        raise KeyError(name)
+    if isinstance(value, bool) or not 0 < value < math.inf:
+        raise ValueError(f"{name} {value!r} must be positive")
+    return float(value)
+
+
+def _exponents(dim: int) -> Tensor:
+    return torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
+
+
+def _default(theta: float, dim: int) -> Tensor:
+    return 1.0 / (theta ** _exponents(dim))
+
+
+def _plain(
+    parameters: Mapping[str, Any], theta: float, dim: int, lengths: tuple[int, int]
+) -> tuple[Tensor, float]:
+    return _default(theta, dim), 1.0
+
+
+def _linear(
+    parameters: Mapping[str, Any], theta: float, dim: int, lengths: tuple[int, int]
+) -> tuple[Tensor, float]:
+    return _default(theta, dim) / _positive(parameters, "factor"), 1.0
+
+
+def _llama3(
+    parameters: Mapping[str, Any], theta: float, dim: int, lengths: tuple[int, int]
+) -> tuple[Tensor, float]:
+    """Long waves are stretched, short ones kept, those between are mixed."""
+    factor = _positive(parameters, "factor")
+    low = _positive(parameters, "low_freq_factor")
+    high = _positive(parameters, "high_freq_factor")
+    trained = _positive(parameters, "original_max_position_embeddings", lengths[0])
+    inv_freq = _default(theta, dim)
+    waves = 2 * math.pi / inv_freq
+    stretched = torch.where(waves > trained / low, inv_freq / factor, inv_freq)
+    share = (trained / waves - low) / (high - low)
+    mixed = (1 - share) * stretched / factor + share * stretched
+    between = ~(waves < trained / high) & ~(waves > trained / low)
+    return torch.where(between, mixed, stretched), 1.0
+
+
+def _yarn(
+    parameters: Mapping[str, Any], theta: float, dim: int, lengths: tuple[int, int]
+) -> tuple[Tensor, float]:
+    """Source: arXiv 2309.00071: interpolates slow components, keeps fast ones, ramps between."""
+    factor = _positive(parameters, "factor")
+    trained = _positive(parameters, "original_max_position_embeddings", lengths[0])
+    fast = _positive(parameters, "beta_fast", 32)
+    slow = _positive(parameters, "beta_slow", 1)
+
+    def component(turns: float) -> float:
+        return dim * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = component(fast), component(slow)
+    if parameters.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    if low == high:
+        high += 0.001
+    ramp = torch.clamp((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low), 0, 1)
+    waves = theta ** _exponents(dim)
+    kept = 1 - ramp
+    inv_freq = 1.0 / (factor * waves) * (1 - kept) + 1.0 / waves * kept
+    return inv_freq, _yarn_attention_factor(parameters, factor)
+
+
+def _yarn_attention_factor(parameters: Mapping[str, Any], factor: float) -> float:
+    given = parameters.get("attention_factor")
+    if given is not None:
+        return float(given)
+
+    def scale(multiplier: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * multiplier * math.log(factor) + 1.0
+
+    mscale, mscale_all = parameters.get("mscale"), parameters.get("mscale_all_dim")
+    return scale(mscale) / scale(mscale_all) if mscale and mscale_all else scale(1)
+
+
+def _longrope(
+    parameters: Mapping[str, Any], theta: float, dim: int, lengths: tuple[int, int]
+) -> tuple[Tensor, float]:
+    context, capacity = lengths
+    trained = _positive(parameters, "original_max_position_embeddings", context)
+    name = "long_factor" if capacity > trained else "short_factor"
+    divisors = torch.tensor(parameters[name], dtype=torch.float32)
+    if divisors.shape != (dim // 2,) or not bool((divisors > 0).all()):
+        raise ValueError(f"{name} must be {dim // 2} positive numbers")
+    given = parameters.get("attention_factor")
+    factor = _positive(parameters, "factor", context / trained)
+    if given is None:
+        given = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
+    return 1.0 / (divisors * theta ** _exponents(dim)), float(given)
+
+
+_SCALINGS = {
+    "default": _plain,
+    "linear": _linear,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _longrope,
+}

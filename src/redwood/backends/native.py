@@ -1,0 +1,168 @@
+"""The native backend: a decoder in C++ for CPUs, one call per forward.
+
+Its kernels are made for 1 to 64 rows of activations, so that scoring a token tree costs little more
+than one token. A node's logits are bit for bit the same alone, in any tree, beside any other rows
+and after any commit: every sum has one order, which depends on the node's own path only. Trees can
+then not change one token of what plain decoding on this backend says (`docs/native.md`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from redwood.backends._decoder_spec import DecoderSpec
+from redwood.backends._rows import RowState, check_distinct
+from redwood.backends.base import Kept, Nodes
+from redwood.errors import ArgumentError, UnsupportedError
+
+_LANES = 16  # the decoder writes logits in blocks of this many columns
+
+Packed = Mapping[str, tuple[str, NDArray[np.uint8]]]
+"""Matrices by name ("3.q", "embed", "output"): their format and bytes, see `_packed`."""
+
+
+def extension() -> Any:
+    """Returns the compiled module.
+
+    Raises: UnsupportedError if Redwood was installed without it.
+    """
+    try:
+        from redwood import _native
+    except ImportError as error:
+        raise UnsupportedError(
+            "the native backend was not built: install a C++17 compiler and CMake, then install "
+            f"Redwood again, or use the eager backend ({error})"
+        ) from error
+    return _native
+
+
+class NativeBackend:
+    """A decoder-only model, computed by `redwood._native`.
+
+    Args:
+        spec: what the model is.
+        matrices: packed weights; kept as they are, not copied.
+        vectors: norms and biases by name ("3.attn_norm"), float32.
+        capacity: slots of one row; memory grows with use, not with this bound.
+        kv: "f16" or "f32", how keys and values are held.
+        threads: threads that compute; pinned to the processors `cpus`, if any are given.
+        isa: an instruction set of `_native.instruction_sets()`, or "auto", the best of them.
+
+    Raises:
+        ArgumentError: weights that do not fit the spec, threads out of 1..64.
+    """
+
+    name = "native"
+    device = torch.device("cpu")
+
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        matrices: Packed,
+        vectors: Mapping[str, NDArray[np.float32]],
+        *,
+        capacity: int,
+        kv: str = "f16",
+        threads: int = 1,
+        cpus: Sequence[int] = (),
+        isa: str = "auto",
+    ) -> None:
+        config = {
+            name: getattr(spec, name)
+            for name in (
+                *("hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab_size", "norm_eps"),
+                *("attention_scale", "attention_softcap", "logit_softcap", "embedding_scale"),
+            )
+        }
+        config |= {
+            "gelu": spec.activation == "gelu_tanh",
+            "half_cache": kv == "f16",
+            "windows": list(spec.windows),
+            "rope_of_layer": list(spec.rope_of_layer),
+            "ropes": [(list(rope.inv_freq), rope.attention_factor) for rope in spec.ropes],
+        }
+        try:
+            self._decoder = extension().Decoder(
+                config, dict(matrices), dict(vectors), threads, list(cpus), isa
+            )
+        except ValueError as error:
+            raise ArgumentError(f"native backend: {error}") from error
+        self.spec = spec
+        self.vocab_size = spec.vocab_size
+        self.capacity = capacity
+        self.threads = threads
+        self.isa: str = self._decoder.isa
+        self._rows: dict[int, RowState] = {}
+
+    def open(self) -> int:
+        """Returns a new, empty row."""
+        row = int(self._decoder.open())
+        self._rows[row] = RowState()
+        return row
+
+    def length(self, row: int) -> int:
+        """Returns the number of committed tokens."""
+        return self._row(row).length
+
+    def extend(self, rows: Sequence[Nodes]) -> list[Tensor]:
+        """Appends provisional nodes and scores them in one call; see `Backend.extend`."""
+        check_distinct(rows)
+        grown = [self._row(nodes.row).grown(nodes, self.capacity) for nodes in rows]
+        counts = [len(n.token_ids) if n.num_logits is None else n.num_logits for n in rows]
+        logits = torch.empty(sum(counts), -(-self.vocab_size // _LANES) * _LANES)
+        entries = []
+        for nodes, (parents, _), count in zip(rows, grown, counts, strict=True):
+            tokens = np.asarray(nodes.token_ids)
+            if tokens.min() < 0 or tokens.max() >= self.vocab_size:
+                raise ArgumentError(f"extend: tokens must be in 0..{self.vocab_size - 1}")
+            entries.append(
+                (
+                    nodes.row,
+                    self._rows[nodes.row].length,
+                    np.array(parents, np.int32),
+                    tokens.astype(np.int32),
+                    count,
+                )
+            )
+        self._decoder.extend(entries, logits.numpy())
+        for nodes, (parents, depths) in zip(rows, grown, strict=True):
+            state = self._rows[nodes.row]
+            state.parents, state.depths = parents, depths
+        return list(logits[:, : self.vocab_size].split(counts))
+
+    def commit(self, rows: Sequence[Kept]) -> None:
+        """Keeps a path of provisional nodes per row; see `Backend.commit`."""
+        for kept in rows:
+            self._row(kept.row).check_path(kept)
+        for kept in rows:
+            state = self._rows[kept.row]
+            self._decoder.keep(kept.row, state.length, np.array(kept.nodes, np.int32))
+            state.length += len(kept.nodes)
+            state.parents, state.depths = [], []
+
+    def truncate(self, row: int, length: int) -> None:
+        """Drops provisional nodes and committed tokens past `length`."""
+        self._row(row).cut(length)
+        self._decoder.shrink(row, length)
+
+    def release(self, row: int) -> None:
+        """Forgets the row and frees its slots."""
+        self._row(row)
+        self._decoder.release(row)
+        del self._rows[row]
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that keys and values of all rows take."""
+        return int(self._decoder.cache_bytes)
+
+    def _row(self, row: int) -> RowState:
+        if row not in self._rows:
+            raise ArgumentError(f"row {row} is not open")
+        return self._rows[row]
