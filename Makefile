@@ -12,7 +12,7 @@ run: venv
 
 venv: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/native/*)
 	@echo "Making the environment in $(VENV) (a few minutes the first time) ..."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: Redwood needs Python 3.11 or newer (PYTHON=... chooses one)"; exit 1; }
@@ -20,6 +20,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@# torch first and by its pin: its CPU build is chosen before anything else asks for torch.
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt torch
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -c 'import redwood._native' 2>/dev/null || \
+		echo "note: the native CPU backend was not built; it needs a C++17 compiler (docs/native.md)"
 	@touch $(STAMP)
 
 lint: venv

@@ -54,87 +54,69 @@ inline void store_int8(int8_t* p, V8 a) {
   for (int i = 0; i < 8; ++i) p[i] = static_cast<int8_t>(std::lrintf(a.v[i]));
 }
 
+// Integer side: 4 outputs at a time in the compiler's own vectors, which it turns into whatever the
+// processor has; that compiles in a third of the time of loops over arrays, and runs faster.
 struct Isa {
-  static constexpr int W = 4, ROWS = 2;
+  static constexpr int W = 4, ROWS = 1;
   static constexpr bool WIDE = true;
-  struct Q {
-    uint32_t v[4];  // one output each: 4 bytes, 2 numbers of 16 bits, or a sum
-  };
-  struct F {
-    float v[4];
-  };
+  // One output a lane: 4 bytes, 2 numbers of 16 bits, or a sum. Unsigned, so that sums may wrap.
+  typedef uint32_t Q __attribute__((vector_size(16)));
+  typedef int32_t Signed __attribute__((vector_size(16)));
+  typedef int16_t Short __attribute__((vector_size(16)));
+  typedef float F __attribute__((vector_size(16)));
 
-  template <class Body>
-  static Q make(Body body) {
-    Q out;
-    for (int i = 0; i < 4; ++i) out.v[i] = static_cast<uint32_t>(body(i));
-    return out;
-  }
-  template <class Body>
-  static F makef(Body body) {
-    F out;
-    for (int i = 0; i < 4; ++i) out.v[i] = body(i);
+  template <class To, class From>
+  static To read(const From* p) {
+    To out;
+    std::memcpy(&out, p, sizeof out);
     return out;
   }
 
-  static Q zero() { return make([](int) { return 0u; }); }
-  static Q load(const uint8_t* p) {
-    Q out;
-    std::memcpy(out.v, p, 16);
-    return out;
-  }
-  static Q load32(const uint32_t* p) { return make([&](int i) { return p[i]; }); }
-  static Q set32(int32_t x) { return make([&](int) { return x; }); }
-  static Q quad(const int8_t* p) {
-    uint32_t bits;
-    std::memcpy(&bits, p, 4);
-    return make([&](int) { return bits; });
-  }
-  static Q low(Q a) { return make([&](int i) { return a.v[i] & 0x0f0f0f0fu; }); }
-  static Q high(Q a) { return make([&](int i) { return a.v[i] >> 4 & 0x0f0f0f0fu; }); }
+  static Q zero() { return set32(0); }
+  static Q load(const uint8_t* p) { return read<Q>(p); }
+  static Q load32(const uint32_t* p) { return read<Q>(p); }
+  static Q set32(int32_t x) { return Q{} + static_cast<uint32_t>(x); }
+  static Q quad(const int8_t* p) { return Q{} + read<uint32_t>(p); }
+  static Q low(Q a) { return a & 0x0f0f0f0fu; }
+  static Q high(Q a) { return a >> 4 & 0x0f0f0f0fu; }
   template <int SHIFT, int MASK>
   static Q plane(Q a) {
-    return make([&](int i) {
-      const uint32_t bits = SHIFT < 4 ? a.v[i] << (4 - (SHIFT < 4 ? SHIFT : 4)) : a.v[i] >> (SHIFT < 4 ? 0 : SHIFT - 4);
-      return bits & MASK * 0x01010101u;
-    });
+    if constexpr (SHIFT < 4) a <<= 4 - SHIFT;
+    if constexpr (SHIFT > 4) a >>= SHIFT - 4;
+    return a & MASK * 0x01010101u;
   }
-  static Q either(Q a, Q b) { return make([&](int i) { return a.v[i] | b.v[i]; }); }
-  static Q add32(Q a, Q b) { return make([&](int i) { return a.v[i] + b.v[i]; }); }
+  static Q either(Q a, Q b) { return a | b; }
+  static Q add32(Q a, Q b) { return a + b; }
+  // The two 16-bit numbers of each lane, as 32-bit ones, added up.
+  static Q add_pair(Short p) { return (Q)((Signed)p >> 16) + (Q)((Signed)((Q)p << 16) >> 16); }
   static Q mac(Q sum, Q w, Q x) {
-    return make([&](int i) {
-      uint32_t s = sum.v[i];
-      for (int b = 0; b < 32; b += 8) {
-        s += static_cast<uint32_t>(static_cast<int32_t>(w.v[i] >> b & 255u) *
-                                   static_cast<int8_t>(x.v[i] >> b & 255u));
-      }
-      return s;
-    });
+    // A product of 8 bits by 8 is below 2^15 by amount: 16-bit products of the even and odd bytes.
+    const Short even = (Short)(w & 0x00ff00ffu) * ((Short)(x << 8) >> 8);
+    const Short odd = (Short)(w >> 8 & 0x00ff00ffu) * ((Short)x >> 8);
+    return sum + add_pair(even) + add_pair(odd);
   }
   static Q flush(Q sum) { return sum; }
-  static Q flush(Q sum, Q scale) { return make([&](int i) { return sum.v[i] * scale.v[i]; }); }
+  static Q flush(Q sum, Q scale) { return sum * scale; }
   static uint32_t scale_bits(int s) { return static_cast<uint32_t>(s); }
   static Q madd16(Q a, Q b) {
-    return make([&](int i) {
-      const int32_t low = static_cast<int16_t>(a.v[i] & 0xffffu) * static_cast<int16_t>(b.v[i] & 0xffffu);
-      return low + static_cast<int16_t>(a.v[i] >> 16) * static_cast<int16_t>(b.v[i] >> 16);
-    });
+    const Signed low = ((Signed)(a << 16) >> 16) * ((Signed)(b << 16) >> 16);
+    return (Q)(low + ((Signed)a >> 16) * ((Signed)b >> 16));
   }
-  static F to_float(Q a) {
-    return makef([&](int i) { return static_cast<float>(static_cast<int32_t>(a.v[i])); });
-  }
-  static F loadf(const float* p) { return makef([&](int i) { return p[i]; }); }
-  static void storef(float* p, F a) { std::memcpy(p, a.v, sizeof a.v); }
-  static F setf(float x) { return makef([&](int) { return x; }); }
-  static F zerof() { return setf(0.0f); }
+  static F to_float(Q a) { return __builtin_convertvector((Signed)a, F); }
+  static F loadf(const float* p) { return read<F>(p); }
+  static void storef(float* p, F a) { std::memcpy(p, &a, sizeof a); }
+  static F setf(float x) { return F{} + x; }
+  static F zerof() { return F{}; }
   static F half(const uint8_t* p) {
-    uint16_t bits[4];
-    std::memcpy(bits, p, 8);
-    return makef([&](int i) { return redwood::half_to_float(bits[i]); });
+    uint16_t bits[W];
+    std::memcpy(bits, p, sizeof bits);
+    F out{};
+    for (int i = 0; i < W; ++i) out[i] = redwood::half_to_float(bits[i]);
+    return out;
   }
-  static F mulf(F a, F b) { return makef([&](int i) { return a.v[i] * b.v[i]; }); }
-  static F addf(F a, F b) { return makef([&](int i) { return a.v[i] + b.v[i]; }); }
-  static F fmaf(F a, F b, F c) { return makef([&](int i) { return a.v[i] * b.v[i] + c.v[i]; }); }
+  static F mulf(F a, F b) { return a * b; }
+  static F addf(F a, F b) { return a + b; }
+  static F fmaf(F a, F b, F c) { return a * b + c; }
   static void prefetch(const uint8_t* p) { __builtin_prefetch(p); }
 };
 

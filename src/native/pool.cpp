@@ -15,7 +15,7 @@ namespace {
 // short enough not to take a processor from the Python beside us.
 constexpr int kSpins = 2000;
 // A thread that waits inside a forward gives way only if its peer has lost its processor.
-constexpr int kYieldAfter = 20000;
+constexpr int kYieldAfter = 1000;
 
 void pin(const std::vector<int>& cpus, int thread) {
 #ifdef __linux__

@@ -254,6 +254,10 @@ def load(
     law: str = "without_replacement",
     max_rows: int = 64,
     progress: bool = False,
+    weights: str | None = None,
+    kv: str | None = None,
+    threads: int | None = None,
+    cpus: Sequence[int] | None = None,
 ) -> Engine:
     """Returns an engine for a model, with what drafts for it.
 
@@ -262,33 +266,42 @@ def load(
         drafter: None or "none"; "ngram"; a model, named as `target`; several joined with "+", or a
             list: one tree from all of them. Objects with the `Drafter` protocol are taken as they
             are.
-        backend: "auto" or "eager".
-        dtype, device: see `redwood.backends.load.load_backend`.
+        backend, dtype, device: see `redwood.backends.load.open_model`.
         capacity: slots per row, at most the context length, the default.
         budget: nodes scored per step, the root included; None: a size that suits the drafters.
         tree: parents of a static tree for model drafters; see `ModelDrafter`.
         law: how a model drafter draws; see `ModelDrafter`.
         max_rows: requests decoded at once.
         progress: show progress of fetching and converting on stderr.
+        weights, kv, threads, cpus: of the native backend, for target and drafters; see
+            `redwood.backends._native_load.load_native`.
 
     Raises:
         ModelError: a model that is missing or damaged.
         TokenizerMismatchError: a drafter that speaks other tokens.
-        ArgumentError, CapacityError, UnsupportedError: see `load_backend`.
+        ArgumentError, CapacityError, UnsupportedError: see `open_model`.
     """
-    from redwood.backends.load import load_backend
-    from redwood.models import resolve
+    from redwood.backends.load import open_model
 
     if not isinstance(target, str | Path):
         raise ArgumentError(f"target {target!r} must be the name or the folder of a model")
-    folder = resolve(str(target), progress=progress)
-    model = load_backend(folder, backend=backend, dtype=dtype, device=device, capacity=capacity)
+    options: dict[str, Any] = dict(
+        backend=backend,
+        dtype=dtype,
+        device=device,
+        progress=progress,
+        weights=weights,
+        kv=kv,
+        threads=threads,
+        cpus=cpus,
+    )
+    folder, model = open_model(str(target), capacity=capacity, **options)
     tokenizer = load_tokenizer(folder)
 
     def draft_model(name: str) -> Backend:
-        draft_folder = resolve(name, progress=progress)
+        draft_folder, draft = open_model(name, **options)
         check_same_tokens(tokenizer, load_tokenizer(draft_folder))
-        return load_backend(draft_folder, backend=backend, dtype=dtype, device=device)
+        return draft
 
     drafters = [
         _drafter(part, draft_model, tree, law) if isinstance(part, str) else part

@@ -86,10 +86,13 @@ class WeightSource:
         spec: DecoderSpec,
         weights: Mapping[tuple[str, int | None], Weight],
         close: Callable[[], None],
+        forget: Callable[[], None] = lambda: None,
     ) -> None:
         self.spec = spec
         self._weights = weights
         self.close = close
+        self.forget = forget
+        """Gives back the memory of what was read so far; it is read again where needed."""
 
     def get(self, role: str, layer: int | None = None) -> Weight | None:
         """Returns a weight, or None if the model has none in that role (tied output: None).
@@ -144,7 +147,7 @@ def open_gguf(path: Path, capacity: int | None = None) -> WeightSource:
     except BaseException:
         file.close()
         raise
-    return WeightSource(spec, weights, file.close)
+    return WeightSource(spec, weights, file.close, file.forget)
 
 
 def open_folder(path: Path, capacity: int | None = None) -> WeightSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from redwood.backends._native_load import load_native
 from redwood.backends._packing import pack_linears
 from redwood.backends.base import Backend, Kept, Nodes
 from redwood.backends.eager import ATTENTION, EagerBackend
+from redwood.backends.native import extension
 from redwood.errors import (
     ArgumentError,
     CapacityError,
@@ -21,9 +24,12 @@ from redwood.errors import (
     NumericalError,
     UnsupportedError,
 )
+from redwood.models import PACKAGED, locate, resolve
 from redwood.sampling import check_finite
 
-BACKENDS = ("auto", "eager")
+_log = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "native", "eager")
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -38,31 +44,78 @@ _PROMPT = 8  # tokens before the probe tree
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}
 
 
-def load_backend(
-    folder: Path,
+def open_model(
+    name: str,
     *,
     backend: str = "auto",
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     capacity: int | None = None,
-) -> Backend:
-    """Returns a backend for the model in `folder`; only safetensors are read, no remote code runs.
+    progress: bool = False,
+    **native: Any,
+) -> tuple[Path, Backend]:
+    """Returns the folder with a model's tokenizer, and a backend with its weights.
 
     Args:
-        backend: "eager" ("auto" chooses it).
+        name: a packaged name, a folder, a .gguf file or a hub id.
+        backend: "native", "eager", or "auto": native on a CPU where it can compute the model and
+            no dtype is asked for, else eager.
+        dtype: of the eager backend; see `load_eager`.
+        device: "cpu", "cuda", "cuda:N"; "auto" takes CUDA where there is one.
+        capacity: slots per row, at most the model's context length, which is the default.
+        progress: show progress of fetching and converting on stderr.
+        native: options of the native backend: weights, kv, threads, cpus; see `load_native`.
+
+    Raises:
+        ArgumentError: unknown backend, dtype or device, an option that the backend does not have.
+        CapacityError, ModelError, UnsupportedError: see `load_native` and `load_eager`.
+    """
+    if backend not in BACKENDS:
+        raise ArgumentError(f"backend {backend!r} must be one of {', '.join(BACKENDS)}")
+    place = _device(device)
+    native = {option: value for option, value in native.items() if value is not None}
+    fits = place.type == "cpu" and dtype == "auto"
+    if backend == "native" and not fits:
+        wrong = f"dtype {dtype} (it takes weights=)" if place.type == "cpu" else f"device {place}"
+        raise ArgumentError(f"the native backend does not take {wrong}")
+    if backend == "native" or (backend == "auto" and fits):
+        try:
+            extension()
+            folder, gguf = locate(name, progress=progress)
+            known = name if name in PACKAGED else folder.name if gguf else None
+            made = load_native(folder, gguf, capacity=capacity, name=known, **native)
+            return folder, made
+        except UnsupportedError as error:
+            if backend == "native" or native:
+                raise
+            _log.warning("%s; the eager backend runs it", error)
+    if native:
+        raise ArgumentError(f"{', '.join(native)}: only the native backend has these options")
+    folder = resolve(name, progress=progress)
+    return folder, load_eager(folder, dtype=dtype, device=place, capacity=capacity)
+
+
+def load_eager(
+    folder: Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    capacity: int | None = None,
+) -> EagerBackend:
+    """Returns the eager backend for the model in `folder`; only safetensors are read, no remote code runs.
+
+    Args:
         dtype: "float32", "bfloat16", "float16" or torch's own; "auto" is float32
             on a CPU and the model's on CUDA.
         device: "cpu", "cuda", "cuda:N"; "auto" takes CUDA where there is one.
         capacity: slots per row, at most the model's context length, which is the default.
 
     Raises:
-        ArgumentError: unknown backend, dtype or device.
+        ArgumentError: unknown dtype or device.
         CapacityError: a capacity that is below 2 or beyond the model's context.
         ModelError: a folder that does not load.
         UnsupportedError: a model that cannot be served exactly, with the reason.
     """
-    if backend not in BACKENDS:
-        raise ArgumentError(f"backend {backend!r} must be one of {', '.join(BACKENDS)}")
     place = _device(device)
     config = _config(folder)
     number = _dtype(dtype, place, config)

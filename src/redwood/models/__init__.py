@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from redwood.errors import ModelError
-from redwood.models import _cache, _convert, _fetch
+from redwood.models import _cache, _convert, _fetch, _packed
 from redwood.models._cache import cache_dir
 from redwood.models._catalogue import DEFAULT_MODEL, PACKAGED, PackagedModel
+from redwood.models._packed import packed_file
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -31,6 +32,8 @@ __all__ = [
     "fetch",
     "gguf_path",
     "installed",
+    "locate",
+    "packed_file",
     "remove",
     "resolve",
     "verify",
@@ -93,6 +96,23 @@ def fetch(name: str, *, progress: bool = True) -> Path:
     return resolve(name, progress=progress)
 
 
+def locate(name: str, *, progress: bool = True) -> tuple[Path, Path | None]:
+    """Returns a folder with tokenizer and configuration, and the GGUF file with the weights.
+
+    For what the native backend reads: no weights are converted. The second is None where the
+    weights are safetensors in the folder. Args and Raises: as `resolve`.
+    """
+    if name in PACKAGED:
+        model, folder = PACKAGED[name], _described(name)
+        _prepared(model, folder, _convert.NO_WEIGHTS, keep_gguf=True, progress=progress)
+        return folder, _gguf_folder(model) / model.file_name
+    path = Path(os.path.expanduser(name))
+    if path.suffix.lower() == ".gguf" and os.path.isfile(path):
+        path = path.resolve()
+        return _from_gguf(path, progress=progress, dtype=_convert.NO_WEIGHTS), path
+    return resolve(name, progress=progress), None
+
+
 def gguf_path(name: str) -> Path | None:
     """Returns the GGUF file behind a packaged name or a path, None if there is none here.
 
@@ -131,13 +151,19 @@ def remove(name: str) -> int:
         raise ModelError(
             f"cannot remove {name!r}{_suggestion(name)}: give a name from `redwood models list`"
         )
-    folders = [cache_dir() / "converted" / name, cache_dir() / "gguf" / name]
+    folders = _entries(name)
     freed = sum(_cache.size_on_disk(folder) for folder in folders)
     with _cache.lock(name), _cache.workspace(name, 0) as work:
         for number, folder in enumerate(folders):
             if folder.exists():  # gone for everyone at once, then deleted with the workspace
                 folder.rename(work / str(number))
     return freed
+
+
+def _entries(name: str) -> list[Path]:
+    """All that the cache holds, or may hold, for a name shown by `installed`."""
+    made = [cache_dir() / kind / name for kind in ("converted", "described", "gguf")]
+    return made + _packed.entries_of(name)
 
 
 def verify(name: str) -> None:
@@ -166,6 +192,10 @@ def verify(name: str) -> None:
 
 def _folder(model: PackagedModel) -> Path:
     return cache_dir() / "converted" / model.name
+
+
+def _described(key: str) -> Path:
+    return cache_dir() / "described" / key
 
 
 def _gguf_folder(model: PackagedModel) -> Path:
@@ -212,30 +242,36 @@ def _damaged(name: str, fault: str, again: str) -> ModelError:
 
 def _packaged(model: PackagedModel, *, keep_gguf: bool, progress: bool) -> Path:
     """Returns the converted folder, after fetching and converting what is missing or damaged."""
+    return _prepared(model, _folder(model), model.dtype, keep_gguf=keep_gguf, progress=progress)
 
+
+def _prepared(
+    model: PackagedModel, folder: Path, dtype: str, *, keep_gguf: bool, progress: bool
+) -> Path:
     def faults() -> tuple[str | None, str | None]:
-        folder_fault = _folder_fault(model)
+        folder_fault = _cache.problem(folder, source_sha256=model.sha256, dtype=dtype)
         wanted = keep_gguf or folder_fault or _gguf_folder(model).exists()
         return folder_fault, _gguf_fault(model) if wanted else None
 
     if faults() == (None, None):
-        return _folder(model)
+        return folder
     with _cache.lock(model.name):
         folder_fault, gguf_fault = faults()  # another process may have made it meanwhile
-        for fault, path in ((folder_fault, _folder(model)), (gguf_fault, _gguf_folder(model))):
+        for fault, path in ((folder_fault, folder), (gguf_fault, _gguf_folder(model))):
             if fault and path.exists():
                 _cache.say(f"{fault}; making it again")
         gguf_bytes = model.size_bytes * (len(model.members) + 1) // len(model.members)
         needed = gguf_bytes if gguf_fault else 0
-        needed += model.converted_bytes if folder_fault else 0
+        if folder_fault and dtype != _convert.NO_WEIGHTS:
+            needed += model.converted_bytes
         with _cache.workspace(model.name, needed) as work:
             if gguf_fault:
                 _download(model, work / "gguf", progress)
             if folder_fault:
                 gguf = _gguf_folder(model) / model.file_name
-                about = _manifest(model.name, model.source, model.sha256, model.dtype)
-                _publish_converted(gguf, work / "converted", _folder(model), about, progress)
-    return _folder(model)
+                about = _manifest(model.name, model.source, model.sha256, dtype)
+                _publish_converted(gguf, work / "converted", folder, about, progress)
+    return folder
 
 
 def _download(model: PackagedModel, folder: Path, progress: bool) -> None:
@@ -256,7 +292,9 @@ def _publish_converted(
     gguf: Path, work: Path, destination: Path, about: _cache.Manifest, progress: bool
 ) -> None:
     console = Console(stderr=True, quiet=not progress)
-    with console.status(f"Converting {gguf.name} to {about.dtype} (once; a minute or two)"):
+    described = about.dtype == _convert.NO_WEIGHTS
+    doing = "Reading the tokenizer of" if described else f"Converting to {about.dtype}:"
+    with console.status(f"{doing} {gguf.name} (once; {'seconds' if described else 'minutes'})"):
         _convert.convert(gguf, work, about.dtype)
         _cache.publish(work, destination, about)
 
@@ -275,24 +313,25 @@ def _manifest(
     return _cache.Manifest(name, source, sha256, dtype, made_by, {}, stamp)
 
 
-def _from_gguf(path: Path, *, progress: bool) -> Path:
+def _from_gguf(path: Path, *, progress: bool, dtype: str = _GGUF_DTYPE) -> Path:
     """Returns the folder converted from the user's GGUF file; made once per sha256."""
     status = path.stat()
     stamp = (status.st_size, status.st_mtime_ns)
-    for folder in (cache_dir() / "converted").glob("gguf-*"):  # unchanged since last time?
+    base = _described("") if dtype == _convert.NO_WEIGHTS else cache_dir() / "converted"
+    for folder in base.glob("gguf-*"):  # unchanged since last time?
         known = _cache.read_manifest(folder)
         if known and (known.source, known.source_stamp) == (str(path), stamp):
-            if _user_fault(folder) is None:
+            if _cache.problem(folder, source_sha256=known.source_sha256, dtype=dtype) is None:
                 return folder
     sha256 = _cache.sha256_of(path)
     key = f"gguf-{sha256[:16]}"
-    folder = cache_dir() / "converted" / key
-    about = _manifest(key, str(path), sha256, _GGUF_DTYPE, stamp)
-    if _cache.problem(folder, source_sha256=sha256, dtype=_GGUF_DTYPE) is None:
+    folder = base / key
+    about = _manifest(key, str(path), sha256, dtype, stamp)
+    if _cache.problem(folder, source_sha256=sha256, dtype=dtype) is None:
         return folder
-    size_bytes = _convert.converted_size(path, _GGUF_DTYPE)
+    size_bytes = _convert.converted_size(path, dtype)
     with _cache.lock(key):
-        fault = _cache.problem(folder, source_sha256=sha256, dtype=_GGUF_DTYPE)
+        fault = _cache.problem(folder, source_sha256=sha256, dtype=dtype)
         if fault and folder.exists():
             _cache.say(f"{fault}; making it again")
         if fault:

@@ -1,5 +1,7 @@
 """From a GGUF file to a folder that Transformers loads: safetensors, tokenizer, configuration.
 
+Or to tokenizer and configuration alone, for the native backend, which reads the GGUF itself.
+
 The work is done once per model, in a process of its own: it needs several times the file's size in
 memory, which is given back at its end, and Transformers' settings and progress bars stay out of the
 caller's process.
@@ -7,6 +9,7 @@ caller's process.
 
 import errno
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,8 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from redwood.errors import ModelError
+from redwood.models._gguf import GGUFFile
 
-_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+NO_WEIGHTS = "none"
+"""In place of a dtype: tokenizer and configuration only."""
+
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, NO_WEIGHTS: 0}
+_DESCRIPTION_BYTES = 32_000_000  # a tokenizer of 150k tokens takes half of this
 
 # Tokens that end an answer. A GGUF names a single one, and a model may use several.
 _STOPS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<end_of_turn>")
@@ -33,15 +41,10 @@ def converted_size(source: Path, dtype: str) -> int:
 
     Raises: ModelError if the file is not a GGUF, or is cut short.
     """
-    from gguf import GGUFReader
-
-    try:
-        tensors = GGUFReader(source).tensors
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        raise ModelError(
-            f"{source} cannot be read as GGUF ({error}); is the download complete?"
-        ) from error
-    return sum(int(tensor.n_elements) for tensor in tensors) * _ITEM_BYTES[dtype]
+    with GGUFFile(source) as file:
+        elements = sum(math.prod(tensor.shape) for tensor in file.tensors.values())
+    weights = elements * _ITEM_BYTES[dtype]
+    return weights + _DESCRIPTION_BYTES
 
 
 def convert(source: Path, target: Path, dtype: str) -> None:
@@ -77,6 +80,8 @@ def run(source_name: str, target_name: str, dtype: str) -> None:
     source, target = Path(source_name), Path(target_name)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     _restore_splitting(tokenizer, source)
+    if dtype == NO_WEIGHTS:
+        return _describe(source, target, tokenizer)
     options: dict[str, Any] = {}
     if hasattr(transformers, "GgufConfig"):  # earlier versions know only the way we want
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
@@ -89,14 +94,30 @@ def run(source_name: str, target_name: str, dtype: str) -> None:
     )
     if absent := sorted(report["missing_keys"]):  # they would hold random numbers
         raise ModelError(f"{len(absent)} weights are not in the file, for instance {absent[0]}")
-    model.generation_config = transformers.GenerationConfig(
-        bos_token_id=model.config.bos_token_id,
-        pad_token_id=model.config.pad_token_id,
-        eos_token_id=_stop_ids(tokenizer, model.config.eos_token_id),
-    )
+    model.generation_config = _generation(model.config, tokenizer)
     target.mkdir()  # fails if the parent was killed and its workspace cleared: then we end too
     tokenizer.save_pretrained(target)
     model.save_pretrained(target)
+
+
+def _describe(source: Path, target: Path, tokenizer: Any) -> None:
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
+    target.mkdir()
+    tokenizer.save_pretrained(target)
+    config.save_pretrained(target)
+    _generation(config, tokenizer).save_pretrained(target)
+
+
+def _generation(config: Any, tokenizer: Any) -> Any:
+    import transformers
+
+    return transformers.GenerationConfig(
+        bos_token_id=config.bos_token_id,
+        pad_token_id=config.pad_token_id,
+        eos_token_id=_stop_ids(tokenizer, config.eos_token_id),
+    )
 
 
 def _stop_ids(tokenizer: Any, eos_token_id: int | None) -> list[int]:

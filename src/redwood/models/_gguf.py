@@ -116,6 +116,11 @@ class GGUFFile:
             raise ModelError(f"{self.path} has no tensor {name!r}")
         return np.frombuffer(self._mapped(), np.uint8, tensor.size, tensor.offset)
 
+    def forget(self) -> None:
+        """Gives back the memory of pages read so far, where the system can."""
+        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         """Unmaps the file, at once or when the last view of it is gone."""
         mapped, self._map = self._map, None

@@ -1,0 +1,133 @@
+"""From a model's files to a `NativeBackend`: weights are packed once, then mapped into memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from redwood import models
+from redwood.backends import _packed
+from redwood.backends._weights import WeightSource, open_folder, open_gguf
+from redwood.backends.native import NativeBackend, extension
+from redwood.errors import ArgumentError, CapacityError, check_count
+
+KV = ("auto", "f16", "f32")
+_ALIGNMENT = 4096
+_IN_MEMORY = 1 << 26
+"""Weights up to this size are packed at every start: that takes less than a second."""
+
+
+def load_native(
+    folder: Path,
+    gguf: Path | None,
+    *,
+    capacity: int | None = None,
+    weights: str = "auto",
+    kv: str = "auto",
+    threads: int | None = None,
+    cpus: Sequence[int] = (),
+    isa: str = "auto",
+    name: str | None = None,
+) -> NativeBackend:
+    """Returns the native backend for a GGUF file, or for the safetensors of a folder.
+
+    Args:
+        folder: with config.json; it names the model in messages.
+        gguf: the weights; None: the safetensors in `folder`.
+        capacity: slots per row, at most the model's context, the default.
+        weights: "auto" holds the numbers of the file exactly; "int4" (groups of 32 with scale and
+            minimum; embedding and head "int8"), "int8", "bf16", "f32" requantise floats.
+        kv: numbers of keys and values: "f16" ("auto") or "f32".
+        threads: None: one for each processor that this process may use.
+        cpus: processors to pin the threads to, but for the calling one; none: not pinned.
+        isa: see `NativeBackend`.
+        name: under which `redwood models` knows the model; None: its path.
+
+    Raises:
+        UnsupportedError: no extension, or a model that is not computed here, with the reason.
+        ArgumentError: unknown weights or kv, requantising what is quantised already.
+        CapacityError: a capacity below 2 or beyond the model's context.
+        ModelError: damaged files, or no room for the packed ones.
+    """
+    extension()
+    if weights not in _packed.WEIGHTS:
+        raise ArgumentError(f"weights {weights!r} must be one of {', '.join(_packed.WEIGHTS)}")
+    if kv not in KV:
+        raise ArgumentError(f"kv {kv!r} must be one of {', '.join(KV)}")
+    if threads is None:
+        threads = _processors()
+    check_count("threads", threads)
+    with open_folder(folder, capacity) if gguf is None else open_gguf(gguf, capacity) as source:
+        context = source.spec.context
+        if capacity is not None and not 2 <= capacity <= context:
+            raise CapacityError(
+                f"capacity {capacity} must be between 2 and the context of {context}"
+            )
+        files = [gguf] if gguf is not None else _weight_files(folder)
+        matrices = _matrices(source, files, weights, threads, name or str(gguf or folder))
+        if source.spec.tied:
+            matrices["output"] = matrices["embed"]
+        return NativeBackend(
+            source.spec,
+            matrices,
+            _packed.vectors(source),
+            capacity=capacity or context,
+            kv="f16" if kv == "auto" else kv,
+            threads=threads,
+            cpus=cpus,
+            isa=isa,
+        )
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return min(64, len(os.sched_getaffinity(0)))
+    return min(64, os.cpu_count() or 1)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(path.resolve() for path in folder.glob("*.safetensors"))
+
+
+def _matrices(
+    source: WeightSource, files: list[Path], weights: str, threads: int, name: str
+) -> dict[str, tuple[str, NDArray[np.uint8]]]:
+    listed = list(_packed.matrix_weights(source))
+    sizes = [_packed.packed_size(name, weight, weights) for name, weight in listed]
+    starts, end = [], 0
+    for size in sizes:
+        starts.append(end)
+        end += -(-size // _ALIGNMENT) * _ALIGNMENT
+
+    def packed() -> list[NDArray[np.uint8]]:
+        made = []
+        for (matrix, weight), size in zip(listed, sizes, strict=True):
+            out = np.empty(size, np.uint8)
+            _packed.pack(matrix, weight, weights, out, threads)
+            made.append(out)
+        return made
+
+    def write(file: BinaryIO) -> None:
+        for (matrix, weight), size, start in zip(listed, sizes, starts, strict=True):
+            out = np.empty(size, np.uint8)
+            _packed.pack(matrix, weight, weights, out, threads)
+            file.seek(start)
+            file.write(out)
+            source.forget()
+        file.truncate(end)
+
+    if end <= _IN_MEMORY:
+        arrays = packed()
+    else:
+        path = models.packed_file(name, files, weights, end, write)
+        mapped = np.memmap(path, np.uint8, "r")
+        arrays = [mapped[at : at + size] for at, size in zip(starts, sizes, strict=True)]
+    return {
+        matrix: (_packed.format_of(matrix, weight, weights), np.asarray(array))
+        for (matrix, weight), array in zip(listed, arrays, strict=True)
+    }
