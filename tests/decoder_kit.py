@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import transformers
 from gguf import GGMLQuantizationType, GGUFWriter
-from gguf.quants import dequantize
+from gguf.quants import dequantize, quantize
 from torch import Tensor
 
 from redwood.backends._decoder_spec import DecoderSpec
@@ -164,13 +164,32 @@ def write_gguf(
     return path
 
 
-def save_gguf(path: Path, model: Any, **changes: Any) -> Path:
-    """A model as a GGUF file; a setting that is changed to None is left out."""
-    kind = {"mistral": "llama", "gemma3_text": "gemma3"}
-    architecture = kind.get(model.config.model_type, model.config.model_type)
+_SCALES = {"Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
+
+
+def stored(rows: np.ndarray[Any, Any], kind: str) -> tuple[np.ndarray[Any, Any], str]:
+    """A matrix in a ggml type; random blocks of small scale for those that `gguf` cannot write."""
+    if kind not in _SCALES:
+        return quantize(rows, GGMLQuantizationType[kind]), kind
+    step, size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    rng = np.random.default_rng(rows.size)
+    blocks = rng.integers(0, 256, (rows.shape[0], rows.shape[1] // step, size), dtype=np.uint8)
+    for at in _SCALES[kind]:
+        scales = rng.uniform(1e-4, 4e-4, blocks.shape[:2] + (1,)).astype(np.float16)
+        blocks[:, :, at : at + 2] = scales.view(np.uint8)
+    return blocks.reshape(rows.shape[0], -1), kind
+
+
+def save_gguf(path: Path, model: Any, kind: str = "F32", **changes: Any) -> Path:
+    """A model as a GGUF file, its matrices in a ggml type; settings changed to None are left out."""
+    names = {"mistral": "llama", "gemma3_text": "gemma3"}
+    architecture = names.get(model.config.model_type, model.config.model_type)
     settings = {**gguf_settings(model), **changes}
     settings = {key: value for key, value in settings.items() if value is not None}
-    return write_gguf(path, architecture, settings, gguf_tensors(model))
+    tensors: dict[str, Any] = gguf_tensors(model)
+    if kind != "F32":
+        tensors = {k: stored(x, kind) if x.ndim > 1 else x for k, x in tensors.items()}
+    return write_gguf(path, architecture, settings, tensors)
 
 
 def numbers(weight: Weight) -> Tensor:

@@ -46,6 +46,8 @@ class FakeWorld:
         self.conversions.append((source, dtype))
         target.mkdir()
         write_model(target, mark=source.read_bytes()[:1])
+        if dtype == _convert.NO_WEIGHTS:
+            (target / "model.safetensors").unlink()
         self.during_conversion()
 
 

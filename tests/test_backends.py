@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 import transformers
 
 from conftest import save_model, tiny_llama, tiny_tokenizer
+from redwood.backends._native_load import load_native
 from redwood.backends.base import Backend, Kept, Nodes
-from redwood.backends.load import load_backend, wrap_model
+from redwood.backends.load import load_eager, wrap_model
 from redwood.errors import (
     ArgumentError,
     CapacityError,
@@ -25,8 +27,15 @@ PROMPT = [5, 9, 17, 33, 65, 129, 2, 77, 54, 201]
 TOKENS = [3, 14, 15, 92, 65, 35, 89, 79]
 PARENTS = [-1, 0, 0, 1, 2, 2, 3, 6]
 
+
+def _native(model: Any) -> Backend:
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return load_native(Path(folder), None, kv="f32", threads=2)
+
+
 # One entry per backend: a function from a Transformers model to the backend under test.
-BACKENDS: dict[str, Callable[[Any], Backend]] = {"eager": wrap_model}
+BACKENDS: dict[str, Callable[[Any], Backend]] = {"eager": wrap_model, "native": _native}
 
 
 def _path(node: int) -> list[int]:
@@ -231,7 +240,7 @@ def test_every_architecture_serves_trees(kind: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_every_dtype_serves_trees(dtype: str, tiny_model_folder: Path) -> None:
-    backend = load_backend(tiny_model_folder, dtype=dtype)
+    backend = load_eager(tiny_model_folder, dtype=dtype)
     row = _filled(backend, PROMPT)
     (logits,) = backend.extend([Nodes(row, TOKENS, PARENTS)])
     other = _filled(backend, PROMPT)
@@ -242,7 +251,7 @@ def test_every_dtype_serves_trees(dtype: str, tiny_model_folder: Path) -> None:
 
 
 def test_packed_layers_give_the_stock_logits(tiny_model_folder: Path) -> None:
-    backend = load_backend(tiny_model_folder)
+    backend = load_eager(tiny_model_folder)
     row = _filled(backend, PROMPT)
     (logits,) = backend.extend([Nodes(row, [8])])
     torch.testing.assert_close(logits[0], _plain(tiny_llama(), [*PROMPT, 8]), atol=1e-4, rtol=1e-4)
@@ -285,16 +294,14 @@ def test_weights_with_nan_are_refused_at_load() -> None:
 
 
 def test_bad_names_and_numbers_are_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="backend"):
-        load_backend(tiny_model_folder, backend="magic")
     with pytest.raises(ArgumentError, match="dtype"):
-        load_backend(tiny_model_folder, dtype="int3")
+        load_eager(tiny_model_folder, dtype="int3")
     with pytest.raises(ArgumentError, match="device"):
-        load_backend(tiny_model_folder, device="abacus")
+        load_eager(tiny_model_folder, device="abacus")
     with pytest.raises(CapacityError, match="capacity"):
-        load_backend(tiny_model_folder, capacity=100000)
+        load_eager(tiny_model_folder, capacity=100000)
     with pytest.raises(ModelError, match="config"):
-        load_backend(tmp_path)
+        load_eager(tmp_path)
 
 
 def test_a_truncated_weight_file_is_one_clear_error(tmp_path: Path) -> None:
@@ -302,14 +309,14 @@ def test_a_truncated_weight_file_is_one_clear_error(tmp_path: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ModelError, match="does not load"):
-        load_backend(folder)
+        load_eager(folder)
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_cuda_serves_trees(dtype: str, tiny_model_folder: Path) -> None:
-    backend = load_backend(tiny_model_folder, dtype=dtype, device="cuda")
+    backend = load_eager(tiny_model_folder, dtype=dtype, device="cuda")
     row = _filled(backend, PROMPT)
     (logits,) = backend.extend([Nodes(row, TOKENS, PARENTS)])
     (path,) = backend.extend([Nodes(_filled(backend, PROMPT), _path(7))])

@@ -202,13 +202,17 @@ def test_wrong_benchmarks_are_refused_before_they_run(
         alternate(engine, [PLAIN, ngram(budget)], prompts, PARAMS, repeats=repeats)
 
 
-def test_forward_times_have_a_median_per_number_of_tokens(engine: Engine) -> None:
-    times = forward_times(engine.target, [4, 1, 4], context=600 // 4, repeats=3)
+@pytest.mark.parametrize("backend", ["native", "eager"])
+def test_forward_times_have_a_median_per_number_of_tokens(
+    tiny_model_folder: Path, backend: str
+) -> None:
+    target = redwood.load(str(tiny_model_folder), backend=backend).target
+    times = forward_times(target, [4, 1, 4], context=600 // 4, repeats=3)
     assert list(times.ms) == [1, 4]
     for count, ms in times.ms.items():
         low, high = times.spread[count]
         assert 0 < low <= ms <= high
-    assert (times.backend, times.dtype, times.device) == ("eager", "float32", "cpu")
+    assert (times.backend, times.dtype, times.device) == (backend, "float32", "cpu")
     assert (times.context, times.repeats) == (150, 3)
 
 

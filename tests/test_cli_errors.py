@@ -15,6 +15,7 @@ from cli_kit import Ran, press_ctrl_c
 from conftest import save_model, tiny_llama, tiny_tokenizer
 from redwood import Engine
 from redwood.backends.eager import EagerBackend
+from redwood.backends.native import NativeBackend
 from redwood.errors import ModelError
 
 
@@ -57,6 +58,11 @@ def engine(tiny_model_folder: Path) -> Engine:
         (["bench", "prompts", "--prompts", "x", "--limit", "0"], "--limit"),
         (["bench", "prompts", "--prompts", "x", "--budget", "4;8"], "--budget"),
         (["bench", "forward", "--tokens", "1,,2"], "--tokens"),
+        (["generate", "--threads", "many", "x"], "--threads"),
+        (["generate", "--cpus", "0-3", "x"], "--cpus"),
+        (["chat", "--cpus", ""], "--cpus"),
+        (["demo", "--cpus", "0,,1"], "--cpus"),
+        (["bench", "forward", "--cpus", "-1"], "--cpus"),
         (["models", "fetch"], "NAME"),
         (["demo", "--repeats", "0"], "--repeats"),
     ],
@@ -90,6 +96,14 @@ def test_wrong_usage_is_one_line_that_names_the_option(args: list[str], named: s
         (["--device", "cuda:77"], "cuda:77"),
         (["--capacity", "1"], "capacity 1"),
         (["--capacity", "100000"], "capacity 100000"),
+        (["--weights", "int3"], "weights 'int3'"),
+        (["--kv", "int8"], "kv 'int8'"),
+        (["--threads", "0"], "threads 0"),
+        (["--threads", "65"], "threads 65"),
+        (["--cpus", "7777"], "not 7777"),
+        (["--weights", "int8", "--backend", "eager"], "weights: only the native backend"),
+        (["--kv", "f16", "--dtype", "float32"], "kv: only the native backend"),
+        (["--backend", "native", "--dtype", "float32"], "does not take dtype float32"),
         (["--budget", "0"], "budget 0"),
         (["--budget", "300"], "budget 300 exceeds the capacity"),
         (["--tree", "2,1"], "tree"),
@@ -159,19 +173,21 @@ def test_a_tree_file_without_parents_is_one_line(tmp_path: Path) -> None:
         assert "tree.json" in Ran("generate", "Tom", "--tree", str(tmp_path / "tree.json")).error()
 
 
+@pytest.mark.parametrize("kind", [NativeBackend, EagerBackend])
 def test_logits_that_are_not_numbers_are_one_line(
-    target: str, monkeypatch: pytest.MonkeyPatch
+    target: str, monkeypatch: pytest.MonkeyPatch, kind: type[Any]
 ) -> None:
-    extend = EagerBackend.extend
+    extend = kind.extend
     rows: list[int] = []
 
-    def broken(self: EagerBackend, nodes: Any) -> list[torch.Tensor]:
+    def broken(self: Any, nodes: Any) -> list[torch.Tensor]:
         rows.append(1)
         logits = extend(self, nodes)
         return [row * float("nan") for row in logits] if len(rows) > 3 else logits
 
-    monkeypatch.setattr(EagerBackend, "extend", broken)
-    assert "NaN" in Ran("generate", "-t", target, "Tom", "--json").error()
+    monkeypatch.setattr(kind, "extend", broken)
+    args = ["generate", "-t", target, "Tom", "--json", "--backend", kind.name]
+    assert "NaN" in Ran(*args).error()
 
 
 def test_a_chat_template_that_refuses_is_one_line(tmp_path: Path) -> None:
@@ -208,8 +224,8 @@ def test_errors_are_one_line_and_debug_shows_where(
         raise error
 
     monkeypatch.setattr("redwood.models.resolve", fail)
-    assert said in Ran("generate", "Tom").error()
-    debug = Ran("generate", "Tom", REDWOOD_DEBUG="1")
+    assert said in Ran("generate", "-t", "some/model", "Tom").error()
+    debug = Ran("generate", "-t", "some/model", "Tom", REDWOOD_DEBUG="1")
     assert debug.code == 1
     assert "Traceback" in debug.stderr and said in debug.stderr.splitlines()[-1]
 

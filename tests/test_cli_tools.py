@@ -126,14 +126,14 @@ def test_bench_prompts_gives_a_list_of_objects(
 ) -> None:
     import redwood.backends.load as loading
 
-    loaded: list[Path] = []
-    load_backend = loading.load_backend
+    loaded: list[str] = []
+    open_model = loading.open_model
 
-    def spy(folder: Path, **options: Any) -> Any:
-        loaded.append(folder)
-        return load_backend(folder, **options)
+    def spy(name: str, **options: Any) -> Any:
+        loaded.append(name)
+        return open_model(name, **options)
 
-    monkeypatch.setattr(loading, "load_backend", spy)
+    monkeypatch.setattr(loading, "open_model", spy)
     names = f"ngram,{tiny_draft_folder},{tiny_draft_folder}+ngram"
     common = ["bench", "prompts", "-t", target, "--prompts", prompts, "--max-tokens", "8"]
     made = Ran(*common, "--drafter", names, "--budget", "3,5", "--repeats", "2", "--json").json
@@ -145,7 +145,7 @@ def test_bench_prompts_gives_a_list_of_objects(
         assert report["tokens_per_s"] > 0 and report["ratio_to_plain"] > 0
         assert report["mean_acceptance_length"] >= 1.0
         assert report["differences"] == [] and report["num_differences"] == 0
-    assert sorted(loaded) == sorted([Path(target), tiny_draft_folder])  # each model once
+    assert sorted(loaded) == sorted([target, str(tiny_draft_folder)])  # each model once
 
 
 def test_bench_prompts_shows_a_table(target: str, prompts: str) -> None:

@@ -152,13 +152,19 @@ def test_a_draft_that_does_not_fit_the_text_is_refused(
     assert not engine.busy
 
 
-def test_a_model_without_some_of_its_weights_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("backend", "said"),
+    [("native", r"lacks the tensor .*up_proj"), ("eager", r"lacks 1 of its weights.*up_proj")],
+)
+def test_a_model_without_some_of_its_weights_is_refused(
+    tmp_path: Path, backend: str, said: str
+) -> None:
     folder = save_model(tmp_path / "m", tiny_llama(), tiny_tokenizer())
     weights = load_file(folder / "model.safetensors")
     weights.pop("model.layers.1.mlp.up_proj.weight")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"lacks 1 of its weights.*up_proj"):
-        redwood.load(str(folder))
+    with pytest.raises(ModelError, match=said):
+        redwood.load(str(folder), backend=backend)
 
 
 def test_a_config_that_contradicts_itself_is_refused(tmp_path: Path) -> None:

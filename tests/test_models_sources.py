@@ -119,7 +119,7 @@ def test_a_converted_gguf_file_is_listed_mended_verified_and_removed(
 def test_a_file_that_is_not_gguf_inside_is_refused(cache: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.gguf"
     mine.write_bytes(b"not a GGUF at all, only its name")
-    with pytest.raises(ModelError, match="mine.gguf cannot be read as GGUF"):
+    with pytest.raises(ModelError, match="mine.gguf is not a GGUF file that can be read"):
         resolve(mine)
     assert_nothing_left(cache)
 

@@ -299,7 +299,7 @@ void Decoder::attend(Task& task, const Layer& layer, int index, int64_t item, in
       }
       for (int i = 0; i < n; ++i) {
         const Node& node = task.nodes[from + i / heads];
-        for (int64_t p = common; p <= node.position; ++p) {
+        for (int64_t p = std::max(common, start); p <= node.position; ++p) {
           const int64_t own = append->length + node.run;
           const int64_t slot =
               p < own ? p : append->length + tails_[static_cast<size_t>(node.tail + p - own)];

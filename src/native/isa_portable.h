@@ -74,7 +74,14 @@ struct Isa {
 
   static Q zero() { return set32(0); }
   static Q load(const uint8_t* p) { return read<Q>(p); }
-  static Q load32(const uint32_t* p) { return read<Q>(p); }
+  // Of 4 outputs: factors, and numbers of 16 bits (a, b).
+  static Q factor(const int8_t* s) {
+    return Q{static_cast<uint32_t>(s[0]), static_cast<uint32_t>(s[1]), static_cast<uint32_t>(s[2]),
+             static_cast<uint32_t>(s[3])};
+  }
+  static Q pairs(const int8_t* a, const int8_t* b) {
+    return (factor(a) & 0xffffu) | factor(b) << 16;
+  }
   static Q set32(int32_t x) { return Q{} + static_cast<uint32_t>(x); }
   static Q quad(const int8_t* p) { return Q{} + read<uint32_t>(p); }
   static Q low(Q a) { return a & 0x0f0f0f0fu; }
@@ -97,7 +104,6 @@ struct Isa {
   }
   static Q flush(Q sum) { return sum; }
   static Q flush(Q sum, Q scale) { return sum * scale; }
-  static uint32_t scale_bits(int s) { return static_cast<uint32_t>(s); }
   static Q madd16(Q a, Q b) {
     const Signed low = ((Signed)(a << 16) >> 16) * ((Signed)(b << 16) >> 16);
     return (Q)(low + ((Signed)a >> 16) * ((Signed)b >> 16));

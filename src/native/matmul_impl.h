@@ -4,7 +4,7 @@
 // rows. Sums inside a group (or super-block) are integers, so only the order of the groups matters,
 // and that is always the same. While a block is worked on, the next one is fetched from memory.
 #pragma once
-#include <type_traits>
+#include <cstring>
 
 #include "kernels.h"
 
@@ -12,14 +12,6 @@ namespace {
 using namespace redwood;
 
 constexpr int kHalves = kLanes / Isa::W;
-
-template <int N, class Body>
-inline __attribute__((always_inline)) void repeat(Body&& body) {
-  if constexpr (N > 0) {
-    repeat<N - 1>(body);
-    body(std::integral_constant<int, N - 1>{});
-  }
-}
 
 // Fetches a share of the next block with every group, spread over all passes over this one.
 struct Fetcher {
@@ -31,107 +23,145 @@ struct Fetcher {
   }
 };
 
-// Sum over one group of 32 inputs, R rows and 16 outputs: BITS-bit weights, scaled by `scale` per
-// half group (K6), group (K4, K5) or not at all. total[r][h] grows by integers.
-template <int BITS, int R, bool SCALED>
-inline __attribute__((always_inline)) void group_sum(const uint8_t* w, const int8_t* x,
-                                                     int64_t x_stride, const uint32_t* scale,
-                                                     typename Isa::Q (&total)[R][kHalves]) {
-  using Q = typename Isa::Q;
-  constexpr int kFlush = BITS == 4 ? 4 : BITS == 5 ? 2 : 1;  // lines whose sums fit in 16 bits
-  constexpr int kScales = BITS == 6 ? 2 : 1;                 // scales of a group
-  Q sum[R][kHalves];
-  repeat<4>([&](auto line) {
-    constexpr int j = decltype(line)::value;
-    if constexpr (j % kFlush == 0) {
-      repeat<R>([&](auto r) { repeat<kHalves>([&](auto h) { sum[r][h] = Isa::zero(); }); });
-    }
-    Q lo[kHalves], hi[kHalves];
-    repeat<kHalves>([&](auto h) {
-      constexpr int at = decltype(h)::value * Isa::W * 4;
-      const Q v = Isa::load(w + 64 * j + at);
-      lo[h] = Isa::low(v);
-      hi[h] = Isa::high(v);
-      if constexpr (BITS == 5) {
-        const Q p = Isa::load(w + kNibbles + at);
-        lo[h] = Isa::either(lo[h], Isa::template plane<2 * j, 16>(p));
-        hi[h] = Isa::either(hi[h], Isa::template plane<2 * j + 1, 16>(p));
-      }
-      if constexpr (BITS == 6) {
-        const Q p = Isa::load(w + kNibbles + 64 * (j / 2) + at);
-        lo[h] = Isa::either(lo[h], Isa::template plane<4 * (j % 2), 48>(p));
-        hi[h] = Isa::either(hi[h], Isa::template plane<4 * (j % 2) + 2, 48>(p));
-      }
-    });
-    repeat<R>([&](auto r) {
-      const Q a = Isa::quad(x + r * x_stride + 8 * j), b = Isa::quad(x + r * x_stride + 8 * j + 4);
-      repeat<kHalves>([&](auto h) { sum[r][h] = Isa::mac(sum[r][h], lo[h], a); });
-      repeat<kHalves>([&](auto h) { sum[r][h] = Isa::mac(sum[r][h], hi[h], b); });
-    });
-    if constexpr (j % kFlush == kFlush - 1) {
-      repeat<kHalves>([&](auto h) {
-        if constexpr (SCALED) {
-          constexpr int s = (j * kScales / 4) * kLanes + decltype(h)::value * Isa::W;
-          const Q by = Isa::load32(scale + s);
-          repeat<R>([&](auto r) {
-            total[r][h] = Isa::add32(total[r][h], Isa::flush(sum[r][h], by));
-          });
-        } else {
-          repeat<R>([&](auto r) {
-            total[r][h] = Isa::add32(total[r][h], Isa::flush(sum[r][h]));
-          });
-        }
-      });
-    }
-  });
-}
+#define REDWOOD_INLINE inline __attribute__((always_inline))
+// Loops over rows and halves must vanish before the compiler assigns registers.
+#define REDWOOD_UNROLL _Pragma("GCC unroll 16")
 
-// The same for 8-bit weights (stored plus 128): by halves of a byte where sums are 16 bits wide.
 template <int R>
-inline __attribute__((always_inline)) void group_sum8(const uint8_t* w, const int8_t* x,
-                                                      int64_t x_stride,
-                                                      typename Isa::Q (&total)[R][kHalves]) {
+using Sums = typename Isa::Q[R][kHalves];
+template <int R>
+using Totals = typename Isa::F[R][kHalves];
+
+// Line J (64 bytes, quads 2J and 2J + 1) of a group of BITS-bit weights, added to sums.
+template <int BITS, int J, int R>
+REDWOOD_INLINE void line_sum(const uint8_t* w, const int8_t* x, int64_t x_stride, Sums<R>& sum) {
   using Q = typename Isa::Q;
-  const Q sixteen = Isa::set32(static_cast<int32_t>(Isa::scale_bits(16)));
-  repeat<Isa::WIDE ? 1 : 2>([&](auto part) {
-    Q sum[R][kHalves];
-    repeat<R>([&](auto r) { repeat<kHalves>([&](auto h) { sum[r][h] = Isa::zero(); }); });
-#pragma GCC unroll 8
-    for (int t = 0; t < 8; ++t) {
-      Q v[kHalves];
-      repeat<kHalves>([&](auto h) {
-        v[h] = Isa::load(w + 64 * t + h * Isa::W * 4);
-        if constexpr (!Isa::WIDE) v[h] = decltype(part)::value ? Isa::high(v[h]) : Isa::low(v[h]);
-      });
-      repeat<R>([&](auto r) {
-        const Q a = Isa::quad(x + r * x_stride + 4 * t);
-        repeat<kHalves>([&](auto h) { sum[r][h] = Isa::mac(sum[r][h], v[h], a); });
-      });
+  Q lo[kHalves], hi[kHalves];
+  REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
+    const int at = h * Isa::W * 4;
+    const Q v = Isa::load(w + 64 * J + at);
+    lo[h] = Isa::low(v);
+    hi[h] = Isa::high(v);
+    if constexpr (BITS == 5) {
+      const Q p = Isa::load(w + kNibbles + at);
+      lo[h] = Isa::either(lo[h], Isa::template plane<2 * J, 16>(p));
+      hi[h] = Isa::either(hi[h], Isa::template plane<2 * J + 1, 16>(p));
     }
-    repeat<R>([&](auto r) {
-      repeat<kHalves>([&](auto h) {
-        total[r][h] = Isa::add32(total[r][h], decltype(part)::value ? Isa::flush(sum[r][h], sixteen)
-                                                                    : Isa::flush(sum[r][h]));
-      });
-    });
-  });
+    if constexpr (BITS == 6) {
+      const Q p = Isa::load(w + kNibbles + 64 * (J / 2) + at);
+      lo[h] = Isa::either(lo[h], Isa::template plane<4 * (J % 2), 48>(p));
+      hi[h] = Isa::either(hi[h], Isa::template plane<4 * (J % 2) + 2, 48>(p));
+    }
+  }
+  REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
+    const Q a = Isa::quad(x + r * x_stride + 8 * J), b = Isa::quad(x + r * x_stride + 8 * J + 4);
+    REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) sum[r][h] = Isa::mac(sum[r][h], lo[h], a);
+    REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) sum[r][h] = Isa::mac(sum[r][h], hi[h], b);
+  }
 }
 
 template <int R>
-inline __attribute__((always_inline)) void store_block(const Matmul& m, int row, int64_t block,
-                                                       typename Isa::F (&y)[R][kHalves]) {
-  repeat<R>([&](auto r) {
-    repeat<kHalves>([&](auto h) {
+REDWOOD_INLINE void clear(Sums<R>& sum) {
+  REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
+    REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) sum[r][h] = Isa::zero();
+  }
+}
+
+// Moves sums to the 32-bit total, times the 8-bit factors of the 16 outputs, if there are any.
+template <int R>
+REDWOOD_INLINE void flush(const Sums<R>& sum, const int8_t* factors, Sums<R>& total) {
+  REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
+    if (factors) {
+      const auto by = Isa::factor(factors + h * Isa::W);
+      REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
+        total[r][h] = Isa::add32(total[r][h], Isa::flush(sum[r][h], by));
+      }
+    } else {
+      REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
+        total[r][h] = Isa::add32(total[r][h], Isa::flush(sum[r][h]));
+      }
+    }
+  }
+}
+
+// Sum over a group of 32 inputs: 16-bit sums hold 8 products of 4-bit, 4 of 5-bit or 2 of 6-bit
+// weights. `factors`: per half group (6 bits: second half at +16), per group, or null.
+template <int BITS, int R>
+REDWOOD_INLINE void group_sum(const uint8_t* w, const int8_t* x, int64_t x_stride,
+                              const int8_t* factors, Sums<R>& total) {
+  constexpr bool often = BITS == 6 && !Isa::WIDE;
+  Sums<R> sum;
+  clear<R>(sum);
+  line_sum<BITS, 0, R>(w, x, x_stride, sum);
+  if constexpr (often) {
+    flush<R>(sum, factors, total);
+    clear<R>(sum);
+  }
+  line_sum<BITS, 1, R>(w, x, x_stride, sum);
+  if constexpr (BITS == 6 || (BITS == 5 && !Isa::WIDE)) {
+    flush<R>(sum, factors, total);
+    clear<R>(sum);
+  }
+  if constexpr (BITS == 6) factors += kLanes;
+  line_sum<BITS, 2, R>(w, x, x_stride, sum);
+  if constexpr (often) {
+    flush<R>(sum, factors, total);
+    clear<R>(sum);
+  }
+  line_sum<BITS, 3, R>(w, x, x_stride, sum);
+  flush<R>(sum, factors, total);
+}
+
+// A group of 8-bit weights (stored plus 128). Where sums are 16 bits wide it takes two turns: low
+// halves of the bytes, then high ones times 16.
+template <int R, bool HIGH>
+REDWOOD_INLINE void turn_sum8(const uint8_t* w, const int8_t* x, int64_t x_stride, Sums<R>& total) {
+  using Q = typename Isa::Q;
+  Sums<R> sum;
+  clear<R>(sum);
+  REDWOOD_UNROLL for (int t = 0; t < 8; ++t) {
+    Q v[kHalves];
+    REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
+      v[h] = Isa::load(w + 64 * t + h * Isa::W * 4);
+      if constexpr (!Isa::WIDE) v[h] = HIGH ? Isa::high(v[h]) : Isa::low(v[h]);
+    }
+    REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
+      const Q a = Isa::quad(x + r * x_stride + 4 * t);
+      REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) sum[r][h] = Isa::mac(sum[r][h], v[h], a);
+    }
+  }
+  alignas(16) static constexpr int8_t sixteen[kLanes] = {16, 16, 16, 16, 16, 16, 16, 16,
+                                                         16, 16, 16, 16, 16, 16, 16, 16};
+  flush<R>(sum, HIGH ? sixteen : nullptr, total);
+}
+
+template <int R>
+REDWOOD_INLINE void group_sum8(const uint8_t* w, const int8_t* x, int64_t x_stride,
+                               Sums<R>& total) {
+  turn_sum8<R, false>(w, x, x_stride, total);
+  if constexpr (!Isa::WIDE) turn_sum8<R, true>(w, x, x_stride, total);
+}
+
+template <int R>
+REDWOOD_INLINE void store_block(const Matmul& m, int row, int64_t block, const Totals<R>& y) {
+  REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
+    REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
       float* out = m.out + (row + r) * m.out_stride + block * kLanes + h * Isa::W;
       Isa::storef(out, m.add ? Isa::addf(Isa::loadf(out), y[r][h]) : y[r][h]);
-    });
-  });
+    }
+  }
+}
+
+template <int R>
+REDWOOD_INLINE void clear(Totals<R>& y) {
+  REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
+    REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) y[r][h] = Isa::zerof();
+  }
 }
 
 // Formats with a scale (and a minimum) per group of 32.
 template <Format FORMAT, int R>
 void group_rows(const Matmul& m, const uint8_t* w, Fetcher& fetch, int row, int64_t block) {
-  using Q = typename Isa::Q;
   constexpr int bits = FORMAT == Format::kA8 ? 8 : FORMAT <= Format::kA4M ? 4 : 5;
   constexpr bool minimum = FORMAT == Format::kA4M || FORMAT == Format::kA5M;
   constexpr int offset = minimum ? 0 : 1 << (bits - 1);
@@ -139,66 +169,55 @@ void group_rows(const Matmul& m, const uint8_t* w, Fetcher& fetch, int row, int6
   constexpr int unit = quants + kHalf * (minimum ? 2 : 1);
   const int64_t groups = m.cols / kGroup;
   const int8_t* x = m.x.quants + row * m.x.stride;
-  typename Isa::F y[R][kHalves];
-  repeat<R>([&](auto r) { repeat<kHalves>([&](auto h) { y[r][h] = Isa::zerof(); }); });
+  const int32_t* sums = m.x.sums + row * groups;
+  const float *scales = m.x.scales + row * groups, *offsets = m.x.offsets + row * groups;
+  Totals<R> y;
+  clear<R>(y);
   for (int64_t g = 0; g < groups; ++g, w += unit, x += kGroup) {
     fetch();
-    Q total[R][kHalves];
-    repeat<R>([&](auto r) {
-      const int32_t sum = m.x.sums[(row + r) * groups + g];
-      repeat<kHalves>([&](auto h) { total[r][h] = Isa::set32(-offset * sum); });
-    });
+    Sums<R> total;
+    REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
+      REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
+        total[r][h] = minimum ? Isa::zero() : Isa::set32(-offset * sums[r * groups + g]);
+      }
+    }
     if constexpr (bits == 8) {
       group_sum8<R>(w, x, m.x.stride, total);
     } else {
-      group_sum<bits, R, false>(w, x, m.x.stride, nullptr, total);
+      group_sum<bits, R>(w, x, m.x.stride, nullptr, total);
     }
-    repeat<kHalves>([&](auto h) {
+    REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
       const auto scale = Isa::half(w + quants + 2 * h * Isa::W);
-      repeat<R>([&](auto r) {
-        const auto by = Isa::mulf(scale, Isa::setf(m.x.scales[(row + r) * groups + g]));
+      REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
+        const auto by = Isa::mulf(scale, Isa::setf(scales[r * groups + g]));
         y[r][h] = Isa::fmaf(Isa::to_float(total[r][h]), by, y[r][h]);
-      });
+      }
       if constexpr (minimum) {
         const auto least = Isa::half(w + quants + kHalf + 2 * h * Isa::W);
-        repeat<R>([&](auto r) {
-          y[r][h] = Isa::fmaf(least, Isa::setf(m.x.offsets[(row + r) * groups + g]), y[r][h]);
-        });
+        REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
+          y[r][h] = Isa::fmaf(least, Isa::setf(offsets[r * groups + g]), y[r][h]);
+        }
       }
-    });
+    }
   }
   store_block<R>(m, row, block, y);
 }
 
-// Scales of a super-block of K4 or K5: as factors [8][16], minima as 16-bit pairs [4][16].
-inline void unpack_scales(const uint8_t* packed, uint32_t* factors, uint32_t* pairs) {
-  uint32_t minima[8][kLanes];
-  for (int g = 0; g < 8; ++g) {
-    const uint8_t* low = packed + g * kLanes;
-    const uint8_t* high = packed + (8 + g % 4) * kLanes;
-    const int shift = g < 4 ? 0 : 4;
-    for (int o = 0; o < kLanes; ++o) {
-      const uint32_t bits = static_cast<uint32_t>(high[o]) >> shift;
-      factors[g * kLanes + o] = ((low[o] & 15u) | (bits & 3u) << 4) * Isa::scale_bits(1);
-      minima[g][o] = static_cast<uint32_t>(low[o]) >> 4 | (bits >> 2 & 3u) << 4;
-    }
-  }
-  for (int p = 0; p < 4; ++p) {
-    for (int o = 0; o < kLanes; ++o) {
-      pairs[p * kLanes + o] = minima[2 * p][o] | minima[2 * p + 1][o] << 16;
-    }
-  }
-}
-
-// Scales of a super-block of K6: as factors [16][16] and as 16-bit pairs [8][16].
-inline void unpack_scales6(const uint8_t* packed, uint32_t* factors, uint32_t* pairs) {
-  const int8_t* s = reinterpret_cast<const int8_t*>(packed);
-  for (int i = 0; i < 16 * kLanes; ++i) factors[i] = Isa::scale_bits(s[i]);
-  for (int p = 0; p < 8; ++p) {
-    for (int o = 0; o < kLanes; ++o) {
-      const uint32_t a = static_cast<uint16_t>(s[2 * p * kLanes + o]);
-      const uint32_t b = static_cast<uint16_t>(s[(2 * p + 1) * kLanes + o]);
-      pairs[p * kLanes + o] = a | b << 16;
+// 6-bit scales and minima of a super-block of K4 or K5, to bytes [8 groups][16 outputs]; 32 of them
+// at once.
+REDWOOD_INLINE void unpack_scales(const uint8_t* packed, int8_t* scales, int8_t* minima) {
+  typedef uint64_t Wide __attribute__((vector_size(32)));
+  constexpr uint64_t each = 0x0101010101010101u;
+  for (int half = 0; half < 2; ++half) {  // groups 0 to 3, then 4 to 7
+    for (int i = 0; i < 2; ++i) {
+      Wide low, high;
+      std::memcpy(&low, packed + 64 * half + 32 * i, 32);
+      std::memcpy(&high, packed + 8 * kLanes + 32 * i, 32);
+      high = high >> (4 * half);
+      const Wide s = (low & (15 * each)) | ((high & (3 * each)) << 4);
+      const Wide m = ((low >> 4) & (15 * each)) | ((high & (12 * each)) << 2);
+      std::memcpy(scales + 64 * half + 32 * i, &s, 32);
+      std::memcpy(minima + 64 * half + 32 * i, &m, 32);
     }
   }
 }
@@ -213,54 +232,52 @@ void super_rows(const Matmul& m, const uint8_t* w, Fetcher& fetch, int row, int6
   constexpr int pairs = bits == 6 ? 8 : 4;
   constexpr int per_group = bits == 6 ? 2 : 1;
   const int64_t supers = m.cols / kSuper;
-  const int16_t* sums = bits == 6 ? m.x.sums16 : m.x.sums32;
+  const int16_t* sums = (bits == 6 ? m.x.sums16 : m.x.sums32) + row * supers * 2 * pairs;
+  const float* x_scales = m.x.scales + row * supers;
   const int8_t* x = m.x.quants + row * m.x.stride;
-  typename Isa::F y[R][kHalves];
-  repeat<R>([&](auto r) { repeat<kHalves>([&](auto h) { y[r][h] = Isa::zerof(); }); });
-  alignas(64) uint32_t factors[8 * per_group * kLanes];
-  alignas(64) uint32_t paired[pairs * kLanes];
+  Totals<R> y;
+  clear<R>(y);
+  alignas(64) int8_t unpacked[2][8 * kLanes];
   for (int64_t b = 0; b < supers; ++b, x += kSuper) {
-    const uint8_t* scales = w + 8 * quants;
-    if constexpr (bits == 6) {
-      unpack_scales6(scales, factors, paired);
-    } else {
-      unpack_scales(scales, factors, paired);
+    const auto* packed = reinterpret_cast<const int8_t*>(w + 8 * quants);
+    // What multiplies the groups, and what multiplies the sums of the activations alone.
+    const int8_t *factors = packed, *minima = packed;
+    if constexpr (bits != 6) {
+      unpack_scales(w + 8 * quants, unpacked[0], unpacked[1]);
+      factors = unpacked[0];
+      minima = unpacked[1];
     }
-    Q total[R][kHalves], least[R][kHalves];
-    repeat<R>([&](auto r) {
-      repeat<kHalves>([&](auto h) { total[r][h] = least[r][h] = Isa::zero(); });
-    });
+    Sums<R> total, least;
+    clear<R>(total);
     for (int g = 0; g < 8; ++g, w += quants) {
       fetch();
-      group_sum<bits, R, true>(w, x + g * kGroup, m.x.stride, factors + g * per_group * kLanes,
-                               total);
+      group_sum<bits, R>(w, x + g * kGroup, m.x.stride, factors + g * per_group * kLanes, total);
     }
-    repeat<R>([&](auto r) {
-      const int16_t* s = sums + ((row + r) * supers + b) * 2 * pairs;
-      for (int p = 0; p < pairs; ++p) {
-        const Q pair = Isa::quad(reinterpret_cast<const int8_t*>(s + 2 * p));
-        repeat<kHalves>([&](auto h) {
-          const Q by = Isa::load32(paired + p * kLanes + h * Isa::W);
+    clear<R>(least);
+    REDWOOD_UNROLL for (int p = 0; p < pairs; ++p) {
+      REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
+        const int8_t* at = minima + 2 * p * kLanes + h * Isa::W;
+        const Q by = Isa::pairs(at, at + kLanes);
+        REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
+          const int16_t* s = sums + (r * supers + b) * 2 * pairs + 2 * p;
+          const Q pair = Isa::quad(reinterpret_cast<const int8_t*>(s));
           least[r][h] = Isa::add32(least[r][h], Isa::madd16(by, pair));
-        });
-      }
-    });
-    w += scale_bytes;
-    repeat<kHalves>([&](auto h) {
-      const auto d = Isa::half(w + 2 * h * Isa::W);
-      repeat<R>([&](auto r) {
-        const auto scale = Isa::setf(m.x.scales[(row + r) * supers + b]);
-        y[r][h] = Isa::fmaf(Isa::to_float(total[r][h]), Isa::mulf(d, scale), y[r][h]);
-        if constexpr (bits == 6) {
-          const auto by = Isa::mulf(d, Isa::mulf(scale, Isa::setf(-32.0f)));
-          y[r][h] = Isa::fmaf(Isa::to_float(least[r][h]), by, y[r][h]);
-        } else {
-          const auto dmin = Isa::half(w + kHalf + 2 * h * Isa::W);
-          const auto by = Isa::mulf(dmin, Isa::mulf(scale, Isa::setf(-1.0f)));
-          y[r][h] = Isa::fmaf(Isa::to_float(least[r][h]), by, y[r][h]);
         }
-      });
-    });
+      }
+    }
+    w += scale_bytes;
+    REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
+      const auto d = Isa::half(w + 2 * h * Isa::W);
+      auto dmin = d;
+      if constexpr (bits != 6) dmin = Isa::half(w + kHalf + 2 * h * Isa::W);
+      REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
+        const float scale = x_scales[r * supers + b];
+        const auto by = Isa::mulf(d, Isa::setf(scale));
+        const auto off = Isa::mulf(dmin, Isa::setf(bits == 6 ? -32.0f * scale : -scale));
+        y[r][h] = Isa::fmaf(Isa::to_float(total[r][h]), by, y[r][h]);
+        y[r][h] = Isa::fmaf(Isa::to_float(least[r][h]), off, y[r][h]);
+      }
+    }
     w += kHalf * (bits == 6 ? 1 : 2);
   }
   store_block<R>(m, row, block, y);
@@ -269,7 +286,7 @@ void super_rows(const Matmul& m, const uint8_t* w, Fetcher& fetch, int row, int6
 template <Format FORMAT, int R>
 void float_rows(const Matmul& m, const uint8_t* w, Fetcher& fetch, int row, int64_t block) {
   V8 y[R][2];
-  repeat<R>([&](auto r) { y[r][0] = y[r][1] = set1(0.0f); });
+  REDWOOD_UNROLL for (int r = 0; r < R; ++r) y[r][0] = y[r][1] = set1(0.0f);
   const float* x = m.x.values + row * m.x.stride;
   for (int64_t k = 0; k < m.cols; ++k, w += info(FORMAT).unit_bytes) {
     if (k % 16 == 0) fetch();
@@ -284,17 +301,17 @@ void float_rows(const Matmul& m, const uint8_t* w, Fetcher& fetch, int row, int6
       a = load_bf16(reinterpret_cast<const uint16_t*>(w));
       b = load_bf16(reinterpret_cast<const uint16_t*>(w) + 8);
     }
-    repeat<R>([&](auto r) {
+    REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
       const V8 v = set1(x[r * m.x.stride + k]);
       y[r][0] = fma(a, v, y[r][0]);
       y[r][1] = fma(b, v, y[r][1]);
-    });
+    }
   }
-  repeat<R>([&](auto r) {
+  REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
     float* out = m.out + (row + r) * m.out_stride + block * kLanes;
     store(out, m.add ? add(load(out), y[r][0]) : y[r][0]);
     store(out + 8, m.add ? add(load(out + 8), y[r][1]) : y[r][1]);
-  });
+  }
 }
 
 template <Format FORMAT, int R>

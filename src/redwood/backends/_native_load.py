@@ -18,6 +18,7 @@ from redwood.errors import ArgumentError, CapacityError, check_count
 
 KV = ("auto", "f16", "f32")
 _ALIGNMENT = 4096
+_MAX_THREADS = 64
 _IN_MEMORY = 1 << 26
 """Weights up to this size are packed at every start: that takes less than a second."""
 
@@ -55,21 +56,21 @@ def load_native(
         ModelError: damaged files, or no room for the packed ones.
     """
     extension()
-    if weights not in _packed.WEIGHTS:
-        raise ArgumentError(f"weights {weights!r} must be one of {', '.join(_packed.WEIGHTS)}")
-    if kv not in KV:
-        raise ArgumentError(f"kv {kv!r} must be one of {', '.join(KV)}")
+    check_options(weights, kv, threads, cpus)
+    if capacity is not None and (type(capacity) is not int or capacity < 2):
+        raise CapacityError(f"capacity {capacity} must be a whole number of at least 2")
     if threads is None:
-        threads = _processors()
-    check_count("threads", threads)
+        threads = min(len(_processors()), _MAX_THREADS)
     with open_folder(folder, capacity) if gguf is None else open_gguf(gguf, capacity) as source:
         context = source.spec.context
-        if capacity is not None and not 2 <= capacity <= context:
+        if capacity is not None and capacity > context:
             raise CapacityError(
                 f"capacity {capacity} must be between 2 and the context of {context}"
             )
         files = [gguf] if gguf is not None else _weight_files(folder)
-        matrices = _matrices(source, files, weights, threads, name or str(gguf or folder))
+        matrices = _matrices(
+            source, files, weights, threads, name or str((gguf or folder).resolve())
+        )
         if source.spec.tied:
             matrices["output"] = matrices["embed"]
         return NativeBackend(
@@ -84,10 +85,32 @@ def load_native(
         )
 
 
-def _processors() -> int:
+def check_options(
+    weights: str = "auto", kv: str = "auto", threads: int | None = None, cpus: Sequence[int] = ()
+) -> None:
+    """Raises ArgumentError for what `load_native` could not use with any model."""
+    if weights not in _packed.WEIGHTS:
+        raise ArgumentError(f"weights {weights!r} must be one of {', '.join(_packed.WEIGHTS)}")
+    if kv not in KV:
+        raise ArgumentError(f"kv {kv!r} must be one of {', '.join(KV)}")
+    if threads is not None:
+        check_count("threads", threads)
+        if threads > _MAX_THREADS:
+            raise ArgumentError(f"threads {threads} must be at most {_MAX_THREADS}")
+    if not isinstance(cpus, Sequence):
+        raise ArgumentError(f"cpus {cpus!r} must be a list of processors")
+    usable = _processors()
+    for cpu in cpus:
+        check_count("cpus", cpu, least=0)
+        if cpu not in usable:
+            listed = ", ".join(map(str, usable))
+            raise ArgumentError(f"cpus: this process may use the processors {listed}, not {cpu}")
+
+
+def _processors() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
-        return min(64, len(os.sched_getaffinity(0)))
-    return min(64, os.cpu_count() or 1)
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -117,7 +140,7 @@ def _matrices(
             out = np.empty(size, np.uint8)
             _packed.pack(matrix, weight, weights, out, threads)
             file.seek(start)
-            file.write(out)
+            file.write(out.data)
             source.forget()
         file.truncate(end)
 

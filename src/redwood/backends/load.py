@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from redwood.backends._native_load import load_native
+from redwood.backends._native_load import check_options, load_native
 from redwood.backends._packing import pack_linears
 from redwood.backends.base import Backend, Kept, Nodes
 from redwood.backends.eager import ATTENTION, EagerBackend
@@ -52,7 +53,10 @@ def open_model(
     device: str | torch.device = "auto",
     capacity: int | None = None,
     progress: bool = False,
-    **native: Any,
+    weights: str | None = None,
+    kv: str | None = None,
+    threads: int | None = None,
+    cpus: Sequence[int] | None = None,
 ) -> tuple[Path, Backend]:
     """Returns the folder with a model's tokenizer, and a backend with its weights.
 
@@ -64,21 +68,16 @@ def open_model(
         device: "cpu", "cuda", "cuda:N"; "auto" takes CUDA where there is one.
         capacity: slots per row, at most the model's context length, which is the default.
         progress: show progress of fetching and converting on stderr.
-        native: options of the native backend: weights, kv, threads, cpus; see `load_native`.
+        weights, kv, threads, cpus: of the native backend alone; see `load_native`.
 
     Raises:
         ArgumentError: unknown backend, dtype or device, an option that the backend does not have.
         CapacityError, ModelError, UnsupportedError: see `load_native` and `load_eager`.
     """
-    if backend not in BACKENDS:
-        raise ArgumentError(f"backend {backend!r} must be one of {', '.join(BACKENDS)}")
+    given = {"weights": weights, "kv": kv, "threads": threads, "cpus": cpus}
+    native: dict[str, Any] = {option: value for option, value in given.items() if value is not None}
     place = _device(device)
-    native = {option: value for option, value in native.items() if value is not None}
-    fits = place.type == "cpu" and dtype == "auto"
-    if backend == "native" and not fits:
-        wrong = f"dtype {dtype} (it takes weights=)" if place.type == "cpu" else f"device {place}"
-        raise ArgumentError(f"the native backend does not take {wrong}")
-    if backend == "native" or (backend == "auto" and fits):
+    if _wants_native(backend, dtype, place, native):
         try:
             extension()
             folder, gguf = locate(name, progress=progress)
@@ -89,10 +88,47 @@ def open_model(
             if backend == "native" or native:
                 raise
             _log.warning("%s; the eager backend runs it", error)
-    if native:
-        raise ArgumentError(f"{', '.join(native)}: only the native backend has these options")
     folder = resolve(name, progress=progress)
     return folder, load_eager(folder, dtype=dtype, device=place, capacity=capacity)
+
+
+def fetch_for(
+    name: str,
+    *,
+    backend: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    **native: Any,
+) -> None:
+    """Fetches and converts what `open_model` will read, with progress on stderr.
+
+    Args and Raises: as `open_model`; `native` are weights, kv, threads and cpus.
+    """
+    wanted = _wants_native(backend, dtype, _device(device), native)
+    if wanted:
+        try:
+            extension()
+        except UnsupportedError:
+            if backend == "native" or native:
+                raise
+            wanted = False
+    (locate if wanted else resolve)(name, progress=True)
+
+
+def _wants_native(
+    backend: str, dtype: str | torch.dtype, place: torch.device, native: dict[str, Any]
+) -> bool:
+    if backend not in BACKENDS:
+        raise ArgumentError(f"backend {backend!r} must be one of {', '.join(BACKENDS)}")
+    check_options(**native)
+    fits = place.type == "cpu" and dtype == "auto"
+    if backend == "native" and not fits:
+        wrong = f"dtype {dtype} (it takes weights=)" if place.type == "cpu" else f"device {place}"
+        raise ArgumentError(f"the native backend does not take {wrong}")
+    wanted = backend != "eager" and fits
+    if native and not wanted:
+        raise ArgumentError(f"{', '.join(native)}: only the native backend has these options")
+    return wanted
 
 
 def load_eager(
@@ -102,7 +138,9 @@ def load_eager(
     device: str | torch.device = "auto",
     capacity: int | None = None,
 ) -> EagerBackend:
-    """Returns the eager backend for the model in `folder`; only safetensors are read, no remote code runs.
+    """Returns the eager backend for the model in `folder`.
+
+    Only safetensors are read, and no remote code runs.
 
     Args:
         dtype: "float32", "bfloat16", "float16" or torch's own; "auto" is float32

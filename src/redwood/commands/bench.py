@@ -92,6 +92,10 @@ def bench_prompts(
     dtype: o.Dtype = None,
     device: o.Device = None,
     capacity: o.Capacity = None,
+    weights: o.Weights = None,
+    kv: o.Kv = None,
+    threads: o.Threads = None,
+    cpus: o.Cpus = None,
     max_tokens: o.MaxTokens = None,
     temperature: o.Temperature = None,
     top_p: o.TopP = None,
@@ -117,6 +121,10 @@ def bench_prompts(
         dtype=dtype,
         device=device,
         capacity=capacity,
+        weights=weights,
+        kv=kv,
+        threads=threads,
+        cpus=cpus,
     )
     from redwood.benchmarking import alternate, reports
 
@@ -150,10 +158,24 @@ def bench_forward(
     dtype: o.Dtype = None,
     device: o.Device = None,
     capacity: o.Capacity = None,
+    weights: o.Weights = None,
+    kv: o.Kv = None,
+    threads: o.Threads = None,
+    cpus: o.Cpus = None,
 ) -> None:
     """Times one forward of the target by its number of new tokens: medians, with quartiles."""
     counts = o.integers("--tokens", tokens)
-    opened = open_backend(target, backend=backend, dtype=dtype, device=device, capacity=capacity)
+    opened = open_backend(
+        target,
+        backend=backend,
+        dtype=dtype,
+        device=device,
+        capacity=capacity,
+        weights=weights,
+        kv=kv,
+        threads=threads,
+        cpus=cpus,
+    )
     from redwood.benchmarking import forward_times
 
     with stderr().status("Timing"):

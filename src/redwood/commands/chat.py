@@ -52,6 +52,10 @@ def chat(
     dtype: o.Dtype = None,
     device: o.Device = None,
     capacity: o.Capacity = None,
+    weights: o.Weights = None,
+    kv: o.Kv = None,
+    threads: o.Threads = None,
+    cpus: o.Cpus = None,
     max_tokens: o.MaxTokens = None,
     temperature: o.Temperature = None,
     top_p: o.TopP = None,
@@ -94,6 +98,10 @@ def chat(
         dtype=dtype,
         device=device,
         capacity=capacity,
+        weights=weights,
+        kv=kv,
+        threads=threads,
+        cpus=cpus,
     )
     conversation = Conversation(engine, settings, most, system)
     Chat(conversation, interactive=sys.stdin.isatty(), shaded=show_drafts, as_json=as_json).run()

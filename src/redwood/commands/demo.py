@@ -59,6 +59,10 @@ def demo(
     backend: o.BackendName = None,
     dtype: o.Dtype = None,
     device: o.Device = None,
+    weights: o.Weights = None,
+    kv: o.Kv = None,
+    threads: o.Threads = None,
+    cpus: o.Cpus = None,
 ) -> None:
     """Answers a sample prompt through token trees, then plainly, and compares speed and text.
 
@@ -72,6 +76,10 @@ def demo(
         backend=backend,
         dtype=dtype,
         device=device,
+        weights=weights,
+        kv=kv,
+        threads=threads,
+        cpus=cpus,
     )
     if len(contenders) < 2:
         raise o.wrong("--drafter", "none has nothing to compare with plain decoding")

@@ -66,6 +66,10 @@ def generate(
     dtype: o.Dtype = None,
     device: o.Device = None,
     capacity: o.Capacity = None,
+    weights: o.Weights = None,
+    kv: o.Kv = None,
+    threads: o.Threads = None,
+    cpus: o.Cpus = None,
     max_tokens: o.MaxTokens = None,
     temperature: o.Temperature = None,
     top_p: o.TopP = None,
@@ -112,6 +116,10 @@ def generate(
         dtype=dtype,
         device=device,
         capacity=capacity,
+        weights=weights,
+        kv=kv,
+        threads=threads,
+        cpus=cpus,
     )
     pieces = engine.stream(_question(engine, text, system, raw), **settings)
     if as_json:

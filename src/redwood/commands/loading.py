@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from redwood.commands.options import given, tree_parents, wrong
+from redwood.commands.options import given, integers, tree_parents, wrong
 from redwood.commands.terminal import stderr
 
 if TYPE_CHECKING:
@@ -29,18 +29,21 @@ def open_engine(
     models = _model_names([drafter])
     _check_law(law, models)
     shape = None if tree is None else tree_parents(tree)
-    with _loading(target, models):
+    budget = options.pop("budget", None)
+    options = _given(options)
+    with _loading(target, models, options):
         from redwood.generate import load
 
-        return load(target, drafter, **given(tree=shape, law=law, **options))
+        return load(target, drafter, **given(tree=shape, law=law, budget=budget), **options)
 
 
 def open_backend(target: str, **options: Any) -> Backend:
     """Returns the backend of a model alone."""
-    with _loading(target, []):
+    options = _given(options)
+    with _loading(target, [], options):
         from redwood.backends.load import open_model
 
-        return open_model(target, **given(**options))[1]
+        return open_model(target, **options)[1]
 
 
 def open_contenders(
@@ -62,8 +65,8 @@ def open_contenders(
     """
     models = _model_names(names)
     _check_law(law, models)
-    options = given(**options)
-    with _loading(target, models):
+    options = _given(options)
+    with _loading(target, models, options):
         from redwood.backends.load import open_model
         from redwood.benchmarking import PLAIN, Contender
         from redwood.drafting import ModelDrafter, NgramDrafter
@@ -104,15 +107,33 @@ def _check_law(law: str | None, models: Sequence[str]) -> None:
         raise wrong("--law", "it is how a model drafter draws, and there is none")
 
 
-@contextmanager
-def _loading(target: str, drafters: Sequence[str]) -> Iterator[None]:
-    """Fetches what is missing with a progress bar, then shows that the rest is being loaded."""
-    from redwood.models import PACKAGED, locate
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of `open_model` that were given, the list of processors as numbers."""
+    chosen = given(**options)
+    if "cpus" in chosen:
+        chosen["cpus"] = integers("--cpus", chosen["cpus"])
+    return chosen
 
+
+@contextmanager
+def _loading(target: str, drafters: Sequence[str], options: Mapping[str, Any]) -> Iterator[None]:
+    """Fetches what is missing with a progress bar, then shows that the rest is being loaded."""
+    from redwood.models import PACKAGED, resolve
+
+    doing = f"Loading {' and '.join((target, *drafters))}"
+    ggufs = []
     for name in (target, *drafters):
-        if name in PACKAGED:
-            locate(name, progress=True)
-    with stderr().status(f"Loading {' and '.join((target, *drafters))}"):
+        if name in PACKAGED or name.lower().endswith(".gguf"):
+            ggufs.append(name)
+        else:  # before seconds of imports: a wrong name should be known at once
+            resolve(name, progress=True)
+    if ggufs:
+        with stderr().status(doing):
+            from redwood.backends.load import fetch_for
+        wanted = {name: value for name, value in options.items() if name != "capacity"}
+        for name in ggufs:
+            fetch_for(name, **wanted)
+    with stderr().status(doing):
         from transformers.utils import logging
 
         logging.set_verbosity_error()

@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 
 def list_models(as_json: o.Json = False) -> None:
-    """Lists the packaged models, fetched or not, and converted .gguf files."""
+    """Lists the packaged models, .gguf files that were used, and packed weights of folders."""
     from redwood.models import PACKAGED, installed
 
     found = installed()
@@ -60,6 +60,8 @@ def list_models(as_json: o.Json = False) -> None:
         else:
             size = decimal(model.size_bytes)
         about = f"{known.description} ({known.licence})" if known else model.source
+        if model.name.startswith("packed-"):
+            about = f"packed weights of {about}"
         table.add_row(model.name, model.state, size, about)
     stdout().print(table)
 

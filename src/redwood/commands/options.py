@@ -86,11 +86,18 @@ LawName = Annotated[
 ]
 BackendName = Annotated[
     str | None,
-    _option("--backend", "What runs the model: auto or eager.", panel=_MODEL, metavar="NAME"),
+    _option(
+        "--backend", "What runs the model: auto, native or eager.", panel=_MODEL, metavar="NAME"
+    ),
 ]
 Dtype = Annotated[
     str | None,
-    _option("--dtype", "auto, float32, bfloat16 or float16.", panel=_MODEL, metavar="TYPE"),
+    _option(
+        "--dtype",
+        "Of the eager backend: auto, float32, bfloat16 or float16.",
+        panel=_MODEL,
+        metavar="TYPE",
+    ),
 ]
 Device = Annotated[
     str | None, _option("--device", "auto, cpu, cuda or cuda:N.", panel=_MODEL, metavar="NAME")
@@ -98,6 +105,37 @@ Device = Annotated[
 Capacity = Annotated[
     int | None,
     _option("--capacity", "Tokens a row can hold. Left out: the model's context.", panel=_MODEL),
+]
+Weights = Annotated[
+    str | None,
+    _option(
+        "--weights",
+        "Of the native backend: auto (as in the file), int4, int8, bf16 or f32.",
+        panel=_MODEL,
+        metavar="TYPE",
+    ),
+]
+Kv = Annotated[
+    str | None,
+    _option(
+        "--kv",
+        "Keys and values of the native backend: auto (f16), f16 or f32.",
+        panel=_MODEL,
+        metavar="TYPE",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    _option("--threads", "Of the native backend. Left out: one for each processor.", panel=_MODEL),
+]
+Cpus = Annotated[
+    str | None,
+    _option(
+        "--cpus",
+        "Processors to which the native backend's threads are pinned, such as 0,1.",
+        panel=_MODEL,
+        metavar="N,..",
+    ),
 ]
 
 MaxTokens = Annotated[

@@ -88,6 +88,19 @@ def read_manifest(folder: Path) -> Manifest | None:
     return known if files and all(Path(name).name == name for name in files) else None
 
 
+def made_by(*packages: str) -> dict[str, str]:
+    """Returns the versions of these packages, for a manifest."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes `redwood.json`, replacing an older one in a single step."""
     draft = folder / f".{MANIFEST}.{os.getpid()}"

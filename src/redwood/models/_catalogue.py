@@ -1,5 +1,6 @@
 """The models that `redwood.models` can fetch by name, with what their files must be."""
 
+import difflib
 from dataclasses import dataclass
 
 
@@ -72,3 +73,11 @@ PACKAGED: dict[str, PackagedModel] = {model.name: model for model in _CATALOGUE}
 """The models that `resolve` knows by name."""
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+def suggestion(name: str) -> str:
+    """Returns a question with the packaged name that may have been meant, or an empty text."""
+    typed = name.rsplit("/", 1)[-1].lower()
+    close = difflib.get_close_matches(typed, PACKAGED, n=1, cutoff=0.6)
+    close = close or [known for known in PACKAGED if len(typed) > 2 and typed in known]
+    return f" (did you mean {close[0]}?)" if close and name not in PACKAGED else ""

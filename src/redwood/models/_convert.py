@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from redwood.errors import ModelError
-from redwood.models._gguf import GGUFFile
 
 NO_WEIGHTS = "none"
 """In place of a dtype: tokenizer and configuration only."""
@@ -41,6 +40,8 @@ def converted_size(source: Path, dtype: str) -> int:
 
     Raises: ModelError if the file is not a GGUF, or is cut short.
     """
+    from redwood.models._gguf import GGUFFile
+
     with GGUFFile(source) as file:
         elements = sum(math.prod(tensor.shape) for tensor in file.tensors.values())
     weights = elements * _ITEM_BYTES[dtype]

@@ -1,9 +1,9 @@
 """Packed weights on disk: what the native backend maps into memory, made once per source."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +28,7 @@ def packed_file(
         write: writes it.
 
     Raises: ModelError if the disk is full or cannot be written.
+    Guarantee: what was packed from earlier contents of the same source is removed.
     """
     stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
     about = json.dumps([LAYOUT, weights, size_bytes, stamps])
@@ -50,27 +51,25 @@ def packed_file(
             made.mkdir()
             with (made / _FILE).open("wb") as file:
                 write(file)
-            manifest = _cache.Manifest(name, str(sources[0]), sha256, weights, _made_by(), {})
+            made_by = _cache.made_by("redwood")
+            manifest = _cache.Manifest(name, str(sources[0]), sha256, weights, made_by, {})
             _cache.publish(made, folder, manifest)
+            for stale in folders():
+                known = _cache.read_manifest(stale)
+                if stale != folder and known and _same_use(known, manifest):
+                    with contextlib.suppress(OSError):  # mapped by another process, on Windows
+                        stale.rename(work / stale.name)
     return folder / _FILE
 
 
-def entries_of(name: str) -> list[Path]:
-    """Returns the entries that were packed for a model of this name."""
-    found = []
-    for folder in sorted(_root().glob("packed-*")):
-        manifest = _cache.read_manifest(folder)
-        if manifest is not None and manifest.name == name:
-            found.append(folder)
-    return found
+def folders() -> list[Path]:
+    """Returns all entries with packed weights."""
+    return sorted(_root().glob("packed-*"))
+
+
+def _same_use(one: _cache.Manifest, other: _cache.Manifest) -> bool:
+    return (one.source, one.dtype) == (other.source, other.dtype)
 
 
 def _root() -> Path:
     return _cache.cache_dir() / "packed"
-
-
-def _made_by() -> dict[str, str]:
-    try:
-        return {"redwood": version("redwood")}
-    except PackageNotFoundError:
-        return {"redwood": "unknown"}

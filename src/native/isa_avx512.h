@@ -1,0 +1,71 @@
+// AVX-512 with its 8-bit dot product: a register holds all 16 outputs of a block. The float side is
+// that of AVX2.
+#pragma once
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC's own header leaves the operands that a mask of all ones never takes undefined, and warns of it.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <cstring>
+
+#include "formats.h"
+#include "simd_avx2.h"
+
+namespace {
+
+struct Isa {
+  static constexpr int W = 16;
+  static constexpr int ROWS = 6;  // three of 32 registers each; more would only take longer to build
+  static constexpr bool WIDE = true;
+  using Q = __m512i;  // 8-bit quads, or 32-bit sums
+  using F = __m512;
+
+  static Q zero() { return _mm512_setzero_si512(); }
+  static Q load(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  static __m128i bytes(const int8_t* p) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  }
+  static Q factor(const int8_t* s) { return _mm512_cvtepi8_epi32(bytes(s)); }
+  // Numbers of 16 bits: (a, b) for each of 16 outputs.
+  static Q pairs(const int8_t* a, const int8_t* b) {
+    const __m128i first = _mm_unpacklo_epi8(bytes(a), bytes(b));
+    const __m128i last = _mm_unpackhi_epi8(bytes(a), bytes(b));
+    return _mm512_cvtepi8_epi16(_mm256_set_m128i(last, first));
+  }
+  static Q set32(int32_t x) { return _mm512_set1_epi32(x); }
+  static Q quad(const int8_t* p) {
+    int32_t bits;
+    std::memcpy(&bits, p, 4);
+    return _mm512_set1_epi32(bits);
+  }
+  static Q low(Q v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
+  static Q high(Q v) { return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15)); }
+  // Bits from SHIFT of each byte, those of MASK, moved to bit 4.
+  template <int SHIFT, int MASK>
+  static Q plane(Q v) {
+    if constexpr (SHIFT < 4) v = _mm512_slli_epi16(v, 4 - SHIFT);
+    if constexpr (SHIFT > 4) v = _mm512_srli_epi16(v, SHIFT - 4);
+    return _mm512_and_si512(v, _mm512_set1_epi8(MASK));
+  }
+  static Q either(Q a, Q b) { return _mm512_or_si512(a, b); }
+  static Q add32(Q a, Q b) { return _mm512_add_epi32(a, b); }
+  static Q madd16(Q a, Q b) { return _mm512_madd_epi16(a, b); }
+  static Q mac(Q sum, Q w, Q x) { return _mm512_dpbusd_epi32(sum, w, x); }
+  static Q flush(Q sum) { return sum; }
+  static Q flush(Q sum, Q scale) { return _mm512_mullo_epi32(sum, scale); }
+  static F to_float(Q a) { return _mm512_cvtepi32_ps(a); }
+  static F loadf(const float* p) { return _mm512_loadu_ps(p); }
+  static void storef(float* p, F a) { _mm512_storeu_ps(p, a); }
+  static F setf(float x) { return _mm512_set1_ps(x); }
+  static F zerof() { return _mm512_setzero_ps(); }
+  static F half(const uint8_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static F mulf(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F addf(F a, F b) { return _mm512_add_ps(a, b); }
+  static F fmaf(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static void prefetch(const uint8_t* p) {
+    _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
+  }
+};
+
+}  // namespace
