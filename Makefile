@@ -1,11 +1,12 @@
 # make run: answer a prompt with a real model. make test: lint, types, tests. make venv: the
-# environment alone. make slow: the long runs on real models.
+# environment alone. make native-check: the C++ code alone, under sanitizers. make slow: the long
+# runs on real models.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test venv slow lint clean
+.PHONY: run test venv slow lint native-check clean
 
 run: venv
 	@$(BIN)/redwood demo
@@ -29,8 +30,12 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint native-check
 	$(BIN)/pytest -m "not slow"
+
+native-check:
+	@command -v $(CXX) >/dev/null || { echo "native-check: no C++ compiler ($(CXX)); skipped"; exit 0; }; \
+		$(MAKE) --no-print-directory -C tests/native -j2
 
 slow: venv
 	$(BIN)/pytest -m slow

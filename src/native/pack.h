@@ -26,7 +26,7 @@ uint16_t float_to_half(float x);
 void read_row(const Kind& kind, const uint8_t* row, int64_t cols, float* out);
 
 // Packs blocks [first, last) of a matrix. Row r of the matrix is row order[r] of the file (null: r).
-// `format` is the kind's own, or, for kinds of floats, any format of a group or of floats.
+// `format` is the kind's own, one of floats, or, for kinds of floats, one of groups.
 void pack_blocks(const Kind& kind, const uint8_t* rows, int64_t row_count, int64_t cols,
                  const int32_t* order, Format format, uint8_t* out, int64_t first, int64_t last);
 

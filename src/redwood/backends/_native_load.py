@@ -41,8 +41,9 @@ def load_native(
         folder: with config.json; it names the model in messages.
         gguf: the weights; None: the safetensors in `folder`.
         capacity: slots per row, at most the model's context, the default.
-        weights: "auto" holds the numbers of the file exactly; "int4" (groups of 32 with scale and
-            minimum; embedding and head "int8"), "int8", "bf16", "f32" requantise floats.
+        weights: "auto" holds the numbers of the file exactly, in its own format; "f32" as float32,
+            and activations are then not rounded to 8 bits; "bf16" rounds them; "int8" and "int4"
+            (groups of 32 with scale and minimum; embedding and head "int8") requantise floats.
         kv: numbers of keys and values: "f16" ("auto") or "f32".
         threads: None: one for each processor that this process may use.
         cpus: processors to pin the threads to, but for the calling one; none: not pinned.

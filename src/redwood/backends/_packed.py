@@ -39,8 +39,8 @@ def format_of(name: str, weight: Weight, weights: str) -> str:
     """Returns the packed format for a matrix.
 
     Args:
-        weights: "auto" keeps the numbers of the file exactly; the others, of WEIGHTS, requantise
-            matrices that the file holds as floats.
+        weights: "auto" keeps the numbers of the file exactly, and so does "f32"; "bf16" rounds
+            them; "int8" and "int4" requantise what the file holds as floats.
 
     Raises:
         UnsupportedError: a kind of weights that is not computed here.
@@ -51,7 +51,7 @@ def format_of(name: str, weight: Weight, weights: str) -> str:
         raise UnsupportedError(f"weights of kind {weight.kind} ({name}) are not computed here")
     if weights == "auto":
         return exact
-    if weight.kind not in _FLOATS:
+    if weight.kind not in _FLOATS and weights in ("int4", "int8"):
         raise ArgumentError(
             f"weights={weights!r} needs a model in floats: {name} is {weight.kind} already"
         )

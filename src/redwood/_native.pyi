@@ -1,0 +1,79 @@
+"""The compiled module: `src/native/bindings.cpp`. Absent where it could not be built.
+
+Arguments of the wrong type, shape or value raise TypeError or ValueError. Arrays are C-contiguous.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+def kinds(kind: str) -> str | None:
+    """The format that holds a kind of weights exactly; None: it is not read."""
+
+def instruction_sets() -> list[str]:
+    """Those that run here, best first."""
+
+def packed_bytes(format: str, rows: int, cols: int) -> int: ...
+def pack(
+    kind: str,
+    data: NDArray[np.uint8],
+    rows: int,
+    cols: int,
+    order: NDArray[np.int32] | None,
+    format: str,
+    out: NDArray[np.uint8],
+    threads: int,
+) -> None:
+    """Packs `rows` rows; row r is row order[r] of `data` (None: r)."""
+
+def unpack(
+    format: str, packed: NDArray[np.uint8], cols: int, first: int, out: NDArray[np.float32]
+) -> None:
+    """Numbers of the rows from `first`; out: [rows, cols]."""
+
+def read(kind: str, data: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    """Numbers of all rows of a file; out: [rows, cols]."""
+
+def product(
+    isa: str,
+    format: str,
+    packed: NDArray[np.uint8],
+    rows: int,
+    x: NDArray[np.float32],
+    out: NDArray[np.float32],
+    add: bool = False,
+) -> None:
+    """One product alone. x: [n, cols]; out: [n, rows padded to 16]."""
+
+class Decoder:
+    """A decoder with its rows; keeps the arrays of its weights alive."""
+
+    def __init__(
+        self,
+        config: dict[str, object],
+        matrices: dict[str, tuple[str, NDArray[np.uint8]]],
+        vectors: dict[str, NDArray[np.float32]],
+        threads: int,
+        cpus: Sequence[int],
+        isa: str,
+    ) -> None: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def cache_bytes(self) -> int: ...
+    def open(self) -> int: ...
+    def release(self, row: int) -> None: ...
+    def shrink(self, row: int, slots: int) -> None: ...
+    def keep(self, row: int, length: int, nodes: NDArray[np.int32]) -> None:
+        """Keeps these provisional nodes, in order, behind `length` slots."""
+
+    def extend(
+        self,
+        entries: Sequence[tuple[int, int, NDArray[np.int32], NDArray[np.int32], int]],
+        logits: NDArray[np.float32],
+    ) -> None:
+        """Scores the new nodes of rows, to logits [sum of num_logits, vocab_size padded to 16].
+
+        Entries: row, committed length, parents of all provisional nodes, new tokens, num_logits.
+        """
