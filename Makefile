@@ -19,8 +19,10 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/native/*)
 		{ echo "error: Redwood needs Python 3.11 or newer (PYTHON=... chooses one)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch first and by its pin: its CPU build is chosen before anything else asks for torch.
-	$(BIN)/python -m pip install --progress-bar on -c constraints.txt torch
-	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --progress-bar on -c constraints.txt torch nanobind scikit-build-core
+	@# Builds in this environment where CMake is here: pip's own would compile all anew every time.
+	$(BIN)/python -m pip install --progress-bar on -c constraints.txt \
+		$(if $(shell command -v cmake),--no-build-isolation) -e '.[dev]'
 	@$(BIN)/python -c 'import redwood._native' 2>/dev/null || \
 		echo "note: the native CPU backend was not built; it needs a C++17 compiler (docs/native.md)"
 	@touch $(STAMP)

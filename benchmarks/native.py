@@ -39,7 +39,10 @@ class LlamaCpp:
         command = [python, HERE / "peers" / "llama_cpp.py", "--model", model]
         command += ["--threads", str(threads), "--context", str(context)]
         self.process = subprocess.Popen(
-            [str(part) for part in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [str(part) for part in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:
@@ -163,8 +166,10 @@ def main() -> None:
     if ours:
         prefill = {"tokens": options.prefill, "redwood_ms": ours, "llama_cpp_ms": theirs}
         best = min(theirs) / min(ours)
-        console.print(f"prefill {options.prefill}: {min(ours):.0f} ms, llama.cpp {min(theirs):.0f} ms,"
-                      f" speed {best:.2f}x")
+        console.print(
+            f"prefill {options.prefill}: {min(ours):.0f} ms, llama.cpp {min(theirs):.0f} ms,"
+            f" speed {best:.2f}x"
+        )
     if options.json:
         result = {"model": options.model, "threads": options.threads, "isa": backend.isa}
         result |= {"limits": limits, "weights_read": read, "macs_per_token": macs}

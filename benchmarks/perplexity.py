@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from common import setting
-from native import PEER, LlamaCpp
 from torch import Tensor
 
 import redwood
+from native import PEER, LlamaCpp
 from redwood.backends.base import Kept, Nodes
 from redwood.models import gguf_path
 

@@ -181,7 +181,7 @@ def stored(rows: np.ndarray[Any, Any], kind: str) -> tuple[np.ndarray[Any, Any],
 
 
 def save_gguf(path: Path, model: Any, kind: str = "F32", **changes: Any) -> Path:
-    """A model as a GGUF file, its matrices in a ggml type; settings changed to None are left out."""
+    """A model as a GGUF file, its matrices in a ggml type; settings of None are left out."""
     names = {"mistral": "llama", "gemma3_text": "gemma3"}
     architecture = names.get(model.config.model_type, model.config.model_type)
     settings = {**gguf_settings(model), **changes}

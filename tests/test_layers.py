@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "redwood"
 LAYERS = [
-    {"errors"},
+    {"errors", "_native", "_rowmath_numpy"},
+    {"rowmath"},
+    {"chance"},
     {"tree", "stats", "text", "models"},
     {"sampling"},
     {"verify", "drawing"},

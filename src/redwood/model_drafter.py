@@ -15,7 +15,7 @@ from redwood.algorithms.specinfer import draw_with_replacement
 from redwood.backends.base import Backend, Kept, Nodes
 from redwood.context import Context
 from redwood.errors import ArgumentError, check_count
-from redwood.sampling import SamplingParams, check_finite, draft_law, scores
+from redwood.sampling import SamplingParams, check_finite, draft_law, scores, top
 from redwood.tree import Law, TokenTree, children_of, depths_of
 
 # Acceptance of a good small drafter by rank, for a first tree where nothing was measured.
@@ -216,7 +216,7 @@ class _Growing:
             )
         most = max(len(self.shape.children[node]) for node in nodes)
         if self.law == Law.POINT:
-            best = logits.topk(most, dim=-1).indices.tolist()
+            best = top(logits, most)[1].tolist()
             for node, tokens in zip(nodes, best, strict=True):
                 self._place(node, tokens, -1)
             return
@@ -235,9 +235,9 @@ class _Growing:
     ) -> list[int]:
         """Tokens by log q plus the noise of their absolute position, best first."""
         assert self.context.noise is not None
-        noise = self.context.noise(len(self.context.token_ids) + level)
+        noise = self.context.noise.at(len(self.context.token_ids) + level, ids)
         with np.errstate(divide="ignore"):
-            keys = np.log(probs) + noise[ids]
+            keys = np.log(probs) + noise
         return [int(token) for token in ids[np.argsort(-keys, kind="stable")]]
 
     def _draw(self, probs: NDArray[np.float64], ids: NDArray[np.int64], node: int) -> list[int]:

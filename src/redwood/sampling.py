@@ -1,4 +1,4 @@
-"""From logits to probabilities, per tree path, and the noise of seeded decoding. No model inside.
+"""From logits to probabilities, per tree path. No model inside.
 
 Order of the processors (that of Transformers): repetition, presence and frequency penalties, logit
 bias, temperature, top-k, top-p, min-p. All of them are computed for the path of a node, so that a
@@ -15,14 +15,18 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from redwood import rowmath
+from redwood.chance import GumbelNoise as GumbelNoise
+from redwood.chance import coupled_choice, gumbel
+from redwood.chance import draw as draw
 from redwood.errors import ArgumentError, NumericalError
+from redwood.rowmath import AnyRow, Row
 from redwood.tree import TokenTree
 
+_NOT_FINITE = "the model returned NaN or infinite logits: try --dtype float32, or check its weights"
 VERIFIERS = ("auto", "traversal", "recursive", "coupled")
-_FIRST_LOOK = 512  # top-p sorts this many candidates before it sorts the whole vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +152,7 @@ class History:
 
     def __init__(self, prompt: Sequence[int]) -> None:
         self.token_ids = list(prompt)
-        self._prompt = frozenset(prompt)
+        self._prompt = np.array(sorted(set(prompt)), np.int64)
         self._output: Counter[int] = Counter()
 
     def extend(self, tokens: Sequence[int]) -> None:
@@ -156,24 +160,23 @@ class History:
         self.token_ids.extend(tokens)
         self._output.update(tokens)
 
-    def penalise(self, logits: Tensor, path: Sequence[int], params: SamplingParams) -> Tensor:
-        """Returns logits [V] float64 with all penalties of a path below the committed text.
+    def penalise(self, row: Row, path: Sequence[int], params: SamplingParams) -> None:
+        """Applies all penalties of a path below the committed text.
 
         Args:
-            logits: [V] float64, changed in place.
+            row: logits [V] float64, changed in place.
             path: drafted tokens between the committed text and the node.
         """
-        counts = self._output + Counter(path)
+        counts = Counter(self._output)
+        counts.update(path)
+        ids = np.fromiter(counts.keys(), np.int64, len(counts))
         if params.repetition_penalty != 1.0:
-            seen = torch.tensor(sorted(self._prompt | counts.keys()), dtype=torch.int64)
-            values = logits[seen]
-            factor = params.repetition_penalty
-            logits[seen] = torch.where(values > 0, values / factor, values * factor)
+            seen = np.concatenate([self._prompt, ids])  # twice seen, twice written: no harm
+            values, factor = row[seen], params.repetition_penalty
+            row[seen] = np.where(values > 0, values / factor, values * factor)
         if counts and (params.presence_penalty or params.frequency_penalty):
-            ids = torch.tensor(list(counts.keys()), dtype=torch.int64)
-            times = torch.tensor(list(counts.values()), dtype=torch.float64)
-            logits[ids] -= params.presence_penalty + params.frequency_penalty * times
-        return logits
+            times = np.fromiter(counts.values(), np.float64, len(counts))
+            row[ids] -= params.presence_penalty + params.frequency_penalty * times
 
 
 def scores(
@@ -186,33 +189,47 @@ def scores(
         ArgumentError: a logit_bias token outside the vocabulary, a logits_processor that returns
             something else than scores.
     """
-    row = logits.to("cpu", torch.float64, copy=True)
-    check_finite(row)
+    row = _array(logits)
+    if not rowmath.row_range(row).finite:
+        raise NumericalError(_NOT_FINITE)
+    row = row.astype(np.float64)
     if params.needs_history:
-        row = history.penalise(row, path, params)
+        history.penalise(row, path, params)
     for token, bias in params.logit_bias.items():
         if token >= len(row):
             raise ArgumentError(f"logit_bias token {token} is outside the vocabulary of {len(row)}")
         row[token] += bias
     if params.logits_processor is not None:
         ids = torch.tensor([[*history.token_ids, *path]], dtype=torch.int64)
-        given: object = params.logits_processor(ids, row.float()[None])
+        given: object = params.logits_processor(ids, torch.from_numpy(row.astype(np.float32))[None])
         # A processor made for the target may widen the row of a drafter with fewer tokens.
         if not isinstance(given, Tensor) or given.ndim != 2 or given.shape[1] < len(row):
             raise ArgumentError(f"logits_processor must return scores of shape [1, {len(row)}]")
-        row = given[0, : len(row)].double()
+        row = _array(given[0, : len(row)]).astype(np.float64)
         if not float(row.max()) > -math.inf:
             raise NumericalError("logits_processor left no token to choose from")
-    return row
+    return torch.from_numpy(row)
+
+
+def _array(row: Tensor) -> AnyRow:
+    """The row on the CPU, as it is or widened to float32."""
+    row = row.detach()
+    if row.dtype not in (torch.float32, torch.float64):
+        row = row.float()
+    array: AnyRow = row.cpu().numpy()
+    return array
 
 
 def check_finite(logits: Tensor) -> None:
-    """Raises NumericalError where logits are NaN or infinite."""
-    low, high = torch.aminmax(logits)
-    if not bool(torch.isfinite(low) & torch.isfinite(high)):
-        raise NumericalError(
-            "the model returned NaN or infinite logits: try --dtype float32, or check its weights"
-        )
+    """Raises NumericalError where logits [V] or [N, V] are NaN or infinite."""
+    if logits.device.type == "cpu":
+        rows = logits.reshape(-1, logits.shape[-1])
+        fine = all(rowmath.row_range(_array(row)).finite for row in rows)
+    else:
+        low, high = torch.aminmax(logits)
+        fine = bool(torch.isfinite(low) & torch.isfinite(high))
+    if not fine:
+        raise NumericalError(_NOT_FINITE)
 
 
 def probs_from_scores(row: Tensor, params: SamplingParams) -> Tensor:
@@ -221,33 +238,26 @@ def probs_from_scores(row: Tensor, params: SamplingParams) -> Tensor:
     Args:
         row: [V] float64 from `scores`. Ties at a border are kept, so the result does not depend on
             the order of a sort.
+
+    Raises:
+        NumericalError: NaN, +inf, or nothing above -inf.
     """
     if params.temperature == 0.0:
         return torch.nn.functional.one_hot(row.argmax(), len(row)).double()
+    scored = _array(row)
+    weights, mass = _weigh(scored, rowmath.row_range(scored), params)
+    return torch.from_numpy(weights / mass)
+
+
+def _weigh(row: AnyRow, held: rowmath.Range, params: SamplingParams) -> tuple[Row, float]:
+    """Probabilities of a row, times the mass that is returned beside them."""
+    if not math.isfinite(held.high):
+        raise NumericalError(_NOT_FINITE)
     # NOTE: the maximum is taken off first: a temperature near 0 must not overflow.
-    probs = torch.softmax((row - row.max()) / params.temperature, -1)
-    if 0 < params.top_k < len(probs):
-        probs = _keep(probs, probs.topk(params.top_k).values[-1])
-    if params.top_p < 1.0:
-        probs = _keep(probs, _top_p_border(probs, params.top_p))
-    if params.min_p > 0.0:
-        probs = _keep(probs, params.min_p * probs.max())
-    return probs
-
-
-def _keep(probs: Tensor, border: Tensor) -> Tensor:
-    probs = torch.where(probs >= border, probs, 0.0)
-    return probs / probs.sum()
-
-
-def _top_p_border(probs: Tensor, top_p: float) -> Tensor:
-    """The probability of the last token of the smallest set with mass `top_p`."""
-    for size in (min(_FIRST_LOOK, len(probs)), len(probs)):
-        best = probs.topk(size).values
-        reached = torch.nonzero(best.cumsum(0) >= top_p)
-        if len(reached):
-            return best[reached[0, 0]]
-    return best[-1]
+    weights, mass = rowmath.weigh(row, held.high, params.temperature)
+    if params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0:
+        mass = rowmath.truncate(weights, mass, params.top_k, params.top_p, params.min_p)
+    return weights, mass
 
 
 def draft_law(row_scores: Tensor, params: SamplingParams, width: int) -> tuple[Tensor, Tensor]:
@@ -259,8 +269,8 @@ def draft_law(row_scores: Tensor, params: SamplingParams, width: int) -> tuple[T
     Args:
         row_scores: [W, V] from `scores` or plain logits, any float type, any device.
     """
-    best = row_scores.topk(min(width, row_scores.shape[-1]), dim=-1)
-    values, ids = best.values.to("cpu", torch.float64), best.indices.cpu()
+    values, ids = top(row_scores, min(width, row_scores.shape[-1]))
+    values = values.to("cpu", torch.float64)
     probs = torch.softmax((values - values[:, :1]) / params.temperature, -1)
     if 0 < params.top_k < probs.shape[1]:
         probs[:, params.top_k :] = 0.0
@@ -270,6 +280,16 @@ def draft_law(row_scores: Tensor, params: SamplingParams, width: int) -> tuple[T
     if params.min_p > 0.0:
         probs = torch.where(probs >= params.min_p * probs[:, :1], probs, 0.0)
     return probs / probs.sum(-1, keepdim=True), ids
+
+
+def top(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Returns the `count` largest of each row of [W, V] and their ids, on the CPU, best first."""
+    if rows.device.type != "cpu":
+        best = rows.topk(count, dim=-1)
+        return best.values.cpu(), best.indices.cpu()
+    found = [rowmath.top(_array(row), count) for row in rows]
+    values, ids = (np.stack(part) for part in zip(*found, strict=True))
+    return torch.from_numpy(values), torch.from_numpy(ids)
 
 
 class PathRows:
@@ -285,10 +305,10 @@ class PathRows:
         self, logits: Tensor, tree: TokenTree, params: SamplingParams, history: History
     ) -> None:
         self._logits, self._tree, self._params, self._history = logits, tree, params, history
+        self._plain = not (params.needs_history or params.logit_bias or params.temperature == 0.0)
         self._best: list[int] | None = None
         if params.temperature == 0.0 and not params.needs_history and not params.logit_bias:
-            check_finite(logits)
-            self._best = logits.argmax(-1).tolist()
+            self._best = _first_best(logits)
 
     def scores(self, node: int) -> Tensor:
         """Returns float64 [V]: the logits after `node` with everything but temperature applied."""
@@ -297,52 +317,47 @@ class PathRows:
             path = [self._tree.token_list[i] for i in self._tree.path(node)[1:]]
         return scores(self._logits[node], self._params, self._history, path)
 
-    def __getitem__(self, node: int) -> NDArray[np.float64]:
+    def weights(self, node: int) -> tuple[Row, float]:
+        """Returns the probabilities after `node` times their mass, float64 [V], and that mass.
+
+        Guarantee: no weight is negative or NaN, the mass is positive; the array is the caller's.
+        """
+        if self._params.temperature == 0.0:
+            return probs_from_scores(self.scores(node), self._params).numpy(), 1.0
+        row = _array(self._logits[node]) if self._plain else self.scores(node).numpy()
+        held = rowmath.row_range(row)
+        if self._plain and not held.finite:
+            raise NumericalError(_NOT_FINITE)
+        return _weigh(row, held, self._params)
+
+    def __getitem__(self, node: int) -> Row:
         """Returns the probabilities after `node`, float64 [V]."""
-        return probs_from_scores(self.scores(node), self._params).numpy()
+        weights, mass = self.weights(node)
+        return weights / mass
 
     def best(self, node: int) -> int:
         """Returns the arg-max after `node`; the lowest id among equals."""
         if self._best is not None:
             return self._best[node]
-        return int(self.scores(node).argmax())
+        return int(self.scores(node).numpy().argmax())
+
+    def choice(self, node: int, noise: GumbelNoise, position: int) -> int:
+        """Returns the arg-max of log p + noise(position) after `node`, as `coupled_choice` would.
+
+        The noise is made for the few tokens that may win.
+        """
+        weights, mass = self.weights(node)
+        ids, uniforms = rowmath.race(weights, noise.key, position)
+        return int(ids[coupled_choice(weights[ids] / mass, gumbel(uniforms))])
 
 
-class GumbelNoise:
-    """Gumbel noise keyed by (seed, absolute position): a counter-based generator (Philox).
-
-    Calling it with a position gives a float64 row [V] that depends on nothing else, so drafter and
-    target see the same noise, and so does plain decoding. Source: shared-noise coupling of
-    Daliri et al. (arXiv 2408.07978) and GLS (2506.05632). The latest rows are kept.
-    """
-
-    def __init__(self, seed: int, vocab_size: int, kept_rows: int = 16) -> None:
-        self._key, self._size, self._kept = seed % 2**64, vocab_size, kept_rows
-        self._rows: dict[int, NDArray[np.float64]] = {}
-
-    def __call__(self, position: int) -> NDArray[np.float64]:
-        row = self._rows.get(position)
-        if row is None:
-            raw = np.random.Philox(key=self._key, counter=[0, 0, 0, position]).random_raw(
-                self._size
-            )
-            # Midpoints of 2^52 cells: never 0 or 1 (those of 2^53 would round to 1), so both
-            # logarithms are finite.
-            uniforms = torch.from_numpy(((raw >> np.uint64(12)) + 0.5) * 2.0**-52)
-            row = uniforms.log_().neg_().log_().neg_().numpy()
-            while len(self._rows) >= self._kept:
-                del self._rows[next(iter(self._rows))]
-            self._rows[position] = row
-        return row
-
-
-def draw(probs: NDArray[np.float64], uniform: float) -> int:
-    """Returns the token at `uniform` in [0, 1) of cumulative `probs` [V], which need not sum to 1.
-
-    Never a token of zero probability. Monotone: each token owns one interval of uniforms, in order.
-    """
-    cumulative = np.cumsum(probs)
-    token = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
-    if token >= len(probs) or probs[token] <= 0.0:  # rounding at the upper end
-        token = int(np.flatnonzero(probs > 0.0)[-1])
-    return token
+def _first_best(logits: Tensor) -> list[int]:
+    """Arg-max of each row of [N, V], the lowest id among equals; all rows are checked."""
+    if logits.device.type != "cpu":
+        check_finite(logits)
+        listed: list[int] = logits.argmax(-1).tolist()
+        return listed
+    held = [rowmath.row_range(_array(row)) for row in logits]
+    if not all(each.finite for each in held):
+        raise NumericalError(_NOT_FINITE)
+    return [each.best for each in held]

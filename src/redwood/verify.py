@@ -22,8 +22,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from redwood.chance import coupled_choice as coupled_choice
+from redwood.chance import draw
 from redwood.errors import ArgumentError, NumericalError
-from redwood.sampling import draw
+from redwood.sampling import PathRows
 from redwood.tree import Law, TokenTree
 
 Row = NDArray[np.float64]
@@ -149,8 +151,6 @@ def coupled(tree: TokenTree, target_probs: TargetProbs, noise: Noise) -> Accepta
         ArgumentError: nodes drawn with other laws, too short a row of noise.
         NumericalError: a row without mass, with negative numbers or with NaN.
     """
-    if any(law not in (Law.POINT, Law.COUPLED) for law in tree.law_list[1:]):
-        raise ArgumentError("coupled verification takes POINT and COUPLED nodes only")
 
     def choose(node: int) -> int:
         probs, gumbel = _read(target_probs, node), _numbers(noise(tree.depths[node]))
@@ -158,13 +158,22 @@ def coupled(tree: TokenTree, target_probs: TargetProbs, noise: Noise) -> Accepta
             raise ArgumentError(f"noise of shape {gumbel.shape} for {len(probs)} tokens")
         return coupled_choice(probs, gumbel)
 
+    return coupled_by(tree, choose)
+
+
+def coupled_by(tree: TokenTree, choose: Callable[[int], int]) -> Acceptance:
+    """Returns what `coupled` does, for a caller who makes the target's choices.
+
+    Args:
+        tree: POINT and COUPLED nodes only.
+        choose: node -> the arg-max of log p + noise after it.
+
+    Raises:
+        ArgumentError: nodes drawn with other laws.
+    """
+    if any(law not in (Law.POINT, Law.COUPLED) for law in tree.law_list[1:]):
+        raise ArgumentError("coupled verification takes POINT and COUPLED nodes only")
     return _follow(tree, choose)
-
-
-def coupled_choice(probs: Row, noise: Row) -> int:
-    """Returns the arg-max of log probs + noise, both float64 [V]; lowest id among equals."""
-    ids = np.flatnonzero(probs > 0.0)
-    return int(ids[np.argmax(np.log(probs[ids]) + noise[ids])])
 
 
 def greedy(tree: TokenTree, best: Callable[[int], int]) -> Acceptance:
@@ -255,7 +264,10 @@ class _Residual:
     def row(self) -> Row:
         """The residual [V], unnormalised."""
         if self._probs is None:
-            self._probs = _read(self._target_probs, self.node)
+            if isinstance(self._target_probs, PathRows):
+                self._probs, self._mass = self._target_probs.weights(self.node)
+            else:
+                self._probs = _read(self._target_probs, self.node)
         return self._probs
 
     def chance_of(self, child: int) -> float:

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from redwood import models
 from redwood.backends import _packed
 from redwood.backends._weights import WeightSource, open_folder, open_gguf
+from redwood.backends.base import Nodes
 from redwood.backends.native import NativeBackend, extension
 from redwood.errors import ArgumentError, CapacityError, check_count
+from redwood.sampling import check_finite
 
 KV = ("auto", "f16", "f32")
 _ALIGNMENT = 4096
@@ -45,7 +47,7 @@ def load_native(
             and activations are then not rounded to 8 bits; "bf16" rounds them; "int8" and "int4"
             (groups of 32 with scale and minimum; embedding and head "int8") requantise floats.
         kv: numbers of keys and values: "f16" ("auto") or "f32".
-        threads: None: one for each processor that this process may use.
+        threads: None: one for each processor that this process may use, container limits counted.
         cpus: processors to pin the threads to, but for the calling one; none: not pinned.
         isa: see `NativeBackend`.
         name: under which `redwood models` knows the model; None: its path.
@@ -55,13 +57,14 @@ def load_native(
         ArgumentError: unknown weights or kv, requantising what is quantised already.
         CapacityError: a capacity below 2 or beyond the model's context.
         ModelError: damaged files, or no room for the packed ones.
+        NumericalError: logits that are NaN or infinite.
     """
     extension()
     check_options(weights, kv, threads, cpus)
     if capacity is not None and (type(capacity) is not int or capacity < 2):
         raise CapacityError(f"capacity {capacity} must be a whole number of at least 2")
     if threads is None:
-        threads = min(len(_processors()), _MAX_THREADS)
+        threads = min(len(_processors()), _quota(), _MAX_THREADS)
     with open_folder(folder, capacity) if gguf is None else open_gguf(gguf, capacity) as source:
         context = source.spec.context
         if capacity is not None and capacity > context:
@@ -74,7 +77,7 @@ def load_native(
         )
         if source.spec.tied:
             matrices["output"] = matrices["embed"]
-        return NativeBackend(
+        backend = NativeBackend(
             source.spec,
             matrices,
             _packed.vectors(source),
@@ -84,6 +87,16 @@ def load_native(
             cpus=cpus,
             isa=isa,
         )
+    _probe(backend)
+    return backend
+
+
+def _probe(backend: NativeBackend) -> None:
+    """Computes one token: weights with NaN are refused now, and not in the middle of an answer."""
+    row = backend.open()
+    (logits,) = backend.extend([Nodes(row, [0])])
+    backend.release(row)
+    check_finite(logits)
 
 
 def check_options(
@@ -112,6 +125,15 @@ def _processors() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
+
+
+def _quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Processors' worth of time that a container may use; many if there is no limit."""
+    try:
+        allowed, period = file.read_text().split()
+        return max(1, int(allowed) // int(period))
+    except (OSError, ValueError):  # no such group, or "max"
+        return _MAX_THREADS
 
 
 def _weight_files(folder: Path) -> list[Path]:

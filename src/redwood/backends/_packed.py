@@ -60,14 +60,10 @@ def format_of(name: str, weight: Weight, weights: str) -> str:
 
 def packed_size(name: str, weight: Weight, weights: str) -> int:
     """Returns the bytes that a matrix takes when packed; errors as `format_of`."""
-    return int(
-        extension().packed_bytes(format_of(name, weight, weights), weight.rows, weight.cols)
-    )
+    return int(extension().packed_bytes(format_of(name, weight, weights), weight.rows, weight.cols))
 
 
-def pack(
-    name: str, weight: Weight, weights: str, out: NDArray[np.uint8], threads: int
-) -> None:
+def pack(name: str, weight: Weight, weights: str, out: NDArray[np.uint8], threads: int) -> None:
     """Packs a matrix into `out`, uint8 [packed_size]; errors as `format_of`."""
     extension().pack(
         weight.kind,

@@ -135,7 +135,7 @@ class NativeBackend:
         for nodes, (parents, depths) in zip(rows, grown, strict=True):
             state = self._rows[nodes.row]
             state.parents, state.depths = parents, depths
-        return list(logits[:, : self.vocab_size].split(counts))
+        return list(torch.split(logits[:, : self.vocab_size], counts))
 
     def commit(self, rows: Sequence[Kept]) -> None:
         """Keeps a path of provisional nodes per row; see `Backend.commit`."""

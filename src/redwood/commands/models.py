@@ -73,7 +73,7 @@ def fetch(
     ],
     as_json: o.Json = False,
 ) -> None:
-    """Fetches models, checks and converts them; prints the folders they are in."""
+    """Fetches models and checks them; prints the folders with their tokenizers."""
     from redwood.models import fetch as fetch_model
 
     folders = {name: str(fetch_model(name, progress=True)) for name in names}

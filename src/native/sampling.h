@@ -1,0 +1,31 @@
+// Passes over one row of the vocabulary. redwood/_rowmath_numpy.py is the reference: it does the
+// same operations in the same order, so the results are equal bit for bit.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+namespace redwood {
+
+// out[i] = exp((row[i] - high) / temperature), 0 below exp(-708); returns their sum.
+template <class T>
+double weigh(const T* row, int64_t n, double high, double temperature, double* out);
+
+// Sets weights outside top-k, top-p and min-p to 0 (0, 1 and 0: off); returns the sum of the
+// others. The largest weight must be 1, `mass` the sum of all.
+double truncate(double* weights, int64_t n, double mass, int64_t top_k, double top_p, double min_p);
+
+// The token at share `uniform` of the running sum of weights; n: none, by rounding.
+int64_t draw(const double* weights, int64_t n, double uniform);
+
+// Uniforms of GumbelNoise, in (0, 1): the generator Philox4x64-10 (Salmon et al., SC 2011).
+struct Noise {
+  uint64_t key, position;
+  double uniform(int64_t token) const;
+};
+
+// Tokens that may have the largest log(weight) + Gumbel noise, ascending, with their uniforms: all
+// within a relative 1e-9 of the winner of the race -log(uniform) / weight.
+void race(const double* weights, int64_t n, Noise noise, std::vector<int64_t>& tokens,
+          std::vector<double>& uniforms);
+
+}  // namespace redwood
