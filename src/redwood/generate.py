@@ -23,7 +23,8 @@ from redwood.tree import TokenTree
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[int] | Sequence[Message]
-DEFAULT_BUDGETS = {"ngram": 12, "model": 6}
+DEFAULT_BUDGETS = {"eager": {"ngram": 12, "model": 6}, "native": {"ngram": 4, "model": 4}}
+"""Nodes per step by backend and drafter: where a pass becomes dear (docs/status.md)."""
 
 
 @dataclass(frozen=True)
@@ -310,7 +311,7 @@ def load(
     if tree is not None and not any(isinstance(d, ModelDrafter) for d in drafters):
         raise ArgumentError("tree gives the shape for a model drafter, and there is none")
     if budget is None:
-        budget = len(tree) if tree is not None else default_budget(drafters)
+        budget = len(tree) if tree is not None else default_budget(drafters, model.name)
     return Engine(
         model,
         join_drafters(drafters),
@@ -348,10 +349,10 @@ def join_drafters(drafters: Sequence[Drafter]) -> Drafter:
     return drafters[0] if len(drafters) == 1 else UnionDrafter(drafters)
 
 
-def default_budget(drafters: Sequence[Drafter]) -> int:
+def default_budget(drafters: Sequence[Drafter], backend: str = "eager") -> int:
     """Returns the nodes per step, the root included, that suit these drafters together."""
-    sizes = [DEFAULT_BUDGETS.get(d.name, DEFAULT_BUDGETS["ngram"]) - 1 for d in drafters]
-    return 1 + sum(sizes)
+    budgets = DEFAULT_BUDGETS.get(backend, DEFAULT_BUDGETS["eager"])
+    return 1 + sum(budgets.get(d.name, budgets["ngram"]) - 1 for d in drafters)
 
 
 def load_tokenizer(folder: Path) -> Any:

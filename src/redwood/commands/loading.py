@@ -90,7 +90,7 @@ def open_contenders(
             parts = [made[part] for part in name.split("+") if part != "none"]
             if not parts:
                 continue
-            sizes = budgets or [default_budget(parts)]
+            sizes = budgets or [default_budget(parts, engine.target.name)]
             contenders += [Contender(name, join_drafters(parts), size) for size in sizes]
         return engine, contenders
 
