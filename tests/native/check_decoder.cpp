@@ -208,6 +208,7 @@ void check_sharing(const Kernels* kernels) {
 // Arguments: the instruction sets to check; none: the best here (the others differ in their kernels
 // alone, which check_kernels goes through).
 int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // lines come as they are said, in a file too
   std::vector<std::string> names(argv + 1, argv + argc);
   if (names.empty()) names = {"auto"};
   for (const std::string& name : names) {

@@ -307,6 +307,7 @@ void check_attention(const Kernels& k) {
 }  // namespace
 
 int main() {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // lines come as they are said, in a file too
   for (const char* name : {"avx512vnni", "avxvnni", "avx2", "neon", "portable"}) {
     const Kernels* k = choose_kernels(name);
     if (!k) {
