@@ -44,7 +44,7 @@ def main() -> None:
             args.target, f"{shallow}+ngram", dtype=args.dtype, max_rows=args.rows, budget=64
         )
         union: Any = engine.drafter
-        model, ngram = union._drafters
+        model, ngram = union.parts
         drafters = {"ngram": ngram, "shallow model": model, "union": union}
         prompts = common.chat_prompts(engine, args.prompts, args.low, args.high, args.num)
         table = []

@@ -187,7 +187,7 @@ def test_attention_is_put_back_and_rows_freed_after_an_error(llama: Any) -> None
             stopping_criteria=StoppingCriteriaList([Broken()]),
         )
     assert llama.config._attn_implementation == "sdpa"
-    assert drafter._indices == {}
+    assert drafter._texts == {}
 
 
 def test_a_model_is_checked_once_and_again_when_its_attention_changed(

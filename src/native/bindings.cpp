@@ -153,9 +153,11 @@ class Native {
     auto real = [&](const char* key) { return nb::cast<float>(config[key]); };
     m.hidden = number("hidden"), m.heads = number("heads"), m.kv_heads = number("kv_heads");
     m.head_dim = number("head_dim"), m.ffn = number("ffn"), m.vocab = number("vocab_size");
-    for (int64_t size : {m.hidden, m.heads, m.kv_heads, m.head_dim, m.ffn, m.vocab}) {
+    m.outputs = number("outputs");
+    for (int64_t size : {m.hidden, m.heads, m.kv_heads, m.head_dim, m.ffn, m.vocab, m.outputs}) {
       require(size > 0 && size < (1 << 24), "a size of the model is out of range");
     }
+    require(m.outputs <= m.vocab, "more outputs than tokens");
     require(m.heads % m.kv_heads == 0, "heads are no multiple of kv_heads");
     m.eps = real("norm_eps"), m.attention_scale = real("attention_scale");
     m.attention_softcap = real("attention_softcap"), m.logit_softcap = real("logit_softcap");
@@ -212,7 +214,7 @@ class Native {
       m.layers.push_back(std::move(l));
     }
     m.embed = matrix("embed", m.vocab, m.hidden);
-    m.head = matrix("output", m.vocab, m.hidden);
+    m.head = matrix("output", m.outputs, m.hidden);
     m.output_norm = vector("output_norm", m.hidden, true);
     decoder_ = std::make_unique<Decoder>(std::move(m), isa_of(isa), Pool::shared(threads, cpus));
   }
@@ -272,7 +274,7 @@ class Native {
       answers += num_logits;
     }
     require(static_cast<int64_t>(logits.shape(0)) == answers &&
-                static_cast<int64_t>(logits.shape(1)) == round_up(decoder_->model().vocab, kLanes),
+                static_cast<int64_t>(logits.shape(1)) == round_up(decoder_->model().outputs, kLanes),
             "extend: wrong shape of logits");
     if (appends.empty()) return;
     nb::gil_scoped_release free;

@@ -236,7 +236,7 @@ void Decoder::work(Task& task, int thread) {
   });
   if (m.logit_softcap != 0.0f) {
     task.each(phase, scored, [&](int64_t i) {
-      kernels_->softcap(out + i * task.stride, m.vocab, m.logit_softcap);
+      kernels_->softcap(out + i * task.stride, m.outputs, m.logit_softcap);
     });
   }
 }

@@ -33,6 +33,7 @@ struct Rope {
 
 struct Model {
   int64_t hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, ffn = 0, vocab = 0;
+  int64_t outputs = 0;  // tokens with a score: the first of the vocabulary, or all
   float eps = 1e-6f, attention_scale = 1.0f, attention_softcap = 0.0f, logit_softcap = 0.0f;
   float embedding_scale = 1.0f;
   bool gelu = false, half_cache = true;

@@ -2,8 +2,7 @@
 
 Only measuring is here; what is measured is loaded and shown elsewhere. Every comparison is between
 runs that alternate in one process on one loaded target, so that a slow minute of the machine hurts
-all of them alike. Decoding is timed with prefill apart; a model drafter's own prefill belongs to
-its drafting.
+all of them alike. Decoding is timed with prefill apart, a model drafter's own included.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from redwood.backends.base import Backend, Kept, Nodes
 from redwood.drafting import Drafter, NoDrafter
 from redwood.engine import RowEngine, Step
 from redwood.errors import ArgumentError, CapacityError
+from redwood.planner import Planner
 from redwood.sampling import GumbelNoise, History, SamplingParams, probs_from_scores, scores
 from redwood.stats import STAGES, Stats
 
@@ -32,20 +32,20 @@ NEAR_TIE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}
 """Two best scores closer than this share of the scores' spread are a near tie, by logits' dtype."""
 
 _CHUNK = 512
-_WARM_UP_TOKENS = 8
-_WARM_UP_ROUNDS = 2
+_WARM_UP_TOKENS, _WARM_UP_ROUNDS = 8, 2
 
 
 class Contender(NamedTuple):
-    """A drafter and the nodes per step that it may fill."""
+    """A drafter and the nodes per step that it may fill, or a planner that chooses both."""
 
     name: str
     drafter: Drafter
     budget: int
+    planner: Planner | None = None
 
 
 PLAIN = Contender("none", NoDrafter(), 1)
-"""Plain decoding, what everything is compared with."""
+"""Plain decoding."""
 
 
 class Run(NamedTuple):
@@ -82,11 +82,11 @@ class Report:
 
     `tokens_per_s` is the median over the prompts, `ratio_to_plain` the median of the ratios of
     single prompts, `mean_acceptance_length` all tokens by all target passes. `identical` and the
-    counts after it are None where nothing can be compared (sampling without a seed).
+    counts after it are None where nothing can be compared (no seed); `budget` is None if planned.
     """
 
     drafter: str
-    budget: int
+    budget: int | None
     num_prompts: int
     tokens_per_s: float
     tokens_per_s_spread: tuple[float, float]
@@ -123,9 +123,10 @@ def run(
 ) -> Run:
     """Answers one prompt (token ids) with one contender; `on_step` sees every step.
 
-    The engine must be idle; it keeps the contender's drafter and budget.
+    The engine must be idle; it keeps the contender's drafter, budget and planner.
     """
     engine.drafter, engine.budget = contender.drafter, contender.budget
+    engine.planner = contender.planner
     key = engine.add(prompt, params)
     stats, tokens = engine.stats(key), list[int]()
     try:
@@ -151,7 +152,7 @@ def alternate(
 ) -> list[list[list[Run]]]:
     """Returns runs[contender][prompt][repeat], made in turns whose order rotates.
 
-    Everybody has a short warm-up run first. The engine's own drafter and budget are put back.
+    Everybody has a short warm-up run first. What the engine drafts with is put back.
 
     Raises:
         ArgumentError: no prompts, repeats below 1, a budget below 1.
@@ -290,11 +291,11 @@ def _check(
 
 @contextmanager
 def _borrowed(engine: RowEngine) -> Iterator[None]:
-    drafter, budget = engine.drafter, engine.budget
+    kept = engine.drafter, engine.budget, engine.planner
     try:
         yield
     finally:
-        engine.drafter, engine.budget = drafter, budget
+        engine.drafter, engine.budget, engine.planner = kept
 
 
 def _rotated(items: Sequence[int], turn: int) -> list[int]:
@@ -337,7 +338,7 @@ def _report(
     passes = sum(s.target_passes for s in stats)
     return Report(
         drafter=contender.name,
-        budget=contender.budget,
+        budget=None if contender.planner else contender.budget,
         num_prompts=len(own),
         tokens_per_s=median(speeds),
         tokens_per_s_spread=quartiles(speeds),

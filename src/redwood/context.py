@@ -29,3 +29,13 @@ class Context:
     vocab_size: int
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
     noise: GumbelNoise | None = None
+
+    @property
+    def unsteered(self) -> bool:
+        """Whether the shape of its trees must not follow what was learned or measured.
+
+        With a seed and without coupling the text depends on the trees, and may depend on nothing
+        but the seed.
+        """
+        params = self.params
+        return params.temperature > 0.0 and params.seed is not None and not params.coupled

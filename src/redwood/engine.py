@@ -19,8 +19,9 @@ from torch import Tensor
 from redwood import verify
 from redwood.backends.base import Backend, Kept, Nodes
 from redwood.context import Context
-from redwood.drafting import Drafter, NoDrafter
+from redwood.drafting import Drafter, NoDrafter, prefill
 from redwood.errors import ArgumentError, CapacityError, check_count
+from redwood.planner import Plan, Planner
 from redwood.sampling import GumbelNoise, History, PathRows, SamplingParams
 from redwood.stats import Stats
 from redwood.text import Detokenizer, Tokenizer
@@ -73,6 +74,8 @@ class RowEngine:
         tokenizer: for text and stop strings; without it only token ids come out.
         eos_ids: tokens that end a text.
         budget: nodes that the target scores per step for a row, the root included.
+        planner: chooses drafter and sizes for every step; `drafter` and `budget` then hold only for
+            requests with a seed that are not coupled: what they say may not depend on time.
         max_rows: requests decoded at once; more wait.
         prefill_chunk: prompt tokens per forward.
 
@@ -89,6 +92,7 @@ class RowEngine:
         tokenizer: Tokenizer | None = None,
         eos_ids: Sequence[int] = (),
         budget: int = 16,
+        planner: Planner | None = None,
         max_rows: int = 64,
         prefill_chunk: int = 512,
     ) -> None:
@@ -104,6 +108,7 @@ class RowEngine:
             )
         self.target = target
         self.drafter: Drafter = drafter or NoDrafter()
+        self.planner = planner
         self.tokenizer = tokenizer
         self.eos_ids = frozenset(eos_ids)
         self.budget, self.max_rows, self.prefill_chunk = budget, max_rows, prefill_chunk
@@ -194,6 +199,8 @@ class RowEngine:
                 self.target.release(dropped.row)
         finally:
             self.drafter.release(request)
+            if self.planner is not None:
+                self.planner.release(request)
 
     def step(self) -> list[Step]:
         """Does one step for all rows; returns what each decoding row got.
@@ -233,38 +240,59 @@ class RowEngine:
     def _decode(self, ready: Sequence[_Request]) -> None:
         clock = _Clock([request.stats for request in ready])
         contexts = [request.context for request in ready]
-        budgets = [self._budget(request) for request in ready]
-        trees = self.drafter.propose(contexts, budgets)
-        for context, tree, budget in zip(contexts, trees, budgets, strict=True):
-            _check_draft(context, tree, budget)
-        clock.lap("draft")
+        trees, plan = self._draft(ready, clock)
         logits = self.target.extend(
             [
                 Nodes(request.row, tree.token_list, tree.parent_list)
                 for request, tree in zip(ready, trees, strict=True)
             ]
         )
-        clock.lap("target")
+        target_s = clock.lap("target")
         accepted = [
             judge(context, tree, rows)
             for context, tree, rows in zip(contexts, trees, logits, strict=True)
         ]
-        clock.lap("verify")
+        other_s = clock.lap("verify")
         self.target.commit([Kept(r.row, a.nodes) for r, a in zip(ready, accepted, strict=True)])
         steps = [
             self._advance(request, tree, kept)
             for request, tree, kept in zip(ready, trees, accepted, strict=True)
         ]
+        other_s += clock.lap("other")
+        if plan is not None and self.planner is not None:
+            counts = [len(step.token_ids) for step in steps]
+            self.planner.end(plan, contexts, counts, target_s, other_s)
         for request, step in zip(ready, steps, strict=True):
             if step.finish_reason is not None:
                 self.cancel(step.request)
             (self._unclaimed if request.inbox is None else request.inbox).append(step)
         clock.lap("other")
 
-    def _budget(self, request: _Request) -> int:
-        """Nodes to score: no more than fit, and none drafted for a last token."""
+    def _draft(
+        self, ready: Sequence[_Request], clock: _Clock
+    ) -> tuple[list[TokenTree], Plan | None]:
+        """Trees for all rows, and the plan they follow, if there is one."""
+        contexts, rooms = [r.context for r in ready], [self._room(r) for r in ready]
+        steered = self.planner is not None and not any(c.unsteered for c in contexts)
+        plan, drafter = None, self.drafter
+        budgets = [min(self.budget, room) for room in rooms]
+        if steered and self.planner is not None:
+            plan = self.planner.begin(contexts, rooms, [request.room for request in ready])
+            drafter, budgets = plan.drafter, plan.budgets
+        prefill(drafter, contexts)
+        clock.lap("prefill")
+        trees = drafter.propose(contexts, budgets)
+        for context, tree, budget in zip(contexts, trees, budgets, strict=True):
+            _check_draft(context, tree, budget)
+        drafting_s = clock.lap("draft")
+        if plan is not None and self.planner is not None:
+            trees = self.planner.trim(plan, trees, drafting_s)
+        return trees, plan
+
+    def _room(self, request: _Request) -> int:
+        """Nodes that fit; none is drafted for a last token."""
         free = self.target.capacity - self.target.length(request.row)
-        return max(1, min(self.budget, free)) if request.room > 1 else 1
+        return max(1, free) if request.room > 1 else 1
 
     def _advance(self, request: _Request, tree: TokenTree, kept: verify.Acceptance) -> Step:
         """Appends the new tokens to the text, up to where it ends."""
@@ -347,11 +375,12 @@ class _Clock:
     def __init__(self, stats: Sequence[Stats]) -> None:
         self._stats, self._last = stats, perf_counter()
 
-    def lap(self, stage: str) -> None:
+    def lap(self, stage: str) -> float:
         now = perf_counter()
+        taken, self._last = now - self._last, now
         for stats in self._stats:
-            stats.seconds[stage] += now - self._last
-        self._last = now
+            stats.seconds[stage] += taken
+        return taken
 
 
 def _fresh_seed() -> int:

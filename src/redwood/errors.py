@@ -6,6 +6,7 @@ RedwoodError
 ├── UnsupportedError     something that cannot be served exactly, refused with the reason
 │   └── TokenizerMismatchError   drafter and target do not speak the same tokens
 ├── ModelError           a model that is missing, damaged or could not be converted
+├── ProfileError         a calibration profile that is missing, damaged or of something else
 └── NumericalError       NaN or infinite logits
 
 A message says what was wrong, with the value, and what to do; the command line prints it as one
@@ -37,6 +38,10 @@ class TokenizerMismatchError(UnsupportedError):
 
 class ModelError(RedwoodError):
     """A model that is missing, damaged, or could not be fetched or converted."""
+
+
+class ProfileError(RedwoodError):
+    """A calibration profile that is missing, damaged, or was made for something else."""
 
 
 class NumericalError(RedwoodError):

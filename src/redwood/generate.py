@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Self, TypeGuard, overload
@@ -16,15 +16,20 @@ import torch
 from redwood.backends.base import Backend
 from redwood.drafting import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
 from redwood.engine import RowEngine, Step, token_list
-from redwood.errors import ArgumentError, ModelError, RedwoodError, TokenizerMismatchError
+from redwood.errors import ArgumentError, RedwoodError
+from redwood.planner import Planner
 from redwood.sampling import SamplingParams
 from redwood.stats import Stats
+from redwood.timing import quick_curve
+from redwood.tokenizers import check_same_tokens, eos_ids, load_tokenizer
 from redwood.tree import TokenTree
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[int] | Sequence[Message]
 DEFAULT_BUDGETS = {"eager": {"ngram": 12, "model": 6}, "native": {"ngram": 4, "model": 4}}
 """Nodes per step by backend and drafter: where a pass becomes dear (docs/status.md)."""
+DRAFT_VOCAB = 49152
+"""Tokens that a model drafter proposes: of 152k, these make 95 to 98 % of English and code."""
 
 
 @dataclass(frozen=True)
@@ -259,6 +264,7 @@ def load(
     kv: str | None = None,
     threads: int | None = None,
     cpus: Sequence[int] | None = None,
+    draft_vocab: int | None = DRAFT_VOCAB,
 ) -> Engine:
     """Returns an engine for a model, with what drafts for it.
 
@@ -269,13 +275,16 @@ def load(
             are.
         backend, dtype, device: see `redwood.backends.load.open_model`.
         capacity: slots per row, at most the context length, the default.
-        budget: nodes scored per step, the root included; None: a size that suits the drafters.
+        budget: nodes scored per step, the root included; None: chosen step by step from measured
+            times and what was accepted, and so is which of the drafters works; see `Planner`.
         tree: parents of a static tree for model drafters; see `ModelDrafter`.
         law: how a model drafter draws; see `ModelDrafter`.
         max_rows: requests decoded at once.
         progress: show progress of fetching and converting on stderr.
         weights, kv, threads, cpus: of the native backend, for target and drafters; see
             `redwood.backends._native_load.load_native`.
+        draft_vocab: tokens that a model drafter proposes on the native backend, the first ones of
+            the vocabulary, which are the common ones; None: all. The target's are not touched.
 
     Raises:
         ModelError: a model that is missing or damaged.
@@ -300,7 +309,7 @@ def load(
     tokenizer = load_tokenizer(folder)
 
     def draft_model(name: str) -> Backend:
-        draft_folder, draft = open_model(name, **options)
+        draft_folder, draft = open_model(name, outputs=draft_vocab, **options)
         check_same_tokens(tokenizer, load_tokenizer(draft_folder))
         return draft
 
@@ -310,6 +319,7 @@ def load(
     ]
     if tree is not None and not any(isinstance(d, ModelDrafter) for d in drafters):
         raise ArgumentError("tree gives the shape for a model drafter, and there is none")
+    planner = plan_for(model, drafters) if budget is None and tree is None and drafters else None
     if budget is None:
         budget = len(tree) if tree is not None else default_budget(drafters, model.name)
     return Engine(
@@ -318,7 +328,18 @@ def load(
         tokenizer=tokenizer,
         eos_ids=eos_ids(folder, tokenizer),
         budget=budget,
+        planner=planner,
         max_rows=max_rows,
+    )
+
+
+def plan_for(target: Backend, drafters: Sequence[Drafter]) -> Planner:
+    """Returns a planner for these drafters; it measures times when it first needs them."""
+    models = [drafter for drafter in drafters if isinstance(drafter, ModelDrafter)]
+    return Planner(
+        join_drafters(drafters),
+        partial(quick_curve, target),
+        {model: partial(quick_curve, model.backend) for model in models},
     )
 
 
@@ -353,45 +374,3 @@ def default_budget(drafters: Sequence[Drafter], backend: str = "eager") -> int:
     """Returns the nodes per step, the root included, that suit these drafters together."""
     budgets = DEFAULT_BUDGETS.get(backend, DEFAULT_BUDGETS["eager"])
     return 1 + sum(budgets.get(d.name, budgets["ngram"]) - 1 for d in drafters)
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """Returns the Transformers tokenizer of a model folder; no remote code runs.
-
-    Raises:
-        ModelError: a folder without a usable tokenizer.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises plain ones
-        raise ModelError(f"{folder} has no usable tokenizer: {error}") from error
-
-
-def eos_ids(folder: Path, tokenizer: Any) -> list[int]:
-    """Returns the tokens that end a text, from tokenizer and generation config."""
-    ids: set[int] = set()
-    for name in ("generation_config.json", "config.json"):
-        with suppress(OSError, ValueError):
-            given = json.loads((folder / name).read_text()).get("eos_token_id")
-            ids.update([given] if isinstance(given, int) else given or ())
-    if tokenizer.eos_token_id is not None:
-        ids.add(tokenizer.eos_token_id)
-    return sorted(ids)
-
-
-def check_same_tokens(target: Any, drafter: Any) -> None:
-    """Raises TokenizerMismatchError unless equal ids mean equal tokens; the sizes may differ."""
-    ours = {index: token for token, index in target.get_vocab().items()}
-    theirs = {index: token for token, index in drafter.get_vocab().items()}
-    for index in sorted(ours.keys() & theirs.keys()):
-        if ours[index] != theirs[index]:
-            raise TokenizerMismatchError(
-                f"drafter and target use different tokenizers: token {index} is {ours[index]!r} "
-                f"for the target and {theirs[index]!r} for the drafter"
-            )
-    if len(ours.keys() & theirs.keys()) < 0.9 * max(len(ours), len(theirs)):
-        raise TokenizerMismatchError(
-            f"drafter and target use different tokenizers: {len(theirs)} tokens against {len(ours)}"
-        )

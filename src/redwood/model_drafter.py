@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from redwood.algorithms.dynamic import MODEL_BINS, Pace, Reliability, learn, model_bin, model_prior
 from redwood.algorithms.sequoia import draw_without_replacement, optimal_tree
 from redwood.algorithms.specinfer import draw_with_replacement
 from redwood.backends.base import Backend, Kept, Nodes
@@ -36,6 +37,13 @@ class ModelDrafter:
             target's noise; temperature 0 takes the top-k.
         max_levels: levels of the default tree.
         width: tokens that are drawn from, the drafter's most probable ones.
+
+    Attributes:
+        acceptance: rates by rank, for the default tree.
+        reliability: by law, the chance that a child is accepted, by the probability it was given;
+            learned over all texts.
+        pace: decides after each level whether another one pays; None: the tree is always filled.
+            It is not asked for requests whose text must depend on their seed alone.
     """
 
     name = "model"
@@ -47,7 +55,7 @@ class ModelDrafter:
         tree: Sequence[int] | None = None,
         *,
         law: str = "without_replacement",
-        max_levels: int = 6,
+        max_levels: int = 8,
         width: int = DRAFT_WIDTH,
     ) -> None:
         if not isinstance(law, str) or law not in _LAWS:
@@ -63,6 +71,9 @@ class ModelDrafter:
         self._law, self._max_levels, self._width = _LAWS[law], max_levels, width
         self._rows: dict[int, _DraftRow] = {}
         self._shapes: dict[int, _Shape] = {}
+        self.reliability = {law: Reliability([*model_prior(), _HOPE]) for law in Law}
+        self.acceptance: Sequence[float] = DEFAULT_ACCEPTANCE
+        self.pace: Pace | None = None
 
     def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
         """Returns trees drawn from this model; one forward per level for all contexts."""
@@ -70,17 +81,67 @@ class ModelDrafter:
             _Growing(context, self._shape(context, budget), self._law_for(context.params))
             for context, budget in zip(contexts, budgets, strict=True)
         ]
-        active = [g for g in growing if len(g.shape.parents) > 1]
-        entries = [self._catch_up(g) for g in active]
+        for g in growing:
+            self._learn(g)
         level = 0
-        while active:
+        active = [g for g in growing if len(g.shape.parents) > 1]
+        while active := self._going_on(growing, active, level):
+            entries = [self._next_level(g, level) if level else self._catch_up(g) for g in active]
             logits = self.backend.extend(entries)
             for g, rows in zip(active, logits, strict=True):
                 g.draw_children(level, rows, self._width)
             level += 1
             active = [g for g in active if g.shape.inner(level)]
-            entries = [self._next_level(g, level) for g in active]
         return [g.finish() for g in growing]
+
+    def prefill(self, contexts: Sequence[Context]) -> None:
+        """Reads texts that are new to it, but for what `propose` reads anyway."""
+        for context in contexts:
+            new, text = context.key not in self._rows, context.token_ids
+            if new and 1 < len(text) <= self.backend.capacity:
+                self._fill(self._row(context), text, len(text) - 1)
+
+    def _row(self, context: Context) -> _DraftRow:
+        row = self._rows.get(context.key)
+        if row is None:
+            row = self._rows[context.key] = _DraftRow(self.backend.open())
+        return row
+
+    def _fill(self, row: _DraftRow, text: Sequence[int], end: int) -> None:
+        """Commits the text up to `end`, a chunk at a time."""
+        for start in range(self.backend.length(row.row), end, _CHUNK):
+            chunk = text[start : min(start + _CHUNK, end)]
+            self.backend.extend([Nodes(row.row, self._readable(chunk), num_logits=1)])
+            self.backend.commit([Kept(row.row, range(len(chunk)))])
+
+    def _learn(self, growing: _Growing) -> None:
+        """Notes what became of the last tree of this request, and gives the new one its rates."""
+        context, table = growing.context, self.reliability[growing.law]
+        row = growing.row = self._row(context)
+        if row.reliability is None or row.last is None or row.last.law != growing.law:
+            row.reliability = row.reliability or table.child()
+        elif not context.unsteered:
+            row.last.learn(context.token_ids, (row.reliability, table))
+        growing.rates = row.reliability.rates
+        row.last = growing
+
+    def _going_on(
+        self, growing: Sequence[_Growing], active: list[_Growing], level: int
+    ) -> list[_Growing]:
+        """The rows for which another level pays, by what the pace knows of times."""
+        if self.pace is None or not active:
+            return active
+        fixed = [g for g in active if g.context.unsteered]
+        asked = [g for g in active if not g.context.unsteered]
+        asked.sort(key=lambda g: -g.gain(level))
+        count = self.pace.going_on(
+            sum(sum(g.estimates) for g in growing),
+            sum(g.num_drawn for g in growing),
+            [g.gain(level) for g in asked],
+            [g.num_children(level) for g in asked],
+            max((len(g.shape.inner(level)) for g in asked), default=0),
+        )
+        return fixed + asked[:count]
 
     def _shape(self, context: Context, budget: int) -> _Shape:
         # Past the drafter's own context, maybe shorter than the target's, nothing is drafted.
@@ -89,7 +150,7 @@ class ModelDrafter:
         if shape is None:
             parents = self._parents
             if parents is None:
-                parents = optimal_tree(DEFAULT_ACCEPTANCE, budget, max_levels=self._max_levels)
+                parents = optimal_tree(self.acceptance, budget, max_levels=self._max_levels)
             shape = self._shapes[budget] = _Shape(parents[:budget])
         choices = min(self.backend.vocab_size, context.vocab_size)
         if max(map(len, shape.children)) > choices:
@@ -103,23 +164,18 @@ class ModelDrafter:
 
     def _catch_up(self, growing: _Growing) -> Nodes:
         """Keeps of the last tree what became text; the first level appends the rest of the text."""
-        context = growing.context
-        row = self._rows.get(context.key)
-        if row is None:
-            row = self._rows[context.key] = _DraftRow(self.backend.open())
-        text = context.token_ids
+        row, text = growing.row, growing.context.token_ids
+        assert row is not None
         length = self.backend.length(row.row)
         kept = row.follow(text[length:-1])
         self.backend.commit([Kept(row.row, kept)])
         length += len(kept)
-        while len(text) - length > _CHUNK:  # the prompt, a chunk at a time
-            chunk = text[length : length + _CHUNK]
-            self.backend.extend([Nodes(row.row, self._readable(chunk), num_logits=1)])
-            self.backend.commit([Kept(row.row, range(len(chunk)))])
-            length += len(chunk)
+        if len(text) - length > _CHUNK:
+            length = len(text) - _CHUNK
+            self._fill(row, text, length)
         new = text[length:]
         row.tokens, row.parents = list(new), list(range(-1, len(new) - 1))
-        growing.row, growing.place[0] = row, len(new) - 1
+        growing.place[0] = len(new) - 1
         return Nodes(row.row, self._readable(new), num_logits=1)
 
     def _next_level(self, growing: _Growing, level: int) -> Nodes:
@@ -136,7 +192,8 @@ class ModelDrafter:
 
     def _readable(self, tokens: Sequence[int]) -> list[int]:
         """The tokens, with 0 for those beyond this model's vocabulary, maybe the smaller one."""
-        return [token if token < self.backend.vocab_size else 0 for token in tokens]
+        size = getattr(self.backend, "num_embeddings", self.backend.vocab_size)
+        return [token if token < size else 0 for token in tokens]
 
     def release(self, key: int) -> None:
         """Frees the request's KV row."""
@@ -146,6 +203,7 @@ class ModelDrafter:
 
 
 _CHUNK = 512
+_HOPE = 0.7  # first guess that some child of an accepted node is accepted; bin MODEL_BINS
 _LAWS = {
     "without_replacement": Law.WITHOUT_REPLACEMENT,
     "with_replacement": Law.WITH_REPLACEMENT,
@@ -160,6 +218,8 @@ class _DraftRow:
     row: int
     tokens: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
+    last: _Growing | None = None
+    reliability: Reliability | None = None
 
     def follow(self, text: Sequence[int]) -> list[int]:
         """Returns the provisional nodes that spell the beginning of `text`."""
@@ -195,12 +255,39 @@ class _Growing:
 
     def __init__(self, context: Context, shape: _Shape, law: Law) -> None:
         self.context, self.shape, self.law = context, shape, law
+        size = len(shape.parents)
         self.row: _DraftRow | None = None
-        self.place = [-1] * len(shape.parents)  # node -> provisional node of the drafter's row
-        self.tokens = [context.token_ids[-1]] + [-1] * (len(shape.parents) - 1)
-        self.rows = [-1] * len(shape.parents)
+        self.rates: Sequence[float] = ()
+        self.place = [-1] * size  # node -> provisional node of the drafter's row
+        self.length = len(context.token_ids)
+        self.tokens = [context.token_ids[-1]] + [-1] * (size - 1)
+        self.rows = [-1] * size
+        self.bins = [-1] * size
+        self.estimates = [1.0] + [0.0] * (size - 1)
+        self.num_drawn = 1
         self.probs: list[Tensor] = []
         self.ids: list[Tensor] = []
+
+    def gain(self, level: int) -> float:
+        """Tokens that the next level promises: for each inner node, that a child is accepted."""
+        return self.rates[MODEL_BINS] * sum(self.estimates[n] for n in self.shape.inner(level))
+
+    def num_children(self, level: int) -> int:
+        """Nodes that the next level adds."""
+        return sum(len(self.shape.children[node]) for node in self.shape.inner(level))
+
+    def learn(self, text: Sequence[int], tables: Sequence[Reliability]) -> None:
+        """Notes what became of this tree, of which `text` is the continuation."""
+        news, parents = text[self.length :], self.shape.parents
+        depth = learn(news, parents, self.tokens, self.bins, tables)
+        at = 0
+        for step, token in enumerate(news[: depth + 1]):
+            drawn = [c for c in self.shape.children[at] if self.tokens[c] >= 0]
+            if not drawn:
+                break
+            for table in tables:
+                table.count(MODEL_BINS, step < depth)
+            at = next((c for c in drawn if self.tokens[c] == token), at)
 
     def draw_children(self, level: int, logits: Tensor, width: int) -> None:
         """Draws the children of all inner nodes of a level; logits: [inner nodes, V]."""
@@ -216,17 +303,22 @@ class _Growing:
             )
         most = max(len(self.shape.children[node]) for node in nodes)
         if self.law == Law.POINT:
-            best = top(logits, most)[1].tolist()
-            for node, tokens in zip(nodes, best, strict=True):
-                self._place(node, tokens, -1)
+            values, best = top(logits, most)
+            given = (values - logits.logsumexp(-1, keepdim=True)).exp().tolist()
+            for node, tokens, chances in zip(nodes, best.tolist(), given, strict=True):
+                self._place(node, tokens, -1, chances)
             return
         probs, ids = draft_law(logits, context.params, max(width, most))
         for i, node in enumerate(nodes):
             row = (probs[i].numpy(), ids[i].numpy())
+            by_id = dict(zip(row[1].tolist(), row[0].tolist(), strict=True))
             if self.law == Law.COUPLED:
-                self._place(node, self._best_by_noise(*row, level), -1)
+                tokens = self._best_by_noise(*row, level)[: len(self.shape.children[node])]
+                self._place(node, tokens, -1, [by_id[token] for token in tokens])
             else:
-                self._place(node, self._draw(*row, node), len(self.probs))
+                tokens = self._draw(*row, node)
+                chances = [by_id.get(token, 0.0) for token in tokens]
+                self._place(node, tokens, len(self.probs), chances)
                 self.probs.append(probs[i])
                 self.ids.append(ids[i])
 
@@ -247,10 +339,17 @@ class _Growing:
             return draw_with_replacement(probs, uniforms.tolist(), ids)
         return draw_without_replacement(probs, uniforms, ids=ids, vocab_size=context.vocab_size)
 
-    def _place(self, node: int, tokens: Sequence[int], draft_row: int) -> None:
-        for child, token in zip(self.shape.children[node], tokens, strict=False):
+    def _place(
+        self, node: int, tokens: Sequence[int], draft_row: int, chances: Sequence[float]
+    ) -> None:
+        """Gives a node's children their tokens; chances: what the model gave each of them."""
+        placed = zip(self.shape.children[node], tokens, chances, strict=False)
+        for child, token, chance in placed:
             self.tokens[child] = token
             self.rows[child] = draft_row
+            self.bins[child] = model_bin(chance)
+            self.estimates[child] = self.estimates[node] * self.rates[self.bins[child]]
+            self.num_drawn += 1
 
     def _path(self, node: int) -> list[int]:
         path: list[int] = []
@@ -260,13 +359,15 @@ class _Growing:
         return path[::-1]
 
     def finish(self) -> TokenTree:
-        """The drawn tree."""
-        laws = [int(self.law)] * len(self.tokens)
+        """The drawn tree; nodes of levels that were left out are not in it."""
+        drawn = [node for node, token in enumerate(self.tokens) if token >= 0]
+        place = {node: i for i, node in enumerate(drawn)}
         return TokenTree(
-            torch.tensor(self.tokens),
-            torch.tensor(self.shape.parents),
-            torch.tensor(laws, dtype=torch.int8),
-            torch.tensor(self.rows),
+            torch.tensor([self.tokens[node] for node in drawn]),
+            torch.tensor([place.get(self.shape.parents[node], -1) for node in drawn]),
+            torch.tensor([int(self.law)] * len(drawn), dtype=torch.int8),
+            torch.tensor([self.rows[node] for node in drawn]),
             torch.stack(self.probs) if self.probs else None,
             torch.stack(self.ids) if self.ids else None,
+            [self.estimates[node] for node in drawn],
         )

@@ -53,6 +53,8 @@ class TokenTree:
         draft_probs: float [R, V], or [R, M] together with `draft_ids`; None if nothing was drawn.
         draft_ids: int64 [R, M], the tokens that the columns of each row stand for; None: all of V.
             Columns of zero probability may repeat a token (padding).
+        estimates: [N], chance that a node is accepted, as its drafter believes; the root's is 1 and
+            no child's exceeds its parent's. None: nothing is believed. Verification never looks.
 
     Lists and arrays are accepted and stored as tensors.
 
@@ -67,6 +69,7 @@ class TokenTree:
     draft_rows: Tensor
     draft_probs: Tensor | None = None
     draft_ids: Tensor | None = None
+    estimates: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         for name, dtype in _FIELDS.items():
@@ -84,6 +87,8 @@ class TokenTree:
         for name in ("parents", "laws", "draft_rows"):
             if getattr(self, name).shape != (size,):
                 raise ArgumentError(f"{name} must have {size} entries, one per node")
+        if self.estimates is not None and len(self.estimates) != size:
+            raise ArgumentError(f"estimates must have {size} entries, one per node")
         parents, rows = self.parent_list, self.draft_rows.tolist()
         if parents[0] != -1 or any(not 0 <= p < i for i, p in enumerate(parents) if i):
             raise ArgumentError("parents must start with -1 and precede their children")
@@ -118,10 +123,51 @@ class TokenTree:
         return cls.point(token_ids, range(-1, size - 1))
 
     @classmethod
-    def point(cls, token_ids: Sequence[int], parents: Sequence[int]) -> Self:
+    def point(
+        cls,
+        token_ids: Sequence[int],
+        parents: Sequence[int],
+        estimates: Sequence[float] | None = None,
+    ) -> Self:
         """Returns a tree whose nodes were all chosen without chance."""
         size = len(token_ids)
-        return cls(_long(token_ids), _long(parents), _long([0] * size), _long([-1] * size))
+        laws, rows = _long([0] * size), _long([-1] * size)
+        return cls(_long(token_ids), _long(parents), laws, rows, estimates=estimates)
+
+    def kept(self, nodes: Sequence[int]) -> TokenTree:
+        """Returns the tree of these nodes alone: in order, the root first, parents with children.
+
+        NOTE: only nodes chosen without chance of their own (POINT, COUPLED) may be left out: to
+        drop a drawn node after its draw changes the law of the text.
+
+        Raises:
+            ArgumentError: nodes out of order, a child without its parent, a drawn node left out.
+        """
+        if len(nodes) == len(self):
+            return self
+        place = {node: i for i, node in enumerate(nodes)}
+        if (
+            not nodes
+            or nodes[0] != 0
+            or any(a >= b for a, b in zip(nodes, nodes[1:], strict=False))
+        ):
+            raise ArgumentError("nodes to keep must be in order, the root first")
+        for node, law in enumerate(self.law_list):
+            if node and node not in place and law not in (Law.POINT, Law.COUPLED):
+                raise ArgumentError(f"node {node} was drawn: it cannot be left out")
+        parents = [self.parent_list[node] for node in nodes]
+        if any(parent not in place for parent in parents[1:]):
+            raise ArgumentError("a node to keep has no parent among them")
+        index = torch.tensor(nodes)
+        return TokenTree(
+            self.token_ids[index],
+            _long([-1, *(place[parent] for parent in parents[1:])]),
+            self.laws[index],
+            self.draft_rows[index],
+            self.draft_probs,
+            self.draft_ids,
+            None if self.estimates is None else [self.estimates[node] for node in nodes],
+        )
 
     @cached_property
     def token_list(self) -> list[int]:

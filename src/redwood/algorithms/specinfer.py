@@ -71,6 +71,7 @@ def merge_trees(trees: Sequence[TokenTree]) -> TokenTree:
     tokens, parents = [trees[0].token_list[0]], [-1]
     laws, rows = [int(Law.POINT)], [-1]
     children: list[list[int]] = [[]]
+    chances: list[float] | None = [1.0] if all(t.estimates is not None for t in trees) else None
     first_row = 0
     for tree in trees:
         place = [0]
@@ -81,9 +82,14 @@ def merge_trees(trees: Sequence[TokenTree]) -> TokenTree:
                 place[tree.parent_list[node]],
             )
             same = [c for c in children[parent] if tokens[c] == token and _joins(law, laws[c])]
+            chance = 0.0 if chances is None or tree.estimates is None else tree.estimates[node]
             if same:
                 place.append(same[0])
+                if chances is not None:
+                    chances[same[0]] = max(chances[same[0]], chance)
                 continue
+            if chances is not None:
+                chances.append(chance)
             row = tree.draft_row_list[node]
             place.append(len(tokens))
             children[parent].append(len(tokens))
@@ -102,6 +108,7 @@ def merge_trees(trees: Sequence[TokenTree]) -> TokenTree:
         torch.tensor(rows, dtype=as_long),
         probs,
         ids,
+        chances,
     )
 
 

@@ -13,17 +13,23 @@ from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
 
+from redwood.algorithms.dynamic import ngram_bin
+
 PROMPT_WEIGHT = 0.6  # priority of a whole count, and decay per level by match length: as published
 DECAYS = (0.7, 0.8, 0.9, 1.0)
 _MOST_PLACES = 128  # per match length; the latest count
 
 
 class Candidate(NamedTuple):
-    """A drafted node: its token, its parent's index (0 is the root) and its path priority."""
+    """A drafted node: its token, its parent's index (0 is the root) and its path priority.
+
+    `bin` is its `ngram_bin`, -1 with the published priorities.
+    """
 
     token_id: int
     parent: int
     priority: float
+    bin: int = -1
 
 
 class TextIndex:
@@ -117,4 +123,52 @@ def candidate_tree(
             node = known[parent][token] = len(made)
             known.append({})
         offer(node, 1 - deep, behind, -negative * decay, decay)
+    return made
+
+
+def likely_tree(
+    index: TextIndex,
+    suffix: Sequence[int],
+    size: int,
+    rates: Sequence[float],
+    *,
+    max_branch: int = 5,
+) -> list[Candidate]:
+    """Returns at most `size` - 1 candidates below the root, the most probable paths first.
+
+    As `candidate_tree`, with measured chances in the place of the published priorities: a node's
+    priority is its parent's times the rate of its bin, so it estimates the chance of acceptance.
+
+    Args:
+        rates: chance of acceptance by `ngram_bin`, given the parent was accepted.
+    """
+    made: list[Candidate] = []
+    known: list[dict[int, int]] = [{}]
+    heap: list[tuple[float, int, int, int, int, list[int], int, int]] = []
+    order = 0
+
+    def offer(parent: int, depth: int, places: Sequence[int], chance: float, match: int) -> None:
+        nonlocal order
+        followers = index.followers(places)
+        total = sum(map(len, followers.values()))
+        for token, behind in followers.items():
+            order += 1
+            kind = ngram_bin(match, len(behind), total, longest=match == longest + depth - 1)
+            entry = (-chance * rates[kind], -depth, order, parent, token, behind, match, kind)
+            heappush(heap, entry)
+
+    matches = index.matches(suffix)
+    longest = matches[0][0] if matches else 0
+    for length, places in matches:
+        offer(0, 1, places, 1.0, length)
+    while heap and len(made) < size - 1:
+        negative, deep, _, parent, token, behind, match, kind = heappop(heap)
+        node = known[parent].get(token)
+        if node is None:
+            if len(known[parent]) >= max_branch:
+                continue
+            made.append(Candidate(token, parent, -negative, kind))
+            node = known[parent][token] = len(made)
+            known.append({})
+        offer(node, 1 - deep, behind, -negative, match + 1)
     return made

@@ -36,6 +36,7 @@ def load_native(
     cpus: Sequence[int] = (),
     isa: str = "auto",
     name: str | None = None,
+    outputs: int | None = None,
 ) -> NativeBackend:
     """Returns the native backend for a GGUF file, or for the safetensors of a folder.
 
@@ -50,6 +51,7 @@ def load_native(
         threads: None: one for each processor that this process may use, container limits counted.
         cpus: processors to pin the threads to, but for the calling one; none: not pinned.
         isa: see `NativeBackend`.
+        outputs: see `NativeBackend`; with fewer tokens than that, all are scored.
         name: under which `redwood models` knows the model; None: its path.
 
     Raises:
@@ -63,6 +65,8 @@ def load_native(
     check_options(weights, kv, threads, cpus)
     if capacity is not None and (type(capacity) is not int or capacity < 2):
         raise CapacityError(f"capacity {capacity} must be a whole number of at least 2")
+    if outputs is not None:
+        check_count("outputs", outputs)
     if threads is None:
         threads = min(len(_processors()), _quota(), _MAX_THREADS)
     with open_folder(folder, capacity) if gguf is None else open_gguf(gguf, capacity) as source:
@@ -86,6 +90,7 @@ def load_native(
             threads=threads,
             cpus=cpus,
             isa=isa,
+            outputs=None if outputs is None else min(outputs, source.spec.vocab_size),
         )
     _probe(backend)
     return backend

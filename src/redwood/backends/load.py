@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from redwood.backends._native_load import check_options, load_native
 from redwood.backends._packing import pack_linears
 from redwood.backends.base import Backend, Kept, Nodes
+from redwood.backends.cuda_graph import with_graphs
 from redwood.backends.eager import ATTENTION, EagerBackend
 from redwood.backends.native import extension
 from redwood.errors import (
@@ -30,7 +31,7 @@ from redwood.sampling import check_finite
 
 _log = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "native", "eager")
+BACKENDS = ("auto", "native", "eager", "cuda_graph")
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -57,18 +58,21 @@ def open_model(
     kv: str | None = None,
     threads: int | None = None,
     cpus: Sequence[int] | None = None,
+    outputs: int | None = None,
 ) -> tuple[Path, Backend]:
     """Returns the folder with a model's tokenizer, and a backend with its weights.
 
     Args:
         name: a packaged name, a folder, a .gguf file or a hub id.
-        backend: "native", "eager", or "auto": native on a CPU where it can compute the model and
-            no dtype is asked for, else eager.
+        backend: "native", "eager", "cuda_graph" (CUDA only), or "auto": native on a CPU where it
+            can compute the model and no dtype is asked for, else eager.
         dtype: of the eager backend; see `load_eager`.
         device: "cpu", "cuda", "cuda:N"; "auto" takes CUDA where there is one.
         capacity: slots per row, at most the model's context length, which is the default.
         progress: show progress of fetching and converting on stderr.
         weights, kv, threads, cpus: of the native backend alone; see `load_native`.
+        outputs: tokens that are scored, where the native backend runs the model: a drafter's head
+            may be cut. Elsewhere all are.
 
     Raises:
         ArgumentError: unknown backend, dtype or device, an option that the backend does not have.
@@ -82,14 +86,17 @@ def open_model(
             extension()
             folder, gguf = locate(name, progress=progress)
             known = name if name in PACKAGED else folder.name if gguf else None
-            made = load_native(folder, gguf, capacity=capacity, name=known, **native)
+            made = load_native(
+                folder, gguf, capacity=capacity, name=known, outputs=outputs, **native
+            )
             return folder, made
         except UnsupportedError as error:
             if backend == "native" or native:
                 raise
             _log.warning("%s; the eager backend runs it", error)
     folder = resolve(name, progress=progress)
-    return folder, load_eager(folder, dtype=dtype, device=place, capacity=capacity)
+    eager = load_eager(folder, dtype=dtype, device=place, capacity=capacity)
+    return folder, with_graphs(eager) if backend == "cuda_graph" else eager
 
 
 def fetch_for(
@@ -120,12 +127,14 @@ def _wants_native(
 ) -> bool:
     if backend not in BACKENDS:
         raise ArgumentError(f"backend {backend!r} must be one of {', '.join(BACKENDS)}")
+    if backend == "cuda_graph" and place.type != "cuda":
+        raise ArgumentError(f"the cuda_graph backend needs a CUDA device, not {place}")
     check_options(**native)
     fits = place.type == "cpu" and dtype == "auto"
     if backend == "native" and not fits:
         wrong = f"dtype {dtype} (it takes weights=)" if place.type == "cpu" else f"device {place}"
         raise ArgumentError(f"the native backend does not take {wrong}")
-    wanted = backend != "eager" and fits
+    wanted = backend in ("auto", "native") and fits
     if native and not wanted:
         raise ArgumentError(f"{', '.join(native)}: only the native backend has these options")
     return wanted

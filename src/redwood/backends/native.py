@@ -53,6 +53,11 @@ class NativeBackend:
         kv: "f16" or "f32", how keys and values are held.
         threads: threads that compute; pinned to the processors `cpus`, if any are given.
         isa: an instruction set of `_native.instruction_sets()`, or "auto", the best of them.
+        outputs: score only this many tokens, the first ones; None: all. Drafters may leave out
+            rare tokens, which a byte-pair vocabulary has at its end: the head is then cheaper.
+
+    Attributes:
+        num_embeddings: tokens it can read; `vocab_size` are those it scores.
 
     Raises:
         ArgumentError: weights that do not fit the spec, threads out of 1..64.
@@ -72,7 +77,11 @@ class NativeBackend:
         threads: int = 1,
         cpus: Sequence[int] = (),
         isa: str = "auto",
+        outputs: int | None = None,
     ) -> None:
+        matrices, outputs = dict(matrices), spec.vocab_size if outputs is None else outputs
+        if outputs != spec.vocab_size:
+            matrices["output"] = _first_rows(matrices["output"], outputs, spec)
         config = {
             name: getattr(spec, name)
             for name in (
@@ -81,6 +90,7 @@ class NativeBackend:
             )
         }
         config |= {
+            "outputs": outputs,
             "gelu": spec.activation == "gelu_tanh",
             "half_cache": kv == "f16",
             "windows": list(spec.windows),
@@ -89,12 +99,13 @@ class NativeBackend:
         }
         try:
             self._decoder = extension().Decoder(
-                config, dict(matrices), dict(vectors), threads, list(cpus), isa
+                config, matrices, dict(vectors), threads, list(cpus), isa
             )
         except ValueError as error:
             raise ArgumentError(f"native backend: {error}") from error
         self.spec = spec
-        self.vocab_size = spec.vocab_size
+        self.vocab_size = outputs
+        self.num_embeddings = spec.vocab_size
         self.capacity = capacity
         self.threads = threads
         self.isa: str = self._decoder.isa
@@ -120,8 +131,8 @@ class NativeBackend:
         entries = []
         for nodes, (parents, _), count in zip(rows, grown, counts, strict=True):
             tokens = np.asarray(nodes.token_ids)
-            if tokens.min() < 0 or tokens.max() >= self.vocab_size:
-                raise ArgumentError(f"extend: tokens must be in 0..{self.vocab_size - 1}")
+            if tokens.min() < 0 or tokens.max() >= self.num_embeddings:
+                raise ArgumentError(f"extend: tokens must be in 0..{self.num_embeddings - 1}")
             entries.append(
                 (
                     nodes.row,
@@ -167,3 +178,15 @@ class NativeBackend:
         if row not in self._rows:
             raise ArgumentError(f"row {row} is not open")
         return self._rows[row]
+
+
+def _first_rows(
+    matrix: tuple[str, NDArray[np.uint8]], rows: int, spec: DecoderSpec
+) -> tuple[str, NDArray[np.uint8]]:
+    """A packed matrix cut to its first rows: whole blocks, so nothing is packed anew."""
+    if not 0 < rows <= spec.vocab_size or rows % _LANES:
+        raise ArgumentError(
+            f"outputs {rows} must be a multiple of {_LANES}, at most {spec.vocab_size}"
+        )
+    layout, data = matrix
+    return layout, data[: extension().packed_bytes(layout, rows, spec.hidden)]

@@ -271,7 +271,7 @@ def _table(made: Sequence[Report]) -> Table:
             same, ties = f"{report.num_identical}/{report.num_prompts}", str(report.num_near_ties)
         table.add_row(
             report.drafter,
-            str(report.budget),
+            "auto" if report.budget is None else str(report.budget),
             f"{report.tokens_per_s:.1f} ({speed[0]:.1f} .. {speed[1]:.1f})",
             f"{report.ratio_to_plain:.2f} ({ratio[0]:.2f} .. {ratio[1]:.2f})",
             f"{report.mean_acceptance_length:.2f}",
@@ -287,7 +287,7 @@ def _line(engine: Engine, report: Report, tasks: Sequence[Task], found: Differen
 
     margin = "one choice only" if found.margin is None else f"margin {found.margin:.3g}"
     return (
-        f"{report.drafter} (budget {report.budget}), line {tasks[found.prompt].line}: token "
+        f"{report.drafter} (budget {report.budget or 'auto'}), line {tasks[found.prompt].line}: token "
         f"{found.position} is {named(found.token)} where plain decoding has "
         f"{named(found.plain_token)}; {margin}" + (", a near tie" if found.near_tie else "")
     )

@@ -60,7 +60,7 @@ def open_contenders(
 
     Args:
         names: drafters; parts of one tree joined with "+".
-        budgets: each drafter runs with each of them; none given: one that suits the drafter.
+        budgets: each drafter runs with each of them; none given: a planner chooses sizes and parts.
         options: of `redwood.load`, None where not given.
     """
     models = _model_names(names)
@@ -70,19 +70,14 @@ def open_contenders(
         from redwood.backends.load import open_model
         from redwood.benchmarking import PLAIN, Contender
         from redwood.drafting import ModelDrafter, NgramDrafter
-        from redwood.generate import (
-            check_same_tokens,
-            default_budget,
-            join_drafters,
-            load,
-            load_tokenizer,
-        )
+        from redwood.generate import DRAFT_VOCAB, default_budget, join_drafters, load, plan_for
+        from redwood.tokenizers import check_same_tokens, load_tokenizer
 
         engine = load(target, **options)
         draft_options = {name: value for name, value in options.items() if name != "capacity"}
         made: dict[str, Drafter] = {"ngram": NgramDrafter()}
         for name in models:
-            folder, backend = open_model(name, **draft_options)
+            folder, backend = open_model(name, outputs=DRAFT_VOCAB, **draft_options)
             check_same_tokens(engine.tokenizer, load_tokenizer(folder))
             made[name] = ModelDrafter(backend, **given(law=law))
         contenders = [PLAIN]
@@ -90,8 +85,11 @@ def open_contenders(
             parts = [made[part] for part in name.split("+") if part != "none"]
             if not parts:
                 continue
-            sizes = budgets or [default_budget(parts, engine.target.name)]
-            contenders += [Contender(name, join_drafters(parts), size) for size in sizes]
+            joined = join_drafters(parts)
+            contenders += [Contender(name, joined, size) for size in budgets]
+            if not budgets:
+                size = default_budget(parts, engine.target.name)
+                contenders.append(Contender(name, joined, size, plan_for(engine.target, parts)))
         return engine, contenders
 
 

@@ -249,4 +249,5 @@ def _coupled_tree(
         [laws[i] for i in keep],
         [-1] * len(keep),
     )
-    return TokenTree(*(torch.tensor(column) for column in columns))
+    token_ids, parents, drawn_by, rows = (torch.tensor(column) for column in columns)
+    return TokenTree(token_ids, parents, drawn_by, rows)

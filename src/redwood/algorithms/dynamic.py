@@ -1,0 +1,186 @@
+"""Dynamic trees: how likely a drafted node is to be accepted, and how many nodes pay.
+
+A static tree believes in ranks alone. Here each node gets an estimate from what its drafter knows
+of it (match length and share of an n-gram, the probability a draft model gave), calibrated by what
+became of such nodes before. Estimates only steer what is drafted. Verification never sees them, and
+they are made before the coins of a step are drawn, so the law of the text is untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from redwood.errors import ArgumentError
+
+_MEMORY = 512.0  # trials a bin remembers; older ones fade, since texts change
+_BELIEF = 8.0  # trials that a prior counts for
+
+
+class Reliability:
+    """Chance of acceptance by bin: a prior, corrected by what was seen.
+
+    Args:
+        prior: chance per bin, in [0, 1].
+        belief: trials that the prior counts for.
+
+    Raises:
+        ArgumentError: no bins, or a chance outside [0, 1].
+    """
+
+    def __init__(self, prior: Iterable[float], belief: float = _BELIEF) -> None:
+        self._prior = np.array(list(prior), np.float64)
+        if not len(self._prior) or not ((self._prior >= 0.0) & (self._prior <= 1.0)).all():
+            raise ArgumentError("a prior needs chances in [0, 1]")
+        self._belief = belief
+        self._hits = np.zeros_like(self._prior)
+        self._trials = np.zeros_like(self._prior)
+        self.rates: list[float] = self._prior.tolist()
+        """Chance per bin, as now believed."""
+
+    def count(self, index: int, hit: bool) -> None:
+        """Notes one node of a bin whose parent was accepted: was it accepted, too?"""
+        if self._trials[index] >= _MEMORY:
+            self._hits[index] *= 0.5
+            self._trials[index] *= 0.5
+        self._hits[index] += hit
+        self._trials[index] += 1.0
+        seen = self._belief + self._trials[index]
+        self.rates[index] = float((self._belief * self._prior[index] + self._hits[index]) / seen)
+
+    def child(self) -> Reliability:
+        """Returns a table for one text that begins with what this one believes."""
+        return Reliability(self.rates, self._belief)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what was seen, as plain values for JSON."""
+        return {"hits": self._hits.tolist(), "trials": self._trials.tolist()}
+
+    def load(self, seen: Mapping[str, Any]) -> None:
+        """Takes over what `to_dict` gave.
+
+        Raises:
+            ArgumentError: another number of bins, or counts that cannot be.
+        """
+        try:
+            hits, trials = (np.array(seen[name], np.float64) for name in ("hits", "trials"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArgumentError(f"a reliability table needs hits and trials: {error}") from error
+        if hits.shape != self._prior.shape or trials.shape != self._prior.shape:
+            raise ArgumentError(f"a reliability table must have {len(self._prior)} bins")
+        if not ((hits >= 0.0) & (hits <= trials) & (trials < np.inf)).all():
+            raise ArgumentError("a reliability table has counts that cannot be")
+        self._hits, self._trials = hits, trials
+        rates = (self._belief * self._prior + hits) / (self._belief + trials)
+        self.rates = rates.tolist()
+
+
+_MATCHES, _SHARES = 8, 5
+
+
+def ngram_bin(match: int, count: int, total: int, *, longest: bool) -> int:
+    """Returns the bin of an n-gram candidate.
+
+    Args:
+        match: tokens of context that are the same, drafted ones included; 1 or more.
+        count, total: times this token followed there, and times any did; 1 <= count <= total.
+        longest: whether no longer context was seen before.
+    """
+    if count == total:
+        share = 3 if total == 1 else 4  # once is not always
+    else:
+        share = 2 if 2 * count >= total else 1 if 4 * count >= total else 0
+    return (longest * _MATCHES + min(match, _MATCHES) - 1) * _SHARES + share
+
+
+def ngram_prior() -> list[float]:
+    """Returns a first guess per bin: longer matches and larger shares are right more often."""
+    return [
+        trust * share * (0.5 + 0.5 * match / _MATCHES)
+        for trust in (0.3, 1.0)
+        for match in range(1, _MATCHES + 1)
+        for share in (0.1, 0.3, 0.6, 0.75, 0.9)
+    ]
+
+
+_MODEL_EDGES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
+MODEL_BINS = len(_MODEL_EDGES) + 1
+
+
+def model_bin(prob: float) -> int:
+    """Returns the bin of a token that a draft model gave this probability."""
+    return int(np.searchsorted(_MODEL_EDGES, prob))
+
+
+def model_prior() -> list[float]:
+    """Returns a first guess per bin: a draft model is trusted, less at the top."""
+    edges = (0.0, *_MODEL_EDGES, 1.0)
+    middles = [(low + high) / 2.0 for low, high in zip(edges, edges[1:], strict=False)]
+    return [0.95 * middle for middle in middles]
+
+
+def best_count(gains: Sequence[float], times: NDArray[np.float64], sunk: float, sure: float) -> int:
+    """Returns how many of the nodes to keep for the most tokens per time.
+
+    Args:
+        gains: chance of each node to be accepted, best first.
+        times: of a pass that scores i of them beside those that stay anyway, [len(gains) + 1].
+        sunk: time of this step that is spent anyway, same unit.
+        sure: tokens expected without them: one for each root, at least.
+    """
+    tokens = sure + np.concatenate(([0.0], np.cumsum(gains)))
+    rate = tokens / (times[: len(tokens)] + sunk)
+    return int(rate.argmax())
+
+
+def learn(
+    news: Sequence[int],
+    parents: Sequence[int],
+    token_ids: Sequence[int],
+    bins: Sequence[int],
+    tables: Sequence[Reliability],
+) -> int:
+    """Follows new text through a drafted tree; notes in all tables which children it took.
+
+    Nobody needs to tell a drafter what was accepted: a child is, if it is the next token.
+
+    Args:
+        news: [L] tokens of the text after the tree's root.
+        parents, token_ids, bins: [N]; node 0 is the root; nodes of bin -1 are not noted.
+
+    Returns: the length of the path that the text took.
+    """
+    at = depth = 0
+    for token in news:
+        taken = 0
+        for node in range(at + 1, len(parents)):
+            if parents[node] == at:
+                hit = token_ids[node] == token
+                for table in tables if bins[node] >= 0 else ():
+                    table.count(bins[node], hit)
+                taken = node if hit else taken
+        if not taken:
+            break
+        at, depth = taken, depth + 1
+    return depth
+
+
+class Pace(Protocol):
+    """Decides, level by level, whether drafting on is worth its time."""
+
+    def going_on(
+        self, tokens: float, nodes: int, gains: Sequence[float], added: Sequence[int], width: int
+    ) -> int:
+        """Returns how many of the rows, the first ones, draft another level.
+
+        Args:
+            tokens: expected of this step as it stands, for all rows.
+            nodes: that the target would score as it stands, roots included.
+            gains: [R] further tokens that a row's next level promises, falling.
+            added: [R] nodes that this level adds to a row.
+            width: nodes per row that the drafter scores for it.
+        """
+        ...

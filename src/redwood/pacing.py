@@ -1,0 +1,156 @@
+"""Times within one step: what more nodes and more levels would cost, as the machine runs now."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from redwood.algorithms.dynamic import best_count
+from redwood.time_curve import TimeCurve
+from redwood.tree import Law, TokenTree
+
+_QUICK, _SLOW = 0.2, 0.03  # weight of a new time: in the machine's speed, in the curve's shape
+_WIDEST = math.log(1.5)  # the shape is believed within this factor
+
+
+@dataclass
+class Mean:
+    """A mean whose older entries fade by a factor for every new one."""
+
+    total: float = 0.0
+    weight: float = 0.0
+
+    def add(self, value: float, fade: float) -> None:
+        """Adds an entry."""
+        self.total = self.total * fade + value
+        self.weight = self.weight * fade + 1.0
+
+    def value(self, prior: float, belief: float) -> float:
+        """Returns the mean together with `belief` entries of `prior`."""
+        return (belief * prior + self.total) / (belief + self.weight)
+
+
+class Correction:
+    """What steps really take, against the curve: the machine's speed now, and the curve's shape.
+
+    The speed moves within seconds and concerns all sizes alike; the shape is kept per power of two
+    of nodes and moves slowly.
+    """
+
+    def __init__(self) -> None:
+        self._log_speed = 0.0
+        self._shape: dict[int, float] = {}
+
+    @property
+    def speed(self) -> float:
+        """Time now, in units of the curve's time."""
+        return math.exp(self._log_speed)
+
+    def apply(self, times: NDArray[np.float64], first: int) -> NDArray[np.float64]:
+        """Returns times [M], of `first` and more nodes, with the shape put right.
+
+        Guarantee: never falls with more nodes.
+        """
+        if not self._shape:
+            return times
+        factors = [
+            math.exp(self._shape.get((first + i).bit_length(), 0.0)) for i in range(len(times))
+        ]
+        corrected: NDArray[np.float64] = np.maximum.accumulate(times * factors)
+        return corrected
+
+    def learn(self, nodes: int, ms: float, expected: float) -> None:
+        """Notes that a pass over these nodes took `ms` where `apply` had said `expected`."""
+        off = math.log(ms / expected) - self._log_speed
+        self._log_speed += _QUICK * off
+        size = nodes.bit_length()
+        shape = self._shape.get(size, 0.0) + _SLOW * max(-_WIDEST, min(_WIDEST, off))
+        self._shape[size] = max(-_WIDEST, min(_WIDEST, shape))
+
+
+@dataclass
+class StepTimes:
+    """The times of one step.
+
+    Attributes:
+        rows: roots to be scored.
+        times: [M + 1] of a pass over the roots and i more nodes, in the curve's milliseconds.
+        nodes: scored in the end, roots included.
+        levels_ms: of drafting, as the curves say.
+        drafting_ms: of drafting, as it was.
+    """
+
+    rows: int
+    times: NDArray[np.float64]
+    nodes: int = 0
+    levels_ms: float = 0.0
+    drafting_ms: float = 0.0
+
+    def of(self, nodes: int) -> float:
+        """The time of a pass over this many nodes, roots included."""
+        return float(self.times[min(nodes - self.rows, len(self.times) - 1)])
+
+    def trim(self, trees: Sequence[TokenTree], drafting_ms: float) -> list[TokenTree]:
+        """Returns the trees less the nodes whose scoring would not pay.
+
+        Nodes that were drawn, or of which nothing is believed, stay.
+
+        Args:
+            drafting_ms: that this step has cost so far, in the curve's milliseconds.
+        """
+        free, sure = [], 0.0
+        for row, tree in enumerate(trees):
+            for node, chance in enumerate((tree.estimates or ())[1:], start=1):
+                if tree.law_list[node] in (Law.POINT, Law.COUPLED):
+                    free.append((-chance, row, node))
+                else:
+                    sure += chance
+        free.sort()
+        size = sum(map(len, trees))
+        times = np.array([self.of(size - len(free) + i) for i in range(len(free) + 1)])
+        count = best_count([-entry[0] for entry in free], times, drafting_ms, len(trees) + sure)
+        out = {(row, node) for _, row, node in free[count:]}
+        made = [
+            tree.kept([node for node in range(len(tree)) if (row, node) not in out])
+            for row, tree in enumerate(trees)
+        ]
+        self.nodes, self.drafting_ms = sum(map(len, made)), drafting_ms
+        return made
+
+
+@dataclass
+class Levels:
+    """The `Pace` of a model drafter in one step.
+
+    Args:
+        step: what it belongs to; the time of levels is noted there.
+        curve: of the drafter's own forward.
+        length: committed tokens of a row.
+        factor: drafting takes this times what the curve says.
+    """
+
+    step: StepTimes
+    curve: TimeCurve
+    length: int
+    factor: float
+    _spent: float = field(default=0.0, init=False)
+
+    def going_on(
+        self, tokens: float, nodes: int, gains: Sequence[float], added: Sequence[int], width: int
+    ) -> int:
+        """See `Pace.going_on`: as many rows as give the most tokens per time."""
+        best, best_rate, cost = 0, tokens / (self._spent + self.step.of(nodes)), 0.0
+        gained, size = tokens, nodes
+        for rows, (gain, more) in enumerate(zip(gains, added, strict=True), start=1):
+            gained, size = gained + gain, size + more
+            level = self.factor * self.curve.ms([width] * rows, [self.length] * rows)
+            rate = gained / (self._spent + level + self.step.of(size))
+            if rate > best_rate:
+                best, best_rate, cost = rows, rate, level
+        self._spent += cost
+        self.step.levels_ms += cost / self.factor
+        return best

@@ -1,0 +1,230 @@
+"""The planner: which drafter, and how large a tree, from measured times and what was accepted.
+
+Three decisions, each by tokens per time. Before a step: which arm drafts (nothing, one drafter, all
+in one tree), by what each arm gave lately and what it cost. While a model drafts: whether another
+level pays. Before the target runs: how many of the drafted nodes are scored. Times come from a
+`TimeCurve`, corrected by what steps really take. Plain decoding is always a legal answer.
+
+Nothing of a step's own coins is used: arms and estimates are settled before they are drawn, and
+only nodes chosen without chance are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from redwood.algorithms.sequoia import choose_tree
+from redwood.context import Context
+from redwood.drafting import Drafter, ModelDrafter, NoDrafter, UnionDrafter
+from redwood.pacing import Correction, Levels, Mean, StepTimes
+from redwood.time_curve import TimeCurve
+from redwood.tree import TokenTree
+
+_FADE, _FADE_ALL = 0.95, 0.995  # what a step weighs one step later: in its text, over all texts
+_BELIEF = 4.0  # steps that count for what is believed beforehand
+_SHARE = 0.01  # of all time may be lost to arms that seemed worse
+_PAUSE = 16  # steps before an arm that lost is tried again
+_MOST = 16
+_NGRAM = (1.3, 1.05)  # tokens per step and cost in plain passes, where nothing is known
+
+Measure = Callable[[], TimeCurve]
+
+
+class Arm(NamedTuple):
+    """A way to draft, and the models that take part in it."""
+
+    drafter: Drafter
+    models: tuple[ModelDrafter, ...]
+
+
+def arms_of(drafter: Drafter) -> list[Arm]:
+    """Returns plain decoding, every part of the drafter alone, and all parts in one tree."""
+    parts = list(drafter.parts) if isinstance(drafter, UnionDrafter) else [drafter]
+    drafting = [part for part in parts if not isinstance(part, NoDrafter)]
+    arms = [Arm(NoDrafter(), ())]
+    arms += [Arm(p, (p,) if isinstance(p, ModelDrafter) else ()) for p in drafting]
+    if len(drafting) > 1:
+        arms.append(Arm(drafter, tuple(p for p in drafting if isinstance(p, ModelDrafter))))
+    return arms
+
+
+@dataclass
+class _Record:
+    """What is known of an arm: tokens per step, and cost in plain passes."""
+
+    tokens: float
+    cost: float
+    tokens_seen: Mean = field(default_factory=Mean)
+    cost_seen: Mean = field(default_factory=Mean)
+    texts: dict[int, Mean] = field(default_factory=dict)
+    last: int = -_PAUSE
+
+    def tokens_of(self, key: int) -> float:
+        """Tokens per step in this text."""
+        known = self.tokens_seen.value(self.tokens, _BELIEF)
+        return self.texts[key].value(known, _BELIEF) if key in self.texts else known
+
+    def cost_now(self) -> float:
+        """Time of a step, in plain passes."""
+        return self.cost_seen.value(self.cost, _BELIEF)
+
+
+class Plan(NamedTuple):
+    """What a step shall do: its arm, the nodes of each row at most, and its times.
+
+    `best_ms` is the time per token that the best arm promises; None: this is the best arm.
+    """
+
+    arm: int
+    drafter: Drafter
+    budgets: list[int]
+    times: StepTimes
+    best_ms: float | None
+
+
+class Planner:
+    """Chooses arms and sizes for an engine.
+
+    Args:
+        drafter: what may draft; its parts become arms.
+        curve: times of the target, or a function that measures them when they are first needed.
+        draft_curves: the same by model drafter; each model of `drafter` must have one.
+        most: nodes of one row at most, the root included.
+    """
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        curve: TimeCurve | Measure,
+        draft_curves: Mapping[ModelDrafter, TimeCurve | Measure] | None = None,
+        *,
+        most: int = _MOST,
+    ) -> None:
+        self.arms = arms_of(drafter)
+        self.most = most
+        self._curves: dict[ModelDrafter | None, TimeCurve | Measure] = {None: curve}
+        for model, measured in (draft_curves or {}).items():
+            self._curves[model] = measured
+        self._records: list[_Record] = []
+        self._correction = Correction()
+        self._factors: dict[ModelDrafter, Mean] = {}
+        self._read: set[tuple[ModelDrafter, int]] = set()  # prompts that a model has read
+        self._step = 0
+        self._spent_ms = self._lost_ms = 0.0
+
+    def curve(self, model: ModelDrafter | None = None) -> TimeCurve:
+        """Returns the times of a model drafter, or of the target."""
+        made = self._curves[model]
+        if not isinstance(made, TimeCurve):
+            made = self._curves[model] = made()
+        return made
+
+    def begin(self, contexts: Sequence[Context], rooms: Sequence[int], left: Sequence[int]) -> Plan:
+        """Returns the plan of a step.
+
+        Args:
+            contexts: of the rows, at least one.
+            rooms: nodes that each row has room for, at least 1.
+            left: tokens that each row may still generate.
+        """
+        lengths = [len(context.token_ids) for context in contexts]
+        curve = self.curve().growth(lengths, (self.most - 1) * len(lengths))
+        times = StepTimes(len(lengths), self._correction.apply(curve, len(lengths)))
+        arm, best_ms = self._choose(contexts, sum(left) / 2.0, times)
+        drafter, models = self.arms[arm]
+        for model in models:
+            self._read.update((model, context.key) for context in contexts)
+            factor = self._factors.setdefault(model, Mean()).value(1.0, _BELIEF)
+            model.pace = Levels(times, self.curve(model), max(lengths), factor)
+        return Plan(arm, drafter, [min(self.most, room) for room in rooms], times, best_ms)
+
+    def trim(self, plan: Plan, trees: Sequence[TokenTree], drafting_s: float) -> list[TokenTree]:
+        """Returns the trees less the nodes whose scoring would not pay."""
+        for model in self.arms[plan.arm].models:
+            model.pace = None
+        return plan.times.trim(trees, 1e3 * drafting_s / self._correction.speed)
+
+    def end(
+        self,
+        plan: Plan,
+        contexts: Sequence[Context],
+        tokens: Sequence[int],
+        target_s: float,
+        other_s: float,
+    ) -> None:
+        """Learns from a step.
+
+        Args:
+            tokens: what each row got.
+            target_s, other_s: time of the target's pass, and of what follows it.
+        """
+        times, record = plan.times, self._records[plan.arm]
+        expected = times.of(times.nodes)
+        self._correction.learn(times.nodes, 1e3 * target_s, expected)
+        speed = 1e3 * target_s / expected  # the machine's own, in this very step
+        plain = times.of(times.rows)
+        spent = expected + times.drafting_ms + 1e3 * other_s / speed
+        record.cost_seen.add(spent / plain, _FADE_ALL)
+        record.last = self._step
+        for context, count in zip(contexts, tokens, strict=True):
+            record.tokens_seen.add(count, _FADE_ALL)
+            record.texts.setdefault(context.key, Mean()).add(count, _FADE)
+        for model in self.arms[plan.arm].models if times.levels_ms else ():
+            off = times.drafting_ms / times.levels_ms
+            self._factors[model].add(min(3.0, max(0.5, off)), _FADE)
+        self._step += 1
+        self._spent_ms += spent
+        if plan.best_ms is not None:
+            self._lost_ms = max(0.0, self._lost_ms + spent - sum(tokens) * plan.best_ms)
+
+    def release(self, key: int) -> None:
+        """Forgets a request."""
+        for record in self._records:
+            record.texts.pop(key, None)
+        self._read = {pair for pair in self._read if pair[1] != key}
+
+    def _choose(
+        self, contexts: Sequence[Context], to_come: float, times: StepTimes
+    ) -> tuple[int, float | None]:
+        """The arm of the step; if it is not the best, the milliseconds per token of the best.
+
+        What a model needs to read a prompt is spread over the tokens to come.
+        """
+        plain_ms = times.of(times.rows)
+        if not self._records:
+            self._records = [self._guess(arm, contexts) for arm in self.arms]
+        filling = [self._filling_ms(arm, contexts) for arm in self.arms]
+        costs, tokens = [], []
+        for record, fill in zip(self._records, filling, strict=True):
+            tokens.append(sum(record.tokens_of(context.key) for context in contexts))
+            costs.append(record.cost_now() * plain_ms + fill * tokens[-1] / to_come)
+        rates = [t / cost for t, cost in zip(tokens, costs, strict=True)]
+        best = max(range(len(rates)), key=rates.__getitem__)
+        allowed = _SHARE * self._spent_ms + plain_ms - self._lost_ms
+        for i in sorted(range(len(rates)), key=lambda i: self._records[i].last):
+            loss = costs[i] + filling[i] - tokens[i] / rates[best]
+            if i != best and self._step - self._records[i].last >= _PAUSE and loss <= allowed:
+                return i, 1.0 / rates[best]
+        return best, None
+
+    def _guess(self, arm: Arm, contexts: Sequence[Context]) -> _Record:
+        """What an arm may give, before it was ever tried."""
+        if not arm.models:
+            return _Record(1.0, 1.0) if isinstance(arm.drafter, NoDrafter) else _Record(*_NGRAM)
+        length = max(len(context.token_ids) for context in contexts)
+        times = self.curve().times(length, self.most)
+        draft_ms = sum(self.curve(model).ms([1], [length]) for model in arm.models)
+        sizes = {size: float(times[size]) for size in range(1, self.most + 1)}
+        plan = choose_tree(arm.models[0].acceptance, sizes, draft_ms)
+        return _Record(plan.expected_tokens, plan.time_per_token * plan.expected_tokens / sizes[1])
+
+    def _filling_ms(self, arm: Arm, contexts: Sequence[Context]) -> float:
+        """What the models of an arm need to read the prompts that they have not read."""
+        return sum(
+            self.curve(model).ms([len(context.token_ids)], [0])
+            for model in arm.models
+            for context in contexts
+            if (model, context.key) not in self._read
+        )
