@@ -143,8 +143,6 @@ class TokenTree:
         Raises:
             ArgumentError: nodes out of order, a child without its parent, a drawn node left out.
         """
-        if len(nodes) == len(self):
-            return self
         place = {node: i for i, node in enumerate(nodes)}
         if (
             not nodes
@@ -152,6 +150,8 @@ class TokenTree:
             or any(a >= b for a, b in zip(nodes, nodes[1:], strict=False))
         ):
             raise ArgumentError("nodes to keep must be in order, the root first")
+        if len(nodes) == len(self):
+            return self
         for node, law in enumerate(self.law_list):
             if node and node not in place and law not in (Law.POINT, Law.COUPLED):
                 raise ArgumentError(f"node {node} was drawn: it cannot be left out")
