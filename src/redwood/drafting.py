@@ -187,3 +187,10 @@ def prefill(drafter: Drafter, contexts: Sequence[Context]) -> None:
     read = getattr(drafter, "prefill", None)
     if read is not None:
         read(contexts)
+
+
+def join_drafters(drafters: Sequence[Drafter]) -> Drafter:
+    """Returns one drafter for all: none, the only one, or their union."""
+    if not drafters:
+        return NoDrafter()
+    return drafters[0] if len(drafters) == 1 else UnionDrafter(drafters)

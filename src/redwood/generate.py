@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Self, TypeGuard, overload
@@ -14,13 +13,12 @@ from typing import Any, Self, TypeGuard, overload
 import torch
 
 from redwood.backends.base import Backend
-from redwood.drafting import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
+from redwood.drafting import Drafter, ModelDrafter, NgramDrafter, join_drafters
 from redwood.engine import RowEngine, Step, token_list
 from redwood.errors import ArgumentError, RedwoodError
-from redwood.planner import Planner
+from redwood.planning import known_profile, make_planner
 from redwood.sampling import SamplingParams
 from redwood.stats import Stats
-from redwood.timing import quick_curve
 from redwood.tokenizers import check_same_tokens, eos_ids, load_tokenizer
 from redwood.tree import TokenTree
 
@@ -313,13 +311,18 @@ def load(
         check_same_tokens(tokenizer, load_tokenizer(draft_folder))
         return draft
 
+    parts = _parts(drafter)
     drafters = [
-        _drafter(part, draft_model, tree, law) if isinstance(part, str) else part
-        for part in _parts(drafter)
+        _drafter(part, draft_model, tree, law) if isinstance(part, str) else part for part in parts
     ]
     if tree is not None and not any(isinstance(d, ModelDrafter) for d in drafters):
         raise ArgumentError("tree gives the shape for a model drafter, and there is none")
-    planner = plan_for(model, drafters) if budget is None and tree is None and drafters else None
+    planner = None
+    if drafters and budget is None and tree is None:
+        known = {p: d for p, d in zip(parts, drafters, strict=True) if isinstance(p, str)}
+        others = {d.name: d for d in drafters if d not in known.values()}
+        profile = known_profile(model, str(target), known, weights=weights, kv=kv, cpus=cpus)
+        planner = make_planner(model, {**known, **others}, profile)
     if budget is None:
         budget = len(tree) if tree is not None else default_budget(drafters, model.name)
     return Engine(
@@ -330,16 +333,6 @@ def load(
         budget=budget,
         planner=planner,
         max_rows=max_rows,
-    )
-
-
-def plan_for(target: Backend, drafters: Sequence[Drafter]) -> Planner:
-    """Returns a planner for these drafters; it measures times when it first needs them."""
-    models = [drafter for drafter in drafters if isinstance(drafter, ModelDrafter)]
-    return Planner(
-        join_drafters(drafters),
-        partial(quick_curve, target),
-        {model: partial(quick_curve, model.backend) for model in models},
     )
 
 
@@ -361,13 +354,6 @@ def _drafter(name: str, model: Any, tree: Sequence[int] | None, law: str) -> Dra
     if name == "ngram":
         return NgramDrafter()
     return ModelDrafter(model(name), tree, law=law)
-
-
-def join_drafters(drafters: Sequence[Drafter]) -> Drafter:
-    """Returns one drafter for all: none, the only one, or their union."""
-    if not drafters:
-        return NoDrafter()
-    return drafters[0] if len(drafters) == 1 else UnionDrafter(drafters)
 
 
 def default_budget(drafters: Sequence[Drafter], backend: str = "eager") -> int:

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from redwood import __version__
-from redwood.commands import bench, chat, demo, generate, models, tree
+from redwood.commands import bench, calibrate, chat, demo, generate, models, tree
 from redwood.commands.options import examples
 from redwood.commands.terminal import drop_stdout, say
 from redwood.errors import RedwoodError
@@ -143,4 +143,5 @@ chat.register(app)
 tree.register(app)
 models.register(app)
 bench.register(app)
+calibrate.register(app)
 demo.register(app)

@@ -287,7 +287,7 @@ def _line(engine: Engine, report: Report, tasks: Sequence[Task], found: Differen
 
     margin = "one choice only" if found.margin is None else f"margin {found.margin:.3g}"
     return (
-        f"{report.drafter} (budget {report.budget or 'auto'}), line {tasks[found.prompt].line}: token "
-        f"{found.position} is {named(found.token)} where plain decoding has "
+        f"{report.drafter} (budget {report.budget or 'auto'}), line {tasks[found.prompt].line}: "
+        f"token {found.position} is {named(found.token)} where plain decoding has "
         f"{named(found.plain_token)}; {margin}" + (", a near tie" if found.near_tie else "")
     )

@@ -69,8 +69,9 @@ def open_contenders(
     with _loading(target, models, options):
         from redwood.backends.load import open_model
         from redwood.benchmarking import PLAIN, Contender
-        from redwood.drafting import ModelDrafter, NgramDrafter
-        from redwood.generate import DRAFT_VOCAB, default_budget, join_drafters, load, plan_for
+        from redwood.drafting import ModelDrafter, NgramDrafter, join_drafters
+        from redwood.generate import DRAFT_VOCAB, default_budget, load
+        from redwood.planning import known_profile, make_planner
         from redwood.tokenizers import check_same_tokens, load_tokenizer
 
         engine = load(target, **options)
@@ -82,14 +83,17 @@ def open_contenders(
             made[name] = ModelDrafter(backend, **given(law=law))
         contenders = [PLAIN]
         for name in names:
-            parts = [made[part] for part in name.split("+") if part != "none"]
+            parts = {part: made[part] for part in name.split("+") if part != "none"}
             if not parts:
                 continue
-            joined = join_drafters(parts)
+            joined = join_drafters(list(parts.values()))
             contenders += [Contender(name, joined, size) for size in budgets]
             if not budgets:
-                size = default_budget(parts, engine.target.name)
-                contenders.append(Contender(name, joined, size, plan_for(engine.target, parts)))
+                how = {key: options.get(key) for key in ("weights", "kv", "cpus")}
+                profile = known_profile(engine.target, target, parts, **how)
+                planner = make_planner(engine.target, parts, profile)
+                size = default_budget(list(parts.values()), engine.target.name)
+                contenders.append(Contender(name, joined, size, planner))
         return engine, contenders
 
 

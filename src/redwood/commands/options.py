@@ -61,7 +61,7 @@ Budget = Annotated[
     int | None,
     _option(
         "--budget",
-        "Nodes scored per step, the root included. Left out: a size that suits the drafter.",
+        "Nodes scored per step, the root included. Left out: chosen step by step.",
         panel=_MODEL,
     ),
 ]
