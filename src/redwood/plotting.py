@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from redwood.algorithms.sequoia import expected_tokens, optimal_tree
-from redwood.calibration.choice import MOST_NODES, choices, speeds, step_times
+from redwood.calibration.choice import MOST_NODES, Choice, choices, speeds, step_times
 from redwood.calibration.curves import CONTEXT
+from redwood.calibration.decoding import MOST_LEVELS
 from redwood.errors import ArgumentError, UnsupportedError
 from redwood.profile import DrafterProfile, Profile
 
@@ -17,6 +18,8 @@ FORMATS = (".png", ".svg", ".pdf")
 _SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)
 _LEVELS = tuple(range(2, 13))
 _WIDE, _HIGH = 5.2, 3.9  # inches of a panel
+
+_Tables = dict[tuple[str, str], list[list[float]]]
 
 
 def check_plot(path: Path) -> None:
@@ -42,15 +45,19 @@ def plot(profile: Profile, path: Path, title: str = "") -> None:
     check_plot(path)
     from matplotlib.figure import Figure
 
-    maps = [(drafter, at) for drafter in profile.drafters.values() for at in drafter.acceptance]
+    maps = [(d.name, at) for d in profile.drafters.values() for at in d.acceptance]
     rows = 1 + -(-len(maps) // 3)
     figure: Any = Figure(figsize=(3 * _WIDE, rows * _HIGH), layout="constrained")
     panels = figure.subplots(rows, 3, squeeze=False).flatten().tolist()
     _draw_times(panels[0], profile)
     _draw_tokens(panels[1], profile)
-    _draw_speed(panels[2], profile)
-    for panel, (drafter, at) in zip(panels[3:], maps, strict=False):
-        _draw_map(figure, panel, profile, drafter.name, at)
+    tables = {
+        (name, at): speeds(profile, name, float(at), _SIZES[1:], _LEVELS) for name, at in maps
+    }
+    best = {(made.drafter, made.temperature): made for made in choices(profile)}
+    _draw_speed(panels[2], profile, tables)
+    for panel, named in zip(panels[3:], maps, strict=False):
+        _draw_map(figure, panel, tables[named], best[named])
     for panel in panels[3 + len(maps) :]:
         panel.set_axis_off()
     figure.suptitle(title or profile.key.target)
@@ -72,13 +79,14 @@ def _draw_times(panel: Any, profile: Profile) -> None:
         )
         times = profile.target.times(context, MOST_NODES)[1:]
         panel.plot(range(1, MOST_NODES + 1), times, color=colour, label=f"target, {context} before")
-    for drafter in profile.drafters.values():
+    for number, drafter in enumerate(profile.drafters.values(), start=len(contexts)):
         if drafter.curve is not None:
             points = [p for p in drafter.curve.points if p.rows == 1]
             context = min(p.context for p in points)
             most = max(p.nodes for p in points)
             times = drafter.curve.times(context, most)[1:]
-            panel.plot(range(1, most + 1), times, "--", label=f"{drafter.name}, {context} before")
+            label = f"{drafter.name}, {context} before"
+            panel.plot(range(1, most + 1), times, "--", color=f"C{number}", label=label)
     panel.set(title="One forward", xlabel="nodes", ylabel="ms", ylim=(0, None))
     panel.legend(fontsize="small")
 
@@ -89,43 +97,40 @@ def _draw_tokens(panel: Any, profile: Profile) -> None:
         label = f"{drafter.name}, temperature {at}"
         if at in drafter.acceptance:
             panel.plot(_SIZES, _expected(drafter, at), color=colour, label=label)
-            label = f"{label}, decoded"
-        style = "x" if at in drafter.acceptance else "x-"
-        panel.plot(list(known), list(known.values()), style, color=colour, label=label)
-    _by_size(panel, "Tokens per step", "tokens per target pass")
+            panel.plot(list(known), list(known.values()), "x", color=colour)
+        else:
+            panel.plot(list(known), list(known.values()), "x-", color=colour, label=label)
+    _by_size(panel, "Tokens per step (crosses: measured)", "tokens per target pass")
 
 
-def _draw_speed(panel: Any, profile: Profile) -> None:
+def _draw_speed(panel: Any, profile: Profile, tables: _Tables) -> None:
     for number, (drafter, at) in enumerate(_measured(profile)):
         label = f"{drafter.name}, temperature {at}"
         if at in drafter.acceptance:
-            table = speeds(profile, drafter.name, float(at), _SIZES[1:], _LEVELS)
-            best = [max(v for v in column if v == v) for column in zip(*table, strict=True)]
+            columns = zip(*tables[drafter.name, at], strict=True)
+            best = [max(value for value in column if value == value) for column in columns]
             panel.plot(_SIZES, [1.0, *best], color=f"C{number}", label=label)
         else:
-            times, known = step_times(profile, drafter.name), drafter.tokens_by_size[at]
+            times = step_times(profile, drafter.name)
+            known = {n: t for n, t in drafter.tokens_by_size[at].items() if n in times}
             values = [tokens * times[1] / times[size] for size, tokens in known.items()]
             panel.plot(list(known), values, color=f"C{number}", label=label)
     panel.axhline(1.0, color="grey", linewidth=0.8)
     _by_size(panel, f"Predicted speed, {CONTEXT} tokens before", "x plain decoding")
 
 
-def _draw_map(figure: Any, panel: Any, profile: Profile, name: str, at: str) -> None:
+def _draw_map(figure: Any, panel: Any, table: list[list[float]], best: Choice) -> None:
     sizes = _SIZES[1:]
-    image = panel.imshow(
-        speeds(profile, name, float(at), sizes, _LEVELS), origin="lower", aspect="auto"
-    )
+    image = panel.imshow(table, origin="lower", aspect="auto")
     figure.colorbar(image, ax=panel, label="x plain decoding")
     panel.set_xticks(range(len(sizes)), sizes)
     panel.set_yticks(range(len(_LEVELS)), _LEVELS)
-    panel.set(title=f"{name}, temperature {at}", xlabel="nodes of the tree", ylabel="levels")
-    for choice in choices(profile):
-        if (choice.drafter, choice.temperature) == (name, at) and choice.size > 1:
-            assert choice.levels is not None
-            x = min(range(len(sizes)), key=lambda i: abs(sizes[i] - choice.size))
-            y = min(choice.levels, _LEVELS[-1]) - _LEVELS[0]
-            panel.plot([x], [y], "*", color="red", markersize=14)
-            panel.set_title(f"{panel.get_title()}: {choice.size} nodes, {choice.levels} levels")
+    tree = "no tree pays" if best.size == 1 else f"{best.size} nodes, {best.levels} levels"
+    title = f"{best.drafter}, temperature {best.temperature}: {tree}"
+    panel.set(title=title, xlabel="nodes of the tree", ylabel="levels")
+    if best.size > 1 and best.levels is not None:
+        x = min(range(len(sizes)), key=lambda i: abs(sizes[i] - best.size))
+        panel.plot([x], [min(best.levels, _LEVELS[-1]) - _LEVELS[0]], "*", color="red", ms=14)
 
 
 def _by_size(panel: Any, title: str, ylabel: str) -> None:
@@ -145,5 +150,7 @@ def _measured(profile: Profile) -> Iterator[tuple[DrafterProfile, str]]:
 
 
 def _expected(drafter: DrafterProfile, at: str) -> list[float]:
+    """By `_SIZES`, for trees as deep as those that were decoded with."""
     rates = drafter.acceptance[at][0].rates
-    return [expected_tokens(optimal_tree(rates, size), rates) for size in _SIZES]
+    trees = (optimal_tree(rates, size, max_levels=MOST_LEVELS) for size in _SIZES[1:])
+    return [1.0, *(expected_tokens(tree, rates) for tree in trees)]

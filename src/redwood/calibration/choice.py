@@ -64,7 +64,8 @@ def choices(profile: Profile, context: int = CONTEXT) -> list[Choice]:
                 size, tokens, ms = plan.size, plan.expected_tokens, plan.time_per_token
                 levels: int | None = plan.levels
             else:
-                known = {1: 1.0, **drafter.tokens_by_size[at]}
+                sizes = drafter.tokens_by_size[at]
+                known = {1: 1.0} | {n: t for n, t in sizes.items() if n in times}
                 size = min(known, key=lambda n: (times[n] / known[n], n))
                 tokens, ms, levels = known[size], times[size] / known[size], None
             made.append(Choice(name, at, size, levels, tokens, 1000.0 / ms, times[1] / ms))

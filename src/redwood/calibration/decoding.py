@@ -20,11 +20,10 @@ from redwood.engine import RowEngine
 from redwood.profile import Acceptance, DrafterProfile, temperature_name
 from redwood.sampling import SamplingParams
 
-TREE_SIZES = (4, 8, 16)
+TREE_SIZES, MOST_LEVELS = (4, 8, 16), 8
 """Trees of a draft model that are decoded with, to set beside what is expected of them."""
 
 _TREE_PROMPTS = 4  # enough for three numbers and for tables to begin with
-_MOST_LEVELS = 8
 _LEARNING_BUDGET = 12
 
 
@@ -152,7 +151,7 @@ def _with_trees(bench: Bench, name: str, drafter: ModelDrafter, rates: Sequence[
     sizes, costs, learned = dict[int, float](), list[float](), getattr(drafter, "reliability", None)
     for size in (size for size in TREE_SIZES if size <= capacity):
         forwards = ClockedBackend(drafter.backend)
-        parents = optimal_tree(rates, size, max_levels=_MOST_LEVELS)
+        parents = optimal_tree(rates, size, max_levels=MOST_LEVELS)
         shaped = ModelDrafter(cast(Backend, forwards), parents)
         if learned is not None:
             cast(Any, shaped).reliability = learned
