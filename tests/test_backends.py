@@ -12,8 +12,10 @@ import torch
 import transformers
 
 from conftest import save_model, tiny_llama, tiny_tokenizer
+from graph_kit import Tape
 from redwood.backends._native_load import load_native
 from redwood.backends.base import Backend, Kept, Nodes
+from redwood.backends.cuda_graph import with_graphs
 from redwood.backends.load import load_eager, wrap_model
 from redwood.errors import (
     ArgumentError,
@@ -34,8 +36,16 @@ def _native(model: Any) -> Backend:
         return load_native(Path(folder), None, kv="f32", threads=2)
 
 
+def _graphs(model: Any) -> Backend:
+    return with_graphs(wrap_model(model), recorder=Tape)
+
+
 # One entry per backend: a function from a Transformers model to the backend under test.
-BACKENDS: dict[str, Callable[[Any], Backend]] = {"eager": wrap_model, "native": _native}
+BACKENDS: dict[str, Callable[[Any], Backend]] = {
+    "cuda_graph": _graphs,
+    "eager": wrap_model,
+    "native": _native,
+}
 
 
 def _path(node: int) -> list[int]:
