@@ -1,12 +1,12 @@
 # make run: answer a prompt with a real model. make test: lint, types, tests. make venv: the
 # environment alone. make native-check: the C++ code alone, under sanitizers. make slow: the long
-# runs on real models.
+# runs on real models. make bench: the table beside peers, which it fetches and builds (hours).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test venv slow lint native-check clean
+.PHONY: run test venv slow lint native-check bench clean
 
 run: venv
 	@$(BIN)/redwood demo
@@ -41,6 +41,20 @@ native-check:
 
 slow: venv
 	$(BIN)/pytest -m slow
+
+SPECBENCH ?=
+LIMIT ?= 6
+SETS := humaneval mtbench editing $(if $(SPECBENCH),specbench)
+
+# Stops at what fails, not at a run that something else disturbed (status 3).
+bench: venv
+	$(BIN)/python benchmarks/peers/build.py
+	@for pair in smollm2 qwen; do for set in $(SETS); do for t in 0 0.6; do \
+		$(BIN)/python benchmarks/compare.py --pair $$pair --set $$set --temperature $$t --limit $(LIMIT) \
+			$$(test $$set != specbench || echo --prompts $(SPECBENCH)) \
+			--json benchmarks/results/compare_$${pair}_$${set}_$$t.json || test $$? = 3 || exit 1; \
+	done; done; done
+	$(BIN)/python benchmarks/compare.py --show benchmarks/results/compare_*.json
 
 clean:
 	rm -rf $(VENV) build dist

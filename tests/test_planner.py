@@ -222,7 +222,7 @@ def test_a_drawn_node_cannot_be_left_out() -> None:
 def test_levels_are_drafted_while_they_pay() -> None:
     def going_on(gain: float, level_ms: float) -> int:
         step = StepTimes(1, np.full(9, 10.0))
-        return Levels(step, curve(0.0, level_ms), 50, 1.0).going_on(1.0, 1, [gain], [1], 1)
+        return Levels(step, curve(0.0, level_ms), 50, 1.0).going_on(1.0, 1, [], [gain], [1], [1])
 
     assert going_on(0.9, 1.0) == 1
     assert going_on(0.05, 1.0) == 0
@@ -232,7 +232,7 @@ def test_levels_are_drafted_while_they_pay() -> None:
 def test_the_rows_with_most_to_gain_draft_on() -> None:
     step = StepTimes(3, np.array([30.0, 31.0, 36.0, 60.0]))
     pace = Levels(step, curve(0.5, 2.0), 50, 1.0)
-    assert pace.going_on(3.0, 3, [0.9, 0.8, 0.1], [1, 1, 1], 1) == 2
+    assert pace.going_on(3.0, 3, [], [0.9, 0.8, 0.1], [1, 1, 1], [1, 1, 1]) == 2
 
 
 def test_the_machines_speed_is_told_from_the_curves_shape() -> None:

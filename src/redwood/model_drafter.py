@@ -6,18 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from redwood.algorithms.dynamic import MODEL_BINS, Pace, Reliability, learn, model_bin, model_prior
-from redwood.algorithms.sequoia import draw_without_replacement, optimal_tree
-from redwood.algorithms.specinfer import draw_with_replacement
+from redwood.algorithms.dynamic import Pace, Reliability, model_prior
+from redwood.algorithms.sequoia import optimal_tree
 from redwood.backends.base import Backend, Kept, Nodes
 from redwood.context import Context
 from redwood.errors import ArgumentError, check_count
-from redwood.sampling import SamplingParams, check_finite, draft_law, scores, top
-from redwood.tree import Law, TokenTree, children_of, depths_of
+from redwood.growing import Growing, Shape
+from redwood.sampling import SamplingParams
+from redwood.tree import Law, TokenTree
 
 # Acceptance of a good small drafter by rank, for a first tree where nothing was measured.
 DEFAULT_ACCEPTANCE = (0.75, 0.1, 0.04, 0.02, 0.01, 0.01)
@@ -70,29 +67,80 @@ class ModelDrafter:
         self._parents = None if tree is None else list(tree)
         self._law, self._max_levels, self._width = _LAWS[law], max_levels, width
         self._rows: dict[int, _DraftRow] = {}
-        self._shapes: dict[int, _Shape] = {}
+        self._shapes: dict[int, Shape] = {}
         self.reliability = {law: Reliability([*model_prior(), _HOPE]) for law in Law}
         self.acceptance: Sequence[float] = DEFAULT_ACCEPTANCE
         self.pace: Pace | None = None
 
     def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
         """Returns trees drawn from this model; one forward per level for all contexts."""
-        growing = [
-            _Growing(context, self._shape(context, budget), self._law_for(context.params))
-            for context, budget in zip(contexts, budgets, strict=True)
-        ]
-        for g in growing:
-            self._learn(g)
+        growing = [self._begin(c, budget) for c, budget in zip(contexts, budgets, strict=True)]
         level = 0
-        active = [g for g in growing if len(g.shape.parents) > 1]
-        while active := self._going_on(growing, active, level):
-            entries = [self._next_level(g, level) if level else self._catch_up(g) for g in active]
+        while chosen := self._chosen(growing, level):
+            entries = [
+                self._next_level(g, nodes) if level else self._catch_up(g) for g, nodes in chosen
+            ]
             logits = self.backend.extend(entries)
-            for g, rows in zip(active, logits, strict=True):
-                g.draw_children(level, rows, self._width)
+            for (g, nodes), rows in zip(chosen, logits, strict=True):
+                g.expand(level, nodes, rows, self._width)
             level += 1
-            active = [g for g in active if g.shape.inner(level)]
         return [g.finish() for g in growing]
+
+    def _begin(self, context: Context, budget: int) -> Growing:
+        """A bare root, with what was learned from the tree before it."""
+        law, row = self._law_for(context.params), self._row(context)
+        table = self.reliability[law]
+        if row.reliability is None or row.law != law:
+            row.reliability, row.law = table.child(), law
+        elif row.last is not None and not context.unsteered:
+            row.last.learn(context.token_ids, (row.reliability, table))
+        # Past the drafter's own context, maybe shorter than the target's, nothing is drafted.
+        budget = max(1, min(budget, self.backend.capacity - len(context.token_ids)))
+        dynamic = self.pace is not None and not context.unsteered
+        free = dynamic and law in (Law.POINT, Law.COUPLED) and self._parents is None
+        shape = None if free else self._shape(context, budget)
+        row.last = Growing(context, law, shape, budget, row.reliability.rates)
+        return row.last
+
+    def _shape(self, context: Context, budget: int) -> Shape:
+        shape = self._shapes.get(budget)
+        if shape is None:
+            parents = self._parents
+            if parents is None:
+                parents = optimal_tree(self.acceptance, budget, max_levels=self._max_levels)
+            shape = self._shapes[budget] = Shape(parents[:budget])
+        choices = min(self.backend.vocab_size, context.vocab_size)
+        if max(map(len, shape.children)) > choices:
+            raise ArgumentError(f"a node of the tree has more children than {choices} tokens")
+        return shape
+
+    def _chosen(
+        self, growing: Sequence[Growing], level: int
+    ) -> list[tuple[Growing, Sequence[int]]]:
+        """The rows that get another level, and which of their nodes."""
+        offers = [(g, g.candidates()) for g in growing]
+        offers = [(g, nodes) for g, nodes in offers if nodes]
+        if self.pace is None or not offers:
+            return [(g, nodes) for g, nodes in offers]
+        fixed = [(g, nodes) for g, nodes in offers if g.context.unsteered]
+        asked = [(g, nodes) for g, nodes in offers if not g.context.unsteered and g.shape]
+        if level < self._max_levels:
+            asked += [(g, [n]) for g, nodes in offers if g.shape is None for n in nodes]
+        asked.sort(key=lambda offer: -offer[0].gain(offer[1]))
+        drawn = [g for g in growing if g.law not in (Law.POINT, Law.COUPLED)]
+        others = [g for g in growing if g.law in (Law.POINT, Law.COUPLED)]
+        count = self.pace.going_on(
+            len(others) + sum(sum(g.estimates) for g in drawn),
+            len(others) + sum(len(g.tokens) for g in drawn),
+            [chance for g in others for chance in g.estimates[1:]],
+            [g.gain(nodes) for g, nodes in asked],
+            [sum(map(g.num_children, nodes)) if g.shape else 1 for g, nodes in asked],
+            [len(nodes) for _, nodes in asked],
+        )
+        together: dict[int, tuple[Growing, list[int]]] = {}
+        for g, nodes in asked[:count]:
+            together.setdefault(id(g), (g, []))[1].extend(nodes)
+        return [*fixed, *together.values()]
 
     def prefill(self, contexts: Sequence[Context]) -> None:
         """Reads texts that are new to it, but for what `propose` reads anyway."""
@@ -114,58 +162,14 @@ class ModelDrafter:
             self.backend.extend([Nodes(row.row, self._readable(chunk), num_logits=1)])
             self.backend.commit([Kept(row.row, range(len(chunk)))])
 
-    def _learn(self, growing: _Growing) -> None:
-        """Notes what became of the last tree of this request, and gives the new one its rates."""
-        context, table = growing.context, self.reliability[growing.law]
-        row = growing.row = self._row(context)
-        if row.reliability is None or row.last is None or row.last.law != growing.law:
-            row.reliability = row.reliability or table.child()
-        elif not context.unsteered:
-            row.last.learn(context.token_ids, (row.reliability, table))
-        growing.rates = row.reliability.rates
-        row.last = growing
-
-    def _going_on(
-        self, growing: Sequence[_Growing], active: list[_Growing], level: int
-    ) -> list[_Growing]:
-        """The rows for which another level pays, by what the pace knows of times."""
-        if self.pace is None or not active:
-            return active
-        fixed = [g for g in active if g.context.unsteered]
-        asked = [g for g in active if not g.context.unsteered]
-        asked.sort(key=lambda g: -g.gain(level))
-        count = self.pace.going_on(
-            sum(sum(g.estimates) for g in growing),
-            sum(g.num_drawn for g in growing),
-            [g.gain(level) for g in asked],
-            [g.num_children(level) for g in asked],
-            max((len(g.shape.inner(level)) for g in asked), default=0),
-        )
-        return fixed + asked[:count]
-
-    def _shape(self, context: Context, budget: int) -> _Shape:
-        # Past the drafter's own context, maybe shorter than the target's, nothing is drafted.
-        budget = max(1, min(budget, self.backend.capacity - len(context.token_ids)))
-        shape = self._shapes.get(budget)
-        if shape is None:
-            parents = self._parents
-            if parents is None:
-                parents = optimal_tree(self.acceptance, budget, max_levels=self._max_levels)
-            shape = self._shapes[budget] = _Shape(parents[:budget])
-        choices = min(self.backend.vocab_size, context.vocab_size)
-        if max(map(len, shape.children)) > choices:
-            raise ArgumentError(f"a node of the tree has more children than {choices} tokens")
-        return shape
-
     def _law_for(self, params: SamplingParams) -> Law:
         if params.temperature == 0.0:
             return Law.POINT
         return Law.COUPLED if params.coupled else self._law
 
-    def _catch_up(self, growing: _Growing) -> Nodes:
+    def _catch_up(self, growing: Growing) -> Nodes:
         """Keeps of the last tree what became text; the first level appends the rest of the text."""
-        row, text = growing.row, growing.context.token_ids
-        assert row is not None
+        row, text = self._row(growing.context), growing.context.token_ids
         length = self.backend.length(row.row)
         kept = row.follow(text[length:-1])
         self.backend.commit([Kept(row.row, kept)])
@@ -178,11 +182,9 @@ class ModelDrafter:
         growing.place[0] = len(new) - 1
         return Nodes(row.row, self._readable(new), num_logits=1)
 
-    def _next_level(self, growing: _Growing, level: int) -> Nodes:
-        row = growing.row
-        assert row is not None
-        nodes = growing.shape.inner(level)
-        parents = [growing.place[growing.shape.parents[node]] for node in nodes]
+    def _next_level(self, growing: Growing, nodes: Sequence[int]) -> Nodes:
+        row = self._row(growing.context)
+        parents = [growing.place[growing.parents[node]] for node in nodes]
         tokens = [growing.tokens[node] for node in nodes]
         for node, parent, token in zip(nodes, parents, tokens, strict=True):
             growing.place[node] = len(row.tokens)
@@ -218,7 +220,8 @@ class _DraftRow:
     row: int
     tokens: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
-    last: _Growing | None = None
+    last: Growing | None = None
+    law: Law | None = None
     reliability: Reliability | None = None
 
     def follow(self, text: Sequence[int]) -> list[int]:
@@ -232,142 +235,3 @@ class _DraftRow:
                 break
             path.append(at)
         return path
-
-
-class _Shape:
-    """A static tree, and per level the nodes that have children."""
-
-    def __init__(self, parents: Sequence[int]) -> None:
-        self.parents = list(parents)
-        self.children = children_of(parents)
-        self._inner: dict[int, list[int]] = {}
-        for node, depth in enumerate(depths_of(parents)):
-            if self.children[node]:
-                self._inner.setdefault(depth, []).append(node)
-
-    def inner(self, level: int) -> list[int]:
-        """Nodes of this level that have children."""
-        return self._inner.get(level, [])
-
-
-class _Growing:
-    """A tree while it is drawn."""
-
-    def __init__(self, context: Context, shape: _Shape, law: Law) -> None:
-        self.context, self.shape, self.law = context, shape, law
-        size = len(shape.parents)
-        self.row: _DraftRow | None = None
-        self.rates: Sequence[float] = ()
-        self.place = [-1] * size  # node -> provisional node of the drafter's row
-        self.length = len(context.token_ids)
-        self.tokens = [context.token_ids[-1]] + [-1] * (size - 1)
-        self.rows = [-1] * size
-        self.bins = [-1] * size
-        self.estimates = [1.0] + [0.0] * (size - 1)
-        self.num_drawn = 1
-        self.probs: list[Tensor] = []
-        self.ids: list[Tensor] = []
-
-    def gain(self, level: int) -> float:
-        """Tokens that the next level promises: for each inner node, that a child is accepted."""
-        return self.rates[MODEL_BINS] * sum(self.estimates[n] for n in self.shape.inner(level))
-
-    def num_children(self, level: int) -> int:
-        """Nodes that the next level adds."""
-        return sum(len(self.shape.children[node]) for node in self.shape.inner(level))
-
-    def learn(self, text: Sequence[int], tables: Sequence[Reliability]) -> None:
-        """Notes what became of this tree, of which `text` is the continuation."""
-        news, parents = text[self.length :], self.shape.parents
-        depth = learn(news, parents, self.tokens, self.bins, tables)
-        at = 0
-        for step, token in enumerate(news[: depth + 1]):
-            drawn = [c for c in self.shape.children[at] if self.tokens[c] >= 0]
-            if not drawn:
-                break
-            for table in tables:
-                table.count(MODEL_BINS, step < depth)
-            at = next((c for c in drawn if self.tokens[c] == token), at)
-
-    def draw_children(self, level: int, logits: Tensor, width: int) -> None:
-        """Draws the children of all inner nodes of a level; logits: [inner nodes, V]."""
-        context, nodes = self.context, self.shape.inner(level)
-        logits = logits[:, : context.vocab_size]
-        check_finite(logits)
-        if context.params.needs_history or context.params.logit_bias:
-            logits = torch.stack(
-                [
-                    scores(row, context.params, context.history, self._path(node))
-                    for node, row in zip(nodes, logits, strict=True)
-                ]
-            )
-        most = max(len(self.shape.children[node]) for node in nodes)
-        if self.law == Law.POINT:
-            values, best = top(logits, most)
-            given = (values - logits.logsumexp(-1, keepdim=True)).exp().tolist()
-            for node, tokens, chances in zip(nodes, best.tolist(), given, strict=True):
-                self._place(node, tokens, -1, chances)
-            return
-        probs, ids = draft_law(logits, context.params, max(width, most))
-        for i, node in enumerate(nodes):
-            row = (probs[i].numpy(), ids[i].numpy())
-            by_id = dict(zip(row[1].tolist(), row[0].tolist(), strict=True))
-            if self.law == Law.COUPLED:
-                tokens = self._best_by_noise(*row, level)[: len(self.shape.children[node])]
-                self._place(node, tokens, -1, [by_id[token] for token in tokens])
-            else:
-                tokens = self._draw(*row, node)
-                chances = [by_id.get(token, 0.0) for token in tokens]
-                self._place(node, tokens, len(self.probs), chances)
-                self.probs.append(probs[i])
-                self.ids.append(ids[i])
-
-    def _best_by_noise(
-        self, probs: NDArray[np.float64], ids: NDArray[np.int64], level: int
-    ) -> list[int]:
-        """Tokens by log q plus the noise of their absolute position, best first."""
-        assert self.context.noise is not None
-        noise = self.context.noise.at(len(self.context.token_ids) + level, ids)
-        with np.errstate(divide="ignore"):
-            keys = np.log(probs) + noise
-        return [int(token) for token in ids[np.argsort(-keys, kind="stable")]]
-
-    def _draw(self, probs: NDArray[np.float64], ids: NDArray[np.int64], node: int) -> list[int]:
-        context, count = self.context, len(self.shape.children[node])
-        uniforms = context.rng.random(count)
-        if self.law == Law.WITH_REPLACEMENT:
-            return draw_with_replacement(probs, uniforms.tolist(), ids)
-        return draw_without_replacement(probs, uniforms, ids=ids, vocab_size=context.vocab_size)
-
-    def _place(
-        self, node: int, tokens: Sequence[int], draft_row: int, chances: Sequence[float]
-    ) -> None:
-        """Gives a node's children their tokens; chances: what the model gave each of them."""
-        placed = zip(self.shape.children[node], tokens, chances, strict=False)
-        for child, token, chance in placed:
-            self.tokens[child] = token
-            self.rows[child] = draft_row
-            self.bins[child] = model_bin(chance)
-            self.estimates[child] = self.estimates[node] * self.rates[self.bins[child]]
-            self.num_drawn += 1
-
-    def _path(self, node: int) -> list[int]:
-        path: list[int] = []
-        while node > 0:
-            path.append(self.tokens[node])
-            node = self.shape.parents[node]
-        return path[::-1]
-
-    def finish(self) -> TokenTree:
-        """The drawn tree; nodes of levels that were left out are not in it."""
-        drawn = [node for node, token in enumerate(self.tokens) if token >= 0]
-        place = {node: i for i, node in enumerate(drawn)}
-        return TokenTree(
-            torch.tensor([self.tokens[node] for node in drawn]),
-            torch.tensor([place.get(self.shape.parents[node], -1) for node in drawn]),
-            torch.tensor([int(self.law)] * len(drawn), dtype=torch.int8),
-            torch.tensor([self.rows[node] for node in drawn]),
-            torch.stack(self.probs) if self.probs else None,
-            torch.stack(self.ids) if self.ids else None,
-            [self.estimates[node] for node in drawn],
-        )

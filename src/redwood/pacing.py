@@ -140,17 +140,27 @@ class Levels:
     _spent: float = field(default=0.0, init=False)
 
     def going_on(
-        self, tokens: float, nodes: int, gains: Sequence[float], added: Sequence[int], width: int
+        self,
+        tokens: float,
+        nodes: int,
+        free: Sequence[float],
+        gains: Sequence[float],
+        added: Sequence[int],
+        widths: Sequence[int],
     ) -> int:
-        """See `Pace.going_on`: as many rows as give the most tokens per time."""
-        best, best_rate, cost = 0, tokens / (self._spent + self.step.of(nodes)), 0.0
-        gained, size = tokens, nodes
-        for rows, (gain, more) in enumerate(zip(gains, added, strict=True), start=1):
+        """See `Pace.going_on`: as many offers as give the most tokens per time."""
+        chances = sorted(free, reverse=True)
+        times = np.array([self.step.of(nodes + i) for i in range(len(chances) + 1)])
+        scored = best_count(chances, times, self._spent, tokens)
+        gained, size = tokens + sum(chances[:scored]), nodes + scored
+        best, best_rate, cost = 0, gained / (self._spent + self.step.of(size)), 0.0
+        for offers, (gain, more) in enumerate(zip(gains, added, strict=True), start=1):
             gained, size = gained + gain, size + more
-            level = self.factor * self.curve.ms([width] * rows, [self.length] * rows)
+            drawn = widths[:offers]
+            level = self.factor * self.curve.ms(drawn, [self.length] * offers)
             rate = gained / (self._spent + level + self.step.of(size))
             if rate > best_rate:
-                best, best_rate, cost = rows, rate, level
+                best, best_rate, cost = offers, rate, level
         self._spent += cost
         self.step.levels_ms += cost / self.factor
         return best

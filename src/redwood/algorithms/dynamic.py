@@ -172,15 +172,22 @@ class Pace(Protocol):
     """Decides, level by level, whether drafting on is worth its time."""
 
     def going_on(
-        self, tokens: float, nodes: int, gains: Sequence[float], added: Sequence[int], width: int
+        self,
+        tokens: float,
+        nodes: int,
+        free: Sequence[float],
+        gains: Sequence[float],
+        added: Sequence[int],
+        widths: Sequence[int],
     ) -> int:
-        """Returns how many of the rows, the first ones, draft another level.
+        """Returns how many of the offers, the first ones, draft another level.
 
         Args:
-            tokens: expected of this step as it stands, for all rows.
-            nodes: that the target would score as it stands, roots included.
-            gains: [R] further tokens that a row's next level promises, falling.
-            added: [R] nodes that this level adds to a row.
-            width: nodes per row that the drafter scores for it.
+            tokens: expected of this step from what will be scored anyway, for all rows.
+            nodes: that will be scored anyway, roots included.
+            free: chances of drafted nodes of which the best will be scored.
+            gains: [K] further tokens that an offer promises, falling.
+            added: [K] nodes that it adds for the target.
+            widths: [K] nodes that the drafter scores for it.
         """
         ...

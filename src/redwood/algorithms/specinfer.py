@@ -108,8 +108,22 @@ def merge_trees(trees: Sequence[TokenTree]) -> TokenTree:
         torch.tensor(rows, dtype=as_long),
         probs,
         ids,
-        chances,
+        None if chances is None else _shared(chances, parents),
     )
+
+
+def _shared(chances: Sequence[float], parents: Sequence[int]) -> list[float]:
+    """Chances of several drafters in one tree: children together have at most their parent's."""
+    sums = [0.0] * len(parents)
+    for chance, parent in zip(chances[1:], parents[1:], strict=True):
+        sums[parent] += chance
+    made, factors = [1.0], [1.0 / max(1.0, sums[0])]
+    for node in range(1, len(parents)):
+        factor = factors[parents[node]]
+        made.append(chances[node] * factor)
+        room = chances[node] / sums[node] if sums[node] > chances[node] else 1.0
+        factors.append(factor * room)
+    return made
 
 
 def _joins(law: int, other: int) -> bool:

@@ -1,0 +1,177 @@
+"""A tree while a draft model fills it, level by level.
+
+Static: the shape is given, every inner node of a level gets its children. Dynamic: there is no
+shape; at every level the most promising nodes may be chosen to get children. Dynamic trees hold
+only nodes chosen without chance of their own, so that the best can be kept in the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from redwood.algorithms.dynamic import MODEL_BINS, Reliability, learn, model_bin
+from redwood.algorithms.sequoia import draw_without_replacement
+from redwood.algorithms.specinfer import draw_with_replacement
+from redwood.context import Context
+from redwood.sampling import check_finite, draft_law, scores, top
+from redwood.tree import Law, TokenTree, children_of
+
+_BRANCH = 3  # children of a node of a dynamic tree
+_NARROW = 3  # nodes of a level that may get children
+
+
+class Shape:
+    """A static tree: the children of every node, by index."""
+
+    def __init__(self, parents: Sequence[int]) -> None:
+        self.children = children_of(parents)
+
+
+class Growing:
+    """A tree in the making.
+
+    Args:
+        context: of the request.
+        law: how children are drawn.
+        shape: of a static tree; None: the tree is dynamic, law POINT or COUPLED.
+        budget: nodes in the end, the root included.
+        rates: chance of acceptance by bin; see `redwood.algorithms.dynamic`.
+    """
+
+    def __init__(
+        self, context: Context, law: Law, shape: Shape | None, budget: int, rates: Sequence[float]
+    ) -> None:
+        self.context, self.law, self.shape, self.budget = context, law, shape, budget
+        self.rates = rates
+        self.length = len(context.token_ids)
+        self.tokens, self.parents = [context.token_ids[-1]], [-1]
+        self.place = [-1]  # node -> provisional node of the drafter's row
+        self.estimates = [1.0]
+        self._rows, self._bins, self._origins = [-1], [-1], [0]
+        self._last = [0]  # nodes of the last level
+        self._probs: list[Tensor] = []
+        self._ids: list[Tensor] = []
+
+    def candidates(self) -> list[int]:
+        """Nodes of the last level that may get children; the most promising first if dynamic."""
+        if self.budget == 1:
+            return []
+        if self.shape is not None:
+            return [n for n in self._last if self.shape.children[self._origins[n]]]
+        return sorted(self._last, key=lambda n: -self.estimates[n])[:_NARROW]
+
+    def num_children(self, node: int) -> int:
+        """Children that a node would get."""
+        return _BRANCH if self.shape is None else len(self.shape.children[self._origins[node]])
+
+    def gain(self, nodes: Sequence[int]) -> float:
+        """Tokens that children of these nodes promise."""
+        return self.rates[MODEL_BINS] * sum(self.estimates[node] for node in nodes)
+
+    def path(self, node: int) -> list[int]:
+        """Tokens from below the root to a node."""
+        path: list[int] = []
+        while node > 0:
+            path.append(self.tokens[node])
+            node = self.parents[node]
+        return path[::-1]
+
+    def expand(self, level: int, nodes: Sequence[int], logits: Tensor, width: int) -> None:
+        """Draws the children of nodes of one level; logits: [nodes, V]."""
+        context, self._last = self.context, []
+        logits = logits[:, : context.vocab_size]
+        check_finite(logits)
+        if context.params.needs_history or context.params.logit_bias:
+            logits = torch.stack(
+                [
+                    scores(row, context.params, context.history, self.path(node))
+                    for node, row in zip(nodes, logits, strict=True)
+                ]
+            )
+        most = min(max(self.num_children(node) for node in nodes), logits.shape[1])
+        if self.law == Law.POINT:
+            values, best = top(logits, most)
+            given = (values - logits.logsumexp(-1, keepdim=True)).exp().tolist()
+            for node, tokens, chances in zip(nodes, best.tolist(), given, strict=True):
+                self._add(node, tokens, -1, chances)
+            return
+        probs, ids = draft_law(logits, context.params, max(width, most))
+        for i, node in enumerate(nodes):
+            row = (probs[i].numpy(), ids[i].numpy())
+            by_id = dict(zip(row[1].tolist(), row[0].tolist(), strict=True))
+            if self.law == Law.COUPLED:
+                tokens = self._best_by_noise(*row, level)
+                self._add(node, tokens, -1, [by_id[token] for token in tokens])
+            else:
+                tokens = self._draw(*row, node)
+                chances = [by_id.get(token, 0.0) for token in tokens]
+                self._add(node, tokens, len(self._probs), chances)
+                self._probs.append(probs[i])
+                self._ids.append(ids[i])
+
+    def learn(self, text: Sequence[int], tables: Sequence[Reliability]) -> None:
+        """Notes what became of this tree, of which `text` is the continuation."""
+        news = text[self.length :]
+        depth = learn(news, self.parents, self.tokens, self._bins, tables)
+        children, at = children_of(self.parents), 0
+        for step, token in enumerate(news[: depth + 1]):
+            if not children[at]:
+                break
+            for table in tables:
+                table.count(MODEL_BINS, step < depth)
+            at = next((c for c in children[at] if self.tokens[c] == token), at)
+
+    def finish(self) -> TokenTree:
+        """The drawn tree; of a dynamic one, the nodes with the best chances."""
+        tree = TokenTree(
+            torch.tensor(self.tokens),
+            torch.tensor(self.parents),
+            torch.tensor([int(self.law)] * len(self.tokens), dtype=torch.int8),
+            torch.tensor(self._rows),
+            torch.stack(self._probs) if self._probs else None,
+            torch.stack(self._ids) if self._ids else None,
+            self.estimates,
+        )
+        if len(self.tokens) <= self.budget:
+            return tree
+        best = sorted(range(len(self.tokens)), key=lambda n: -self.estimates[n])
+        return tree.kept(sorted(best[: self.budget]))
+
+    def _best_by_noise(
+        self, probs: NDArray[np.float64], ids: NDArray[np.int64], level: int
+    ) -> list[int]:
+        """Tokens by log q plus the noise of their absolute position, best first."""
+        assert self.context.noise is not None
+        noise = self.context.noise.at(self.length + level, ids)
+        with np.errstate(divide="ignore"):
+            keys = np.log(probs) + noise
+        return [int(token) for token in ids[np.argsort(-keys, kind="stable")]]
+
+    def _draw(self, probs: NDArray[np.float64], ids: NDArray[np.int64], node: int) -> list[int]:
+        context, count = self.context, self.num_children(node)
+        uniforms = context.rng.random(count)
+        if self.law == Law.WITH_REPLACEMENT:
+            return draw_with_replacement(probs, uniforms.tolist(), ids)
+        return draw_without_replacement(probs, uniforms, ids=ids, vocab_size=context.vocab_size)
+
+    def _add(
+        self, node: int, tokens: Sequence[int], draft_row: int, chances: Sequence[float]
+    ) -> None:
+        """Appends a node's children; chances: what the model gave each of them."""
+        placed = list(zip(tokens, chances, strict=True))[: self.num_children(node)]
+        for rank, (token, chance) in enumerate(placed):
+            kind = model_bin(chance)
+            self._last.append(len(self.tokens))
+            self.tokens.append(token)
+            self.parents.append(node)
+            self.place.append(-1)
+            self._rows.append(draft_row)
+            self._bins.append(kind)
+            self.estimates.append(self.estimates[node] * self.rates[kind])
+            if self.shape is not None:
+                self._origins.append(self.shape.children[self._origins[node]][rank])
