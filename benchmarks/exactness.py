@@ -4,8 +4,9 @@
     python benchmarks/exactness.py --prompts FILE.jsonl --num 50 --temperatures 0.8,1.0
 
 Every prompt is answered by plain decoding, and by every drafter with a budget that goes round
-1, 2, 4, 8, 16, 32, 64 over the prompts. Above temperature 0 a seed is given: coupled verification
-is used. Each difference is shown with its near-tie margin: by how much the plain choice led.
+1, 2, 4, 8, 16, 32, 64 and the planner's over the prompts. Above temperature 0 a seed is given:
+coupled verification is used. Each difference is shown with its near-tie margin: by how much the
+plain choice led.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import common
 
 import redwood
 from redwood.benchmarking import first_difference
+from redwood.planning import make_planner
 from redwood.sampling import SamplingParams
 
-BUDGETS = (1, 2, 4, 8, 16, 32, 64)
+BUDGETS = (1, 2, 4, 8, 16, 32, 64, None)  # None: the planner's
 
 
 def main() -> None:
@@ -52,15 +54,18 @@ def main() -> None:
             params = {"max_tokens": args.max_tokens, "temperature": temperature}
             if temperature > 0:
                 params["seed"] = 1234
-            engine.drafter, engine.budget = redwood.NoDrafter(), 1
+            engine.drafter, engine.budget, engine.planner = redwood.NoDrafter(), 1, None
             plain = engine.generate(prompts, **params)
             assert isinstance(plain, list)
             for name, drafter in drafters.items():
                 engine.drafter = drafter
                 start, differences, passes, tokens = time.time(), [], 0, 0
+                parts = getattr(drafter, "parts", [drafter])
+                planner = make_planner(engine.target, {part.name: part for part in parts})
                 for offset, budget in enumerate(BUDGETS):
                     chosen = range(offset, len(prompts), len(BUDGETS))
-                    engine.budget = budget
+                    engine.budget = budget or 1
+                    engine.planner = None if budget else planner
                     outputs = engine.generate([prompts[i] for i in chosen], **params)
                     assert isinstance(outputs, list)
                     for i, output in zip(chosen, outputs, strict=True):
@@ -87,15 +92,13 @@ def main() -> None:
                 }
                 table.append(entry)
                 print(entry, f"{time.time() - start:.0f} s", flush=True)
-        common.save(
-            args.name,
-            {
-                "setting": common.setting(
-                    target=args.target, dtype=args.dtype, max_tokens=args.max_tokens
-                ),
-                "results": table,
-            },
-        )
+                setting = common.setting(
+                    target=args.target,
+                    dtype=args.dtype,
+                    max_tokens=args.max_tokens,
+                    backend=engine.target.name,
+                )
+                common.save(args.name, {"setting": setting, "results": table})
 
 
 if __name__ == "__main__":

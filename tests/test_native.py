@@ -16,7 +16,7 @@ from redwood.backends._native_load import load_native
 from redwood.backends._weights import open_gguf
 from redwood.backends.base import Kept, Nodes
 from redwood.backends.native import NativeBackend, extension
-from redwood.errors import NumericalError
+from redwood.errors import ArgumentError, NumericalError
 
 pytest.importorskip("redwood._native", reason="installed without a compiler")
 
@@ -198,3 +198,29 @@ def test_a_containers_limit_bounds_the_threads(tmp_path: Path) -> None:
         (tmp_path / "cpu.max").write_text(text)
         assert _native_load._quota(tmp_path / "cpu.max") == threads
     assert _native_load._quota(tmp_path / "absent") == 64
+
+
+@pytest.mark.parametrize("kind", ["Q5_0", "Q8_0", "F32"])
+def test_a_drafters_weights_are_four_bits_whatever_the_file_holds(
+    kind: str, tmp_path: Path
+) -> None:
+    file = save_gguf(tmp_path / "m.gguf", tiny_model("qwen2", **WIDE), kind)
+    exact = load_native(tmp_path, file, threads=1)
+    quick = load_native(tmp_path, file, threads=1, weights="draft")
+    assert quick.weight_bytes["0.q"] < exact.weight_bytes["0.q"]
+    near, far = plain(exact, PROMPT), plain(quick, PROMPT)
+    spread = float(near.std())
+    assert 0.0 < float((near - far).abs().mean()) < 0.5 * spread
+    check_bitwise(quick, 3)
+
+
+def test_a_cut_head_scores_the_first_tokens_with_the_same_bits(tmp_path: Path) -> None:
+    for tied in (True, False):
+        model = tiny_model("llama", tie_word_embeddings=tied)
+        folder = folder_of(tmp_path / str(tied), model)
+        whole, cut = (load_native(folder, None, threads=1, outputs=n) for n in (None, 48))
+        assert (cut.vocab_size, cut.num_embeddings) == (48, whole.vocab_size)
+        assert torch.equal(plain(whole, PROMPT)[:, :48], plain(cut, PROMPT))
+        assert load_native(folder, None, threads=1, outputs=10**6).vocab_size == whole.vocab_size
+        with pytest.raises(ArgumentError, match="outputs"):
+            load_native(folder, None, threads=1, outputs=20)

@@ -209,6 +209,14 @@ def test_trimming_two_trees_is_the_best_of_all_cuts() -> None:
     assert tokens / (values[sum(map(len, kept)) - 2] + 3.0) == pytest.approx(max(rates))
 
 
+def test_chances_go_through_a_union_and_siblings_share_their_parents() -> None:
+    contexts = [Context(1, PROMPTS[0] * 3, SamplingParams(temperature=0.0), History([]), 300)]
+    (tree,) = drafter_of("union").propose(contexts, [12])
+    assert tree.estimates is not None and len(tree) > 4
+    for node, children in enumerate(tree.children):
+        assert sum(tree.estimates[c] for c in children) <= tree.estimates[node] + 1e-9
+
+
 def test_a_drawn_node_cannot_be_left_out() -> None:
     tree = TokenTree([0, 1], [-1, 0], [0, Law.WITHOUT_REPLACEMENT], [-1, 0], [[0.5, 0.5]])
     with pytest.raises(ArgumentError, match="drawn"):

@@ -313,12 +313,13 @@ void pack_blocks(const Kind& kind, const uint8_t* rows, int64_t row_count, int64
     for (int lane = 0; lane < kLanes && block * kLanes + lane < row_count; ++lane) {
       const int64_t r = block * kLanes + lane;
       const uint8_t* from = rows + (order ? order[r] : r) * row_bytes;
-      if (is_float(kind.format) || is_float(format)) read_row(kind, from, cols, numbers.data());
+      const bool anew = is_float(kind.format) || kind.format != format;  // through floats
+      if (anew) read_row(kind, from, cols, numbers.data());
       uint8_t* at = to;
       for (int64_t i = 0; i < cols; i += step, at += unit_bytes) {
         if (is_float(format)) {
           put_float(format, numbers[static_cast<size_t>(i)], at, lane);
-        } else if (is_float(kind.format)) {
+        } else if (anew) {
           quantise_unit(format, numbers.data() + i, std::min<int64_t>(kGroup, cols - i), unit);
           put_unit(format, unit, lane, at);
         } else {

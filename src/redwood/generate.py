@@ -263,6 +263,7 @@ def load(
     threads: int | None = None,
     cpus: Sequence[int] | None = None,
     draft_vocab: int | None = DRAFT_VOCAB,
+    draft_weights: str = "draft",
 ) -> Engine:
     """Returns an engine for a model, with what drafts for it.
 
@@ -283,6 +284,8 @@ def load(
             `redwood.backends._native_load.load_native`.
         draft_vocab: tokens that a model drafter proposes on the native backend, the first ones of
             the vocabulary, which are the common ones; None: all. The target's are not touched.
+        draft_weights: as `weights`, of model drafters on the native backend: "draft" is 4 bits
+            whatever the file holds.
 
     Raises:
         ModelError: a model that is missing or damaged.
@@ -307,7 +310,9 @@ def load(
     tokenizer = load_tokenizer(folder)
 
     def draft_model(name: str) -> Backend:
-        draft_folder, draft = open_model(name, outputs=draft_vocab, **options)
+        draft_folder, draft = open_model(
+            name, outputs=draft_vocab, draft_weights=draft_weights, **options
+        )
         check_same_tokens(tokenizer, load_tokenizer(draft_folder))
         return draft
 

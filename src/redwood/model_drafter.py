@@ -17,7 +17,7 @@ from redwood.sampling import SamplingParams
 from redwood.tree import Law, TokenTree
 
 # Acceptance of a good small drafter by rank, for a first tree where nothing was measured.
-DEFAULT_ACCEPTANCE = (0.75, 0.1, 0.04, 0.02, 0.01, 0.01)
+DEFAULT_ACCEPTANCE = (0.85, 0.07, 0.03, 0.01, 0.01, 0.01)
 # Tokens a drafter draws from; what lies beyond has little mass and would cost O(V) per node.
 DRAFT_WIDTH = 256
 

@@ -13,7 +13,7 @@ from redwood.algorithms.dynamic import best_count
 from redwood.time_curve import TimeCurve
 from redwood.tree import Law, TokenTree
 
-_QUICK, _SLOW = 0.2, 0.03  # weight of a new time: in the machine's speed, in the curve's shape
+_QUICK, _SLOW = 0.2, 0.08  # weight of a new time: in the machine's speed, in the curve's shape
 _WIDEST = math.log(1.5)  # the shape is believed within this factor
 
 

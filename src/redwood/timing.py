@@ -19,7 +19,7 @@ from redwood.errors import ArgumentError
 from redwood.time_curve import TimeCurve, TimePoint
 
 QUICK_NODES = (1, 2, 4, 8, 16)
-_QUICK_REPEATS, _QUICK_SECONDS = 5, 2.0
+_QUICK_REPEATS, _QUICK_SECONDS = 9, 3.0
 _CHUNK = 512
 _FINEST_MS = 1e-3  # a coarse clock may say 0
 
@@ -72,7 +72,7 @@ def measure_curve(
 
 
 def quick_curve(backend: Backend, context: int = 128) -> TimeCurve:
-    """Returns a rough curve for one row, in about 3 seconds at most.
+    """Returns a rough curve for one row, in about 4 seconds at most.
 
     1 to 16 nodes behind `context` tokens, or as many as fit; without a term for the context.
     """

@@ -71,7 +71,8 @@ def merge_trees(trees: Sequence[TokenTree]) -> TokenTree:
     tokens, parents = [trees[0].token_list[0]], [-1]
     laws, rows = [int(Law.POINT)], [-1]
     children: list[list[int]] = [[]]
-    chances: list[float] | None = [1.0] if all(t.estimates is not None for t in trees) else None
+    guessed = all(tree.estimates is not None for tree in trees if len(tree) > 1)
+    chances: list[float] | None = [1.0] if guessed else None
     first_row = 0
     for tree in trees:
         place = [0]

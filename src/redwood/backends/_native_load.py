@@ -46,7 +46,8 @@ def load_native(
         capacity: slots per row, at most the model's context, the default.
         weights: "auto" holds the numbers of the file exactly, in its own format; "f32" as float32,
             and activations are then not rounded to 8 bits; "bf16" rounds them; "int8" and "int4"
-            (groups of 32 with scale and minimum; embedding and head "int8") requantise floats.
+            (groups of 32 with scale and minimum; embedding and head "int8") requantise floats;
+            "draft" requantises anything to 4 bits, for drafters.
         kv: numbers of keys and values: "f16" ("auto") or "f32".
         threads: None: one for each processor that this process may use, container limits counted.
         cpus: processors to pin the threads to, but for the calling one; none: not pinned.

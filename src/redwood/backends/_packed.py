@@ -11,7 +11,7 @@ from redwood.backends._weights import GLOBAL_ROLES, LAYER_ROLES, Weight, WeightS
 from redwood.backends.native import extension
 from redwood.errors import ArgumentError, UnsupportedError
 
-WEIGHTS = ("auto", "int4", "int8", "bf16", "f32")
+WEIGHTS = ("auto", "int4", "int8", "bf16", "f32", "draft")
 _FLOATS = ("F32", "F16", "BF16")
 _FORMATS = {"int4": "a4m", "int8": "a8", "bf16": "bf16", "f32": "f32"}
 _MATRICES = ("q", "k", "v", "o", "gate", "up", "down", "embed", "output")
@@ -40,7 +40,8 @@ def format_of(name: str, weight: Weight, weights: str) -> str:
 
     Args:
         weights: "auto" keeps the numbers of the file exactly, and so does "f32"; "bf16" rounds
-            them; "int8" and "int4" requantise what the file holds as floats.
+            them; "int8" and "int4" requantise what the file holds as floats; "draft" requantises
+            whatever it holds to 4 bits, but for the embedding: who drafts must be quick.
 
     Raises:
         UnsupportedError: a kind of weights that is not computed here.
@@ -49,8 +50,10 @@ def format_of(name: str, weight: Weight, weights: str) -> str:
     exact: str | None = extension().kinds(weight.kind)
     if exact is None:
         raise UnsupportedError(f"weights of kind {weight.kind} ({name}) are not computed here")
-    if weights == "auto":
+    if weights == "auto" or (weights == "draft" and name == "embed"):
         return exact
+    if weights == "draft":
+        return "a4"
     if weight.kind not in _FLOATS and weights in ("int4", "int8"):
         raise ArgumentError(
             f"weights={weights!r} needs a model in floats: {name} is {weight.kind} already"

@@ -59,6 +59,7 @@ def open_model(
     threads: int | None = None,
     cpus: Sequence[int] | None = None,
     outputs: int | None = None,
+    draft_weights: str | None = None,
 ) -> tuple[Path, Backend]:
     """Returns the folder with a model's tokenizer, and a backend with its weights.
 
@@ -71,8 +72,8 @@ def open_model(
         capacity: slots per row, at most the model's context length, which is the default.
         progress: show progress of fetching and converting on stderr.
         weights, kv, threads, cpus: of the native backend alone; see `load_native`.
-        outputs: tokens that are scored, where the native backend runs the model: a drafter's head
-            may be cut. Elsewhere all are.
+        outputs, draft_weights: of a drafter that the native backend runs: tokens that it scores,
+            and its weights in the place of `weights`. Elsewhere they are not needed.
 
     Raises:
         ArgumentError: unknown backend, dtype or device, an option that the backend does not have.
@@ -85,13 +86,15 @@ def open_model(
         try:
             extension()
             folder, gguf = locate(name, progress=progress)
+            if draft_weights is not None:
+                native["weights"] = draft_weights
             known = name if name in PACKAGED else folder.name if gguf else None
             made = load_native(
                 folder, gguf, capacity=capacity, name=known, outputs=outputs, **native
             )
             return folder, made
         except UnsupportedError as error:
-            if backend == "native" or native:
+            if backend == "native" or any(value is not None for value in given.values()):
                 raise
             _log.warning("%s; the eager backend runs it", error)
     folder = resolve(name, progress=progress)

@@ -78,7 +78,9 @@ def open_contenders(
         draft_options = {name: value for name, value in options.items() if name != "capacity"}
         made: dict[str, Drafter] = {"ngram": NgramDrafter()}
         for name in models:
-            folder, backend = open_model(name, outputs=DRAFT_VOCAB, **draft_options)
+            folder, backend = open_model(
+                name, outputs=DRAFT_VOCAB, draft_weights="draft", **draft_options
+            )
             check_same_tokens(engine.tokenizer, load_tokenizer(folder))
             made[name] = ModelDrafter(backend, **given(law=law))
         contenders = [PLAIN]

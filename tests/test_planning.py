@@ -1,0 +1,114 @@
+"""From a profile to a planner: what it takes over, and what it refuses."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import tiny_llama
+from redwood.backends.load import wrap_model
+from redwood.drafting import ModelDrafter, NgramDrafter
+from redwood.planning import known_profile, make_planner
+from redwood.profile import Acceptance, DrafterProfile, Profile, profile_path
+from redwood.profile_key import profile_key
+from redwood.time_curve import TimeCurve, TimePoint
+from redwood.tree import Law
+
+
+def curve(ms: float) -> TimeCurve:
+    return TimeCurve((TimePoint(1, 1, 0, ms, ms, ms), TimePoint(1, 4, 0, 2 * ms, ms, 3 * ms)))
+
+
+def drafters() -> dict[str, Any]:
+    return {"ngram": NgramDrafter(), "small": ModelDrafter(wrap_model(tiny_llama(3, 1)))}
+
+
+def profile_for(key: Any, known: dict[str, Any]) -> Profile:
+    ngram, small = known["ngram"].reliability, known["small"].reliability[Law.POINT]
+    for table in (ngram, small):
+        for _ in range(40):
+            table.count(3, True)
+    learned = {"POINT": small.to_dict(), "COUPLED": small.to_dict()}
+    rates = Acceptance([0.6, 0.2], [0.01, 0.01], 100, "teacher-forced")
+    return Profile(
+        key,
+        "2026-11-22T00:00:00+00:00",
+        curve(10.0),
+        0.1,
+        {
+            "ngram": DrafterProfile("ngram", None, 0.01, {}, {"0": ngram.to_dict()}),
+            "small": DrafterProfile("small", curve(2.0), 0.1, {"0": [rates]}, {"0": learned}),
+        },
+    )
+
+
+@pytest.fixture
+def saved(tiny_model_folder: Path) -> tuple[Any, str, dict[str, Any]]:
+    target, name, folder = wrap_model(tiny_llama()), str(tiny_model_folder), str(tiny_model_folder)
+    known = drafters()
+    named = {"ngram": known["ngram"], folder: known["small"]}
+    key = profile_key(target, name, named)
+    made = profile_for(key, known)
+    made.drafters[folder] = made.drafters.pop("small")
+    made.save(profile_path(key))
+    return target, name, named
+
+
+def test_a_planner_begins_with_what_the_profile_knows(
+    saved: tuple[Any, str, dict[str, Any]],
+) -> None:
+    target, name, _ = saved
+    fresh = {"ngram": NgramDrafter(), name: ModelDrafter(wrap_model(tiny_llama(3, 1)))}
+    before = fresh["ngram"].reliability.rates[3]
+    profile = known_profile(target, name, fresh)
+    assert profile is not None
+    planner = make_planner(target, fresh, profile)
+    assert planner.curve() == profile.target
+    model = fresh[name]
+    assert planner.curve(model) == profile.drafters[name].curve
+    assert list(model.acceptance) == [0.6, 0.2]
+    assert fresh["ngram"].reliability.rates[3] > before
+    assert (
+        model.reliability[Law.POINT].rates[3] > model.reliability[Law.WITHOUT_REPLACEMENT].rates[3]
+    )
+
+
+def test_without_a_profile_times_are_measured_when_they_are_needed(tiny_model_folder: Path) -> None:
+    target, known = wrap_model(tiny_llama()), drafters()
+    assert known_profile(target, str(tiny_model_folder), {"ngram": known["ngram"]}) is None
+    planner = make_planner(target, known)
+    assert planner.curve().ms([1], [10]) > 0.0
+    assert planner.curve() is planner.curve()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "another drafter"])
+def test_a_profile_of_no_use_is_left_alone_with_a_warning(
+    damage: str, saved: tuple[Any, str, dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    target, name, named = saved
+    path = profile_path(profile_key(target, name, named))
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        named = {name: ModelDrafter(wrap_model(tiny_llama(3, 1, vocab_size=280)))}
+    with caplog.at_level(logging.WARNING):
+        assert known_profile(target, name, named) is None
+    assert "redwood calibrate" in caplog.text
+
+
+def test_a_table_that_does_not_fit_is_left_out_with_a_warning(
+    saved: tuple[Any, str, dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    target, name, named = saved
+    profile = known_profile(target, name, named)
+    assert profile is not None
+    profile.drafters["ngram"].reliability["0"] = {"hits": [1.0], "trials": [1.0]}
+    fresh = {"ngram": NgramDrafter()}
+    rates = list(fresh["ngram"].reliability.rates)
+    with caplog.at_level(logging.WARNING):
+        make_planner(target, fresh, profile)
+    assert fresh["ngram"].reliability.rates == rates
+    assert "ngram" in caplog.text
