@@ -39,11 +39,17 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--layers", type=int, default=2, help="layers of the shallow drafter")
     parser.add_argument("--rows", type=int, default=8, help="prompts decoded together")
+    parser.add_argument("--threads", type=int, help="of the native backend")
     parser.add_argument("--name", default="exactness")
     args = parser.parse_args()
     with common.shallow_copy(args.target, args.layers) as shallow:
         engine = redwood.load(
-            args.target, f"{shallow}+ngram", dtype=args.dtype, max_rows=args.rows, budget=64
+            args.target,
+            f"{shallow}+ngram",
+            dtype=args.dtype,
+            max_rows=args.rows,
+            budget=64,
+            threads=args.threads,
         )
         union: Any = engine.drafter
         model, ngram = union.parts

@@ -70,6 +70,13 @@ def test_text_equals_plain_decoding(name: str, slope: float) -> None:
         assert [answers(engine, [p], **params)[0] for p in PROMPTS] == plain
 
 
+def test_a_drafter_with_a_shorter_context_is_filled_to_its_last_slot() -> None:
+    target, model = wrap_model(tiny_llama()), ModelDrafter(wrap_model(tiny_llama(), 70))
+    engine = RowEngine(target, model, planner=planner_for(model, 0.01, 1e-3))
+    plain = answers(RowEngine(target), PROMPTS, temperature=0.0, max_tokens=80)
+    assert answers(engine, PROMPTS, temperature=0.0, max_tokens=80) == plain
+
+
 def test_a_seed_without_coupling_gives_one_text_whatever_was_learned() -> None:
     target, drafter = wrap_model(tiny_llama()), drafter_of("union")
     engine = RowEngine(target, drafter, planner=planner_for(drafter), budget=8)

@@ -40,14 +40,22 @@ class Growing:
         law: how children are drawn.
         shape: of a static tree; None: the tree is dynamic, law POINT or COUPLED.
         budget: nodes in the end, the root included.
+        room: nodes that the drafter can still hold.
         rates: chance of acceptance by bin; see `redwood.algorithms.dynamic`.
     """
 
     def __init__(
-        self, context: Context, law: Law, shape: Shape | None, budget: int, rates: Sequence[float]
+        self,
+        context: Context,
+        law: Law,
+        shape: Shape | None,
+        budget: int,
+        room: int,
+        rates: Sequence[float],
     ) -> None:
         self.context, self.law, self.shape, self.budget = context, law, shape, budget
         self.rates = rates
+        self._room = room
         self.length = len(context.token_ids)
         self.tokens, self.parents = [context.token_ids[-1]], [-1]
         self.place = [-1]  # node -> provisional node of the drafter's row
@@ -63,7 +71,8 @@ class Growing:
             return []
         if self.shape is not None:
             return [n for n in self._last if self.shape.children[self._origins[n]]]
-        return sorted(self._last, key=lambda n: -self.estimates[n])[:_NARROW]
+        most = max(0, min(_NARROW, self._room))
+        return sorted(self._last, key=lambda n: -self.estimates[n])[:most]
 
     def num_children(self, node: int) -> int:
         """Children that a node would get."""
@@ -84,6 +93,7 @@ class Growing:
     def expand(self, level: int, nodes: Sequence[int], logits: Tensor, width: int) -> None:
         """Draws the children of nodes of one level; logits: [nodes, V]."""
         context, self._last = self.context, []
+        self._room -= len(nodes)
         logits = logits[:, : context.vocab_size]
         check_finite(logits)
         if context.params.needs_history or context.params.logit_bias:

@@ -95,11 +95,12 @@ class ModelDrafter:
         elif row.last is not None and not context.unsteered:
             row.last.learn(context.token_ids, (row.reliability, table))
         # Past the drafter's own context, maybe shorter than the target's, nothing is drafted.
-        budget = max(1, min(budget, self.backend.capacity - len(context.token_ids)))
+        room = self.backend.capacity - len(context.token_ids)
+        budget = max(1, min(budget, room))
         dynamic = self.pace is not None and not context.unsteered
         free = dynamic and law in (Law.POINT, Law.COUPLED) and self._parents is None
         shape = None if free else self._shape(context, budget)
-        row.last = Growing(context, law, shape, budget, row.reliability.rates)
+        row.last = Growing(context, law, shape, budget, room, row.reliability.rates)
         return row.last
 
     def _shape(self, context: Context, budget: int) -> Shape:
