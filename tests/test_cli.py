@@ -218,6 +218,7 @@ def test_stats_are_a_table_on_stderr(target: str) -> None:
 
 def test_shown_drafts_change_the_colours_and_not_the_text(target: str) -> None:
     common = ["generate", "-t", target, "Tom went. Tom went. Tom", "--max-tokens", "60"]
+    common += ["--budget", "8"]  # a planner would soon leave such a text alone
     plain = Ran(*common).stdout
     for more in ([], ["--no-stream"]):
         shaded = Ran(*common, "--show-drafts", *more, FORCE_COLOR="1", TERM="xterm")

@@ -185,7 +185,7 @@ def test_bench_prompts_shows_where_texts_differ(
     monkeypatch.setattr(measuring, "run", wrong)
     common = ["bench", "prompts", "-t", target, "--prompts", prompts, "--max-tokens", "6"]
     ran = Ran(*common, "--category", "markets")
-    assert "ngram (budget 4), line 3: token 2 is" in ran.stdout and "margin" in ran.stdout
+    assert "ngram (budget auto), line 3: token 2 is" in ran.stdout and "margin" in ran.stdout
     plain, other = Ran(*common, "--category", "markets", "--json").json
     assert plain["identical"] is True and other["identical"] is False
     (difference,) = other["differences"]
