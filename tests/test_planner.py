@@ -156,14 +156,15 @@ def simulate(planner: Planner, gives: dict[str, tuple[int, float]], steps: int) 
 def test_the_arm_with_most_tokens_per_time_is_used() -> None:
     gives = {"none": (1, 0.0), "model": (3, 4.0), "ngram": (2, 0.1), "model+ngram": (3, 14.0)}
     used = simulate(planner_for(drafter_of("union")), gives, 300)
-    assert used[100:].count("model") > 180
+    assert used[100:].count("model") > 165
 
 
-def test_a_useless_drafter_costs_at_most_two_percent() -> None:
+def test_a_useless_drafter_costs_a_few_passes_and_then_one_percent() -> None:
     planner = planner_for(drafter_of("model"), slope=2.0)
     gives = {"none": (1, 0.0), "model": (1, 20.0)}
     used = simulate(planner, gives, 1000)
-    assert used.count("model") * 20.0 <= 0.02 * 1000 * 10.0 + 20.0
+    believed = 4 * 20.0  # before it is known
+    assert used.count("model") * 20.0 <= believed + 16 * 10.0 + 0.01 * 1000 * 10.0
 
 
 def test_a_better_arm_is_found_after_the_text_changed() -> None:

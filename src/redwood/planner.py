@@ -24,7 +24,8 @@ from redwood.tree import TokenTree
 
 _FADE, _FADE_ALL = 0.95, 0.995  # what a step weighs one step later: in its text, over all texts
 _BELIEF = 4.0  # steps that count for what is believed beforehand
-_SHARE = 0.01  # of all time may be lost to arms that seemed worse
+_SHARE = 0.01  # of all time may be lost to arms that seemed worse,
+_ONCE = 16.0  # and these plain passes, so that a first text can show what a model is worth
 _PAUSE = 16  # steps before an arm that lost is tried again
 _MOST = 16
 _NGRAM = (1.3, 1.05)  # tokens per step and cost in plain passes, where nothing is known
@@ -202,7 +203,7 @@ class Planner:
             costs.append(record.cost_now() * plain_ms + fill * tokens[-1] / to_come)
         rates = [t / cost for t, cost in zip(tokens, costs, strict=True)]
         best = max(range(len(rates)), key=rates.__getitem__)
-        allowed = _SHARE * self._spent_ms + plain_ms - self._lost_ms
+        allowed = _SHARE * self._spent_ms + _ONCE * plain_ms - self._lost_ms
         for i in sorted(range(len(rates)), key=lambda i: self._records[i].last):
             loss = costs[i] + filling[i] - tokens[i] / rates[best]
             if i != best and self._step - self._records[i].last >= _PAUSE and loss <= allowed:
