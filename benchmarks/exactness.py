@@ -66,8 +66,7 @@ def main() -> None:
             for name, drafter in drafters.items():
                 engine.drafter = drafter
                 start, differences, passes, tokens = time.time(), [], 0, 0
-                parts = getattr(drafter, "parts", [drafter])
-                planner = make_planner(engine.target, {part.name: part for part in parts})
+                planner = make_planner(engine.target, drafter)
                 for offset, budget in enumerate(BUDGETS):
                     chosen = range(offset, len(prompts), len(BUDGETS))
                     engine.budget = budget or 1

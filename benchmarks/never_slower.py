@@ -95,10 +95,8 @@ def main() -> None:
     if args.useless:
         with common.shallow_copy(args.target, 2, noise=2.0) as folder:
             other = redwood.load(args.target, folder, threads=args.threads)
-            useless = {"useless": other.drafter}
-            contender = Contender(
-                "useless", other.drafter, other.budget, make_planner(engine.target, useless)
-            )
+            planner = make_planner(engine.target, other.drafter)
+            contender = Contender("useless", other.drafter, other.budget, planner)
             rows.append(
                 {"set": "a useless drafter", **compare(engine, contender, questions, **greedy)}
             )

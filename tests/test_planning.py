@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import redwood
 from conftest import tiny_llama
 from redwood.backends.load import wrap_model
-from redwood.drafting import ModelDrafter, NgramDrafter
+from redwood.drafting import ModelDrafter, NgramDrafter, UnionDrafter
+from redwood.engine import RowEngine
+from redwood.errors import ArgumentError
 from redwood.planning import known_profile, make_planner
 from redwood.profile import Acceptance, DrafterProfile, Profile, profile_path
 from redwood.profile_key import profile_key
+from redwood.sampling import SamplingParams
 from redwood.time_curve import TimeCurve, TimePoint
 from redwood.tree import Law
 
@@ -65,7 +70,7 @@ def test_a_planner_begins_with_what_the_profile_knows(
     before = fresh["ngram"].reliability.rates[3]
     profile = known_profile(target, name, fresh)
     assert profile is not None
-    planner = make_planner(target, fresh, profile)
+    planner = make_planner(target, UnionDrafter(list(fresh.values())), profile, fresh)
     assert planner.curve() == profile.target
     model = fresh[name]
     assert planner.curve(model) == profile.drafters[name].curve
@@ -79,7 +84,7 @@ def test_a_planner_begins_with_what_the_profile_knows(
 def test_without_a_profile_times_are_measured_when_they_are_needed(tiny_model_folder: Path) -> None:
     target, known = wrap_model(tiny_llama()), drafters()
     assert known_profile(target, str(tiny_model_folder), {"ngram": known["ngram"]}) is None
-    planner = make_planner(target, known)
+    planner = make_planner(target, UnionDrafter(list(known.values())))
     assert planner.curve().ms([1], [10]) > 0.0
     assert planner.curve() is planner.curve()
 
@@ -109,6 +114,60 @@ def test_a_table_that_does_not_fit_is_left_out_with_a_warning(
     fresh = {"ngram": NgramDrafter()}
     rates = list(fresh["ngram"].reliability.rates)
     with caplog.at_level(logging.WARNING):
-        make_planner(target, fresh, profile)
+        make_planner(target, fresh["ngram"], profile, fresh)
     assert fresh["ngram"].reliability.rates == rates
     assert "ngram" in caplog.text
+
+
+def model(seed: int) -> ModelDrafter:
+    return ModelDrafter(wrap_model(tiny_llama(seed, 1)))
+
+
+@pytest.mark.parametrize(
+    ("make", "arms"),
+    [
+        (lambda: UnionDrafter([model(1), NgramDrafter()]), 4),
+        (lambda: [model(1), model(2)], 4),
+        (lambda: [model(1), "ngram"], 4),
+    ],
+    ids=["a union", "two models", "a model and a name"],
+)
+def test_drafters_of_ones_own_all_become_arms(
+    make: Callable[[], Any], arms: int, tiny_model_folder: Path
+) -> None:
+    engine = redwood.load(str(tiny_model_folder), make(), backend="eager")
+    assert engine.planner is not None and len(engine.planner.arms) == arms
+    plain = redwood.load(str(tiny_model_folder), backend="eager")
+    prompt = [5, 9, 17, 5, 9, 17, 5, 9]
+    settings: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0}
+    assert (
+        engine.generate(prompt, **settings).token_ids
+        == plain.generate(prompt, **settings).token_ids
+    )
+
+
+@pytest.mark.parametrize("option", [{"draft_vocab": 64}, {"draft_weights": "int8"}])
+@pytest.mark.parametrize("drafter", ["ngram", "model"])
+def test_options_of_native_draft_models_are_refused_where_nothing_takes_them(
+    option: dict[str, Any], drafter: str, tiny_model_folder: Path
+) -> None:
+    folder = str(tiny_model_folder)
+    with pytest.raises(ArgumentError, match="draft on the native backend"):
+        redwood.load(folder, folder if drafter == "model" else drafter, backend="eager", **option)
+
+
+def test_what_was_measured_shapes_no_tree_of_a_seeded_text_without_coupling() -> None:
+    target, params = (
+        wrap_model(tiny_llama()),
+        SamplingParams(temperature=0.9, seed=5, verifier="traversal", max_tokens=30),
+    )
+
+    def answer(acceptance: list[float] | None) -> list[int]:
+        drafter = ModelDrafter(wrap_model(tiny_llama(3, 1)), width=32)
+        drafter.acceptance = acceptance or drafter.acceptance
+        engine = RowEngine(target, drafter, budget=8, planner=make_planner(target, drafter))
+        engine.add([5, 9, 17, 33], params)
+        return [token for _ in iter(lambda: engine.busy, False) for s in engine.step()
+                for token in s.token_ids]  # fmt: skip
+
+    assert answer([0.3, 0.3, 0.3]) == answer(None)

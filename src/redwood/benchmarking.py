@@ -18,20 +18,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from redwood.backends.base import Backend, Kept, Nodes
+from redwood.backends.base import Backend, Nodes
 from redwood.drafting import Drafter, NoDrafter
 from redwood.engine import RowEngine, Step
 from redwood.errors import ArgumentError, CapacityError
 from redwood.planner import Planner
 from redwood.sampling import GumbelNoise, History, SamplingParams, probs_from_scores, scores
 from redwood.stats import STAGES, Stats
+from redwood.timing import fill, wait_for
 
 NEAR_TIE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}
 """Two best scores closer than this share of the scores' spread are a near tie, by logits' dtype."""
 
-_CHUNK = 512
 _WARM_UP_TOKENS, _WARM_UP_ROUNDS = 8, 2
 
 
@@ -242,12 +241,12 @@ def forward_times(
     times: dict[int, list[float]] = {count: [] for count in sorted(counts)}
     row, dtype = backend.open(), ""
     try:
-        _fill(backend, row, tokens[:context])
+        fill(backend, row, tokens[:context])
         for turn in range(-_WARM_UP_ROUNDS, repeats):
             for count in _rotated(counts, turn):
                 start = perf_counter()
                 (logits,) = backend.extend([Nodes(row, tokens[context : context + count])])
-                _wait_for(logits)
+                wait_for(logits)
                 if turn >= 0:
                     times[count].append(1000.0 * (perf_counter() - start))
                 dtype = str(logits.dtype).removeprefix("torch.")
@@ -369,7 +368,7 @@ def _margin(
     tokens = [*prompt, *answer]
     row = backend.open()
     try:
-        _fill(backend, row, tokens[:-1])
+        fill(backend, row, tokens[:-1])
         (logits,) = backend.extend([Nodes(row, tokens[-1:])])
     finally:
         backend.release(row)
@@ -384,17 +383,3 @@ def _margin(
         limit /= params.temperature
     best, second = keys.topk(2).values.tolist()
     return best - second, limit
-
-
-def _fill(backend: Backend, row: int, tokens: Sequence[int]) -> None:
-    """Commits tokens to an empty row, a chunk at a time."""
-    for start in range(0, len(tokens), _CHUNK):
-        chunk = tokens[start : start + _CHUNK]
-        backend.extend([Nodes(row, chunk, num_logits=1)])
-        backend.commit([Kept(row, range(len(chunk)))])
-
-
-def _wait_for(logits: Tensor) -> None:
-    """Launches on a GPU return at once: a time is one only after the work is done."""
-    if logits.device.type == "cuda":
-        torch.cuda.synchronize(logits.device)

@@ -240,7 +240,9 @@ class RowEngine:
     def _decode(self, ready: Sequence[_Request]) -> None:
         clock = _Clock([request.stats for request in ready])
         contexts = [request.context for request in ready]
-        trees, plan = self._draft(ready, clock)
+        # The text of some requests may not depend on what was measured, nor may their company.
+        planner = None if any(context.unsteered for context in contexts) else self.planner
+        trees, plan = self._draft(ready, planner, clock)
         logits = self.target.extend(
             [
                 Nodes(request.row, tree.token_list, tree.parent_list)
@@ -259,9 +261,9 @@ class RowEngine:
             for request, tree, kept in zip(ready, trees, accepted, strict=True)
         ]
         other_s += clock.lap("other")
-        if plan is not None and self.planner is not None:
+        if planner is not None and plan is not None:
             counts = [len(step.token_ids) for step in steps]
-            self.planner.end(plan, contexts, counts, target_s, other_s)
+            planner.end(plan, contexts, counts, target_s, other_s)
         for request, step in zip(ready, steps, strict=True):
             if step.finish_reason is not None:
                 self.cancel(step.request)
@@ -269,15 +271,14 @@ class RowEngine:
         clock.lap("other")
 
     def _draft(
-        self, ready: Sequence[_Request], clock: _Clock
+        self, ready: Sequence[_Request], planner: Planner | None, clock: _Clock
     ) -> tuple[list[TokenTree], Plan | None]:
         """Trees for all rows, and the plan they follow, if there is one."""
         contexts, rooms = [r.context for r in ready], [self._room(r) for r in ready]
-        steered = self.planner is not None and not any(c.unsteered for c in contexts)
         plan, drafter = None, self.drafter
         budgets = [min(self.budget, room) for room in rooms]
-        if steered and self.planner is not None:
-            plan = self.planner.begin(contexts, rooms, [request.room for request in ready])
+        if planner is not None:
+            plan = planner.begin(contexts, rooms, [request.room for request in ready])
             drafter, budgets = plan.drafter, plan.budgets
         prefill(drafter, contexts)
         clock.lap("prefill")
@@ -285,8 +286,8 @@ class RowEngine:
         for context, tree, budget in zip(contexts, trees, budgets, strict=True):
             _check_draft(context, tree, budget)
         drafting_s = clock.lap("draft")
-        if plan is not None and self.planner is not None:
-            trees = self.planner.trim(plan, trees, drafting_s)
+        if planner is not None and plan is not None:
+            trees = planner.trim(plan, trees, drafting_s)
         return trees, plan
 
     def _room(self, request: _Request) -> int:

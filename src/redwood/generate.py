@@ -12,11 +12,10 @@ from typing import Any, Self, TypeGuard, overload
 
 import torch
 
-from redwood.backends.base import Backend
 from redwood.drafting import Drafter, ModelDrafter, NgramDrafter, join_drafters
 from redwood.engine import RowEngine, Step, token_list
 from redwood.errors import ArgumentError, RedwoodError
-from redwood.planning import known_profile, make_planner
+from redwood.planning import open_planner
 from redwood.sampling import SamplingParams
 from redwood.stats import Stats
 from redwood.tokenizers import check_same_tokens, eos_ids, load_tokenizer
@@ -27,7 +26,10 @@ Prompt = str | Sequence[int] | Sequence[Message]
 DEFAULT_BUDGETS = {"eager": {"ngram": 12, "model": 6}, "native": {"ngram": 4, "model": 4}}
 """Nodes per step by backend and drafter: where a pass becomes dear (docs/status.md)."""
 DRAFT_VOCAB = 49152
-"""Tokens that a model drafter proposes: of 152k, these make 95 to 98 % of English and code."""
+"""Tokens that a model drafter proposes: of 152k, these make nearly all (docs/status.md)."""
+
+DRAFT_WEIGHTS = "draft"
+"""Weights of a model drafter: 4 bits, since the target decides what is said."""
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,7 @@ def load(
     threads: int | None = None,
     cpus: Sequence[int] | None = None,
     draft_vocab: int | None = DRAFT_VOCAB,
-    draft_weights: str = "draft",
+    draft_weights: str = DRAFT_WEIGHTS,
 ) -> Engine:
     """Returns an engine for a model, with what drafts for it.
 
@@ -280,12 +282,14 @@ def load(
         law: how a model drafter draws; see `ModelDrafter`.
         max_rows: requests decoded at once.
         progress: show progress of fetching and converting on stderr.
-        weights, kv, threads, cpus: of the native backend, for target and drafters; see
+        weights: of the target on the native backend.
+        kv, threads, cpus: of the native backend, for target and drafters; these four as for
             `redwood.backends._native_load.load_native`.
         draft_vocab: tokens that a model drafter proposes on the native backend, the first ones of
             the vocabulary, which are the common ones; None: all. The target's are not touched.
         draft_weights: as `weights`, of model drafters on the native backend: "draft" is 4 bits
             whatever the file holds.
+            Other values of these two than the defaults are refused where nothing takes them.
 
     Raises:
         ModelError: a model that is missing or damaged.
@@ -309,30 +313,27 @@ def load(
     folder, model = open_model(str(target), capacity=capacity, **options)
     tokenizer = load_tokenizer(folder)
 
-    def draft_model(name: str) -> Backend:
-        draft_folder, draft = open_model(
-            name, outputs=draft_vocab, draft_weights=draft_weights, **options
-        )
-        check_same_tokens(tokenizer, load_tokenizer(draft_folder))
-        return draft
-
+    how: dict[str, Any] = dict(
+        draft_vocab=draft_vocab, draft_weights=draft_weights, tree=tree, law=law
+    )
     parts = _parts(drafter)
     drafters = [
-        _drafter(part, draft_model, tree, law) if isinstance(part, str) else part for part in parts
+        open_drafter(part, tokenizer, **how, **options) if isinstance(part, str) else part
+        for part in parts
     ]
     if tree is not None and not any(isinstance(d, ModelDrafter) for d in drafters):
         raise ArgumentError("tree gives the shape for a model drafter, and there is none")
-    planner = None
+    joined, planner = join_drafters(drafters), None
     if drafters and budget is None and tree is None:
-        known = {p: d for p, d in zip(parts, drafters, strict=True) if isinstance(p, str)}
-        others = {d.name: d for d in drafters if d not in known.values()}
-        profile = known_profile(model, str(target), known, weights=weights, kv=kv, cpus=cpus)
-        planner = make_planner(model, {**known, **others}, profile)
+        named = {p: d for p, d in zip(parts, drafters, strict=True) if isinstance(p, str)}
+        planner = open_planner(model, str(target), joined, named, weights=weights, kv=kv, cpus=cpus)
+    if not any(isinstance(d, ModelDrafter) for d in drafters):
+        _refuse_draft_options(draft_vocab, draft_weights, "no model drafts")
     if budget is None:
         budget = len(tree) if tree is not None else default_budget(drafters, model.name)
     return Engine(
         model,
-        join_drafters(drafters),
+        joined,
         tokenizer=tokenizer,
         eos_ids=eos_ids(folder, tokenizer),
         budget=budget,
@@ -355,10 +356,39 @@ def _parts(drafter: str | Drafter | Sequence[str | Drafter] | None) -> list[str 
     return [part for part in parts if part != "none"]
 
 
-def _drafter(name: str, model: Any, tree: Sequence[int] | None, law: str) -> Drafter:
+def open_drafter(
+    name: str,
+    tokenizer: Any,
+    *,
+    draft_vocab: int | None = DRAFT_VOCAB,
+    draft_weights: str = DRAFT_WEIGHTS,
+    tree: Sequence[int] | None = None,
+    law: str = "without_replacement",
+    **options: Any,
+) -> NgramDrafter | ModelDrafter:
+    """Returns a drafter by its name; arguments as of `load`, `options` those of `open_model`.
+
+    Args:
+        tokenizer: of the target.
+
+    Raises: as `load`.
+    """
+    from redwood.backends.load import open_model
+
     if name == "ngram":
         return NgramDrafter()
-    return ModelDrafter(model(name), tree, law=law)
+    folder, backend = open_model(name, outputs=draft_vocab, draft_weights=draft_weights, **options)
+    if backend.name != "native":
+        _refuse_draft_options(draft_vocab, draft_weights, f"the {backend.name} backend runs {name}")
+    check_same_tokens(tokenizer, load_tokenizer(folder))
+    return ModelDrafter(backend, tree, law=law)
+
+
+def _refuse_draft_options(draft_vocab: int | None, draft_weights: str, why: str) -> None:
+    if draft_vocab not in (None, DRAFT_VOCAB) or draft_weights != DRAFT_WEIGHTS:
+        raise ArgumentError(
+            f"draft_vocab and draft_weights are for models that draft on the native backend: {why}"
+        )
 
 
 def default_budget(drafters: Sequence[Drafter], backend: str = "eager") -> int:

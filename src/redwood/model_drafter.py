@@ -67,7 +67,7 @@ class ModelDrafter:
         self._parents = None if tree is None else list(tree)
         self._law, self._max_levels, self._width = _LAWS[law], max_levels, width
         self._rows: dict[int, _DraftRow] = {}
-        self._shapes: dict[int, Shape] = {}
+        self._shapes: dict[tuple[int, tuple[float, ...]], Shape] = {}
         self.reliability = {law: Reliability([*model_prior(), _HOPE]) for law in Law}
         self.acceptance: Sequence[float] = DEFAULT_ACCEPTANCE
         self.pace: Pace | None = None
@@ -104,25 +104,24 @@ class ModelDrafter:
         return row.last
 
     def _shape(self, context: Context, budget: int) -> Shape:
-        shape = self._shapes.get(budget)
+        # What was measured shapes no tree of a text that may depend on its seed alone.
+        acceptance = tuple(DEFAULT_ACCEPTANCE if context.unsteered else self.acceptance)
+        shape = self._shapes.get((budget, acceptance))
         if shape is None:
             parents = self._parents
             if parents is None:
-                parents = optimal_tree(self.acceptance, budget, max_levels=self._max_levels)
-            shape = self._shapes[budget] = Shape(parents[:budget])
+                parents = optimal_tree(acceptance, budget, max_levels=self._max_levels)
+            shape = self._shapes[budget, acceptance] = Shape(parents[:budget])
         choices = min(self.backend.vocab_size, context.vocab_size)
         if max(map(len, shape.children)) > choices:
             raise ArgumentError(f"a node of the tree has more children than {choices} tokens")
         return shape
 
-    def _chosen(
-        self, growing: Sequence[Growing], level: int
-    ) -> list[tuple[Growing, Sequence[int]]]:
+    def _chosen(self, growing: Sequence[Growing], level: int) -> list[tuple[Growing, list[int]]]:
         """The rows that get another level, and which of their nodes."""
-        offers = [(g, g.candidates()) for g in growing]
-        offers = [(g, nodes) for g, nodes in offers if nodes]
+        offers = [(g, nodes) for g in growing if (nodes := g.candidates())]
         if self.pace is None or not offers:
-            return [(g, nodes) for g, nodes in offers]
+            return offers
         fixed = [(g, nodes) for g, nodes in offers if g.context.unsteered]
         asked = [(g, nodes) for g, nodes in offers if not g.context.unsteered and g.shape]
         if level < self._max_levels:
@@ -160,7 +159,7 @@ class ModelDrafter:
         """Commits the text up to `end`, a chunk at a time."""
         for start in range(self.backend.length(row.row), end, _CHUNK):
             chunk = text[start : min(start + _CHUNK, end)]
-            self.backend.extend([Nodes(row.row, self._readable(chunk), num_logits=1)])
+            self.backend.extend([Nodes(row.row, readable(self.backend, chunk), num_logits=1)])
             self.backend.commit([Kept(row.row, range(len(chunk)))])
 
     def _law_for(self, params: SamplingParams) -> Law:
@@ -181,7 +180,7 @@ class ModelDrafter:
         new = text[length:]
         row.tokens, row.parents = list(new), list(range(-1, len(new) - 1))
         growing.place[0] = len(new) - 1
-        return Nodes(row.row, self._readable(new), num_logits=1)
+        return Nodes(row.row, readable(self.backend, new), num_logits=1)
 
     def _next_level(self, growing: Growing, nodes: Sequence[int]) -> Nodes:
         row = self._row(growing.context)
@@ -191,18 +190,19 @@ class ModelDrafter:
             growing.place[node] = len(row.tokens)
             row.tokens.append(token)
             row.parents.append(parent)
-        return Nodes(row.row, self._readable(tokens), parents)
-
-    def _readable(self, tokens: Sequence[int]) -> list[int]:
-        """The tokens, with 0 for those beyond this model's vocabulary, maybe the smaller one."""
-        size = getattr(self.backend, "num_embeddings", self.backend.vocab_size)
-        return [token if token < size else 0 for token in tokens]
+        return Nodes(row.row, readable(self.backend, tokens), parents)
 
     def release(self, key: int) -> None:
         """Frees the request's KV row."""
         row = self._rows.pop(key, None)
         if row is not None:
             self.backend.release(row.row)
+
+
+def readable(backend: Backend, tokens: Sequence[int]) -> list[int]:
+    """Returns the tokens, with 0 for those beyond a drafter's vocabulary, maybe the smaller one."""
+    size = getattr(backend, "num_embeddings", backend.vocab_size)
+    return [token if token < size else 0 for token in tokens]
 
 
 _CHUNK = 512

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 from redwood.backends.base import Backend
-from redwood.drafting import Drafter, ModelDrafter, NgramDrafter, join_drafters
+from redwood.drafting import Drafter, ModelDrafter, NgramDrafter
 from redwood.errors import ArgumentError, ProfileError, RedwoodError
-from redwood.planner import Measure, Planner
+from redwood.planner import Measure, Planner, arms_of
 from redwood.profile import DrafterProfile, Profile, profile_path
 from redwood.profile_key import profile_key
 from redwood.time_curve import TimeCurve
@@ -20,28 +20,39 @@ from redwood.tree import Law
 _log = logging.getLogger(__name__)
 
 
-def make_planner(
-    target: Backend, drafters: Mapping[str, Drafter], profile: Profile | None = None
+def open_planner(
+    target: Backend, name: str, drafter: Drafter, named: Mapping[str, Drafter], **options: Any
 ) -> Planner:
-    """Returns a planner for these drafters, together or apart.
+    """Returns a planner with what `redwood calibrate` left; arguments as of the two below."""
+    return make_planner(target, drafter, known_profile(target, name, named, **options), named)
+
+
+def make_planner(
+    target: Backend,
+    drafter: Drafter,
+    profile: Profile | None = None,
+    named: Mapping[str, Drafter] | None = None,
+) -> Planner:
+    """Returns a planner for a drafter, or for the parts of a union, together or apart.
 
     Without a profile, times are measured when they are first needed, which takes a few seconds at
     most, and acceptance is what is typical until texts show better. With one, drafters begin with
     the acceptance and the reliability that were measured.
 
     Args:
-        drafters: by the names that they have in the profile.
+        named: drafters among them by the names that they have in the profile.
     """
-    known = {} if profile is None else profile.drafters
-    curves: dict[ModelDrafter, TimeCurve | Measure] = {}
-    for name, drafter in drafters.items():
-        if name in known:
-            _teach(drafter, known[name])
-        if isinstance(drafter, ModelDrafter):
-            measured = known[name].curve if name in known else None
-            curves[drafter] = measured or partial(quick_curve, drafter.backend)
+    curves: dict[ModelDrafter, TimeCurve | Measure] = {
+        model: partial(quick_curve, model.backend) for model in arms_of(drafter)[-1].models
+    }
+    for name, part in (named or {}).items():
+        known = None if profile is None else profile.drafters.get(name)
+        if known is not None:
+            _teach(part, known)
+            if isinstance(part, ModelDrafter) and known.curve is not None:
+                curves[part] = known.curve
     times = partial(quick_curve, target) if profile is None else profile.target
-    return Planner(join_drafters(list(drafters.values())), times, curves)
+    return Planner(drafter, times, curves)
 
 
 def known_profile(

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from redwood.backends.base import Backend, Kept, Nodes
 from redwood.errors import ArgumentError
@@ -87,10 +88,24 @@ def fill_seconds(backend: Backend, context: int) -> float:
     row = backend.open()
     try:
         start = perf_counter()
-        _fill(backend, row, tokens)
+        fill(backend, row, tokens)
         return perf_counter() - start
     finally:
         backend.release(row)
+
+
+def fill(backend: Backend, row: int, tokens: Sequence[int]) -> None:
+    """Commits tokens to an empty row, a chunk at a time."""
+    for start in range(0, len(tokens), _CHUNK):
+        chunk = tokens[start : start + _CHUNK]
+        backend.extend([Nodes(row, chunk, num_logits=1)])
+        backend.commit([Kept(row, range(len(chunk)))])
+
+
+def wait_for(logits: Tensor) -> None:
+    """Launches on a GPU return at once: a time is one only after the work is done."""
+    if logits.device.type == "cuda":
+        torch.cuda.synchronize(logits.device)
 
 
 def _tokens(backend: Backend, count: int) -> list[int]:
@@ -116,19 +131,11 @@ def _rows(
         for context, opened in rows.items():
             for _ in range(max(kind.rows for kind in kinds if kind.context == context)):
                 opened.append(backend.open())
-                _fill(backend, opened[-1], tokens[:context])
+                fill(backend, opened[-1], tokens[:context])
         yield rows
     finally:
         for row in (row for opened in rows.values() for row in opened):
             backend.release(row)
-
-
-def _fill(backend: Backend, row: int, tokens: Sequence[int]) -> None:
-    """Commits tokens to an empty row, a chunk at a time."""
-    for start in range(0, len(tokens), _CHUNK):
-        chunk = tokens[start : start + _CHUNK]
-        backend.extend([Nodes(row, chunk, num_logits=1)])
-        backend.commit([Kept(row, range(len(chunk)))])
 
 
 def _forward(
@@ -140,8 +147,7 @@ def _forward(
     entries = [Nodes(row, new) for row in used]
     start = perf_counter()
     logits = backend.extend(entries)
-    if logits[0].device.type == "cuda":  # launches return at once
-        torch.cuda.synchronize(logits[0].device)
+    wait_for(logits[0])
     took = 1000.0 * (perf_counter() - start)
     for row in used:
         backend.truncate(row, kind.context)

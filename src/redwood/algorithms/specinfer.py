@@ -71,8 +71,7 @@ def merge_trees(trees: Sequence[TokenTree]) -> TokenTree:
     tokens, parents = [trees[0].token_list[0]], [-1]
     laws, rows = [int(Law.POINT)], [-1]
     children: list[list[int]] = [[]]
-    guessed = all(tree.estimates is not None for tree in trees if len(tree) > 1)
-    chances: list[float] | None = [1.0] if guessed else None
+    chances = [1.0]
     first_row = 0
     for tree in trees:
         place = [0]
@@ -83,14 +82,12 @@ def merge_trees(trees: Sequence[TokenTree]) -> TokenTree:
                 place[tree.parent_list[node]],
             )
             same = [c for c in children[parent] if tokens[c] == token and _joins(law, laws[c])]
-            chance = 0.0 if chances is None or tree.estimates is None else tree.estimates[node]
+            chance = tree.estimates[node] if tree.estimates is not None else 0.0
             if same:
                 place.append(same[0])
-                if chances is not None:
-                    chances[same[0]] = max(chances[same[0]], chance)
+                chances[same[0]] = max(chances[same[0]], chance)
                 continue
-            if chances is not None:
-                chances.append(chance)
+            chances.append(chance)
             row = tree.draft_row_list[node]
             place.append(len(tokens))
             children[parent].append(len(tokens))
@@ -100,6 +97,7 @@ def merge_trees(trees: Sequence[TokenTree]) -> TokenTree:
             laws.append(law)
             rows.append(row + first_row if row >= 0 else -1)
         first_row += 0 if tree.draft_probs is None else len(tree.draft_probs)
+    guessed = all(tree.estimates is not None for tree in trees if len(tree) > 1)
     probs, ids = _stack_rows([t for t in trees if t.draft_probs is not None])
     as_long = torch.int64
     return TokenTree(
@@ -109,7 +107,7 @@ def merge_trees(trees: Sequence[TokenTree]) -> TokenTree:
         torch.tensor(rows, dtype=as_long),
         probs,
         ids,
-        None if chances is None else _shared(chances, parents),
+        _shared(chances, parents) if guessed else None,
     )
 
 

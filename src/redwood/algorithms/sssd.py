@@ -9,7 +9,7 @@ bounded by a window, and appending a token costs O(4).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
 
@@ -96,34 +96,13 @@ def candidate_tree(
         size: budget, the root included.
         max_branch: children per node at most.
     """
-    made: list[Candidate] = []
-    known: list[dict[int, int]] = [{}]  # per node: token -> node
-    heap: list[tuple[float, int, int, int, int, list[int], float]] = []
-    order = 0
 
-    def offer(parent: int, depth: int, places: Sequence[int], weight: float, decay: float) -> None:
-        nonlocal order
-        followers = index.followers(places)
-        total = sum(map(len, followers.values()))
-        for token, behind in followers.items():
-            order += 1
-            priority = weight * len(behind) / total
-            # Equal priorities: deeper first, then the order of appearance.
-            heappush(heap, (-priority, -depth, order, parent, token, behind, decay))
+    def priority(parent: float, match: int, depth: int, count: int, total: int) -> _Offer:
+        # The first level has the weight of its source, each further one the decay of its match.
+        weight = PROMPT_WEIGHT if depth == 1 else DECAYS[min(match, len(DECAYS)) - 1]
+        return _Offer(parent * weight * count / total)
 
-    for length, places in index.matches(suffix):
-        offer(0, 1, places, PROMPT_WEIGHT, DECAYS[min(length, len(DECAYS)) - 1])
-    while heap and len(made) < size - 1:
-        negative, deep, _, parent, token, behind, decay = heappop(heap)
-        node = known[parent].get(token)
-        if node is None:
-            if len(known[parent]) >= max_branch:
-                continue
-            made.append(Candidate(token, parent, -negative))
-            node = known[parent][token] = len(made)
-            known.append({})
-        offer(node, 1 - deep, behind, -negative * decay, decay)
-    return made
+    return _best_first(index, suffix, size, max_branch, priority)
 
 
 def likely_tree(
@@ -142,25 +121,51 @@ def likely_tree(
     Args:
         rates: chance of acceptance by `ngram_bin`, given the parent was accepted.
     """
+    longest = max((length for length, _ in index.matches(suffix)), default=0)
+
+    def priority(parent: float, match: int, depth: int, count: int, total: int) -> _Offer:
+        kind = ngram_bin(match + depth - 1, count, total, longest=match == longest)
+        return _Offer(parent * rates[kind], kind)
+
+    return _best_first(index, suffix, size, max_branch, priority)
+
+
+class _Offer(NamedTuple):
+    priority: float
+    bin: int = -1
+
+
+def _best_first(
+    index: TextIndex,
+    suffix: Sequence[int],
+    size: int,
+    max_branch: int,
+    priority: Callable[[float, int, int, int, int], _Offer],
+) -> list[Candidate]:
+    """The search of both trees: the best path first, over all match lengths at once.
+
+    Args:
+        priority: a child's, and its bin, from its parent's priority, the length of the match, its
+            depth, how often it followed, and how often anything did.
+    """
     made: list[Candidate] = []
-    known: list[dict[int, int]] = [{}]
+    known: list[dict[int, int]] = [{}]  # per node: token -> node
     heap: list[tuple[float, int, int, int, int, list[int], int, int]] = []
     order = 0
 
-    def offer(parent: int, depth: int, places: Sequence[int], chance: float, match: int) -> None:
+    def push(parent: int, depth: int, places: Sequence[int], reached: float, match: int) -> None:
         nonlocal order
         followers = index.followers(places)
         total = sum(map(len, followers.values()))
         for token, behind in followers.items():
             order += 1
-            kind = ngram_bin(match, len(behind), total, longest=match == longest + depth - 1)
-            entry = (-chance * rates[kind], -depth, order, parent, token, behind, match, kind)
+            offer = priority(reached, match, depth, len(behind), total)
+            # Equal priorities: deeper first, then the order of appearance.
+            entry = (-offer.priority, -depth, order, parent, token, behind, match, offer.bin)
             heappush(heap, entry)
 
-    matches = index.matches(suffix)
-    longest = matches[0][0] if matches else 0
-    for length, places in matches:
-        offer(0, 1, places, 1.0, length)
+    for length, places in index.matches(suffix):
+        push(0, 1, places, 1.0, length)
     while heap and len(made) < size - 1:
         negative, deep, _, parent, token, behind, match, kind = heappop(heap)
         node = known[parent].get(token)
@@ -170,5 +175,5 @@ def likely_tree(
             made.append(Candidate(token, parent, -negative, kind))
             node = known[parent][token] = len(made)
             known.append({})
-        offer(node, 1 - deep, behind, -negative, match + 1)
+        push(node, 1 - deep, behind, -negative, match)
     return made

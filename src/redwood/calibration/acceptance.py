@@ -20,7 +20,7 @@ from redwood.backends.base import Backend, Kept, Nodes
 from redwood.benchmarking import Contender, run
 from redwood.drafting import ModelDrafter
 from redwood.engine import RowEngine, Step
-from redwood.model_drafter import DRAFT_WIDTH
+from redwood.model_drafter import DRAFT_WIDTH, readable
 from redwood.profile import Acceptance
 from redwood.sampling import SamplingParams, check_finite, draft_law, probs_from_scores, top
 
@@ -213,8 +213,7 @@ def _paired(target: Backend, draft: Backend, text: Text) -> Generator[tuple[Tens
 
 
 def _append(backend: Backend, row: int, tokens: Sequence[int], num_logits: int | None) -> Tensor:
-    size = getattr(backend, "num_embeddings", backend.vocab_size)
-    known = [token if token < size else 0 for token in tokens]  # as drafters read them
+    known = readable(backend, tokens)
     (logits,) = backend.extend([Nodes(row, known, num_logits=num_logits)])
     backend.commit([Kept(row, range(len(known)))])
     return logits

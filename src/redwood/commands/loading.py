@@ -67,22 +67,16 @@ def open_contenders(
     _check_law(law, models)
     options = _given(options)
     with _loading(target, models, options):
-        from redwood.backends.load import open_model
         from redwood.benchmarking import PLAIN, Contender
-        from redwood.drafting import ModelDrafter, NgramDrafter, join_drafters
-        from redwood.generate import DRAFT_VOCAB, default_budget, load
-        from redwood.planning import known_profile, make_planner
-        from redwood.tokenizers import check_same_tokens, load_tokenizer
+        from redwood.drafting import NgramDrafter, join_drafters
+        from redwood.generate import default_budget, load, open_drafter
+        from redwood.planning import open_planner
 
         engine = load(target, **options)
         draft_options = {name: value for name, value in options.items() if name != "capacity"}
         made: dict[str, Drafter] = {"ngram": NgramDrafter()}
         for name in models:
-            folder, backend = open_model(
-                name, outputs=DRAFT_VOCAB, draft_weights="draft", **draft_options
-            )
-            check_same_tokens(engine.tokenizer, load_tokenizer(folder))
-            made[name] = ModelDrafter(backend, **given(law=law))
+            made[name] = open_drafter(name, engine.tokenizer, **given(law=law), **draft_options)
         contenders = [PLAIN]
         for name in names:
             parts = {part: made[part] for part in name.split("+") if part != "none"}
@@ -92,8 +86,7 @@ def open_contenders(
             contenders += [Contender(name, joined, size) for size in budgets]
             if not budgets:
                 how = {key: options.get(key) for key in ("weights", "kv", "cpus")}
-                profile = known_profile(engine.target, target, parts, **how)
-                planner = make_planner(engine.target, parts, profile)
+                planner = open_planner(engine.target, target, joined, parts, **how)
                 size = default_budget(list(parts.values()), engine.target.name)
                 contenders.append(Contender(name, joined, size, planner))
         return engine, contenders

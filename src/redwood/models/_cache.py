@@ -230,15 +230,16 @@ def publish(folder: Path, destination: Path, manifest: Manifest) -> None:
         status = path.stat()
         files[path.name] = FileFacts(status.st_size, status.st_mtime_ns, sha256_of(path))
     write_manifest(folder, replace(manifest, files=files))
-    _sync_folder(folder)
+    sync_folder(folder)
     destination.parent.mkdir(parents=True, exist_ok=True)
     if destination.exists():
         destination.rename(folder.with_name(f"old-{folder.name}"))
     folder.replace(destination)
-    _sync_folder(destination.parent)
+    sync_folder(destination.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder reach the disk."""
     if os.name == "nt":  # folders cannot be opened there
         return
     handle = os.open(folder, os.O_RDONLY)
