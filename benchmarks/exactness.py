@@ -25,6 +25,7 @@ from redwood.planning import make_planner
 from redwood.sampling import SamplingParams
 
 BUDGETS = (1, 2, 4, 8, 16, 32, 64, None)  # None: the planner's
+NAMES = ("ngram", "shallow model", "union")
 
 
 def main() -> None:
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2, help="layers of the shallow drafter")
     parser.add_argument("--rows", type=int, default=8, help="prompts decoded together")
     parser.add_argument("--threads", type=int, help="of the native backend")
+    parser.add_argument("--drafters", default=",".join(NAMES), help="which of them")
     parser.add_argument("--name", default="exactness")
     args = parser.parse_args()
     with common.shallow_copy(args.target, args.layers) as shallow:
@@ -53,7 +55,8 @@ def main() -> None:
         )
         union: Any = engine.drafter
         model, ngram = union.parts
-        drafters = {"ngram": ngram, "shallow model": model, "union": union}
+        known = dict(zip(NAMES, (ngram, model, union), strict=True))
+        drafters = {name: known[name] for name in args.drafters.split(",")}
         prompts = common.chat_prompts(engine, args.prompts, args.low, args.high, args.num)
         table = []
         for temperature in map(float, args.temperatures.split(",")):

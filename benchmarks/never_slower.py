@@ -81,7 +81,8 @@ def main() -> None:
         for line in (HERE / "prompts" / "editing_test.jsonl").read_text().splitlines()
     ][: args.num]
     greedy = {"max_tokens": args.max_tokens, "temperature": 0.0}
-    hot = {"max_tokens": args.max_tokens, "temperature": 1.5}
+    # Without a seed texts differ, and a short one is mostly its prompt: all of the same length.
+    hot = {"max_tokens": args.max_tokens, "temperature": 1.5, "ignore_eos": True}
     sets = [
         ("random tokens", known, random, greedy),
         ("temperature 1.5", known, questions, hot),

@@ -63,7 +63,7 @@ class Diary:
 
 def test_contenders_take_turns_in_rotating_order_after_a_warm_up(engine: Engine) -> None:
     diary: list[str] = []
-    contenders = [Contender(name, Diary(name, diary), 1) for name in "abc"]
+    contenders = [Contender(name, Diary(name, diary), 2) for name in "abc"]
     counted: list[int] = []
     alternate(engine, contenders, PROMPTS[:2], PARAMS, repeats=2, on_run=lambda: counted.append(1))
     assert "".join(diary) == "abc" + "abc" + "bca" + "cab" + "abc"

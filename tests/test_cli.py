@@ -63,7 +63,7 @@ def test_defaults_in_the_help_are_those_of_the_library() -> None:
     assert {"max_tokens", "temperature", "top_p", "top_k", "verifier"} <= shown.keys()
     assert shown == {name: params[name] for name in shown}
     signature = inspect.signature(redwood.load).parameters
-    shown = defaults_of("redwood.generate", "load")
+    shown = defaults_of("redwood.loading", "load")
     assert {"backend", "dtype", "device", "law"} <= shown.keys()
     assert shown == {name: signature[name].default for name in shown}
     assert f"({SamplingParams().max_tokens})" in Ran("generate", "--help").stdout
@@ -172,13 +172,13 @@ def test_every_model_option_reaches_load(
     target: str, tiny_draft_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Any] = []
-    load = redwood.generate.load
+    load = redwood.loading.load
 
     def spy(*args: Any, **options: Any) -> Engine:
         calls.append((args, options))
         return load(*args, **options)
 
-    monkeypatch.setattr("redwood.generate.load", spy)
+    monkeypatch.setattr("redwood.loading.load", spy)
     options = {
         "backend": "eager",
         "dtype": "bfloat16",

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from redwood.drafting import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
     from redwood.engine import Step
     from redwood.errors import RedwoodError
-    from redwood.generate import Engine, Output, Piece, load
+    from redwood.generate import Engine, Output, Piece
+    from redwood.loading import load
     from redwood.sampling import SamplingParams
     from redwood.tree import Law, TokenTree
     from redwood.verify import Acceptance
@@ -41,7 +42,8 @@ _HOMES = {
     "drafting": ("Drafter", "ModelDrafter", "NgramDrafter", "NoDrafter", "UnionDrafter"),
     "engine": ("Step",),
     "errors": ("RedwoodError",),
-    "generate": ("Engine", "Output", "Piece", "load"),
+    "generate": ("Engine", "Output", "Piece"),
+    "loading": ("load",),
     "sampling": ("SamplingParams",),
     "tree": ("Law", "TokenTree"),
     "verify": ("Acceptance",),

@@ -131,6 +131,8 @@ def run(
     try:
         while True:
             for step in engine.step():
+                if step.error is not None:
+                    raise step.error
                 if on_step is not None:
                     on_step(step)
                 tokens += step.token_ids

@@ -1,68 +1,34 @@
 """The engine: rows of requests, one step of drafting, scoring, verifying and committing at a time.
 
-`step` is the whole loop: waiting requests get a row, prompts are filled in chunks, and every row
-that has its prompt in place takes one tree through the target. Rows join and leave between steps.
+`step` is the whole loop: waiting requests get a row, prompts are filled in chunks beside the rows
+that decode, and every row that has its prompt in place takes one tree through the target. Rows join
+and leave between steps. What goes wrong in one row ends that row alone.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from numbers import Integral
+from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Any, NamedTuple
 
-import numpy as np
 from torch import Tensor
 
 from redwood import verify
+from redwood.algorithms.specinfer import merge_trees
 from redwood.backends.base import Backend, Kept, Nodes
 from redwood.context import Context
 from redwood.drafting import Drafter, NoDrafter, prefill
 from redwood.errors import ArgumentError, CapacityError, check_count
 from redwood.planner import Plan, Planner
-from redwood.sampling import GumbelNoise, History, PathRows, SamplingParams
+from redwood.requests import Request, new_request, token_list
+from redwood.requests import Step as Step
+from redwood.sampling import PathRows, SamplingParams
+from redwood.scheduling import admitted, chunks, propose_each
 from redwood.stats import Stats
-from redwood.text import Detokenizer, Tokenizer
+from redwood.text import Tokenizer
 from redwood.tree import TokenTree
 
-
-class Step(NamedTuple):
-    """What one step gave one request.
-
-    Args:
-        request: from `RowEngine.add`.
-        token_ids: 1 .. depth + 1 new tokens, cut at the end; an end-of-sequence token is included.
-        num_accepted: how many of them, the first ones, had been drafted.
-        text: new text, whole characters; empty without a tokenizer.
-        finish_reason: None, "stop" (end-of-sequence token or stop string) or "length".
-        tree: the tree that was scored.
-        nodes: its accepted path, the root first.
-    """
-
-    request: int
-    token_ids: list[int]
-    num_accepted: int
-    text: str
-    finish_reason: str | None
-    tree: TokenTree
-    nodes: list[int]
-
-
-@dataclass
-class _Request:
-    context: Context
-    limit: int  # most tokens to generate: what was asked for, and what the context holds
-    inbox: deque[Step] | None = None  # where its steps go; None: to the caller of `step`
-    row: int = -1
-    detokenizer: Detokenizer | None = None
-    stats: Stats = field(default_factory=Stats)
-
-    @property
-    def room(self) -> int:
-        """Tokens it may still generate."""
-        return self.limit - self.stats.num_generated_tokens
+_PREDICTED = 8  # nodes for a predicted output where the budget is less
 
 
 class RowEngine:
@@ -77,10 +43,14 @@ class RowEngine:
         planner: chooses drafter and sizes for every step; `drafter` and `budget` then hold only for
             requests with a seed that are not coupled: what they say may not depend on time.
         max_rows: requests decoded at once; more wait.
-        prefill_chunk: prompt tokens per forward.
+        prefill_chunk: prompt tokens per forward while no row decodes.
+        prefill_beside: the same in a forward that decodes other rows, too, which wait for it; None:
+            an eighth on a CPU, where tokens are dear, else the same.
+        kv_tokens: most tokens, prompts and answers, that the rows may come to hold together; more
+            requests wait. None: `max_rows` alone decides.
 
     Raises:
-        ArgumentError: a budget, row count or chunk below 1.
+        ArgumentError: a budget, row count, chunk or number of tokens below 1.
         CapacityError: a budget beyond the target's capacity.
     """
 
@@ -95,11 +65,19 @@ class RowEngine:
         planner: Planner | None = None,
         max_rows: int = 64,
         prefill_chunk: int = 512,
+        prefill_beside: int | None = None,
+        kv_tokens: int | None = None,
     ) -> None:
+        if prefill_beside is None:
+            prefill_beside = prefill_chunk
+            if target.device.type == "cpu" and isinstance(prefill_chunk, int):
+                prefill_beside = max(1, prefill_chunk // 8)
         for name, value in (
             ("budget", budget),
             ("max_rows", max_rows),
             ("prefill_chunk", prefill_chunk),
+            ("prefill_beside", prefill_beside),
+            ("kv_tokens", 1 if kv_tokens is None else kv_tokens),
         ):
             check_count(name, value)
         if budget > target.capacity:
@@ -111,8 +89,9 @@ class RowEngine:
         self.planner = planner
         self.tokenizer = tokenizer
         self.eos_ids = frozenset(eos_ids)
-        self.budget, self.max_rows, self.prefill_chunk = budget, max_rows, prefill_chunk
-        self._requests: dict[int, _Request] = {}
+        self.budget, self.max_rows, self.kv_tokens = budget, max_rows, kv_tokens
+        self.prefill_chunk, self.prefill_beside = prefill_chunk, prefill_beside
+        self._requests: dict[int, Request] = {}
         self._waiting: deque[int] = deque()
         self._active: list[int] = []
         self._unclaimed: list[Step] = []  # for the caller of `step`
@@ -127,45 +106,23 @@ class RowEngine:
         Raises:
             ArgumentError: an empty prompt, one of other things than token ids, a token outside the
                 vocabulary, stop strings without a tokenizer.
-            CapacityError: a prompt that leaves no room for one token.
+            CapacityError: a prompt that leaves no room for one token, a request that may need more
+                than `kv_tokens`.
         """
-        params = SamplingParams() if params is None else params
-        if not isinstance(params, SamplingParams):
-            raise ArgumentError(f"params must be SamplingParams, not {type(params).__name__}")
-        tokens = token_list(prompt)
-        vocab_size, capacity = self.target.vocab_size, self.target.capacity
-        if not tokens:
-            raise ArgumentError("the prompt is empty: give at least one token")
-        if not 0 <= min(tokens) <= max(tokens) < vocab_size:
-            raise ArgumentError(f"the prompt has tokens outside the vocabulary of {vocab_size}")
-        if any(token >= vocab_size for token in params.logit_bias):
-            raise ArgumentError(f"logit_bias names tokens outside the vocabulary of {vocab_size}")
-        if len(tokens) > capacity - 1:
-            raise CapacityError(
-                f"the prompt has {len(tokens)} tokens, the context holds {capacity} with the "
-                "answer: shorten the prompt"
-            )
-        if params.stop and self.tokenizer is None:
-            raise ArgumentError("stop strings need an engine with a tokenizer")
-        self._next_key += 1
-        key = self._next_key
-        seed = params.seed
-        noise = None
-        if params.coupled and params.temperature > 0.0:
-            noise = GumbelNoise(_fresh_seed() if seed is None else seed, vocab_size)
-        context = Context(
-            key=key,
-            token_ids=tokens,
-            params=params,
-            history=History(tokens),
-            vocab_size=vocab_size,
-            rng=np.random.default_rng(None if seed is None else seed % 2**64),
-            noise=noise,
+        request = new_request(
+            self._next_key + 1,
+            token_list(prompt),
+            SamplingParams() if params is None else params,
+            vocab_size=self.target.vocab_size,
+            capacity=self.target.capacity,
+            tokenizer=self.tokenizer,
         )
-        request = _Request(context, min(params.max_tokens, capacity - len(tokens)))
-        request.stats.num_prompt_tokens = len(tokens)
-        if self.tokenizer is not None:
-            request.detokenizer = Detokenizer(self.tokenizer, params.stop)
+        if self.kv_tokens is not None and request.most_tokens > self.kv_tokens:
+            raise CapacityError(
+                f"prompt and answer may take {request.most_tokens} tokens, all rows together have "
+                f"{self.kv_tokens}: shorten the prompt, or lower max_tokens"
+            )
+        self._next_key = key = request.context.key
         self._requests[key] = request
         self._waiting.append(key)
         return key
@@ -205,19 +162,22 @@ class RowEngine:
     def step(self) -> list[Step]:
         """Does one step for all rows; returns what each decoding row got.
 
-        A row whose prompt is still being filled returns nothing yet. When this raises, the requests
-        that ran are dropped and their rows freed; waiting ones stay. Steps for
-        `generate` and `stream` go to them.
+        A row whose prompt is still being filled returns nothing yet. A row that fails alone ends
+        with the reason "error". When this raises, all requests that ran are dropped and their rows
+        freed; waiting ones stay. Steps for `generate` and `stream` go to them.
         """
         try:
-            while self._waiting and len(self._active) < self.max_rows:
-                key = self._waiting.popleft()
-                self._active.append(key)
-                self._requests[key].row = self.target.open()
+            self._admit()
             running = [self._requests[key] for key in self._active]
-            ready = [request for request in running if self._prefill(request)]
+            filling = [request for request in running if self._unfilled(request)]
+            ready = [request for request in running if not self._unfilled(request)]
             if ready:
-                self._decode(ready)
+                self._decode(ready, chunks(filling, self.target.length, self.prefill_beside))
+            elif filling:
+                self._fill(chunks(filling, self.target.length, self.prefill_chunk))
+                ready = [request for request in filling if not self._unfilled(request)]
+                if ready:
+                    self._decode(ready, [])
         except BaseException:
             for key in list(self._active):
                 self.cancel(key)
@@ -225,113 +185,131 @@ class RowEngine:
         steps, self._unclaimed = self._unclaimed, []
         return steps
 
-    def _prefill(self, request: _Request) -> bool:
-        """Puts one chunk of the prompt, all but its last token, in place; returns whether done."""
-        tokens, done = request.context.token_ids, self.target.length(request.row)
-        if request.stats.target_passes or done >= len(tokens) - 1:
-            return True
-        start = perf_counter()
-        chunk = tokens[done : min(done + self.prefill_chunk, len(tokens) - 1)]
-        self.target.extend([Nodes(request.row, chunk, num_logits=1)])
-        self.target.commit([Kept(request.row, range(len(chunk)))])
-        request.stats.seconds["prefill"] += perf_counter() - start
-        return done + len(chunk) >= len(tokens) - 1
+    def _admit(self) -> None:
+        """Gives rows to those who may have one."""
+        waiting = [self._requests[key] for key in self._waiting]
+        running = [self._requests[key] for key in self._active]
+        for request in admitted(waiting, running, self.max_rows, self.kv_tokens):
+            request.row = self.target.open()
+            self._active.append(self._waiting.popleft())
 
-    def _decode(self, ready: Sequence[_Request]) -> None:
+    def _unfilled(self, request: Request) -> bool:
+        return self.target.length(request.row) < len(request.context.token_ids) - 1
+
+    def _fill(self, parts: Sequence[tuple[Request, Nodes]]) -> None:
+        """Puts parts of prompts in place, no row decoding beside."""
+        clock = _Clock([request.stats for request, _ in parts])
+        self.target.extend([nodes for _, nodes in parts])
+        self.target.commit([_whole(nodes) for _, nodes in parts])
+        clock.lap("prefill")
+
+    def _decode(self, ready: Sequence[Request], parts: Sequence[tuple[Request, Nodes]]) -> None:
+        """One step of rows that have their prompt, and parts of other prompts beside them."""
         clock = _Clock([request.stats for request in ready])
-        contexts = [request.context for request in ready]
-        # The text of some requests may not depend on what was measured, nor may their company.
-        planner = None if any(context.unsteered for context in contexts) else self.planner
-        trees, plan = self._draft(ready, planner, clock)
-        logits = self.target.extend(
-            [
-                Nodes(request.row, tree.token_list, tree.parent_list)
-                for request, tree in zip(ready, trees, strict=True)
-            ]
-        )
+        trees, planner, plan = self._draft(ready, clock)
+        nodes = [
+            Nodes(request.row, tree.token_list, tree.parent_list) for request, tree in trees
+        ] + [nodes for _, nodes in parts]
+        if not nodes:
+            return
+        logits = self.target.extend(nodes)
         target_s = clock.lap("target")
-        accepted = [
-            judge(context, tree, rows)
-            for context, tree, rows in zip(contexts, trees, logits, strict=True)
-        ]
+        judged = []
+        for (request, tree), scored in zip(trees, logits, strict=False):
+            try:
+                rows = PathRows(scored, tree, request.context.params, request.context.history)
+                judged.append((request, tree, rows, judge_rows(request.context, tree, rows)))
+            except Exception as error:
+                self._give(request, request.fail(error))
         other_s = clock.lap("verify")
-        self.target.commit([Kept(r.row, a.nodes) for r, a in zip(ready, accepted, strict=True)])
-        steps = [
-            self._advance(request, tree, kept)
-            for request, tree, kept in zip(ready, trees, accepted, strict=True)
-        ]
+        self.target.commit(
+            [Kept(request.row, kept.nodes) for request, _, _, kept in judged]
+            + [_whole(nodes) for _, nodes in parts]
+        )
+        steps = []
+        for request, tree, rows, kept in judged:
+            try:
+                steps.append((request, request.advance(tree, kept, rows, self.eos_ids)))
+            except Exception as error:
+                steps.append((request, request.fail(error)))
         other_s += clock.lap("other")
-        if planner is not None and plan is not None:
-            counts = [len(step.token_ids) for step in steps]
-            planner.end(plan, contexts, counts, target_s, other_s)
-        for request, step in zip(ready, steps, strict=True):
-            if step.finish_reason is not None:
-                self.cancel(step.request)
-            (self._unclaimed if request.inbox is None else request.inbox).append(step)
+        for request, _ in parts:
+            request.stats.seconds["prefill"] += target_s
+        if planner is not None and plan is not None and len(steps) == len(ready):
+            counts = [len(step.token_ids) for _, step in steps]
+            contexts = [request.context for request in ready]
+            planner.end(plan, contexts, counts, None if parts else target_s, other_s)
+        for request, step in steps:
+            self._give(request, step)
         clock.lap("other")
 
+    def _give(self, request: Request, step: Step) -> None:
+        """Hands a step to whom it belongs, and ends the request if it was the last."""
+        if step.finish_reason is not None:
+            self.cancel(step.request)
+        (self._unclaimed if request.inbox is None else request.inbox).append(step)
+
     def _draft(
-        self, ready: Sequence[_Request], planner: Planner | None, clock: _Clock
-    ) -> tuple[list[TokenTree], Plan | None]:
-        """Trees for all rows, and the plan they follow, if there is one."""
+        self, ready: Sequence[Request], clock: _Clock
+    ) -> tuple[list[tuple[Request, TokenTree]], Planner | None, Plan | None]:
+        """Trees of the rows whose drafting went well, and the plan they follow, if there is one."""
         contexts, rooms = [r.context for r in ready], [self._room(r) for r in ready]
-        plan, drafter = None, self.drafter
-        budgets = [min(self.budget, room) for room in rooms]
+        planner, plan, drafter = self.planner, None, self.drafter
+        budgets, most = [min(self.budget, room) for room in rooms], max(self.budget, _PREDICTED)
+        # The text of some requests may not depend on what was measured, nor may their company.
+        if max(rooms) == 1 or any(context.unsteered for context in contexts):
+            planner = None
         if planner is not None:
             plan = planner.begin(contexts, rooms, [request.room for request in ready])
-            drafter, budgets = plan.drafter, plan.budgets
-        prefill(drafter, contexts)
+            drafter, budgets, most = plan.drafter, plan.budgets, planner.most
+        drafting = [i for i, budget in enumerate(budgets) if budget > 1]
+        try:
+            prefill(drafter, [contexts[i] for i in drafting])
+        except Exception:  # it fails again below, where it is known whose it is
+            pass
         clock.lap("prefill")
-        trees = drafter.propose(contexts, budgets)
-        for context, tree, budget in zip(contexts, trees, budgets, strict=True):
-            _check_draft(context, tree, budget)
+        made: list[TokenTree | Exception] = [
+            TokenTree.chain(context.token_ids[-1:]) for context in contexts
+        ]
+        proposed = propose_each(
+            drafter, [contexts[i] for i in drafting], [budgets[i] for i in drafting]
+        )
+        for i, tree in zip(drafting, proposed, strict=True):
+            made[i] = _checked(contexts[i], tree, budgets[i])
+        trees = []
+        for request, drafted, room in zip(ready, made, rooms, strict=True):
+            if isinstance(drafted, Exception):
+                self._give(request, request.fail(drafted))
+                continue
+            if request.prediction is not None and room > 1:
+                size = min(room - len(drafted) + 1, most)
+                chain = request.prediction.tree(drafted.token_list[0], size)
+                drafted = merge_trees([drafted, chain])
+            trees.append((request, drafted))
         drafting_s = clock.lap("draft")
         if planner is not None and plan is not None:
-            trees = planner.trim(plan, trees, drafting_s)
-        return trees, plan
+            if len(trees) < len(ready):
+                planner.drop(plan)
+                return trees, None, None
+            kept = planner.trim(plan, [tree for _, tree in trees], drafting_s)
+            trees = list(zip(ready, kept, strict=True))
+        return trees, planner, plan
 
-    def _room(self, request: _Request) -> int:
-        """Nodes that fit; none is drafted for a last token."""
+    def _room(self, request: Request) -> int:
+        """Nodes that fit; none is drafted for a last token, nor where the caller wants none."""
         free = self.target.capacity - self.target.length(request.row)
-        return max(1, free) if request.room > 1 else 1
-
-    def _advance(self, request: _Request, tree: TokenTree, kept: verify.Acceptance) -> Step:
-        """Appends the new tokens to the text, up to where it ends."""
-        path = kept.nodes[1:]
-        tokens = [tree.token_list[node] for node in path] + [kept.next_token]
-        reason = None
-        for count, token in enumerate(tokens, start=1):
-            reason = self._ends_at(request, token, count)
-            if reason is not None:
-                tokens = tokens[:count]
-                break
-        context, stats = request.context, request.stats
-        context.token_ids.extend(tokens)
-        context.history.extend(tokens)
-        accepted = min(len(path), len(tokens))
-        stats.target_passes += 1
-        stats.num_drafts += len(tree) > 1
-        stats.num_draft_tokens += len(tree) - 1
-        stats.num_accepted_tokens += accepted
-        stats.num_generated_tokens += len(tokens)
-        text = ""
-        if request.detokenizer is not None:
-            text = request.detokenizer.take(final=reason is not None)
-        return Step(context.key, tokens, accepted, text, reason, tree, kept.nodes)
-
-    def _ends_at(self, request: _Request, token: int, count: int) -> str | None:
-        """Whether the text ends with this token, the `count`-th of the step, and why."""
-        if token in self.eos_ids and not request.context.params.ignore_eos:
-            return "stop"
-        if request.detokenizer is not None and request.detokenizer.push(token):
-            return "stop"
-        return "length" if count >= request.room else None
+        wanted = request.room > 1 and request.context.params.speculate
+        return max(1, free) if wanted else 1
 
 
 def judge(context: Context, tree: TokenTree, logits: Tensor) -> verify.Acceptance:
     """Returns what the request's rule accepts of a tree; logits: [N, V]."""
+    return judge_rows(context, tree, PathRows(logits, tree, context.params, context.history))
+
+
+def judge_rows(context: Context, tree: TokenTree, rows: PathRows) -> verify.Acceptance:
+    """Returns what the request's rule accepts of a tree, given the target's rows."""
     params = context.params
-    rows = PathRows(logits, tree, params, context.history)
     if params.temperature == 0.0:
         return verify.greedy(tree, rows.best)
     if context.noise is not None:
@@ -345,29 +323,22 @@ def judge(context: Context, tree: TokenTree, logits: Tensor) -> verify.Acceptanc
     return rule(tree, rows, context.rng.random(len(tree)))
 
 
-def token_list(prompt: Any) -> list[int]:
-    """Returns token ids as Python integers; any sequence of integers, array or tensor [L].
-
-    Raises:
-        ArgumentError: anything else: it is not guessed what is meant.
-    """
-    given = prompt.tolist() if hasattr(prompt, "tolist") else prompt
-    odd = isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable)
-    tokens = [] if odd else list(given)
-    if odd or any(isinstance(t, bool) or not isinstance(t, Integral) for t in tokens):
-        raise ArgumentError("a prompt must be token ids: whole numbers, one after another")
-    return [int(token) for token in tokens]
-
-
-def _check_draft(context: Context, tree: TokenTree, budget: int) -> None:
+def _checked(context: Context, tree: TokenTree | Exception, budget: int) -> TokenTree | Exception:
     """A drafter may be anyone's: a wrong root would be verified as if it were the text."""
+    if isinstance(tree, Exception):
+        return tree
     tokens = tree.token_list
     if tokens[0] != context.token_ids[-1]:
-        raise ArgumentError(f"the drafter's root is {tokens[0]}, not {context.token_ids[-1]}")
+        return ArgumentError(f"the drafter's root is {tokens[0]}, not {context.token_ids[-1]}")
     if len(tokens) > budget:
-        raise CapacityError(f"the drafter made {len(tokens)} nodes for a budget of {budget}")
+        return CapacityError(f"the drafter made {len(tokens)} nodes for a budget of {budget}")
     if max(tokens) >= context.vocab_size:
-        raise ArgumentError(f"the drafter's token {max(tokens)} is beyond the vocabulary")
+        return ArgumentError(f"the drafter's token {max(tokens)} is beyond the vocabulary")
+    return tree
+
+
+def _whole(nodes: Nodes) -> Kept:
+    return Kept(nodes.row, range(len(nodes.token_ids)))
 
 
 class _Clock:
@@ -382,7 +353,3 @@ class _Clock:
         for stats in self._stats:
             stats.seconds[stage] += taken
         return taken
-
-
-def _fresh_seed() -> int:
-    return int(np.random.SeedSequence().generate_state(1, np.uint64)[0])

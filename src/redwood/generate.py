@@ -1,4 +1,4 @@
-"""Text in, text out: `load` makes an engine from names, `generate` and `stream` answer prompts."""
+"""Text in, text out: `generate` and `stream` answer prompts."""
 
 from __future__ import annotations
 
@@ -7,29 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral
-from pathlib import Path
 from typing import Any, Self, TypeGuard, overload
 
-import torch
-
-from redwood.drafting import Drafter, ModelDrafter, NgramDrafter, join_drafters
-from redwood.engine import RowEngine, Step, token_list
+from redwood.engine import RowEngine, Step
 from redwood.errors import ArgumentError, RedwoodError
-from redwood.planning import open_planner
+from redwood.requests import TokenLogprobs, token_list
 from redwood.sampling import SamplingParams
 from redwood.stats import Stats
-from redwood.tokenizers import check_same_tokens, eos_ids, load_tokenizer
 from redwood.tree import TokenTree
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[int] | Sequence[Message]
-DEFAULT_BUDGETS = {"eager": {"ngram": 12, "model": 6}, "native": {"ngram": 4, "model": 4}}
-"""Nodes per step by backend and drafter: where a pass becomes dear (docs/status.md)."""
-DRAFT_VOCAB = 49152
-"""Tokens that a model drafter proposes: of 152k, these make nearly all (docs/status.md)."""
-
-DRAFT_WEIGHTS = "draft"
-"""Weights of a model drafter: 4 bits, since the target decides what is said."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +29,22 @@ class Output:
         token_ids: as generated; an end-of-sequence token is included.
         finish_reason: "stop" or "length".
         stats: what it cost.
+        logprobs: one entry per token, if asked for.
     """
 
     text: str
     token_ids: list[int]
     finish_reason: str
     stats: Stats
+    logprobs: list[TokenLogprobs] | None = None
 
 
 class Piece(str):
     """New text of one step: a string that also knows where it came from.
 
     Attributes: `text` (the string itself), `token_ids` of the step, `num_accepted` of them that had
-    been drafted, `finish_reason` (None until the last piece), `tree` and accepted `nodes`, and
-    `stats` so far.
+    been drafted, `finish_reason` (None until the last piece), `tree` and accepted `nodes`, `stats`
+    so far, and `logprobs` of the tokens, if asked for.
     """
 
     token_ids: list[int]
@@ -63,6 +53,7 @@ class Piece(str):
     tree: TokenTree
     nodes: list[int]
     stats: Stats
+    logprobs: list[TokenLogprobs] | None
 
     @classmethod
     def of(cls, step: Step, stats: Stats) -> Self:
@@ -70,7 +61,7 @@ class Piece(str):
         piece = cls(step.text)
         piece.token_ids, piece.num_accepted = step.token_ids, step.num_accepted
         piece.finish_reason, piece.tree, piece.nodes = step.finish_reason, step.tree, step.nodes
-        piece.stats = stats
+        piece.stats, piece.logprobs = stats, step.logprobs
         return piece
 
     @property
@@ -133,13 +124,14 @@ class Engine(RowEngine):
 
         Args:
             prompts: see the class.
-            params: fields of `SamplingParams`: max_tokens, temperature, top_p, seed, stop, ...
+            params: fields of `SamplingParams`: max_tokens, temperature, top_p, seed, stop, ...; the
+                prediction may be text.
 
         Raises:
             ArgumentError: an unknown or wrong parameter, an empty prompt.
             CapacityError: a prompt longer than the context.
         """
-        settings = _settings(params)
+        settings = self._settings(params)
         single = _is_single(prompts)
         encoded = [self.encode(prompt) for prompt in ([prompts] if single else prompts)]
         outputs: dict[int, Output] = {}
@@ -150,7 +142,14 @@ class Engine(RowEngine):
         for key, made in steps.items():
             text = "".join(step.text for step in made)
             tokens = [token for step in made for token in step.token_ids]
-            outputs[key] = Output(text, tokens, str(made[-1].finish_reason), served.stats[key])
+            found = [entry for step in made for entry in step.logprobs or ()]
+            outputs[key] = Output(
+                text,
+                tokens,
+                str(made[-1].finish_reason),
+                served.stats[key],
+                None if settings.logprobs is None else found,
+            )
         answers = list(outputs.values())
         return answers[0] if single else answers
 
@@ -159,7 +158,7 @@ class Engine(RowEngine):
 
         Closing the iterator frees the row. Wrong arguments raise at once, not at the first piece.
         """
-        pieces = self._pieces(self.encode(prompt), _settings(params))
+        pieces = self._pieces(self.encode(prompt), self._settings(params))
         next(pieces)
         return pieces
 
@@ -168,6 +167,15 @@ class Engine(RowEngine):
             yield Piece()  # taken by `stream`: a generator that never began could not clean up
             for step in self._steps(served):
                 yield Piece.of(step, served.stats[step.request])
+
+    def _settings(self, params: dict[str, Any]) -> SamplingParams:
+        if isinstance(params.get("prediction"), str):
+            if self.tokenizer is None:
+                raise ArgumentError("this engine has no tokenizer: give the prediction's token ids")
+            text = _unicode(params["prediction"])
+            tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            params = {**params, "prediction": list(tokens)}
+        return _known(params)
 
     @contextmanager
     def _serving(self, prompts: Sequence[list[int]], settings: SamplingParams) -> Iterator[_Served]:
@@ -193,6 +201,8 @@ class Engine(RowEngine):
                 self._unclaimed = self.step()
                 continue
             step = served.inbox.popleft()
+            if step.error is not None:
+                raise step.error
             if step.finish_reason is not None:
                 left.remove(step.request)
             yield step
@@ -206,7 +216,7 @@ class _Served:
     inbox: deque[Step] = field(default_factory=deque)
 
 
-def _settings(params: Mapping[str, Any]) -> SamplingParams:
+def _known(params: Mapping[str, Any]) -> SamplingParams:
     unknown = sorted(set(params) - set(SamplingParams.names()))
     if unknown:
         raise ArgumentError(
@@ -245,153 +255,3 @@ def _unicode(text: str) -> str:
             f"the prompt has a lone surrogate at character {error.start}: remove it"
         ) from error
     return text
-
-
-def load(
-    target: str | Path,
-    drafter: str | Drafter | Sequence[str | Drafter] | None = None,
-    *,
-    backend: str = "auto",
-    dtype: str | torch.dtype = "auto",
-    device: str | torch.device = "auto",
-    capacity: int | None = None,
-    budget: int | None = None,
-    tree: Sequence[int] | None = None,
-    law: str = "without_replacement",
-    max_rows: int = 64,
-    progress: bool = False,
-    weights: str | None = None,
-    kv: str | None = None,
-    threads: int | None = None,
-    cpus: Sequence[int] | None = None,
-    draft_vocab: int | None = DRAFT_VOCAB,
-    draft_weights: str = DRAFT_WEIGHTS,
-) -> Engine:
-    """Returns an engine for a model, with what drafts for it.
-
-    Args:
-        target: a packaged name (`redwood models list`), a folder, a .gguf file or a hub id.
-        drafter: None or "none"; "ngram"; a model, named as `target`; several joined with "+", or a
-            list: one tree from all of them. Objects with the `Drafter` protocol are taken as they
-            are.
-        backend, dtype, device: see `redwood.backends.load.open_model`.
-        capacity: slots per row, at most the context length, the default.
-        budget: nodes scored per step, the root included; None: chosen step by step from measured
-            times and what was accepted, and so is which of the drafters works; see `Planner`.
-        tree: parents of a static tree for model drafters; see `ModelDrafter`.
-        law: how a model drafter draws; see `ModelDrafter`.
-        max_rows: requests decoded at once.
-        progress: show progress of fetching and converting on stderr.
-        weights: of the target on the native backend.
-        kv, threads, cpus: of the native backend, for target and drafters; these four as for
-            `redwood.backends._native_load.load_native`.
-        draft_vocab: tokens that a model drafter proposes on the native backend, the first ones of
-            the vocabulary, which are the common ones; None: all. The target's are not touched.
-        draft_weights: as `weights`, of model drafters on the native backend: "draft" is 4 bits
-            whatever the file holds.
-            Other values of these two than the defaults are refused where nothing takes them.
-
-    Raises:
-        ModelError: a model that is missing or damaged.
-        TokenizerMismatchError: a drafter that speaks other tokens.
-        ArgumentError, CapacityError, UnsupportedError: see `open_model`.
-    """
-    from redwood.backends.load import open_model
-
-    if not isinstance(target, str | Path):
-        raise ArgumentError(f"target {target!r} must be the name or the folder of a model")
-    options: dict[str, Any] = dict(
-        backend=backend,
-        dtype=dtype,
-        device=device,
-        progress=progress,
-        weights=weights,
-        kv=kv,
-        threads=threads,
-        cpus=cpus,
-    )
-    folder, model = open_model(str(target), capacity=capacity, **options)
-    tokenizer = load_tokenizer(folder)
-
-    how: dict[str, Any] = dict(
-        draft_vocab=draft_vocab, draft_weights=draft_weights, tree=tree, law=law
-    )
-    parts = _parts(drafter)
-    drafters = [
-        open_drafter(part, tokenizer, **how, **options) if isinstance(part, str) else part
-        for part in parts
-    ]
-    if tree is not None and not any(isinstance(d, ModelDrafter) for d in drafters):
-        raise ArgumentError("tree gives the shape for a model drafter, and there is none")
-    joined, planner = join_drafters(drafters), None
-    if drafters and budget is None and tree is None:
-        named = {p: d for p, d in zip(parts, drafters, strict=True) if isinstance(p, str)}
-        planner = open_planner(model, str(target), joined, named, weights=weights, kv=kv, cpus=cpus)
-    if not any(isinstance(d, ModelDrafter) for d in drafters):
-        _refuse_draft_options(draft_vocab, draft_weights, "no model drafts")
-    if budget is None:
-        budget = len(tree) if tree is not None else default_budget(drafters, model.name)
-    return Engine(
-        model,
-        joined,
-        tokenizer=tokenizer,
-        eos_ids=eos_ids(folder, tokenizer),
-        budget=budget,
-        planner=planner,
-        max_rows=max_rows,
-    )
-
-
-def _parts(drafter: str | Drafter | Sequence[str | Drafter] | None) -> list[str | Drafter]:
-    if drafter is None:
-        return []
-    if isinstance(drafter, str):
-        drafter = drafter.split("+")
-    parts = list(drafter) if isinstance(drafter, Sequence) else [drafter]
-    odd = [part for part in parts if not isinstance(part, str) and not hasattr(part, "propose")]
-    if odd:
-        raise ArgumentError(f"drafter {odd[0]!r} is neither a name nor an object with propose()")
-    if "" in parts:
-        raise ArgumentError("an empty drafter name: use none, ngram or a model, joined with +")
-    return [part for part in parts if part != "none"]
-
-
-def open_drafter(
-    name: str,
-    tokenizer: Any,
-    *,
-    draft_vocab: int | None = DRAFT_VOCAB,
-    draft_weights: str = DRAFT_WEIGHTS,
-    tree: Sequence[int] | None = None,
-    law: str = "without_replacement",
-    **options: Any,
-) -> NgramDrafter | ModelDrafter:
-    """Returns a drafter by its name; arguments as of `load`, `options` those of `open_model`.
-
-    Args:
-        tokenizer: of the target.
-
-    Raises: as `load`.
-    """
-    from redwood.backends.load import open_model
-
-    if name == "ngram":
-        return NgramDrafter()
-    folder, backend = open_model(name, outputs=draft_vocab, draft_weights=draft_weights, **options)
-    if backend.name != "native":
-        _refuse_draft_options(draft_vocab, draft_weights, f"the {backend.name} backend runs {name}")
-    check_same_tokens(tokenizer, load_tokenizer(folder))
-    return ModelDrafter(backend, tree, law=law)
-
-
-def _refuse_draft_options(draft_vocab: int | None, draft_weights: str, why: str) -> None:
-    if draft_vocab not in (None, DRAFT_VOCAB) or draft_weights != DRAFT_WEIGHTS:
-        raise ArgumentError(
-            f"draft_vocab and draft_weights are for models that draft on the native backend: {why}"
-        )
-
-
-def default_budget(drafters: Sequence[Drafter], backend: str = "eager") -> int:
-    """Returns the nodes per step, the root included, that suit these drafters together."""
-    budgets = DEFAULT_BUDGETS.get(backend, DEFAULT_BUDGETS["eager"])
-    return 1 + sum(budgets.get(d.name, budgets["ngram"]) - 1 for d in drafters)

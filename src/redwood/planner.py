@@ -26,7 +26,7 @@ _FADE, _FADE_ALL = 0.95, 0.995  # what a step weighs one step later: in its text
 _BELIEF = 4.0  # steps that count for what is believed beforehand
 _SHARE = 0.01  # of all time may be lost to arms that seemed worse,
 _ONCE = 16.0  # and these plain passes, so that a first text can show what a model is worth
-_PAUSE = 16  # steps before an arm that lost is tried again
+_PAUSE, _LONGEST = 16, 512  # steps before an arm that lost is tried again: twice as many each time
 _MOST = 16
 _NGRAM = (1.3, 1.05)  # tokens per step and cost in plain passes, where nothing is known
 
@@ -61,6 +61,7 @@ class _Record:
     cost_seen: Mean = field(default_factory=Mean)
     texts: dict[int, Mean] = field(default_factory=dict)
     last: int = -_PAUSE
+    pause: int = _PAUSE
 
     def tokens_of(self, key: int) -> float:
         """Tokens per step in this text."""
@@ -143,33 +144,42 @@ class Planner:
 
     def trim(self, plan: Plan, trees: Sequence[TokenTree], drafting_s: float) -> list[TokenTree]:
         """Returns the trees less the nodes whose scoring would not pay."""
+        self.drop(plan)
+        return plan.times.trim(trees, 1e3 * drafting_s / self._correction.speed)
+
+    def drop(self, plan: Plan) -> None:
+        """Ends a step that went wrong: nothing is learned from it."""
         for model in self.arms[plan.arm].models:
             model.pace = None
-        return plan.times.trim(trees, 1e3 * drafting_s / self._correction.speed)
 
     def end(
         self,
         plan: Plan,
         contexts: Sequence[Context],
         tokens: Sequence[int],
-        target_s: float,
+        target_s: float | None,
         other_s: float,
     ) -> None:
         """Learns from a step.
 
         Args:
             tokens: what each row got.
-            target_s, other_s: time of the target's pass, and of what follows it.
+            target_s, other_s: time of the target's pass, and of what follows it; the first is None
+                where the pass did other work as well.
         """
         times, record = plan.times, self._records[plan.arm]
         expected = times.of(times.nodes)
-        self._correction.learn(times.nodes, 1e3 * target_s, expected)
-        speed = 1e3 * target_s / expected  # the machine's own, in this very step
+        speed = self._correction.speed
+        if target_s is not None:
+            self._correction.learn(times.nodes, 1e3 * target_s, expected)
+            speed = 1e3 * target_s / expected  # the machine's own, in this very step
         plain = times.of(times.rows)
         spent = expected + times.drafting_ms + 1e3 * other_s / speed
         record.cost_seen.add(spent / plain, _FADE_ALL)
         record.last = self._step
-        for context, count in zip(contexts, tokens, strict=True):
+        for context, count, budget in zip(contexts, tokens, plan.budgets, strict=True):
+            if budget == 1:  # it drafts nothing: nothing can be said of the arm
+                continue
             record.tokens_seen.add(count, _FADE_ALL)
             record.texts.setdefault(context.key, Mean()).add(count, _FADE)
         for model in self.arms[plan.arm].models if times.levels_ms else ():
@@ -178,7 +188,9 @@ class Planner:
         self._step += 1
         self._spent_ms += spent
         if plan.best_ms is not None:
-            self._lost_ms = max(0.0, self._lost_ms + spent - sum(tokens) * plan.best_ms)
+            lost = spent - sum(tokens) * plan.best_ms
+            self._lost_ms = max(0.0, self._lost_ms + lost)
+            record.pause = min(2 * record.pause, _LONGEST) if lost > 0.0 else _PAUSE
 
     def release(self, key: int) -> None:
         """Forgets a request."""
@@ -206,7 +218,8 @@ class Planner:
         allowed = _SHARE * self._spent_ms + _ONCE * plain_ms - self._lost_ms
         for i in sorted(range(len(rates)), key=lambda i: self._records[i].last):
             loss = costs[i] + filling[i] - tokens[i] / rates[best]
-            if i != best and self._step - self._records[i].last >= _PAUSE and loss <= allowed:
+            waited = self._step - self._records[i].last
+            if i != best and waited >= self._records[i].pause and loss <= allowed:
                 return i, 1.0 / rates[best]
         return best, None
 

@@ -52,6 +52,10 @@ class SamplingParams:
             penalties and the bias. It may set scores to -inf.
         verifier: "traversal", "recursive", "coupled", or "auto": coupled with a seed, else
             traversal.
+        logprobs: None, or how many of the most probable tokens to report at every token beside its
+            own log-probability, 0 to 20.
+        speculate: False: plain decoding for this request.
+        prediction: token ids that the answer is expected to be; drafted as long as they fit.
 
     Raises:
         ArgumentError: a value out of range; the message names it.
@@ -71,6 +75,9 @@ class SamplingParams:
     ignore_eos: bool = False
     logits_processor: Callable[[Tensor, Tensor], Tensor] | None = None
     verifier: str = "auto"
+    logprobs: int | None = None
+    speculate: bool = True
+    prediction: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -107,6 +114,17 @@ class SamplingParams:
         if any(not isinstance(s, str) or not s for s in self.stop):
             raise ArgumentError(f"stop {list(self.stop)!r} must hold non-empty strings")
         _require(self.verifier in VERIFIERS, self, "verifier", f"one of {', '.join(VERIFIERS)}")
+        count = self.logprobs
+        _require(count is None or _is_int(count) and 0 <= count <= 20, self, "logprobs", "0 to 20")
+        _require(isinstance(self.speculate, bool), self, "speculate", "True or False")
+        predicted = () if self.prediction is None else self.prediction
+        _require(
+            isinstance(predicted, Sequence) and all(_is_int(t) and t >= 0 for t in predicted),
+            self,
+            "prediction",
+            "token ids",
+        )
+        object.__setattr__(self, "prediction", tuple(predicted))
 
     @property
     def coupled(self) -> bool:

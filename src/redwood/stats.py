@@ -13,7 +13,8 @@ class Stats:
 
     `num_drafts` counts steps that had something drafted, `target_passes` all decoding steps,
     prefill apart. `mean_acceptance_length` is tokens per target pass, the extra one included. In a
-    batch, `seconds` are those of the steps that the request took part in.
+    batch, `seconds` are those of the steps that the request took part in. `num_prediction_tokens`
+    is the length of what the caller predicted, the next one how much of it the answer said.
     """
 
     num_prompt_tokens: int = 0
@@ -22,12 +23,19 @@ class Stats:
     num_drafts: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
+    num_prediction_tokens: int = 0
+    num_prediction_tokens_accepted: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
     @property
     def mean_acceptance_length(self) -> float:
         """Tokens per target pass; 0 before the first."""
         return self.num_generated_tokens / self.target_passes if self.target_passes else 0.0
+
+    @property
+    def num_prediction_tokens_rejected(self) -> int:
+        """Tokens of the prediction that the answer did not say."""
+        return self.num_prediction_tokens - self.num_prediction_tokens_accepted
 
     @property
     def decode_seconds(self) -> float:
@@ -48,6 +56,8 @@ class Stats:
             "num_drafts": self.num_drafts,
             "num_draft_tokens": self.num_draft_tokens,
             "num_accepted_tokens": self.num_accepted_tokens,
+            "num_prediction_tokens": self.num_prediction_tokens,
+            "num_prediction_tokens_accepted": self.num_prediction_tokens_accepted,
             "mean_acceptance_length": self.mean_acceptance_length,
             "tokens_per_s": self.tokens_per_s,
             "seconds": dict(self.seconds),

@@ -44,7 +44,7 @@ def _literals(pairs: Any) -> dict[str, Any]:
 def shown(name: str) -> str | bool:
     """Returns the default of an option for its help: of `SamplingParams`, else of `load`."""
     known = {
-        **defaults_of("redwood.generate", "load"),
+        **defaults_of("redwood.loading", "load"),
         **defaults_of("redwood.sampling", "SamplingParams"),
     }
     value = known.get(name)

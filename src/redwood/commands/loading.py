@@ -32,7 +32,7 @@ def open_engine(
     budget = options.pop("budget", None)
     options = _given(options)
     with _loading(target, models, options):
-        from redwood.generate import load
+        from redwood.loading import load
 
         return load(target, drafter, **given(tree=shape, law=law, budget=budget), **options)
 
@@ -69,7 +69,7 @@ def open_contenders(
     with _loading(target, models, options):
         from redwood.benchmarking import PLAIN, Contender
         from redwood.drafting import NgramDrafter, join_drafters
-        from redwood.generate import default_budget, load, open_drafter
+        from redwood.loading import default_budget, load, open_drafter
         from redwood.planning import open_planner
 
         engine = load(target, **options)

@@ -32,7 +32,7 @@ from redwood.backends.base import Backend
 from redwood.drafting import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
 from redwood.engine import RowEngine
 from redwood.errors import ArgumentError, TokenizerMismatchError, UnsupportedError
-from redwood.generate import default_budget
+from redwood.loading import default_budget
 from redwood.hf.decode import decode_batch
 from redwood.hf.inputs import left_padding, refuse_options, refuse_state
 from redwood.hf.model import borrowed

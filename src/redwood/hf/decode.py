@@ -93,6 +93,8 @@ class _Ahead:
                     "lower max_new_tokens or shorten the prompt"
                 )
             for step in self._engine.step():
+                if step.error is not None:
+                    raise step.error
                 self._tokens[step.request].extend(step.token_ids)
                 if step.finish_reason is not None:
                     self._ended.add(step.request)

@@ -1,0 +1,173 @@
+"""`load`: an engine from names of models and drafters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from redwood.drafting import Drafter, ModelDrafter, NgramDrafter, join_drafters
+from redwood.errors import ArgumentError
+from redwood.generate import Engine
+from redwood.planning import open_planner
+from redwood.tokenizers import check_same_tokens, eos_ids, load_tokenizer
+
+DEFAULT_BUDGETS = {"eager": {"ngram": 12, "model": 6}, "native": {"ngram": 4, "model": 4}}
+"""Nodes per step by backend and drafter: where a pass becomes dear (docs/status.md)."""
+DRAFT_VOCAB = 49152
+"""Tokens that a model drafter proposes: of 152k, these make nearly all (docs/status.md)."""
+
+DRAFT_WEIGHTS = "draft"
+"""Weights of a model drafter: 4 bits, since the target decides what is said."""
+
+
+def load(
+    target: str | Path,
+    drafter: str | Drafter | Sequence[str | Drafter] | None = None,
+    *,
+    backend: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    capacity: int | None = None,
+    budget: int | None = None,
+    tree: Sequence[int] | None = None,
+    law: str = "without_replacement",
+    max_rows: int = 64,
+    progress: bool = False,
+    weights: str | None = None,
+    kv: str | None = None,
+    threads: int | None = None,
+    cpus: Sequence[int] | None = None,
+    draft_vocab: int | None = DRAFT_VOCAB,
+    draft_weights: str = DRAFT_WEIGHTS,
+) -> Engine:
+    """Returns an engine for a model, with what drafts for it.
+
+    Args:
+        target: a packaged name (`redwood models list`), a folder, a .gguf file or a hub id.
+        drafter: None or "none"; "ngram"; a model, named as `target`; several joined with "+", or a
+            list: one tree from all of them. Objects with the `Drafter` protocol are taken as they
+            are.
+        backend, dtype, device: see `redwood.backends.load.open_model`.
+        capacity: slots per row, at most the context length, the default.
+        budget: nodes scored per step, the root included; None: chosen step by step from measured
+            times and what was accepted, and so is which of the drafters works; see `Planner`.
+        tree: parents of a static tree for model drafters; see `ModelDrafter`.
+        law: how a model drafter draws; see `ModelDrafter`.
+        max_rows: requests decoded at once.
+        progress: show progress of fetching and converting on stderr.
+        weights: of the target on the native backend.
+        kv, threads, cpus: of the native backend, for target and drafters; these four as for
+            `redwood.backends._native_load.load_native`.
+        draft_vocab: tokens that a model drafter proposes on the native backend, the first ones of
+            the vocabulary, which are the common ones; None: all. The target's are not touched.
+        draft_weights: as `weights`, of model drafters on the native backend: "draft" is 4 bits
+            whatever the file holds.
+            Other values of these two than the defaults are refused where nothing takes them.
+
+    Raises:
+        ModelError: a model that is missing or damaged.
+        TokenizerMismatchError: a drafter that speaks other tokens.
+        ArgumentError, CapacityError, UnsupportedError: see `open_model`.
+    """
+    from redwood.backends.load import open_model
+
+    if not isinstance(target, str | Path):
+        raise ArgumentError(f"target {target!r} must be the name or the folder of a model")
+    options: dict[str, Any] = dict(
+        backend=backend,
+        dtype=dtype,
+        device=device,
+        progress=progress,
+        weights=weights,
+        kv=kv,
+        threads=threads,
+        cpus=cpus,
+    )
+    folder, model = open_model(str(target), capacity=capacity, **options)
+    tokenizer = load_tokenizer(folder)
+
+    how: dict[str, Any] = dict(
+        draft_vocab=draft_vocab, draft_weights=draft_weights, tree=tree, law=law
+    )
+    parts = _parts(drafter)
+    drafters = [
+        open_drafter(part, tokenizer, **how, **options) if isinstance(part, str) else part
+        for part in parts
+    ]
+    if tree is not None and not any(isinstance(d, ModelDrafter) for d in drafters):
+        raise ArgumentError("tree gives the shape for a model drafter, and there is none")
+    joined, planner = join_drafters(drafters), None
+    if drafters and budget is None and tree is None:
+        named = {p: d for p, d in zip(parts, drafters, strict=True) if isinstance(p, str)}
+        planner = open_planner(model, str(target), joined, named, weights=weights, kv=kv, cpus=cpus)
+    if not any(isinstance(d, ModelDrafter) for d in drafters):
+        _refuse_draft_options(draft_vocab, draft_weights, "no model drafts")
+    if budget is None:
+        budget = len(tree) if tree is not None else default_budget(drafters, model.name)
+    return Engine(
+        model,
+        joined,
+        tokenizer=tokenizer,
+        eos_ids=eos_ids(folder, tokenizer),
+        budget=budget,
+        planner=planner,
+        max_rows=max_rows,
+    )
+
+
+def _parts(drafter: str | Drafter | Sequence[str | Drafter] | None) -> list[str | Drafter]:
+    if drafter is None:
+        return []
+    if isinstance(drafter, str):
+        drafter = drafter.split("+")
+    parts = list(drafter) if isinstance(drafter, Sequence) else [drafter]
+    odd = [part for part in parts if not isinstance(part, str) and not hasattr(part, "propose")]
+    if odd:
+        raise ArgumentError(f"drafter {odd[0]!r} is neither a name nor an object with propose()")
+    if "" in parts:
+        raise ArgumentError("an empty drafter name: use none, ngram or a model, joined with +")
+    return [part for part in parts if part != "none"]
+
+
+def open_drafter(
+    name: str,
+    tokenizer: Any,
+    *,
+    draft_vocab: int | None = DRAFT_VOCAB,
+    draft_weights: str = DRAFT_WEIGHTS,
+    tree: Sequence[int] | None = None,
+    law: str = "without_replacement",
+    **options: Any,
+) -> NgramDrafter | ModelDrafter:
+    """Returns a drafter by its name; arguments as of `load`, `options` those of `open_model`.
+
+    Args:
+        tokenizer: of the target.
+
+    Raises: as `load`.
+    """
+    from redwood.backends.load import open_model
+
+    if name == "ngram":
+        return NgramDrafter()
+    folder, backend = open_model(name, outputs=draft_vocab, draft_weights=draft_weights, **options)
+    if backend.name != "native":
+        _refuse_draft_options(draft_vocab, draft_weights, f"the {backend.name} backend runs {name}")
+    check_same_tokens(tokenizer, load_tokenizer(folder))
+    return ModelDrafter(backend, tree, law=law)
+
+
+def _refuse_draft_options(draft_vocab: int | None, draft_weights: str, why: str) -> None:
+    if draft_vocab not in (None, DRAFT_VOCAB) or draft_weights != DRAFT_WEIGHTS:
+        raise ArgumentError(
+            f"draft_vocab and draft_weights are for models that draft on the native backend: {why}"
+        )
+
+
+def default_budget(drafters: Sequence[Drafter], backend: str = "eager") -> int:
+    """Returns the nodes per step, the root included, that suit these drafters together."""
+    budgets = DEFAULT_BUDGETS.get(backend, DEFAULT_BUDGETS["eager"])
+    return 1 + sum(budgets.get(d.name, budgets["ngram"]) - 1 for d in drafters)

@@ -1,0 +1,75 @@
+"""Who runs and what is filled: rows join in order of arrival, prompts go in by chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from redwood.backends.base import Nodes
+from redwood.context import Context
+from redwood.drafting import Drafter
+from redwood.requests import Request
+from redwood.tree import TokenTree
+
+
+def admitted(
+    waiting: Iterable[Request], running: Sequence[Request], max_rows: int, kv_tokens: int | None
+) -> list[Request]:
+    """Returns the waiting requests that may join, in order of arrival: none overtakes another.
+
+    Args:
+        kv_tokens: slots that all rows together may come to need; None: as many as they like.
+    """
+    joined: list[Request] = []
+    used = sum(request.most_tokens for request in running)
+    for request in waiting:
+        used += request.most_tokens
+        full = kv_tokens is not None and used > kv_tokens
+        if full or len(running) + len(joined) >= max_rows:
+            break
+        joined.append(request)
+    return joined
+
+
+def chunks(
+    filling: Iterable[Request], length: Callable[[int], int], budget: int
+) -> list[tuple[Request, Nodes]]:
+    """Returns the next parts of prompts, those that came first before others.
+
+    The last token of a prompt is left out: it is the root of the first tree.
+
+    Args:
+        length: tokens in place, by row.
+        budget: tokens of all parts together.
+    """
+    made = []
+    for request in filling:
+        done, end = length(request.row), len(request.context.token_ids) - 1
+        part = request.context.token_ids[done : min(end, done + budget)]
+        if part:
+            made.append((request, Nodes(request.row, part, num_logits=1)))
+            budget -= len(part)
+    return made
+
+
+def propose_each(
+    drafter: Drafter, contexts: Sequence[Context], budgets: Sequence[int]
+) -> list[TokenTree | Exception]:
+    """Returns a tree per context, or what went wrong with it alone.
+
+    Where a call for all fails, each is asked alone, with the chance that it had before.
+    """
+    states = [context.rng.bit_generator.state for context in contexts]
+    try:
+        return list(drafter.propose(contexts, budgets))
+    except Exception as error:
+        if len(contexts) == 1:
+            return [error]
+    made: list[TokenTree | Exception] = []
+    for context, budget, state in zip(contexts, budgets, states, strict=True):
+        drafter.release(context.key)
+        context.rng.bit_generator.state = state
+        try:
+            made += drafter.propose([context], [budget])
+        except Exception as error:
+            made.append(error)
+    return made
