@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from conftest import tiny_llama
 from redwood.algorithms.specinfer import expansion_tree
+from redwood.backends._native_load import load_native
 from redwood.backends.load import wrap_model
 from redwood.context import Context
 from redwood.drafting import ModelDrafter, NgramDrafter, NoDrafter
@@ -100,9 +102,14 @@ def _drafters() -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("backend", ["eager", "native"])
 @pytest.mark.parametrize("planned", [False, True])
 @pytest.mark.parametrize("name", ["none", "ngram", "model"])
-def test_a_text_is_the_same_alone_and_among_rows_that_come_and_go(name: str, planned: bool) -> None:
+def test_a_text_is_the_same_alone_and_among_rows_that_come_and_go(
+    name: str, planned: bool, backend: str, tiny_model_folder: Path
+) -> None:
+    if backend == "native":
+        pytest.importorskip("redwood._native", reason="installed without a compiler")
     rng = np.random.default_rng(3)
     drafter = _drafters()[name]()
     kinds: list[dict[str, Any]] = [
@@ -122,6 +129,8 @@ def test_a_text_is_the_same_alone_and_among_rows_that_come_and_go(name: str, pla
 
     def engine() -> RowEngine:
         target = _target()
+        if backend == "native":
+            target = load_native(tiny_model_folder, None, threads=2)
         planner = make_planner(target, drafter) if planned else None
         return RowEngine(
             target,

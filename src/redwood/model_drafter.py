@@ -159,7 +159,7 @@ class ModelDrafter:
         """Commits the text up to `end`, a chunk at a time."""
         for start in range(self.backend.length(row.row), end, _CHUNK):
             chunk = text[start : min(start + _CHUNK, end)]
-            self.backend.extend([Nodes(row.row, readable(self.backend, chunk), num_logits=1)])
+            self.backend.extend([Nodes(row.row, readable(self.backend, chunk), num_logits=0)])
             self.backend.commit([Kept(row.row, range(len(chunk)))])
 
     def _law_for(self, params: SamplingParams) -> Law:

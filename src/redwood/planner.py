@@ -26,7 +26,8 @@ _FADE, _FADE_ALL = 0.95, 0.995  # what a step weighs one step later: in its text
 _BELIEF = 4.0  # steps that count for what is believed beforehand
 _SHARE = 0.01  # of all time may be lost to arms that seemed worse,
 _ONCE = 16.0  # and these plain passes, so that a first text can show what a model is worth
-_PAUSE, _LONGEST = 16, 512  # steps before an arm that lost is tried again: twice as many each time
+_PAUSE = 16  # steps before an arm that lost is tried again: twice as many each time,
+_LONGEST, _LONGEST_MODEL = 64, 512  # up to these; a model has to read the text first
 _MOST = 16
 _NGRAM = (1.3, 1.05)  # tokens per step and cost in plain passes, where nothing is known
 
@@ -190,7 +191,8 @@ class Planner:
         if plan.best_ms is not None:
             lost = spent - sum(tokens) * plan.best_ms
             self._lost_ms = max(0.0, self._lost_ms + lost)
-            record.pause = min(2 * record.pause, _LONGEST) if lost > 0.0 else _PAUSE
+            longest = _LONGEST_MODEL if self.arms[plan.arm].models else _LONGEST
+            record.pause = min(2 * record.pause, longest) if lost > 0.0 else _PAUSE
 
     def release(self, key: int) -> None:
         """Forgets a request."""

@@ -46,7 +46,7 @@ def chunks(
         done, end = length(request.row), len(request.context.token_ids) - 1
         part = request.context.token_ids[done : min(end, done + budget)]
         if part:
-            made.append((request, Nodes(request.row, part, num_logits=1)))
+            made.append((request, Nodes(request.row, part, num_logits=0)))
             budget -= len(part)
     return made
 

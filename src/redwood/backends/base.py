@@ -23,7 +23,7 @@ class Nodes(NamedTuple):
         parents: int [n], indices into the provisional nodes of this row, counted from the last
             commit; -1 stands for the last committed token. None: a chain that goes on after the
             last provisional node.
-        num_logits: return logits for this many of the last nodes; None: for all n.
+        num_logits: return logits for this many of the last nodes, 0 or more; None: for all n.
     """
 
     row: int

@@ -59,7 +59,7 @@ def teacher_forced(
     generator = np.random.default_rng(0)
     sums, counts = np.zeros((len(texts), ranks)), np.zeros(len(texts))
     for i, text in enumerate(texts):
-        with closing(_paired(target, draft, text)) as pairs:
+        with closing(paired(target, draft, text)) as pairs:
             for wanted, drafted in pairs:
                 sums[i] += position_chances(wanted, drafted, temperature, ranks, generator)
                 counts[i] += 1
@@ -193,7 +193,7 @@ def clustered(sums: Row, counts: Row, how: str) -> Acceptance:
     return Acceptance(rates.clip(0.0, 1.0).tolist(), stderr.tolist(), int(total), how)
 
 
-def _paired(target: Backend, draft: Backend, text: Text) -> Generator[tuple[Tensor, Tensor]]:
+def paired(target: Backend, draft: Backend, text: Text) -> Generator[tuple[Tensor, Tensor]]:
     """Yields target and draft logits [V] at every position of the answer that both can hold."""
     tokens = [*text.prompt, *text.answer][: min(target.capacity, draft.capacity)]
     start = len(text.prompt) - 1

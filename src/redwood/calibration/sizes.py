@@ -30,7 +30,7 @@ def tokens_by_size(
     """Returns tokens per target pass by nodes of the tree, the root included; {} without texts."""
     tokens, passes = 0, dict.fromkeys(sizes, 0)
     for number, text in enumerate(texts, start=1):
-        paths = _paths(drafter, text, temperature, vocab_size, max(sizes), -number)
+        paths = paths(drafter, text, temperature, vocab_size, max(sizes), -number)
         tokens += len(text.answer)
         for size in passes:
             at = 0
@@ -40,7 +40,7 @@ def tokens_by_size(
     return {size: tokens / count for size, count in passes.items() if count}
 
 
-def _paths(
+def paths(
     drafter: Drafter, text: Text, temperature: float, vocab_size: int, size: int, key: int
 ) -> list[list[int]]:
     """Per position of the answer, the nodes of a tree of `size` that its tokens go through."""

@@ -1,0 +1,139 @@
+"""Trees inside continuous batching: tokens per second over batches of 1 to 16, in turns.
+
+Twice as many requests as rows are there from the start, so rows leave and join between steps, and
+prompts go in beside decoding. Compared on the same prompts in rotating order: plain decoding, the
+planner, SSSD's published rule for the size (arXiv 2411.05894) and fixed sizes. All of the time
+counts, prefill included. At temperature 0 every text must be plain decoding's own.
+
+    python benchmarks/batch_live.py --set editing --batches 1 2 4 8 16 --json out.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import common
+from peers.prompts import NAMES, read_prompts
+from rich.console import Console
+from rich.table import Table
+
+import redwood
+from redwood.algorithms.sssd import budget_by_batch
+from redwood.benchmarking import PLAIN, Contender, quartiles
+from redwood.drafting import NgramDrafter
+from redwood.planning import make_planner
+from redwood.sampling import SamplingParams
+
+
+def answer(
+    engine: redwood.Engine, contender: Contender, prompts: Sequence[list[int]], params: Any
+) -> tuple[float, list[list[int]], float]:
+    """Seconds, the texts, and tokens per pass of a row."""
+    engine.drafter, engine.budget = contender.drafter, contender.budget
+    engine.planner = contender.planner
+    start = perf_counter()
+    keys = [engine.add(prompt, params) for prompt in prompts]
+    stats = [engine.stats(key) for key in keys]
+    texts: dict[int, list[int]] = {key: [] for key in keys}
+    while engine.busy:
+        for step in engine.step():
+            if step.error is not None:
+                raise step.error
+            texts[step.request] += step.token_ids
+    passes = sum(each.target_passes for each in stats)
+    return perf_counter() - start, list(texts.values()), sum(map(len, texts.values())) / passes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--target", default="smollm2-135m-instruct")
+    parser.add_argument("--set", choices=NAMES, default="editing")
+    parser.add_argument("--prompts", type=Path, help="the set's file: needed for specbench")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--budgets", type=int, nargs="*", default=[4, 12], help="fixed sizes")
+    parser.add_argument("--flops-per-byte", type=float, default=33.0, help="of this machine")
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    engine = redwood.load(options.target, threads=options.threads)
+    params = SamplingParams(max_tokens=options.max_tokens, temperature=0.0)
+    most = 2 * max(options.batches)
+    tasks = read_prompts(options.set, options.prompts, most)
+    known = [engine.encode([{"role": "user", "content": task.prompt}]) for task in tasks]
+    prompts = [known[i % len(known)] for i in range(most)]
+    rows = []
+    for batch in options.batches:
+        engine.max_rows = batch
+        drafter = NgramDrafter()
+        contenders = {
+            "plain": PLAIN,
+            "planner": Contender("planner", drafter, 1, make_planner(engine.target, drafter)),
+            "published": Contender(
+                "published", NgramDrafter(), budget_by_batch(batch, options.flops_per_byte)
+            ),
+        }
+        contenders |= {f"{n} nodes": Contender("", NgramDrafter(), n) for n in options.budgets}
+        names = list(contenders)
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        per_pass: dict[str, float] = {}
+        different = 0
+        for turn in range(-1, options.rounds):  # the first one warms up
+            texts: dict[str, list[list[int]]] = {}
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                spent, texts[name], per_pass[name] = answer(
+                    engine, contenders[name], prompts[: 2 * batch], params
+                )
+                if turn >= 0:
+                    seconds[name].append(spent)
+            different += sum(
+                own != plain
+                for name in names
+                for own, plain in zip(texts[name], texts["plain"], strict=True)
+            )
+        tokens = sum(map(len, texts["plain"]))
+        for name in names:
+            ratios = [p / own for p, own in zip(seconds["plain"], seconds[name], strict=True)]
+            rows.append(
+                {
+                    "batch": batch,
+                    "contender": name,
+                    "budget": contenders[name].budget if name != "planner" else None,
+                    "ratio": median(ratios),
+                    "spread": quartiles(ratios) if len(ratios) > 1 else [ratios[0]] * 2,
+                    "tokens_per_s": tokens / median(seconds[name]),
+                    "tokens_per_pass": per_pass[name],
+                    "different_texts": different,
+                }
+            )
+            print(rows[-1], file=sys.stderr, flush=True)
+    table = Table(title=f"{options.target}, {options.set}, temperature 0: x plain, all time")
+    columns = list(dict.fromkeys(row["contender"] for row in rows))
+    for column in ("batch", "plain tokens/s", *columns[1:]):
+        table.add_column(column, justify="right")
+    for batch in options.batches:
+        mine = {row["contender"]: row for row in rows if row["batch"] == batch}
+        cells = [
+            f"{mine[c]['ratio']:.2f} ({mine[c]['tokens_per_pass']:.2f} per pass)"
+            for c in columns[1:]
+        ]
+        table.add_row(str(batch), f"{mine['plain']['tokens_per_s']:.0f}", *cells)
+    Console(width=120).print(table)
+    print(f"texts that differ from plain decoding: {sum(r['different_texts'] for r in rows)}")
+    if options.json:
+        setting = common.setting(target=options.target, set=options.set, threads=options.threads)
+        saved = {"command": shlex.join(sys.argv), "setting": setting, "rows": rows}
+        options.json.write_text(json.dumps(saved, indent=1, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()
