@@ -107,6 +107,22 @@ def test_generate_json_holds_text_tokens_and_stats(target: str, engine: Engine) 
     assert (value["target"], value["drafter"], value["seed"]) == (target, "ngram", None)
 
 
+def test_a_predicted_answer_is_drafted_and_changes_nothing(
+    target: str, tmp_path: Path, engine: Engine
+) -> None:
+    common = ["generate", "-t", target, "Tom", "--max-tokens", "12", "--ignore-eos", "--json"]
+    plain = Ran(*common, "--drafter", "none", "--logprobs", "2").json
+    assert len(plain["logprobs"]) == 12 and len(plain["logprobs"][0]["top"]) == 2
+    (tmp_path / "old.txt").write_text(plain["text"])
+    told = Ran(*common, "--drafter", "none", "--prediction", str(tmp_path / "old.txt")).json
+    assert told["token_ids"] == plain["token_ids"]
+    assert told["stats"]["num_prediction_tokens"] > 0
+    assert "logprobs" not in told
+    assert "with --json" in Ran("generate", "-t", target, "Tom", "--logprobs", "2").stderr
+    assert "logprobs 21" in Ran(*common, "--logprobs", "21").stderr
+    assert "cannot read" in Ran(*common, "--prediction", str(tmp_path / "none.txt")).stderr
+
+
 def test_the_prompt_comes_from_anywhere(target: str, tmp_path: Path, engine: Engine) -> None:
     text = "Größe\n東京"
     (tmp_path / "p.txt").write_text(text + "\n", "utf-8")

@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
             "redwood generate --file notes.txt --max-tokens 400 --show-drafts",
             'git diff | redwood generate --system "Describe this change in one line."',
             "redwood generate --raw 'def fib(n):' --temperature 0.8 --seed 7 --json",
+            "redwood generate --file task.txt --prediction old.py --max-tokens 2000 > new.py",
             "redwood generate --target qwen2.5-coder-1.5b-instruct "
             "--drafter qwen2.5-coder-0.5b-instruct+ngram --budget 16 'Sort a list in C.'",
         )
@@ -44,6 +45,16 @@ def generate(
         typer.Option("--file", "-f", help="A file with the prompt; its last newline is dropped."),
     ] = None,
     system: o.System = None,
+    prediction: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A file that the answer is expected to be, more or less: drafted."
+        ),
+    ] = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="With --json: log-probabilities, and the N best (0 to 20)."),
+    ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text as it is: no chat template.")
     ] = False,
@@ -89,7 +100,10 @@ def generate(
         raise o.wrong("--show-drafts", "--json has no shades")
     if raw and system is not None:
         raise o.wrong("--system", "--raw has no chat, so no system message")
+    if logprobs is not None and not as_json:
+        raise o.wrong("--logprobs", "they are shown with --json only")
     text = _read_prompt(words, prompt, file)
+    predicted = None if prediction is None else o.read_text(prediction)
     settings = o.given(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -104,6 +118,7 @@ def generate(
         stop=stop,
         ignore_eos=ignore_eos,
         verifier=verifier,
+        logprobs=logprobs,
     )
     o.sampling(settings)  # what is wrong with them is said before a model is loaded
     engine = open_engine(
@@ -121,6 +136,8 @@ def generate(
         threads=threads,
         cpus=cpus,
     )
+    if predicted is not None:
+        settings["prediction"] = predicted
     pieces = engine.stream(_question(engine, text, system, raw), **settings)
     if as_json:
         shown = list(pieces)
@@ -159,12 +176,16 @@ def show(
 
 def as_value(pieces: Sequence[Piece]) -> dict[str, Any]:
     """Returns an answer, whole or cut, as plain values for JSON."""
-    return {
+    value = {
         "text": "".join(pieces),
         "token_ids": [token for piece in pieces for token in piece.token_ids],
         "finish_reason": pieces[-1].finish_reason,
         "stats": pieces[-1].stats.to_dict(),
     }
+    if pieces[-1].logprobs is not None:
+        entries = [entry for piece in pieces for entry in piece.logprobs or ()]
+        value["logprobs"] = [entry._asdict() for entry in entries]
+    return value
 
 
 def _read_prompt(words: str | None, prompt: str | None, file: Path | None) -> str:
