@@ -54,6 +54,7 @@ _MODULES = (
     "algorithms.sssd",
     "backends.base",
     "backends.load",
+    "datastore",
     "hf",
     "models",
     "stats",

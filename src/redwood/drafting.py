@@ -7,18 +7,25 @@ which nodes were accepted, so any drafter can stand in any union.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
-from redwood.algorithms.dynamic import Reliability, learn, ngram_prior
 from redwood.algorithms.specinfer import merge_trees
-from redwood.algorithms.sssd import Candidate, TextIndex, candidate_tree, likely_tree
 from redwood.context import Context
+from redwood.datastore import Datastore
 from redwood.errors import ArgumentError, check_count
 from redwood.model_drafter import ModelDrafter
+from redwood.ngram_drafter import NgramDrafter, join_ngrams, open_datastore_drafter
 from redwood.tree import TokenTree
 
-__all__ = ["Context", "Drafter", "ModelDrafter", "NgramDrafter", "NoDrafter", "UnionDrafter"]
+__all__ = [
+    "Context",
+    "Drafter",
+    "ModelDrafter",
+    "NgramDrafter",
+    "NoDrafter",
+    "UnionDrafter",
+    "open_datastore_drafter",
+]
 
 
 class Drafter(Protocol):
@@ -55,81 +62,6 @@ class NoDrafter:
 
     def release(self, key: int) -> None:
         """Does nothing."""
-
-
-class NgramDrafter:
-    """POINT nodes from what the same text said before (SSSD's prompt and self-output source).
-
-    Which nodes come first is learned: every node has a bin (match length, share), and a bin's rate
-    follows what became of its nodes, in this text and before. A request whose text must depend on
-    its seed alone (a seed without coupling) gets the published priorities, which learn nothing.
-
-    Args:
-        max_branch: children per node at most, 1 or more.
-
-    Attributes:
-        reliability: chance by bin over all texts; each text begins with it.
-    """
-
-    name = "ngram"
-    draws = False
-
-    def __init__(self, max_branch: int = 5) -> None:
-        check_count("max_branch", max_branch)
-        self._max_branch = max_branch
-        self._texts: dict[int, _Text] = {}
-        self.reliability = Reliability(ngram_prior())
-
-    def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
-        """Returns trees of POINT nodes, most probable first; a bare root where nothing matches."""
-        return [self._tree(c, budget) for c, budget in zip(contexts, budgets, strict=True)]
-
-    def _tree(self, context: Context, budget: int) -> TokenTree:
-        text = context.token_ids
-        known = self._texts.get(context.key)
-        if known is None:
-            known = self._texts[context.key] = _Text(TextIndex(), self.reliability.child())
-        index, suffix = known.index, text[-4:]
-        news = text[len(index) :]
-        index.extend(news)
-        if context.unsteered:
-            found = candidate_tree(index, suffix, budget, max_branch=self._max_branch)
-            return TokenTree.point(
-                [text[-1], *(c.token_id for c in found)], [-1, *(c.parent for c in found)]
-            )
-        known.learn(news, self.reliability)
-        rates = known.reliability.rates
-        found = likely_tree(index, suffix, budget, rates, max_branch=self._max_branch)
-        known.drafted = found
-        return TokenTree.point(
-            [text[-1], *(c.token_id for c in found)],
-            [-1, *(c.parent for c in found)],
-            [1.0, *(c.priority for c in found)],
-        )
-
-    def release(self, key: int) -> None:
-        """Forgets the request's index."""
-        self._texts.pop(key, None)
-
-
-@dataclass
-class _Text:
-    """What an n-gram drafter keeps of one request."""
-
-    index: TextIndex
-    reliability: Reliability
-    drafted: list[Candidate] = field(default_factory=list)
-
-    def learn(self, news: Sequence[int], everyone: Reliability) -> None:
-        """Notes what became of the last tree, which is then forgotten."""
-        learn(
-            news,
-            [-1, *(c.parent for c in self.drafted)],
-            [-1, *(c.token_id for c in self.drafted)],
-            [-1, *(c.bin for c in self.drafted)],
-            (self.reliability, everyone),
-        )
-        self.drafted = []
 
 
 class UnionDrafter:
@@ -189,8 +121,25 @@ def prefill(drafter: Drafter, contexts: Sequence[Context]) -> None:
         read(contexts)
 
 
+def attach(drafter: Drafter, key: int, datastores: Sequence[Datastore]) -> None:
+    """Lets request `key` draft from further datastores, in every part that can; see `NgramDrafter`.
+
+    To be called before the request's first step. Does nothing where no part can.
+    """
+    for part in getattr(drafter, "parts", [drafter]):
+        if isinstance(part, NgramDrafter):
+            part.attach(key, datastores)
+
+
 def join_drafters(drafters: Sequence[Drafter]) -> Drafter:
-    """Returns one drafter for all: none, the only one, or their union."""
+    """Returns one drafter for all: none, the only one, or their union.
+
+    N-gram drafters with a datastore among them become one first (`join_ngrams`).
+    """
     if not drafters:
         return NoDrafter()
+    grams = [drafter for drafter in drafters if isinstance(drafter, NgramDrafter)]
+    if len(grams) > 1 and any(drafter.datastores for drafter in grams):
+        others = [drafter for drafter in drafters if not isinstance(drafter, NgramDrafter)]
+        drafters = [*others, join_ngrams(grams)]
     return drafters[0] if len(drafters) == 1 else UnionDrafter(drafters)

@@ -7,6 +7,7 @@ RedwoodError
 │   └── TokenizerMismatchError   drafter and target do not speak the same tokens
 ├── ModelError           a model that is missing, damaged or could not be converted
 ├── ProfileError         a calibration profile that is missing, damaged or of something else
+├── DatastoreError       a datastore that is missing, damaged, or could not be written
 └── NumericalError       NaN or infinite logits
 
 A message says what was wrong, with the value, and what to do; the command line prints it as one
@@ -42,6 +43,10 @@ class ModelError(RedwoodError):
 
 class ProfileError(RedwoodError):
     """A calibration profile that is missing, damaged, or was made for something else."""
+
+
+class DatastoreError(RedwoodError):
+    """A datastore that is missing, damaged, of another version, or that could not be written."""
 
 
 class NumericalError(RedwoodError):

@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 
-from redwood.drafting import Drafter, ModelDrafter, NgramDrafter, join_drafters
+from redwood.drafting import (
+    Drafter,
+    ModelDrafter,
+    NgramDrafter,
+    join_drafters,
+    open_datastore_drafter,
+)
 from redwood.errors import ArgumentError
 from redwood.generate import Engine
 from redwood.planning import open_planner
@@ -19,13 +25,16 @@ DEFAULT_BUDGETS = {"eager": {"ngram": 12, "model": 6}, "native": {"ngram": 4, "m
 DRAFT_VOCAB = 49152
 """Tokens that a model drafter proposes: of 152k, these make nearly all (docs/status.md)."""
 
+INDEX = "index:"
+"""Before the folder of a datastore, where a drafter is named."""
+
 DRAFT_WEIGHTS = "draft"
 """Weights of a model drafter: 4 bits, since the target decides what is said."""
 
 
 def load(
     target: str | Path,
-    drafter: str | Drafter | Sequence[str | Drafter] | None = None,
+    drafter: str | Path | Drafter | Sequence[str | Path | Drafter] | None = None,
     *,
     backend: str = "auto",
     dtype: str | torch.dtype = "auto",
@@ -35,6 +44,7 @@ def load(
     tree: Sequence[int] | None = None,
     law: str = "without_replacement",
     max_rows: int = 64,
+    kv_tokens: int | None = None,
     progress: bool = False,
     weights: str | None = None,
     kv: str | None = None,
@@ -47,9 +57,9 @@ def load(
 
     Args:
         target: a packaged name (`redwood models list`), a folder, a .gguf file or a hub id.
-        drafter: None or "none"; "ngram"; a model, named as `target`; several joined with "+", or a
-            list: one tree from all of them. Objects with the `Drafter` protocol are taken as they
-            are.
+        drafter: None or "none"; "ngram"; "index:PATH", a datastore; a model, given as `target`;
+            several joined with "+", or a list: one tree from all of them. Objects with the
+            `Drafter` protocol are taken as they are.
         backend, dtype, device: see `redwood.backends.load.open_model`.
         capacity: slots per row, at most the context length, the default.
         budget: nodes scored per step, the root included; None: chosen step by step from measured
@@ -57,6 +67,8 @@ def load(
         tree: parents of a static tree for model drafters; see `ModelDrafter`.
         law: how a model drafter draws; see `ModelDrafter`.
         max_rows: requests decoded at once.
+        kv_tokens: tokens, prompts and answers, that they may come to hold together; see
+            `RowEngine`.
         progress: show progress of fetching and converting on stderr.
         weights: of the target on the native backend.
         kv, threads, cpus: of the native backend, for target and drafters; these four as for
@@ -115,15 +127,19 @@ def load(
         budget=budget,
         planner=planner,
         max_rows=max_rows,
+        kv_tokens=kv_tokens,
     )
 
 
-def _parts(drafter: str | Drafter | Sequence[str | Drafter] | None) -> list[str | Drafter]:
+def _parts(
+    drafter: str | Path | Drafter | Sequence[str | Path | Drafter] | None,
+) -> list[str | Drafter]:
     if drafter is None:
         return []
     if isinstance(drafter, str):
         drafter = drafter.split("+")
-    parts = list(drafter) if isinstance(drafter, Sequence) else [drafter]
+    given = list(drafter) if isinstance(drafter, Sequence) else [drafter]
+    parts = [str(part) if isinstance(part, Path) else part for part in given]
     odd = [part for part in parts if not isinstance(part, str) and not hasattr(part, "propose")]
     if odd:
         raise ArgumentError(f"drafter {odd[0]!r} is neither a name nor an object with propose()")
@@ -153,6 +169,8 @@ def open_drafter(
 
     if name == "ngram":
         return NgramDrafter()
+    if name.startswith(INDEX):
+        return open_datastore_drafter(name.removeprefix(INDEX), tokenizer)
     folder, backend = open_model(name, outputs=draft_vocab, draft_weights=draft_weights, **options)
     if backend.name != "native":
         _refuse_draft_options(draft_vocab, draft_weights, f"the {backend.name} backend runs {name}")

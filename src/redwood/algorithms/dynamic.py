@@ -106,6 +106,32 @@ def ngram_prior() -> list[float]:
     ]
 
 
+_STORE_SHARES = (0.1, 0.25, 0.5, 0.8)
+_STORE_CLASSES = len(_STORE_SHARES) + 4
+
+
+def store_bin(match: int, count: int, total: int, *, longest: bool) -> int:
+    """Returns the bin of a candidate from a datastore; arguments as of `ngram_bin`.
+
+    `total` is the size of a sample: a few places that agree say less than many.
+    """
+    if count == total:
+        share = len(_STORE_SHARES) + (1 if total == 1 else 2 if total < 5 else 3)
+    else:
+        share = sum(count >= edge * total for edge in _STORE_SHARES)
+    return (longest * _MATCHES + min(match, _MATCHES) - 1) * _STORE_CLASSES + share
+
+
+def store_prior() -> list[float]:
+    """Returns a first guess per bin: other texts are trusted less than the text itself."""
+    return [
+        trust * share * (0.4 + 0.6 * match / _MATCHES)
+        for trust in (0.6, 0.9)
+        for match in range(1, _MATCHES + 1)
+        for share in (0.04, 0.15, 0.35, 0.6, 0.85, 0.5, 0.75, 0.95)
+    ]
+
+
 _MODEL_EDGES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
 MODEL_BINS = len(_MODEL_EDGES) + 1
 

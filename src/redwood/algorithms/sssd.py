@@ -4,16 +4,19 @@ The paper keeps a trie of all windows of prompt and output, with counts, and exp
 probable path first over all match lengths. The same tree is grown here without storing the trie: an
 index gives the places where the last 1 to 4 tokens stood before, a trie node *is* its set of
 places, and only the nodes that the search pops are made. The counts are the same, depth is not
-bounded by a window, and appending a token costs O(4).
+bounded by a window, and appending a token costs O(4). Its second source, the datastore, joins in
+the same search by the same two questions: where did this stand, and what followed there
+(`redwood.datastore` answers them). How large a tree a batch allows is `budget_by_batch`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from redwood.algorithms.dynamic import ngram_bin
+from redwood.errors import ArgumentError, check_count
 
 PROMPT_WEIGHT = 0.6  # priority of a whole count, and decay per level by match length: as published
 DECAYS = (0.7, 0.8, 0.9, 1.0)
@@ -23,13 +26,41 @@ _MOST_PLACES = 128  # per match length; the latest count
 class Candidate(NamedTuple):
     """A drafted node: its token, its parent's index (0 is the root) and its path priority.
 
-    `bin` is its `ngram_bin`, -1 with the published priorities.
+    `bin` is its bin in the table of its source, -1 with the published priorities; source 0 is the
+    text itself, the others are numbered as given.
     """
 
     token_id: int
     parent: int
     priority: float
     bin: int = -1
+    source: int = 0
+
+
+class Source(Protocol):
+    """Text that was seen before; a place in it is whatever number its owner gives it."""
+
+    def matches(self, suffix: Sequence[int]) -> list[tuple[int, list[int]]]:
+        """Returns (match length, places), longest first, for tails of `suffix` seen before."""
+        ...
+
+    def followers(self, places: Sequence[int]) -> dict[int, list[int]]:
+        """Returns the tokens that stood at these places, each with the places behind it."""
+        ...
+
+
+class Rated(NamedTuple):
+    """A source for `likely_tree`.
+
+    Args:
+        source: where to look.
+        rates: chance of acceptance by bin, given the parent was accepted.
+        bin: of a candidate; arguments as of `ngram_bin`.
+    """
+
+    source: Source
+    rates: Sequence[float]
+    bin: Callable[..., int] = ngram_bin
 
 
 class TextIndex:
@@ -82,36 +113,50 @@ class TextIndex:
 
 
 def candidate_tree(
-    index: TextIndex, suffix: Sequence[int], size: int, *, max_branch: int = 5
+    index: Source,
+    suffix: Sequence[int],
+    size: int,
+    *,
+    max_branch: int = 5,
+    continuations: Sequence[Sequence[int]] = (),
 ) -> list[Candidate]:
     """Returns at most `size` - 1 candidates below the root, parents before children.
 
-    Source: arXiv 2411.05894, the candidate tree of prompt and self output: each child x of a
-    matched context enters with priority 0.6 count(x) / count(context), a further level multiplies
-    by its own share and by 0.7 to 1.0 for matches of 1 to 4 tokens; the best path first, a node
-    that another match length brought before is reused and costs nothing.
+    Source: arXiv 2411.05894, the candidate tree, with the constants of the released code. Prompt
+    and self output: each child x of a matched context enters with priority
+    0.6 count(x) / count(context), a further level multiplies by its own share and by 0.7 to 1.0 for
+    matches of 1 to 4 tokens. Datastore: all continuations make one trie, a child enters with
+    count(x) / count(root), and a further level multiplies by its share alone. The best path first;
+    a node that another match length or source brought before is reused and costs nothing.
 
     Args:
+        index: prompt and output.
         suffix: the text's last tokens, the root's included; at most `longest_match` are used.
         size: budget, the root included.
         max_branch: children per node at most.
+        continuations: what followed in the datastore, [places][tokens]; one found by two match
+            lengths counts twice, as in the released code.
     """
 
-    def priority(parent: float, match: int, depth: int, count: int, total: int) -> _Offer:
+    def own(parent: float, match: int, depth: int, count: int, total: int) -> _Offer:
         # The first level has the weight of its source, each further one the decay of its match.
         weight = PROMPT_WEIGHT if depth == 1 else DECAYS[min(match, len(DECAYS)) - 1]
         return _Offer(parent * weight * count / total)
 
-    return _best_first(index, suffix, size, max_branch, priority)
+    def stored(parent: float, match: int, depth: int, count: int, total: int) -> _Offer:
+        return _Offer(parent * count / total)
+
+    return _best_first([(index, own), (_Trie(continuations), stored)], suffix, size, max_branch)
 
 
 def likely_tree(
-    index: TextIndex,
+    index: Source,
     suffix: Sequence[int],
     size: int,
     rates: Sequence[float],
     *,
     max_branch: int = 5,
+    others: Sequence[Rated] = (),
 ) -> list[Candidate]:
     """Returns at most `size` - 1 candidates below the root, the most probable paths first.
 
@@ -119,15 +164,43 @@ def likely_tree(
     priority is its parent's times the rate of its bin, so it estimates the chance of acceptance.
 
     Args:
-        rates: chance of acceptance by `ngram_bin`, given the parent was accepted.
+        rates: of `index`: chance of acceptance by `ngram_bin`, given the parent was accepted.
+        others: further sources for the same tree.
     """
-    longest = max((length for length, _ in index.matches(suffix)), default=0)
+    sources = [_rated(each, suffix) for each in (Rated(index, rates), *others)]
+    return _best_first(sources, suffix, size, max_branch)
+
+
+def _rated(rated: Rated, suffix: Sequence[int]) -> tuple[Source, _Priority]:
+    source, rates, kind_of = rated
+    longest = max((length for length, _ in source.matches(suffix)), default=0)
 
     def priority(parent: float, match: int, depth: int, count: int, total: int) -> _Offer:
-        kind = ngram_bin(match + depth - 1, count, total, longest=match == longest)
+        kind = kind_of(match + depth - 1, count, total, longest=match == longest)
         return _Offer(parent * rates[kind], kind)
 
-    return _best_first(index, suffix, size, max_branch, priority)
+    return source, priority
+
+
+class _Trie:
+    """Continuations as one source: they all follow the same root. A place is (row, depth)."""
+
+    def __init__(self, rows: Sequence[Sequence[int]]) -> None:
+        self._rows = rows
+        self._width = 1 + max(map(len, rows), default=0)
+
+    def matches(self, suffix: Sequence[int]) -> list[tuple[int, list[int]]]:
+        """Returns the root, as a match of one token."""
+        return [(1, [i * self._width for i in range(len(self._rows))])] if self._rows else []
+
+    def followers(self, places: Sequence[int]) -> dict[int, list[int]]:
+        """Returns the tokens at these places, each with the places behind it."""
+        grouped: dict[int, list[int]] = {}
+        for place in places:
+            row, depth = self._rows[place // self._width], place % self._width
+            if depth < len(row):
+                grouped.setdefault(row[depth], []).append(place + 1)
+        return grouped
 
 
 class _Offer(NamedTuple):
@@ -135,45 +208,100 @@ class _Offer(NamedTuple):
     bin: int = -1
 
 
+_Priority = Callable[[float, int, int, int, int], _Offer]
+
+
 def _best_first(
-    index: TextIndex,
+    sources: Sequence[tuple[Source, _Priority]],
     suffix: Sequence[int],
     size: int,
     max_branch: int,
-    priority: Callable[[float, int, int, int, int], _Offer],
 ) -> list[Candidate]:
-    """The search of both trees: the best path first, over all match lengths at once.
+    """The search of both trees: the best path first, over all sources and match lengths at once.
 
     Args:
-        priority: a child's, and its bin, from its parent's priority, the length of the match, its
-            depth, how often it followed, and how often anything did.
+        sources: each with the priority of a child, and its bin, from its parent's priority, the
+            length of the match, its depth, how often it followed, and how often anything did.
     """
     made: list[Candidate] = []
     known: list[dict[int, int]] = [{}]  # per node: token -> node
-    heap: list[tuple[float, int, int, int, int, list[int], int, int]] = []
+    heap: list[tuple[float, int, int, int, int, int, list[int], int, int]] = []
     order = 0
 
-    def push(parent: int, depth: int, places: Sequence[int], reached: float, match: int) -> None:
+    def push(
+        origin: int, parent: int, depth: int, places: Sequence[int], reached: float, match: int
+    ) -> None:
         nonlocal order
-        followers = index.followers(places)
+        source, priority = sources[origin]
+        followers = source.followers(places)
         total = sum(map(len, followers.values()))
         for token, behind in followers.items():
             order += 1
             offer = priority(reached, match, depth, len(behind), total)
             # Equal priorities: deeper first, then the order of appearance.
-            entry = (-offer.priority, -depth, order, parent, token, behind, match, offer.bin)
-            heappush(heap, entry)
+            entry = (-offer.priority, -depth, order)
+            heappush(heap, (*entry, origin, parent, token, behind, match, offer.bin))
 
-    for length, places in index.matches(suffix):
-        push(0, 1, places, 1.0, length)
+    for origin, (source, _) in enumerate(sources):
+        for length, places in source.matches(suffix):
+            push(origin, 0, 1, places, 1.0, length)
     while heap and len(made) < size - 1:
-        negative, deep, _, parent, token, behind, match, kind = heappop(heap)
+        negative, deep, _, origin, parent, token, behind, match, kind = heappop(heap)
         node = known[parent].get(token)
         if node is None:
             if len(known[parent]) >= max_branch:
                 continue
-            made.append(Candidate(token, parent, -negative, kind))
+            made.append(Candidate(token, parent, -negative, kind, origin))
             node = known[parent][token] = len(made)
             known.append({})
-        push(node, 1 - deep, behind, -negative, match)
+        push(origin, node, 1 - deep, behind, -negative, match)
     return made
+
+
+_RATIOS = (16, 32, 48, 64, 96, 128, 160, 192)
+_SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
+
+
+def budget_by_batch(batch: int, flops_per_byte: float) -> int:
+    """Returns the nodes of a row, the root included, for a batch of so many rows; 1: no drafts.
+
+    Source: arXiv 2411.05894, the roofline rule s = I / b, with the bounds of the released code: a
+    pass stays bound by memory while rows x nodes are below I, the floating-point operations that
+    the machine does in the time of a byte (16-bit weights: others move the knee). I is rounded
+    down to one of 16 .. 192, small batches are bounded since trees give less than they grow, and
+    the result is rounded down to one of 2 .. 32. Ratios below 16 are taken as they are.
+
+    Args:
+        batch: rows, 1 or more.
+        flops_per_byte: peak operations per second over peak bytes per second.
+
+    Raises:
+        ArgumentError: a value out of range.
+    """
+    check_count("batch", batch)
+    if not 0.0 < flops_per_byte < float("inf"):
+        raise ArgumentError(f"flops_per_byte {flops_per_byte} must be above 0 and finite")
+    ratio = max((r for r in _RATIOS if r <= flops_per_byte), default=int(flops_per_byte))
+    if batch == 1:
+        bound = 32
+    elif batch <= 3:
+        bound = 64 // batch
+    elif batch <= 6:
+        bound = 96 // batch
+    else:
+        bound = 512 // batch
+    limit = min(ratio // batch, bound)
+    return max((size for size in _SIZES if size <= limit), default=1)
+
+
+def tree_bounds(size: int) -> tuple[int, int]:
+    """Returns (depth of the drafted part, children of a node) that go with a budget, at most.
+
+    Source: arXiv 2411.05894, the released code's choice for a size, the root included.
+    """
+    check_count("size", size)
+    if size <= 5:
+        depth = size - 1
+    else:
+        depth = next((depth for most, depth in ((8, 5), (32, 6), (48, 8)) if size <= most), 10)
+    return depth, min(5, size - 1)

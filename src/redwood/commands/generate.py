@@ -176,7 +176,7 @@ def show(
 
 def as_value(pieces: Sequence[Piece]) -> dict[str, Any]:
     """Returns an answer, whole or cut, as plain values for JSON."""
-    value = {
+    value: dict[str, Any] = {
         "text": "".join(pieces),
         "token_ids": [token for piece in pieces for token in piece.token_ids],
         "finish_reason": pieces[-1].finish_reason,

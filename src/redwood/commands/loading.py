@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from redwood.generate import Engine
 
 _NOT_MODELS = ("", "none", "ngram")
+_INDEX = "index:"
 
 
 def open_engine(
@@ -29,12 +30,12 @@ def open_engine(
     models = _model_names([drafter])
     _check_law(law, models)
     shape = None if tree is None else tree_parents(tree)
-    budget = options.pop("budget", None)
+    ours = {name: options.pop(name, None) for name in ("budget", "max_rows", "kv_tokens")}
     options = _given(options)
     with _loading(target, models, options):
         from redwood.loading import load
 
-        return load(target, drafter, **given(tree=shape, law=law, budget=budget), **options)
+        return load(target, drafter, **given(tree=shape, law=law, **ours), **options)
 
 
 def open_backend(target: str, **options: Any) -> Backend:
@@ -68,7 +69,7 @@ def open_contenders(
     options = _given(options)
     with _loading(target, models, options):
         from redwood.benchmarking import PLAIN, Contender
-        from redwood.drafting import NgramDrafter, join_drafters
+        from redwood.drafting import NgramDrafter, join_drafters, open_datastore_drafter
         from redwood.loading import default_budget, load, open_drafter
         from redwood.planning import open_planner
 
@@ -77,6 +78,9 @@ def open_contenders(
         made: dict[str, Drafter] = {"ngram": NgramDrafter()}
         for name in models:
             made[name] = open_drafter(name, engine.tokenizer, **given(law=law), **draft_options)
+        for part in {part for name in names for part in name.split("+")}:
+            if part.startswith(_INDEX):
+                made[part] = open_datastore_drafter(part.removeprefix(_INDEX), engine.tokenizer)
         contenders = [PLAIN]
         for name in names:
             parts = {part: made[part] for part in name.split("+") if part != "none"}
@@ -96,7 +100,8 @@ def _model_names(drafters: Sequence[str]) -> list[str]:
     parts = [part for name in drafters for part in name.split("+")]
     if "" in parts:
         raise wrong("--drafter", "an empty name: use none, ngram or a model, joined with +")
-    return [part for part in dict.fromkeys(parts) if part not in _NOT_MODELS]
+    others = [part for part in dict.fromkeys(parts) if part not in _NOT_MODELS]
+    return [part for part in others if not part.startswith(_INDEX)]
 
 
 def _check_law(law: str | None, models: Sequence[str]) -> None:

@@ -53,7 +53,8 @@ DrafterName = Annotated[
         "--drafter",
         "-d",
         metavar="NAME",
-        help="What drafts: none, ngram, or a model; several joined with + fill one tree.",
+        help="What drafts: none, ngram, index:PATH (`redwood index`), or a model; several joined "
+        "with + fill one tree.",
         rich_help_panel=_MODEL,
     ),
 ]

@@ -1,0 +1,11 @@
+"""The datastore of SSSD (arXiv 2411.05894): tokenised text in suffix arrays, mapped from disk.
+
+`create` and `add` write, `Datastore.open` reads, `Namespaces` keeps the answers of a running server
+apart by key. See docs/datastore.md.
+"""
+
+from redwood.datastore.build import Added, add, create
+from redwood.datastore.namespaces import Namespaces
+from redwood.datastore.store import Datastore, remove
+
+__all__ = ["Added", "Datastore", "Namespaces", "add", "create", "remove"]

@@ -1,0 +1,207 @@
+"""Datastores of finished answers, one for each user of a server, never shared unless it says so.
+
+Answers wait in memory and are written at a slow cadence, since an addition sorts the last chunk
+anew. What a request drafts from shows in its timing (docs/datastore.md), so nothing that one user
+was told may be a draft for another: every namespace has a folder of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from redwood.datastore.build import CHUNK_TOKENS, add, create
+from redwood.datastore.chunk import Values, as_values, check_sorter
+from redwood.datastore.store import MANIFEST, Datastore, TokenizerId, remove
+from redwood.errors import ArgumentError, DatastoreError, RedwoodError, check_count
+
+INTERVAL_S = 1200.0
+_MOST_TOKENS = 1 << 24
+_MOST_QUEUED = 1 << 20
+_PARTS = 8  # chunks of a full namespace: the oldest eighth makes room
+_log = logging.getLogger(__name__)
+
+
+class Namespaces:
+    """What a running server's users were told, for drafts to the same users. Thread-safe.
+
+    Nothing is written unless `append` is called, and then at `flush`, which `start` calls now and
+    then. A failure to write is logged, and what waits is kept as long as there is room.
+
+    Args:
+        folder: for all namespaces; made with access for its owner alone.
+        tokenizer: of the target. Namespaces of another model lie beside these, untouched.
+        name: of the target.
+        shared: namespace -> name of a group whose members see each other's answers. None by
+            default: every namespace is alone.
+        most_tokens: of one namespace on disk; the oldest make room.
+        most_queued: tokens of one namespace that wait; the oldest answers are dropped beyond that.
+
+    Raises:
+        ArgumentError: a count out of range.
+        DatastoreError: a folder that cannot be made.
+        UnsupportedError: pydivsufsort is not installed.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        tokenizer: Any,
+        *,
+        name: str = "",
+        shared: Mapping[str, str] | None = None,
+        most_tokens: int = _MOST_TOKENS,
+        most_queued: int = _MOST_QUEUED,
+    ) -> None:
+        check_count("most_tokens", most_tokens, least=128)
+        check_count("most_queued", most_queued)
+        check_sorter()
+        given = isinstance(tokenizer, TokenizerId)
+        self._tokenizer = tokenizer if given else TokenizerId.of(tokenizer, name)
+        self._folder = Path(folder) / self._tokenizer.sha256[:16]
+        self._shared = dict(shared or {})
+        self._most_tokens, self._most_queued = most_tokens, most_queued
+        self._lock = threading.Lock()  # of the queues and the open datastores
+        self._flushing = threading.Lock()
+        self._queues: dict[str, deque[Values]] = {}
+        self._open: dict[str, Datastore | None] = {}
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.num_dropped = 0
+        """Answers that never reached the disk, for want of room."""
+
+    def append(self, namespace: str, answers: Iterable[Sequence[int]]) -> None:
+        """Queues finished answers, token ids of each; cheap. Empty ones are left out.
+
+        Raises:
+            ArgumentError: no namespace, or answers that are no token ids.
+        """
+        key = self._key(namespace)
+        made = [values for values in map(as_values, answers) if len(values) > 1]
+        with self._lock:
+            self._queue(key, made)
+
+    def stores(self, namespace: str) -> list[Datastore]:
+        """Returns the datastore of a namespace as it is now, in a list; empty if there is none.
+
+        For `redwood.drafting.attach`, before a request's first step. One that cannot be read is
+        left out, and the log says why.
+        """
+        key = self._key(namespace)
+        with self._lock:
+            if key not in self._open:
+                self._open[key] = self._opened(key)
+            store = self._open[key]
+        return [] if store is None else [store]
+
+    def flush(self) -> int:
+        """Writes what waits; returns the number of answers written. One thread at a time."""
+        written = 0
+        with self._flushing:
+            with self._lock:
+                queues, self._queues = self._queues, {}
+            for key, queue in queues.items():
+                try:
+                    self._write(key, queue)
+                    written += len(queue)
+                except RedwoodError as error:
+                    _log.warning("answers could not be kept for drafting: %s", error)
+                    with self._lock:
+                        later = self._queues.pop(key, deque())
+                        self._queue(key, [*queue, *later])
+        return written
+
+    def forget(self, namespace: str) -> int:
+        """Removes all answers of a namespace; returns the bytes freed. Open snapshots stay.
+
+        Raises:
+            DatastoreError: a folder that cannot be removed.
+        """
+        key = self._key(namespace)
+        with self._flushing, self._lock:
+            self._queues.pop(key, None)
+            self._open.pop(key, None)
+            path = self._folder / key
+            return remove(path) if path.is_dir() else 0
+
+    def start(self, interval_s: float = INTERVAL_S) -> None:
+        """Flushes every so many seconds, on a thread of its own, until `close`.
+
+        Raises:
+            ArgumentError: an interval that is not above 0, or a second start.
+        """
+        if not interval_s > 0.0:
+            raise ArgumentError(f"interval_s {interval_s} must be above 0")
+        if self._thread is not None:
+            raise ArgumentError("these namespaces are being flushed already")
+
+        def work() -> None:
+            while not self._stop.wait(interval_s):
+                self.flush()
+
+        self._thread = threading.Thread(target=work, name="redwood-namespaces", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops the thread and flushes for the last time."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        self.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _key(self, namespace: str) -> str:
+        """Name of the folder: the namespace may be a secret, and is no path."""
+        if not isinstance(namespace, str) or not namespace:
+            raise ArgumentError("a namespace must have a name: answers of nobody are not kept")
+        group = self._shared.get(namespace)
+        words = f"group {group}" if group is not None else f"user {namespace}"
+        return hashlib.sha256(words.encode("utf-8", "backslashreplace")).hexdigest()[:32]
+
+    def _queue(self, key: str, answers: Sequence[Values]) -> None:
+        queue = self._queues.setdefault(key, deque())
+        queue.extend(answers)
+        size = sum(map(len, queue))
+        while size > self._most_queued:
+            size -= len(queue.popleft())
+            self.num_dropped += 1
+
+    def _write(self, key: str, queue: Sequence[Values]) -> None:
+        path = self._folder / key
+        if queue and not (path / MANIFEST).exists():
+            _private(self._folder)
+            most = min(CHUNK_TOKENS, self._most_tokens // _PARTS)
+            create(path, self._tokenizer, chunk_tokens=most)
+        if queue:
+            answers = (values[:-1].astype("int64") - 1 for values in queue)
+            add(path, answers, most_tokens=self._most_tokens)
+            opened = self._opened(key)
+            with self._lock:
+                self._open[key] = opened
+
+    def _opened(self, key: str) -> Datastore | None:
+        path = self._folder / key
+        try:
+            return Datastore.open(path) if (path / MANIFEST).exists() else None
+        except RedwoodError as error:
+            _log.warning("answers kept for drafting are not used: %s", error)
+            return None
+
+
+def _private(folder: Path) -> None:
+    """Makes the folder, with access for its owner alone."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise DatastoreError(f"cannot make {folder}: {error.strerror or error}") from error

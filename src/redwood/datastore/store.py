@@ -1,0 +1,280 @@
+"""A datastore on disk: a folder of chunks, and the manifest that says which ones count.
+
+Chunk files never change and never get a name twice in a manifest's life; the manifest is replaced
+in one step. So whoever opens the folder finds the old state or the new one, and an open `Datastore`
+is a snapshot: what is added or dropped later does not touch it. `redwood.datastore.build` writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from redwood import _profile_file as files
+from redwood.datastore.chunk import Chunk
+from redwood.errors import DatastoreError, TokenizerMismatchError
+from redwood.models._cache import sha256_of
+
+MANIFEST = "datastore.json"
+FORMAT = 1
+LOCK = ".lock"
+_TRIES = 20  # a writer may replace the manifest, and remove a chunk, between two reads
+
+
+@dataclass(frozen=True)
+class TokenizerId:
+    """Which tokens the ids of a datastore mean.
+
+    Args:
+        name: of the model whose tokenizer it was, for messages and for adding text later.
+        vocab_size: tokens that it has.
+        sha256: of its tokens and their ids.
+    """
+
+    name: str
+    vocab_size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, tokenizer: Any, name: str = "") -> Self:
+        """Returns the identity of a Transformers tokenizer; equal ids must mean equal tokens."""
+        vocab: dict[str, int] = tokenizer.get_vocab()
+        digest = hashlib.sha256()
+        for token, index in sorted(vocab.items(), key=lambda item: (item[1], item[0])):
+            digest.update(f"{index} {token!r}\n".encode("utf-8", "backslashreplace"))
+        known = name or str(getattr(tokenizer, "name_or_path", "") or "")
+        return cls(known, len(vocab), digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class ChunkEntry:
+    """A chunk as the manifest knows it; sizes in bytes, the time of change in ns."""
+
+    file: str
+    num_values: int
+    num_documents: int
+    size_bytes: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `datastore.json` holds.
+
+    Args:
+        format: of the folder.
+        tokenizer: whose ids these are.
+        chunk_tokens: values that a chunk holds at most, the ends of documents included.
+        next_number: of the next chunk file.
+        chunks: oldest first.
+    """
+
+    format: int
+    tokenizer: TokenizerId
+    chunk_tokens: int
+    next_number: int
+    chunks: tuple[ChunkEntry, ...] = ()
+
+    @property
+    def num_documents(self) -> int:
+        """Documents in all chunks; one longer than a chunk counts for every part."""
+        return sum(chunk.num_documents for chunk in self.chunks)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in all chunks."""
+        return sum(chunk.num_values - chunk.num_documents for chunk in self.chunks)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all chunks on disk."""
+        return sum(chunk.size_bytes for chunk in self.chunks)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Returns the manifest of a datastore's folder.
+
+    Raises:
+        DatastoreError: no datastore, a damaged manifest, or one of another version.
+    """
+    file = path / MANIFEST
+    try:
+        value = files.read(file)
+        version = value.get("format") if isinstance(value, dict) else None
+        if version != FORMAT:
+            raise DatastoreError(
+                f"{path} has format {version!r}, and this Redwood reads {FORMAT}: "
+                "build it anew with `redwood index create`"
+            )
+        manifest: Manifest = files.typed(Manifest, value, "manifest")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DatastoreError(f"{path} is no datastore: `redwood index create` makes one") from error
+    except OSError as error:
+        raise DatastoreError(f"cannot read {file}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise DatastoreError(f"{file} is damaged: {error}") from error
+    odd = [chunk.file for chunk in manifest.chunks if Path(chunk.file).name != chunk.file]
+    if odd:
+        raise DatastoreError(f"{file} is damaged: {odd[0]!r} is no file name")
+    return manifest
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Replaces the manifest in one step. Raises OSError; the old one stays then."""
+    files.write(path / MANIFEST, asdict(manifest))
+
+
+@dataclass(frozen=True, eq=False)
+class Datastore:
+    """A datastore as it was when it was opened. Safe to read from several threads.
+
+    Args:
+        path: its folder.
+        manifest: what it holds.
+        chunks: mapped, in the manifest's order.
+    """
+
+    path: Path
+    manifest: Manifest
+    chunks: tuple[Chunk, ...] = field(repr=False)
+
+    @classmethod
+    def open(cls, path: str | Path, tokenizer: Any = None) -> Self:
+        """Opens a datastore for reading. Reads no text, unless a file's time has changed.
+
+        A file whose size and time are the manifest's is believed; one that was copied is read in
+        full, once for every opening.
+
+        Args:
+            tokenizer: of the model that it is to draft for; None: not checked.
+
+        Raises:
+            DatastoreError: missing, damaged, or of another version.
+            TokenizerMismatchError: made with another tokenizer.
+        """
+        return cls._open(Path(path), {}, tokenizer)
+
+    def refreshed(self) -> Self:
+        """Returns the datastore as it is now; itself if nothing was changed. Raises as `open`."""
+        if read_manifest(self.path) == self.manifest:
+            return self
+        known = dict(zip(self.manifest.chunks, self.chunks, strict=True))
+        return self._open(self.path, known, None)
+
+    @classmethod
+    def _open(cls, path: Path, known: dict[ChunkEntry, Chunk], tokenizer: Any) -> Self:
+        for attempt in range(_TRIES):
+            manifest = read_manifest(path)
+            if tokenizer is not None:
+                check_tokenizer(path, manifest, tokenizer)
+            try:
+                chunks = [known.get(entry) or open_chunk(path, entry) for entry in manifest.chunks]
+                return cls(path, manifest, tuple(chunks))
+            except DatastoreError:
+                if attempt + 1 == _TRIES or read_manifest(path) == manifest:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def verify(self) -> None:
+        """Reads everything, and checks digests and the order of the suffixes. Seconds per GB.
+
+        Raises:
+            DatastoreError: what is damaged first.
+        """
+        for entry in self.manifest.chunks:
+            chunk = open_chunk(self.path, entry, deep=True)
+            if fault := chunk.problem():
+                raise DatastoreError(f"{chunk.path} is damaged: {fault}; build the datastore anew")
+
+
+def open_chunk(path: Path, entry: ChunkEntry, *, deep: bool = False) -> Chunk:
+    """Opens a chunk of a datastore; reads all of it if its time has changed, or if `deep`.
+
+    Raises:
+        DatastoreError: missing or damaged.
+    """
+    file = path / entry.file
+    chunk = Chunk(file, entry.num_values, entry.size_bytes)
+    try:
+        changed = deep or file.stat().st_mtime_ns != entry.mtime_ns
+        damaged = changed and sha256_of(file) != entry.sha256
+    except OSError as error:
+        raise DatastoreError(f"cannot read {file}: {error.strerror or error}") from error
+    if damaged:
+        raise DatastoreError(
+            f"{file} is damaged: its sha256 is not the one that was written; "
+            "build the datastore anew"
+        )
+    return chunk
+
+
+def check_tokenizer(path: Path, manifest: Manifest, tokenizer: Any) -> None:
+    """Raises TokenizerMismatchError if the ids of a datastore mean other tokens."""
+    ours, theirs = TokenizerId.of(tokenizer), manifest.tokenizer
+    if ours.sha256 != theirs.sha256:
+        raise TokenizerMismatchError(
+            f"{path} was made with another tokenizer, that of {theirs.name or 'an unnamed model'} "
+            f"({theirs.vocab_size} tokens, here {ours.vocab_size}): make one for this model with "
+            "`redwood index create`"
+        )
+
+
+def remove(path: str | Path) -> int:
+    """Removes a datastore; returns the bytes that were freed.
+
+    The manifest goes first: what is left after an interruption is no datastore any more, and a
+    second call removes it. Snapshots that are open stay readable.
+
+    Raises:
+        DatastoreError: it is none, holds files that are not its own, or cannot be removed.
+    """
+    from redwood.datastore.build import writing
+
+    path = Path(path)
+    if not path.is_dir():
+        raise DatastoreError(f"{path} is no datastore: there is nothing to remove")
+    strangers = foreign_files(path)
+    if strangers:
+        raise DatastoreError(
+            f"{path} holds {strangers[0]!r}, which is no part of a datastore: remove it yourself"
+        )
+    with writing(path):
+        freed = sum(file.stat().st_size for file in path.iterdir())
+        discard(path)
+    shutil.rmtree(path, ignore_errors=True)  # an open lock file cannot go on every system
+    if path.exists():
+        raise DatastoreError(f"cannot remove all of {path}: remove the folder yourself")
+    return freed
+
+
+def discard(path: Path) -> None:
+    """Removes a datastore's folder, as far as it can; the manifest goes first."""
+    with suppress(OSError):
+        (path / MANIFEST).unlink(missing_ok=True)
+    if not (path / MANIFEST).exists():
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def foreign_files(path: Path) -> list[str]:
+    """Returns the names in a folder that no datastore gave."""
+    return sorted(entry.name for entry in path.iterdir() if not _is_ours(entry.name))
+
+
+def _is_ours(name: str) -> bool:
+    return name in (MANIFEST, LOCK) or is_leftover(name, ())
+
+
+def is_leftover(name: str, used: Sequence[str]) -> bool:
+    """Whether a file of this name is a chunk that is not used, or was not finished."""
+    finished = name.endswith(".chunk") and name not in used
+    return finished or (name.startswith(".") and name.endswith(".tmp")) or _is_draft(name)
+
+
+def _is_draft(name: str) -> bool:
+    return name.startswith(f".{MANIFEST}.")

@@ -1,0 +1,182 @@
+"""The routes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from redwood import __version__
+from redwood.server import schema
+from redwood.server.answering import answer, model_not_found
+from redwood.server.door import Door
+from redwood.server.errors import CLIENT_LEFT, ApiError, as_api_error
+from redwood.server.metrics import CONTENT_TYPE
+from redwood.server.responses import error_response, json_response
+from redwood.server.service import Service
+from redwood.server.streaming import ClientLeft
+
+STATIC = Path(__file__).parent / "static"
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def create_app(service: Service, static: Path = STATIC) -> ASGIApp:
+    """Returns the ASGI application of a service; its lifespan runs the engine's thread.
+
+    Args:
+        static: folder of the web page; none is served without it.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.worker.start(asyncio.get_running_loop())
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(service.worker.stop)
+            service.preparer.close()
+
+    app = FastAPI(
+        title="Redwood", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
+    _add_answers(app, service)
+    _add_models(app, service)
+    _add_state(app, service)
+    if static.is_dir():
+        _add_page(app, static)
+    _add_errors(app)
+    return Door(app, service.settings, service.keys, service.metrics)
+
+
+def _add_answers(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/chat/completions", openapi_extra=_body_of(schema.ChatRequest))
+    async def chat_completions(request: Request) -> Response:
+        """Answers a chat."""
+        return await answer(service, _of_json(request), schema.ChatRequest)
+
+    @app.post("/v1/completions", openapi_extra=_body_of(schema.CompletionRequest))
+    async def completions(request: Request) -> Response:
+        """Continues texts."""
+        return await answer(service, _of_json(request), schema.CompletionRequest)
+
+
+def _add_models(app: FastAPI, service: Service) -> None:
+    def described(name: str) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": service.created,
+            "owned_by": "redwood",
+            "max_model_len": service.engine.target.capacity,
+        }
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        """Lists the names of the model."""
+        names = service.settings.model_names
+        return json_response({"object": "list", "data": [described(name) for name in names]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        """Describes one of them."""
+        if name not in service.settings.model_names:
+            raise model_not_found(name)
+        return json_response(described(name))
+
+
+def _add_state(app: FastAPI, service: Service) -> None:
+    def state() -> dict[str, Any]:
+        return {
+            "heartbeat_age_s": round(service.worker.heartbeat_age_s, 3),
+            "running": service.admission.num_running,
+            "waiting": service.admission.num_waiting,
+        }
+
+    @app.get("/health")
+    async def health() -> Response:
+        """200 while the engine's heart beats; 503 when it is dead, stuck, or only failing."""
+        trouble = service.trouble()
+        return json_response({"status": trouble or "ok", **state()}, 503 if trouble else 200)
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        """200 while new requests are welcome."""
+        trouble = "shutting_down" if service.draining else service.trouble()
+        return json_response({"status": trouble or "ok", **state()}, 503 if trouble else 200)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Everything for Prometheus."""
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+    @app.get("/version")
+    async def version() -> Response:
+        """The version of Redwood."""
+        return json_response({"version": __version__})
+
+
+def _add_page(app: FastAPI, static: Path) -> None:
+    headers = {"content-security-policy": _PAGE_POLICY}
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> Response:
+        return FileResponse(static / "index.html", headers=headers)
+
+    app.mount("/static", StaticFiles(directory=static), name="static")
+
+
+def _add_errors(app: FastAPI) -> None:
+    async def api_error(request: Request, error: Exception) -> Response:
+        told = as_api_error(error)
+        request.scope["record"].details["error"] = told.code or told.message
+        return error_response(told)
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        path = request.scope["path"][:100]
+        messages = {
+            404: f"there is no {path!r} here",
+            405: f"{request.method} is not possible on {path!r}",
+        }
+        message = messages.get(error.status_code, str(error.detail))
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+        return await api_error(
+            request, ApiError(error.status_code, message, code=code, headers=error.headers)
+        )
+
+    async def bug(request: Request, error: Exception) -> Response:
+        if isinstance(error, ClientLeft):  # the door knows
+            return Response(status_code=CLIENT_LEFT)
+        headers = {"x-should-retry": "false"}
+        message = "the server failed; its log says where"
+        return await api_error(
+            request, ApiError(500, message, code="internal_error", headers=headers)
+        )
+
+    app.add_exception_handler(ApiError, api_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(Exception, bug)
+
+
+def _of_json(request: Request) -> Request:
+    """The request, if its body says that it is JSON; a plain web form cannot say so."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(415, "send the header Content-Type: application/json", code="content_type")
+    return request
+
+
+def _body_of(model: type[schema.Request]) -> dict[str, Any]:
+    content = {"application/json": {"schema": model.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}

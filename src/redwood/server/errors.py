@@ -1,0 +1,114 @@
+"""HTTP errors in OpenAI's shape, and which error of Redwood becomes which.
+
+Codes: 400 wrong request, 401 key, 403 host, 404 model or route, 405, 408 slow body, 413 body, 415
+type, 429 full (with Retry-After), 500 our fault, 503 stopping or engine down, 504 deadline. 499
+stands in logs and metrics only: the client had left.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from redwood.errors import (
+    ArgumentError,
+    CapacityError,
+    NumericalError,
+    RedwoodError,
+    UnsupportedError,
+)
+
+CLIENT_LEFT = 499
+_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_NO_RETRY = {"x-should-retry": "false"}  # OpenAI's client else repeats a request that kills itself
+
+
+class ApiError(RedwoodError):
+    """An error on its way to the client.
+
+    Args:
+        status: HTTP status code.
+        message: for people; never holds prompt text or secrets.
+        code: for programs, such as "model_not_found".
+        param: the request's field that was wrong.
+        headers: to send along.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON body: OpenAI's four fields."""
+        kind = _TYPES.get(self.status)
+        if kind is None:
+            kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {
+            "error": {
+                "message": self.message,
+                "type": kind,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    @property
+    def event(self) -> bytes:
+        """The same as an event of a stream that has begun."""
+        return b"data: " + json.dumps(self.body).encode() + b"\n\n"
+
+
+def wrong(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """Returns a 400."""
+    return ApiError(400, message, code=code, param=param)
+
+
+def full(message: str, code: str = "queue_full", *, retry_after_s: int = 1) -> ApiError:
+    """Returns a 429 that says when to come again."""
+    return ApiError(429, message, code=code, headers={"retry-after": str(retry_after_s)})
+
+
+def unavailable(message: str, code: str, *, retry_after_s: int = 5) -> ApiError:
+    """Returns a 503 that says when to come again."""
+    return ApiError(503, message, code=code, headers={"retry-after": str(retry_after_s)})
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """Returns what the client is told about an error of the engine."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, CapacityError):
+        return wrong(str(error), code="context_length_exceeded")
+    if isinstance(error, ArgumentError | UnsupportedError):
+        return wrong(str(error))
+    if _out_of_memory(error):
+        return unavailable("the engine ran out of memory for this request", "out_of_memory")
+    if isinstance(error, NumericalError):
+        return ApiError(500, str(error), code="engine_numerics", headers=_NO_RETRY)
+    if isinstance(error, RedwoodError):
+        return ApiError(500, str(error), code="engine_error", headers=_NO_RETRY)
+    return ApiError(
+        500,
+        f"the engine failed ({type(error).__name__}); the server's log says where",
+        code="engine_error",
+        headers=_NO_RETRY,
+    )
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return (
+        isinstance(error, MemoryError)
+        or "OutOfMemory" in type(error).__name__
+        or "DefaultCPUAllocator" in str(error)  # how torch says it of the host's memory
+    )

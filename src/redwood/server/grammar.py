@@ -1,0 +1,154 @@
+"""Answers of a given form: a JSON schema as a mask over tokens, per path of the tree.
+
+The parser is llguidance's. A mask is asked for along many paths that share a beginning, in any
+order; the matcher goes back to where they part and on from there, so that what it says depends on
+the path alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from llguidance import LLMatcher, LLTokenizer
+from llguidance.hf import from_tokenizer
+from torch import Tensor
+
+from redwood.errors import ArgumentError, RedwoodError
+from redwood.server.schema import ResponseFormat
+
+_WHITESPACE = r"( |\n[ \t]{0,24})?"
+"""Between the parts of JSON: a space, or a line and its indentation, and an end to it: a small
+model may else never stop."""
+
+
+class GrammarError(RedwoodError):
+    """The parser gave up in the middle of an answer: a schema beyond its limits."""
+
+
+class Grammars:
+    """Makes masks for the tokens of one model. Takes half a second to make.
+
+    Args:
+        tokenizer: a fast Transformers tokenizer.
+        vocab_size: columns of the model's logits.
+        eos_ids: tokens that end a text, at least one.
+
+    Raises:
+        ArgumentError: a tokenizer that cannot be read, no token that ends a text.
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int, eos_ids: Collection[int]) -> None:
+        self._vocab_size, self._eos_ids = vocab_size, sorted(eos_ids)
+        if not self._eos_ids:
+            raise ArgumentError("this model has no token that ends a text, so no JSON could end")
+        try:
+            self._tokenizer = from_tokenizer(tokenizer, vocab_size, self._eos_ids)
+        except Exception as error:  # the library raises plain ones
+            raise ArgumentError(f"this model's tokenizer serves no grammar: {error}") from error
+
+    def compile(self, wanted: ResponseFormat) -> str:
+        """Returns the grammar of a format other than text, checked.
+
+        Raises:
+            ArgumentError: a schema that is wrong, or has keywords that cannot be kept.
+        """
+        schema: dict[str, Any] = {"type": "object"}
+        if wanted.json_schema is not None:
+            schema = wanted.json_schema.schema_
+        try:
+            text = json.dumps(schema, allow_nan=False)
+            grammar: str = LLMatcher.grammar_from_json_schema(
+                text, overrides={"whitespace_pattern": _WHITESPACE}
+            )
+        except ValueError as error:
+            raise ArgumentError(f"response_format: {error}") from error
+        problem = LLMatcher.validate_grammar(grammar, self._tokenizer)
+        if problem:
+            raise ArgumentError(f"response_format: {' '.join(problem.split())[:300]}")
+        return grammar
+
+    def processor(self, grammar: str, prompt_length: int) -> GrammarProcessor:
+        """Returns the mask of one answer.
+
+        Args:
+            grammar: from `compile`.
+            prompt_length: tokens before the answer.
+        """
+        return GrammarProcessor(
+            self._tokenizer, grammar, prompt_length, self._vocab_size, self._eos_ids
+        )
+
+
+class GrammarProcessor:
+    """A `SamplingParams.logits_processor` that leaves only tokens that the grammar allows.
+
+    Where the grammar is at its end, only end-of-sequence tokens are left. A path that is outside
+    the grammar already gets its scores back as they are: its probability is 0 whatever follows.
+    """
+
+    def __init__(
+        self,
+        tokenizer: LLTokenizer,
+        grammar: str,
+        prompt_length: int,
+        vocab_size: int,
+        eos_ids: Sequence[int],
+    ) -> None:
+        self._matcher = LLMatcher(tokenizer, grammar)
+        self._prompt_length, self._vocab_size = prompt_length, vocab_size
+        self._eos_ids = list(eos_ids)
+        self._read: list[int] = []  # tokens that the matcher has taken
+
+    def __call__(self, token_ids: Tensor, scores: Tensor) -> Tensor:
+        """Returns scores [1, V] with -inf for what may not follow token_ids [1, L].
+
+        Raises:
+            GrammarError: the parser's limits were reached.
+        """
+        if not self._go_to(token_ids[0, self._prompt_length :].tolist()):
+            return scores
+        allowed = self._allowed()[: scores.shape[1]]
+        if not allowed.any():
+            if scores.shape[1] < self._vocab_size:
+                return scores  # a drafter that lacks these tokens; the target's row decides
+            raise GrammarError("the grammar allows no token here")
+        masked = scores.clone()
+        masked[0, torch.from_numpy(~allowed)] = -torch.inf
+        return masked
+
+    def _go_to(self, path: list[int]) -> bool:
+        """Brings the matcher to the end of a path; returns False for one outside the grammar."""
+        shared = 0
+        for ours, theirs in zip(self._read, path, strict=False):
+            if ours != theirs:
+                break
+            shared += 1
+        if shared < len(self._read):
+            self._matcher.rollback(len(self._read) - shared)
+            del self._read[shared:]
+        for token in path[shared:]:
+            if token in self._eos_ids or self._matcher.try_consume_tokens([token]) != 1:
+                self._check()
+                return False
+            self._read.append(token)
+        self._check()
+        return True
+
+    def _allowed(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which tokens may follow, bool [V]."""
+        if self._matcher.is_stopped():
+            allowed = np.zeros(self._vocab_size, bool)
+            allowed[self._eos_ids] = True
+            return allowed
+        mask = self._matcher.compute_logit_bias()
+        self._check()
+        allowed = np.frombuffer(mask, np.uint8).astype(bool)
+        return allowed
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise GrammarError(f"response_format: {self._matcher.get_error()[:200]}")

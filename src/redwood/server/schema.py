@@ -1,0 +1,224 @@
+"""Requests as OpenAI's API has them, with vLLM's further sampling fields and our own `redwood`.
+
+Values are strict: no number from a string, no NaN, bounds on everything. A field nobody knows is
+refused, since it may have been meant to change the answer; so is every known one that would change
+it and is not supported, unless it has its neutral value. `fields` holds those tables.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+_MAX_STOPS, _MAX_STOP_LENGTH = 4, 1024
+_MAX_BIASES = 1024
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+def _joined_text(content: Any) -> Any:
+    """Text from OpenAI's two spellings: a string, or a list of text parts."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text":
+            raise PydanticCustomError(
+                "content_part", "only text parts are supported, not {kind}", {"kind": repr(kind)}
+            )
+        if not isinstance(part.get("text"), str) or set(part) != {"type", "text"}:
+            raise PydanticCustomError("content_part", "a text part has a type and a text")
+        texts.append(part["text"])
+    return "\n".join(texts)
+
+
+Text = Annotated[str, BeforeValidator(_joined_text)]
+
+
+class Message(_Strict):
+    """One message of a chat. `name` goes to the model's chat template, which may use it."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text
+    name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_empty(cls, data: Any) -> Any:
+        """An answer sent back carries empty fields of what was not in it."""
+        if not isinstance(data, dict):
+            return data
+        spare = ("refusal", "annotations", "audio", "function_call", "tool_calls")
+        return {key: value for key, value in data.items() if key not in spare or value}
+
+
+class StreamOptions(_Strict):
+    """How a stream comes: with usage at its end, with chunks padded to hide their lengths."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class Prediction(_Strict):
+    """Text that the answer is expected to contain: it drafts."""
+
+    type: Literal["content"]
+    content: Text
+
+
+class JsonSchema(_Strict):
+    """A schema that the answer must satisfy; `strict: false` is served strictly, too."""
+
+    name: str = Field(max_length=128)
+    schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(_Strict):
+    """Free text, any JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_what_it_names(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise PydanticCustomError(
+                "response_format", "json_schema stands beside type json_schema, and only there"
+            )
+        return self
+
+
+class Extensions(_Strict):
+    """Fields of our own.
+
+    Args:
+        speculate: False: plain decoding; the same distribution, and the same text at temperature 0
+            or with a seed.
+        trace: streamed chunks carry the tree of their step; only with `stream`.
+    """
+
+    speculate: bool = True
+    trace: bool = False
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Stop = Annotated[str, Field(min_length=1, max_length=_MAX_STOP_LENGTH)]
+Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
+
+
+class Request(_Strict):
+    """What both kinds of request have."""
+
+    model: str | None = None
+    temperature: float = Field(1.0, ge=0.0, le=2.0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    top_k: int = Field(0, ge=-1)
+    min_p: float = Field(0.0, ge=0.0, le=1.0)
+    repetition_penalty: float = Field(1.0, gt=0.0, le=100.0)
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    logit_bias: dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]] = Field(
+        default_factory=dict, max_length=_MAX_BIASES
+    )
+    seed: int | None = Field(None, ge=-(2**63), lt=2**64)
+    stop: Annotated[list[Stop], BeforeValidator(_as_list), Field(max_length=_MAX_STOPS)] = Field(
+        default_factory=list
+    )
+    ignore_eos: bool = False
+    n: int = Field(1, ge=1)
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    response_format: ResponseFormat = ResponseFormat(type="text")
+    prediction: Prediction | None = None
+    redwood: Extensions = Extensions()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.redwood.trace and not self.stream:
+            raise PydanticCustomError("redwood", "redwood.trace needs stream: true")
+        if self.ignore_eos and self.response_format.type != "text":
+            raise PydanticCustomError(
+                "ignore_eos", "ignore_eos cannot be used with response_format: JSON must end"
+            )
+        return self
+
+    @property
+    def biases(self) -> dict[int, float]:
+        """`logit_bias` with token ids as numbers.
+
+        Raises:
+            ValueError: a key that is no number.
+        """
+        return {int(token): value for token, value in self.logit_bias.items()}
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens of an answer; None: not said."""
+        return None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Alternatives whose log-probabilities are wanted; None: no log-probabilities at all."""
+        return None
+
+
+class ChatRequest(Request):
+    """Body of /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _logprobs_agree(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise PydanticCustomError("top_logprobs", "top_logprobs needs logprobs: true")
+        return self
+
+    @property
+    def limit(self) -> int | None:
+        """As `Request.limit`. The newer of the two names wins."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """As `Request.num_logprobs`."""
+        return self.top_logprobs if self.logprobs else None
+
+
+class CompletionRequest(Request):
+    """Body of /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: int = Field(16, ge=1)
+    logprobs: int | None = Field(None, ge=0, le=5)
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, each text or token ids."""
+        given: Any = self.prompt
+        if isinstance(given, str) or (given and isinstance(given[0], int)):
+            return [given]
+        return list(given)
+
+    @property
+    def limit(self) -> int:
+        """As `Request.limit`."""
+        return self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """As `Request.num_logprobs`."""
+        return self.logprobs

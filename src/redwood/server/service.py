@@ -1,0 +1,121 @@
+"""What serves one engine, held together: worker, queue, metrics, and what is open right now."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from redwood import __version__
+from redwood.server.admission import Admission
+from redwood.server.auth import Keys
+from redwood.server.errors import ApiError
+from redwood.server.generation import Choice, Event, Generation
+from redwood.server.logs import Record
+from redwood.server.memory import Memory
+from redwood.server.metrics import Metrics
+from redwood.server.preparing import Preparer
+from redwood.server.settings import Settings
+from redwood.server.tokens import TokenTexts
+from redwood.server.worker import Worker
+
+if TYPE_CHECKING:
+    from redwood.generate import Engine
+
+
+class Service:
+    """One engine and everything around it, for one event loop.
+
+    Args:
+        engine: from `redwood.load`; it belongs to the service from now on.
+        keys: None: everybody may come in.
+        memory: where finished answers are kept to draft from; None: nowhere.
+
+    Attributes: the parts by their names; `draining`: new requests for answers are refused.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        keys: Keys | None = None,
+        memory: Memory | None = None,
+    ) -> None:
+        self.engine, self.settings = engine, settings
+        self.keys = Keys() if keys is None else keys
+        per_key = settings.max_queue_per_key
+        if per_key is None:
+            per_key = settings.max_queue if len(self.keys) < 2 else max(1, settings.max_queue // 2)
+        self.metrics = Metrics(__version__, settings.model_names[0])
+        self.admission: Admission[Choice] = Admission(
+            engine.max_rows, settings.max_queue, settings.max_queue_tokens, per_key
+        )
+        self.worker = Worker(engine, self.admission, self.metrics, memory)
+        self.preparer = Preparer(engine, settings)
+        self.texts = TokenTexts(engine.tokenizer)
+        self.draining = False
+        self.created = int(time.time())
+        seed = f"{__version__} {settings.model_names[0]} {engine.target.name}"
+        self.fingerprint = f"fp_{hashlib.sha256(seed.encode()).hexdigest()[:12]}"
+        self._open: set[Generation] = set()
+        self._watch()
+
+    def trouble(self) -> str | None:
+        """Returns what is wrong with the engine, None if nothing is."""
+        return self.worker.trouble(self.settings.health_timeout_s)
+
+    @property
+    def num_open(self) -> int:
+        """Requests that are being answered."""
+        return len(self._open)
+
+    def cut(self, error: ApiError) -> int:
+        """Ends all requests with an error; returns how many."""
+        cut = list(self._open)
+        for generation in cut:
+            generation.events.put_nowait(Event(0, error=error))  # the engine may be stuck
+            self.worker.cancel(generation)
+            self.metrics.cancelled.labels("shutdown").inc()
+        return len(cut)
+
+    @contextmanager
+    def serving(self, generation: Generation, record: Record) -> Iterator[None]:
+        """Has a generation in the engine for as long as the context lasts.
+
+        Raises:
+            ApiError: 429 or 503 from `Worker.submit`.
+        """
+        self.worker.submit(generation)
+        self._open.add(generation)
+        try:
+            yield
+        finally:
+            self._open.discard(generation)
+            if not generation.ended:
+                self.worker.cancel(generation)
+            self._note(generation, record)
+
+    def _note(self, generation: Generation, record: Record) -> None:
+        stats = [choice.stats for choice in generation.choices]
+        details, arrived = record.details, generation.arrived_s
+        details["completion_tokens"] = sum(each.num_generated_tokens for each in stats)
+        details["draft_tokens"] = sum(each.num_draft_tokens for each in stats)
+        details["accepted_tokens"] = sum(each.num_accepted_tokens for each in stats)
+        moments = {"queue_s": generation.started_s, "first_token_s": generation.first_token_s}
+        details.update({k: round(at - arrived, 4) for k, at in moments.items() if at is not None})
+        if generation.ended:
+            self.metrics.request_s.observe(perf_counter() - arrived)
+
+    def _watch(self) -> None:
+        admission, watch = self.admission, self.metrics.watch
+        watch("num_requests_running", "Answers in the engine.", lambda: admission.num_running)
+        watch("num_requests_waiting", "Answers in the queue.", lambda: admission.num_waiting)
+        watch(
+            "engine_heartbeat_age_seconds",
+            "Since the engine last began a step or was idle.",
+            lambda: self.worker.heartbeat_age_s,
+        )
+        watch("engine_up", "1 while /health is fine.", lambda: float(self.trouble() is None))

@@ -1,0 +1,103 @@
+"""What an operator may set: names, limits, times. Values only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from ipaddress import ip_address
+
+from redwood.errors import ArgumentError, check_count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How the server behaves. Times in seconds.
+
+    Args:
+        model_names: what clients may call the model; the first is what it calls itself.
+        host, port: where to listen; port 0: any free one.
+        max_queue: choices that may wait for a row; more get a 429. A request for n answers, or with
+            several prompts, has that many choices.
+        max_queue_tokens: prompt tokens that may wait.
+        max_queue_per_key: choices of one API key that may wait; None: all of `max_queue` without
+            keys or with one, else half.
+        max_body_bytes: of a request.
+        max_choices: answers of one request: n times its prompts.
+        max_output_tokens: of one answer; None: what the context holds. A request that asks for more
+            gets this many.
+        body_timeout_s: for a request's body to arrive.
+        queue_timeout_s: for a request to get its first row.
+        request_timeout_s: for a request altogether.
+        send_timeout_s: for a client to take a part of its answer.
+        ping_s: between signs of life on a silent stream.
+        drain_timeout_s: for what runs to end after SIGTERM.
+        health_timeout_s: oldest heartbeat of an engine that counts as alive.
+        trace: whether requests may ask for the trees of their steps.
+        metrics_without_key: whether /metrics is open.
+        allowed_hosts: further values of the Host header to accept without a key on a loopback
+            address; others are refused, so that no web page can reach a private server by a name
+            of its own.
+        log_prompts: put prompts and answers into the log.
+
+    Raises:
+        ArgumentError: a value out of range; the message names it.
+    """
+
+    model_names: tuple[str, ...]
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_queue: int = 256
+    max_queue_tokens: int = 1_000_000
+    max_queue_per_key: int | None = None
+    max_body_bytes: int = 2 * 2**20
+    max_choices: int = 16
+    max_output_tokens: int | None = None
+    body_timeout_s: float = 30.0
+    queue_timeout_s: float = 120.0
+    request_timeout_s: float = 600.0
+    send_timeout_s: float = 30.0
+    ping_s: float = 15.0
+    drain_timeout_s: float = 30.0
+    health_timeout_s: float = 60.0
+    trace: bool = True
+    metrics_without_key: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    log_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.model_names or not all(self.model_names):
+            raise ArgumentError("model_names must hold a name")
+        for name, least in (
+            ("max_queue", 0),
+            ("max_queue_tokens", 0),
+            ("max_body_bytes", 1),
+            ("max_choices", 1),
+            ("port", 0),
+        ):
+            check_count(name, getattr(self, name), least)
+        for name in ("max_queue_per_key", "max_output_tokens"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        if self.port > 65535:
+            raise ArgumentError(f"port {self.port} must be at most 65535")
+        for field in fields(self):
+            if field.name.endswith("_s"):
+                value = getattr(self, field.name)
+                shortest = 0.0 if field.name == "drain_timeout_s" else 1e-3
+                if not (math.isfinite(value) and value >= shortest):
+                    raise ArgumentError(f"{field.name} {value!r} must be a number of seconds")
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Returns whether an address or name means this machine and no other."""
+    if host.lower().rstrip(".") in ("localhost", "localhost.localdomain"):
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,280 @@
+// The left side of the page: the conversation, and the comparison with plain decoding.
+
+import { el } from "./draw.js";
+import { readSettings, showKey } from "./settings.js";
+import { AskError, ask, mayRetry, requestBody } from "./stream.js";
+import { Answer, Pacer, count, readStep, verdict } from "./trace.js";
+
+const LIVE = 100; // ms between redraws of a text
+const LIVE_COMPARED = 500; // likewise while times are compared: the page is to take nothing from them
+const $ = (id) => document.getElementById(id);
+const speed = (rate) => (rate === null ? "–" : `${rate.toFixed(1)} tokens/s`);
+
+export class Chat {
+  #turns = []; // {question, body, result, answer: element}
+  #stopper = null;
+  #panel;
+  #trace = true; // until the server says that it shows no trees
+  #dirty = new Map(); // elements whose text waits for the next redraw
+  #pacer = new Pacer(() => this.#flush());
+
+  constructor(panel) {
+    this.#panel = panel;
+    $("composer").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#send($("prompt").value);
+    });
+    $("prompt").addEventListener("keydown", (event) => {
+      // While an input method composes a word, Enter belongs to it.
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      this.#send($("prompt").value);
+    });
+    for (const sample of document.querySelectorAll(".sample")) {
+      sample.addEventListener("click", () => this.#send(sample.textContent));
+    }
+    $("stop").addEventListener("click", () => this.#stopper?.abort());
+    document.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") this.#stopper?.abort();
+    });
+    $("clear").addEventListener("click", () => this.#clear());
+  }
+
+  #clear() {
+    this.#stopper?.abort();
+    this.#turns = [];
+    for (const message of $("log").querySelectorAll("article")) message.remove();
+    $("welcome").hidden = false;
+    this.#panel.clear();
+    $("prompt").focus();
+  }
+
+  #send(question) {
+    if (this.#stopper || !question.trim() || readSettings() === null) return;
+    $("prompt").value = "";
+    $("welcome").hidden = true;
+    const answer = message("answer", "Model");
+    const turn = { question, answer, body: null, result: null };
+    this.#turns.push(turn);
+    $("log").append(message("user", "You", question), answer);
+    this.#answer(turn);
+  }
+
+  /** Asks for the answer of the last turn: the first time, or again after an error. */
+  async #answer(turn) {
+    const settings = readSettings();
+    if (settings === null || this.#stopper) return;
+    turn.result = null; // a second try does not build on the first
+    const messages = [];
+    for (const { question, result } of this.#turns) {
+      // A question that got no answer would put two questions in a row, which templates refuse.
+      if (result?.text) messages.push({ role: "user", content: question }, { role: "assistant", content: result.text });
+    }
+    messages.push({ role: "user", content: turn.question });
+    turn.body = requestBody(settings.model, messages, settings, this.#trace);
+    const text = el("div", { className: "text" });
+    turn.answer.querySelectorAll(":scope > :not(h3)").forEach((old) => old.remove());
+    turn.answer.append(text);
+    const take = this.#panel.begin();
+    let result = await this.#run(turn.body, settings.key, text, take);
+    if (this.#trace && result.error?.param === "redwood") {
+      this.#trace = turn.body.redwood.trace = false;
+      result = await this.#run(turn.body, settings.key, text, take);
+      this.#panel.forbidden();
+    }
+    this.#panel.end();
+    if (!this.#turns.includes(turn)) return; // the chat was cleared meanwhile
+    turn.result = result;
+    if (!turn.body.redwood.speculate && result.rate) this.#panel.setPlain(result.rate);
+    this.#finish(turn, settings);
+  }
+
+  /**
+   * Runs one request, its text into `box`. Never throws.
+   *
+   * Returns `text`, `whole` (it came to its end), `error` (AskError or null), `rate`, `answer`,
+   * `tokens`, `why` (the server's finish reason) and `unread` (steps that could not be read).
+   */
+  async #run(body, key, box, take, pace = LIVE) {
+    const answer = new Answer();
+    const result = { text: "", whole: false, error: null, why: null, unread: 0, answer };
+    let [began, ended, tokens] = [null, null, null];
+    const stopper = this.#busy(new AbortController());
+    try {
+      for await (const chunk of ask(body, { key, signal: stopper.signal })) {
+        if (chunk.redwood) {
+          try {
+            take(answer, chunk.redwood);
+          } catch {
+            result.unread += 1; // the text is good even where the trace is not
+          }
+        }
+        const choice = chunk.choices?.[0];
+        if (typeof choice?.delta?.content === "string" && choice.delta.content) {
+          ended = performance.now() / 1000;
+          began ??= ended;
+          result.text += choice.delta.content;
+          this.#write(box, result.text, pace);
+        }
+        result.why = choice?.finish_reason ?? result.why;
+        tokens = chunk.usage?.completion_tokens ?? tokens;
+      }
+      result.whole = true;
+    } catch (error) {
+      result.error = error instanceof AskError ? error : new AskError("server", String(error));
+    }
+    this.#busy(null);
+    this.#write(box, result.text);
+    this.#flush();
+    result.tokens = tokens ?? answer.tokens;
+    result.rate = answer.rate ?? (ended > began && tokens > 1 ? (tokens - 1) / (ended - began) : null);
+    return result;
+  }
+
+  #busy(stopper) {
+    this.#stopper = stopper;
+    const running = stopper !== null;
+    const held = [$("send"), $("stop"), document.body].includes(document.activeElement);
+    $("send").hidden = running;
+    $("stop").hidden = !running;
+    $("log").setAttribute("aria-busy", String(running));
+    document.body.classList.toggle("running", running);
+    if (held) (running ? $("stop") : $("prompt")).focus({ preventScroll: true });
+    return stopper;
+  }
+
+  #write(box, text, pace = LIVE) {
+    this.#dirty.set(box, text);
+    this.#pacer.request(pace);
+  }
+
+  #flush() {
+    const log = $("log");
+    const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 60;
+    for (const [box, text] of this.#dirty) box.textContent = text;
+    this.#dirty.clear();
+    if (atEnd) log.scrollTop = log.scrollHeight;
+  }
+
+  #finish(turn, settings) {
+    const { result, answer } = turn;
+    if (result.error) {
+      answer.append(trouble(result.error));
+      if (result.error.kind === "key") showKey();
+    }
+    if (!result.text) answer.querySelector(".text").remove();
+    const bar = el("div", { className: "foot" }, el("span", {}, result.text ? facts(result) : ""));
+    const add = (words, call) => {
+      const button = el("button", { type: "button" }, words);
+      button.addEventListener("click", () => this.#stopper || call(button));
+      bar.append(button);
+    };
+    if (result.text) add("Compare with plain decoding", () => this.#compare(turn, settings));
+    if (result.error && (mayRetry(result.error.kind) || result.error.kind === "key")) {
+      add("Try again", (button) => {
+        if (turn === this.#turns.at(-1)) this.#answer(turn);
+        else button.disabled = true; // the conversation went on without this answer
+      });
+    }
+    if (result.text || bar.childElementCount > 1) answer.append(bar);
+    $("log").scrollTop = $("log").scrollHeight;
+    $("said").textContent = result.error ? result.error.message : `Answer complete. ${facts(result)}`;
+  }
+
+  /**
+   * Runs a turn's request twice more, with speculation and without, and sets both side by side.
+   * Both are new and neither is drawn, so that the times are of the model alone.
+   */
+  async #compare(turn, settings) {
+    turn.answer.querySelector(".compare")?.remove();
+    const key = readSettings()?.key ?? settings.key; // it may have been entered since
+    const sides = [side("With speculation", true), side("Plain decoding", false)];
+    const words = el("p", { className: "verdict", role: "status" });
+    const block = el(
+      "div", { className: "compare" }, words,
+      el("div", { className: "sides" }, ...sides.map((each) => each.column)),
+    );
+    turn.answer.append(block);
+    for (const each of sides) {
+      words.textContent = `Running again, without pictures: ${each.name.toLowerCase()} …`;
+      block.scrollIntoView({ block: "nearest" });
+      const body = { ...turn.body, redwood: { ...turn.body.redwood, speculate: each.speculate } };
+      each.result = await this.#run(body, key, each.box, takeNumbers, LIVE_COMPARED);
+      const { error, text } = each.result;
+      if (error) block.append(trouble(error));
+      // What was stopped in the second run can still be compared as far as it came.
+      if (error && (error.kind !== "stopped" || each === sides[0] || !text)) {
+        words.textContent = "There is nothing to compare.";
+        return;
+      }
+    }
+    const [fast, plain] = sides.map((each) => each.result);
+    if (plain.rate) this.#panel.setPlain(plain.rate, fast.rate && fast.rate / plain.rate);
+    const best = Math.max(fast.rate ?? 0, plain.rate ?? 0, 1e-9);
+    for (const { column, result, speculate } of sides) {
+      column.querySelector(".speed").replaceChildren(
+        el("strong", {}, speed(result.rate)), gauge((result.rate ?? 0) / best, speculate),
+        el("small", {}, facts(result, false)),
+      );
+    }
+    const found = verdict(fast, plain, settings);
+    words.textContent = [found.words, ratio(fast, plain)].join(" ").trim();
+    words.classList.add(found.same === null ? "free" : found.same ? "same" : "differ");
+    if (found.at !== null) sides.forEach(({ box, result }) => markFrom(box, result.text, found.at));
+  }
+}
+
+// The steps of a comparison count, but are not drawn: the picture stays at the answer's.
+const takeNumbers = (answer, raw) => answer.add(readStep(raw), performance.now() / 1000);
+
+function message(kind, who, text = null) {
+  const made = el("article", { className: `message ${kind}` }, el("h3", {}, who));
+  if (text !== null) made.append(el("div", { className: "text" }, text));
+  return made;
+}
+
+function trouble(error) {
+  const quiet = error.kind === "stopped";
+  return el("p", { className: quiet ? "hint" : "error", role: quiet ? "note" : "alert" }, error.message);
+}
+
+/** Returns an answer's numbers as one line. */
+function facts({ answer, tokens, rate, why, unread }, withSpeed = true) {
+  const parts = [count(tokens, "token")];
+  if (answer.steps) parts.push(count(answer.steps, "step"), `${answer.tokensPerStep.toFixed(2)} tokens per step`);
+  if (withSpeed && rate !== null) parts.push(speed(rate));
+  if (why === "length") parts.push("cut at the token limit");
+  if (unread) parts.push(`${count(unread, "step")} could not be read`);
+  return parts.join(" · ");
+}
+
+function ratio(fast, plain) {
+  if (!fast.rate || !plain.rate) return "";
+  return `Speculation was ${(fast.rate / plain.rate).toFixed(2)} times as fast.`;
+}
+
+/** Returns one column of a comparison. */
+function side(name, speculate) {
+  const label = `Text ${name.toLowerCase()}`;
+  const box = el("div", { className: "text", tabIndex: 0, role: "region", "aria-label": label });
+  const column = el("div", {}, el("h4", {}, name), el("p", { className: "speed" }, "…"), box);
+  return { name, speculate, box, column, result: null };
+}
+
+function gauge(share, ours) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  made.setAttribute("class", `gauge ${ours ? "ours" : ""}`);
+  made.setAttribute("aria-hidden", "true");
+  for (const [width, name] of [[1, "rail"], [share, "fill"]]) {
+    const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+    rect.setAttribute("class", name);
+    rect.setAttribute("width", `${(100 * width).toFixed(1)}%`);
+    rect.setAttribute("height", "100%");
+    made.append(rect);
+  }
+  return made;
+}
+
+function markFrom(box, text, at) {
+  box.replaceChildren(text.slice(0, at), el("mark", {}, text.slice(at)));
+}

@@ -1,0 +1,35 @@
+"""One step as a client may see it: the tree that was drafted, and the path that was accepted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redwood.requests import Step
+from redwood.server.tokens import TokenTexts
+from redwood.stats import Stats
+
+
+def describe(step: Step, stats: Stats, texts: TokenTexts) -> dict[str, Any]:
+    """Returns a step for JSON.
+
+    Args:
+        stats: of the request, this step included.
+
+    Returns: `step` (1 for the first), `nodes` (index = node, 0 = root; parent, token, text),
+        `accepted` (path of nodes, root first), `bonus` (the token after it; None where the text
+        ended inside the path), `seconds` by stage and `generated` tokens of this answer so far.
+    """
+    tokens, parents = step.tree.token_list, step.tree.parent_list
+    accepted = step.num_accepted
+    bonus = step.token_ids[accepted] if accepted < len(step.token_ids) else None
+    return {
+        "step": stats.target_passes,
+        "nodes": [
+            {"parent": parent, "token": token, "text": texts.text(token)}
+            for parent, token in zip(parents, tokens, strict=True)
+        ],
+        "accepted": list(step.nodes[: accepted + 1]),
+        "bonus": None if bonus is None else {"token": bonus, "text": texts.text(bonus)},
+        "seconds": {stage: round(taken, 6) for stage, taken in stats.seconds.items()},
+        "generated": stats.num_generated_tokens,
+    }

@@ -1,0 +1,72 @@
+"""What nobody asks for in time: an engine that is stuck, and connections that never say anything.
+
+uvicorn closes connections that idle after an answer, but neither one that never sends a request
+nor one whose reader stopped for good; both are looked for here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import logging
+import sys
+from contextlib import suppress
+from time import monotonic
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import uvicorn
+
+from redwood.server.service import Service
+
+_EVERY_S = 1.0
+_LINGER_S = 5.0  # for a closed connection to take what is still in its buffer
+log = logging.getLogger("redwood.server")
+
+
+async def watch(service: Service, server: uvicorn.Server) -> None:
+    """Looks after engine and connections until it is cancelled."""
+    quiet: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+    known: str | None = None
+    while True:
+        await asyncio.sleep(_EVERY_S)
+        known = _tell(service, known)
+        close_quiet(server.server_state.connections, quiet, service.settings.body_timeout_s)
+
+
+def _tell(service: Service, known: str | None) -> str | None:
+    """Logs a change of the engine's state; where it is stuck, with the stacks of all threads."""
+    trouble = service.trouble()
+    if trouble == known:
+        return known
+    if trouble is None:
+        log.warning("the engine works again")
+        return None
+    log.error("the engine is in trouble: %s", trouble)
+    if trouble == "engine_stalled":
+        with suppress(OSError, ValueError):  # stderr may be no file
+            faulthandler.dump_traceback(sys.stderr)
+    return trouble
+
+
+def close_quiet(
+    connections: set[Any], quiet: WeakKeyDictionary[Any, float], patience_s: float
+) -> None:
+    """Closes connections that have not sent a request yet, and aborts those that do not close.
+
+    Args:
+        connections: uvicorn's protocols.
+        quiet: since when each has been seen so; kept between calls.
+        patience_s: for the first request.
+    """
+    now = monotonic()
+    for connection in list(connections):
+        closing = connection.transport.is_closing()
+        if not closing and connection.cycle is not None:
+            quiet.pop(connection, None)
+            continue
+        since = quiet.setdefault(connection, now)
+        if closing and now - since > _LINGER_S:
+            connection.transport.abort()
+        elif not closing and now - since > patience_s:
+            connection.transport.close()

@@ -1,0 +1,260 @@
+"""The one thread that owns the engine.
+
+It takes choices whose turn it is, makes steps, and posts what came of them to the event loop. Its
+heartbeat is what /health looks at. An error of one step ends the choices that were in it and no
+others; only the death of the thread itself ends the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from threading import Event as Flag
+from threading import Thread
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING
+
+from redwood.errors import ArgumentError, RedwoodError
+from redwood.requests import Step
+from redwood.server.admission import Admission
+from redwood.server.errors import unavailable
+from redwood.server.generation import Choice, Event, Generation
+from redwood.server.memory import Memory
+from redwood.server.metrics import Metrics
+from redwood.server.tokens import TokenTexts
+from redwood.server.trace import describe
+
+if TYPE_CHECKING:
+    from redwood.generate import Engine
+
+_IDLE_S = 0.5  # between heartbeats when there is nothing to do
+_FAILURES = 3  # steps in a row that raise, after which the engine counts as broken
+log = logging.getLogger("redwood.server")
+
+
+class Worker:
+    """Runs an engine for an event loop.
+
+    Args:
+        engine: nobody else may call it from now on, except for `encode`.
+        admission: where choices wait.
+        metrics: where steps are counted.
+        memory: where finished answers are kept, if they are.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        admission: Admission[Choice],
+        metrics: Metrics,
+        memory: Memory | None = None,
+    ) -> None:
+        self.engine, self.admission, self._memory = engine, admission, memory
+        self._metrics, self._texts = metrics, TokenTexts(engine.tokenizer)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = Thread(target=self._main, name="redwood-engine", daemon=True)
+        self._wake, self._stop = Flag(), Flag()
+        self._dropped: deque[Generation] = deque()
+        self._running: dict[int, Choice] = {}
+        self._beat_s = monotonic()
+        self._failures = 0
+        self.died = asyncio.Event()
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begins to work; events are posted to `loop`."""
+        self._loop = loop
+        self._beat_s = monotonic()
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """Ends the thread after the step it is in."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+
+    def submit(self, generation: Generation) -> None:
+        """Queues a request.
+
+        Raises:
+            ApiError: 429 when it is one too many, 503 when the thread is dead.
+        """
+        if self.alive:
+            self.admission.push(generation.choices)
+            self._wake.set()
+        if not self.alive:  # asked again: it may have died meanwhile, and nobody would answer
+            self.admission.remove(generation.choices)
+            raise unavailable("the engine is down", "engine_dead")
+
+    def cancel(self, generation: Generation) -> None:
+        """Drops what a request still has in the queue and, after the step, in the engine."""
+        self.admission.remove(generation.choices)
+        self._dropped.append(generation)
+        self._wake.set()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def heartbeat_age_s(self) -> float:
+        """Seconds since the thread last began a step or found nothing to do."""
+        return monotonic() - self._beat_s
+
+    def trouble(self, timeout_s: float) -> str | None:
+        """Returns what is wrong with the engine, None if nothing is.
+
+        Args:
+            timeout_s: oldest heartbeat that is fine.
+        """
+        if not self.alive:
+            return "engine_dead"
+        if self.heartbeat_age_s > timeout_s:
+            return "engine_stalled"
+        return "engine_failing" if self._failures >= _FAILURES else None
+
+    def _main(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self._beat_s = monotonic()
+                self._wake.clear()
+                self._drop()
+                self._fill()
+                if self.engine.busy:
+                    self._step()
+                else:
+                    self._wake.wait(_IDLE_S)
+        except BaseException:
+            log.critical("the engine's thread has died", exc_info=True)
+        finally:
+            error = unavailable("the engine is down", "engine_dead")
+            self._fail(list(self._running.values()), error)
+            while (choice := self.admission.pop()) is not None:
+                self.admission.done()
+                self._post([(choice.generation, Event(choice.index, error=error))])
+            self._call(self.died.set)
+
+    def _drop(self) -> None:
+        while self._dropped:
+            for choice in self._dropped.popleft().choices:
+                if choice.key in self._running:
+                    self._end(choice)
+
+    def _fill(self) -> None:
+        while (choice := self.admission.pop()) is not None:
+            try:
+                choice.key = self.engine.add(choice.prompt, choice.params)
+            except Exception as error:
+                self.admission.done()
+                self._say(error)
+                self._post([(choice.generation, Event(choice.index, error=error))])
+                continue
+            choice.stats = self.engine.stats(choice.key)
+            if self._memory is not None:
+                self._memory.recall(choice)
+            choice.last_s = perf_counter()
+            self._running[choice.key] = choice
+            self._metrics.queue_s.observe(choice.last_s - choice.generation.arrived_s)
+            self._post([(choice.generation, Event(choice.index, started=True))])
+
+    def _step(self) -> None:
+        try:
+            steps = self.engine.step()
+        except Exception as error:
+            self._failures += 1
+            self._say(error)
+            ended = [choice for choice in self._running.values() if not self._known(choice)]
+            self._fail(ended or list(self._running.values()), error)
+            return
+        if steps:
+            self._failures = 0
+        now = perf_counter()
+        told = []
+        for step in steps:
+            choice = self._running.get(step.request)
+            if choice is None:
+                continue
+            try:
+                told.append((choice.generation, self._event(choice, step, now)))
+            except Exception as error:
+                self._say(error)
+                self._fail([choice], error)
+        self._post(told)
+
+    def _event(self, choice: Choice, step: Step, now: float) -> Event:
+        """Counts a step of a choice, and lets go of a choice that has ended."""
+        generation = choice.generation
+        if step.error is not None:
+            self._say(step.error)
+            self._end(choice)
+            return Event(choice.index, error=step.error)
+        self._metrics.count_step(step)
+        choice.tokens += step.token_ids
+        if choice.stats.num_generated_tokens > len(step.token_ids):
+            self._metrics.token_s.observe((now - choice.last_s) / len(step.token_ids))
+        else:
+            self._metrics.prompt_tokens.inc(len(choice.prompt))
+            self._metrics.first_token_s.observe(now - generation.arrived_s)
+        choice.last_s = now
+        if step.finish_reason is not None:
+            self._metrics.prediction_accepted.inc(choice.stats.num_prediction_tokens_accepted)
+            self._metrics.prediction_rejected.inc(choice.stats.num_prediction_tokens_rejected)
+            self._end(choice)
+            if self._memory is not None:
+                self._memory.keep(choice)
+        return Event(
+            choice.index,
+            text=step.text,
+            token_ids=step.token_ids,
+            logprobs=step.logprobs,
+            finish_reason=step.finish_reason,
+            trace=describe(step, choice.stats, self._texts) if generation.trace else None,
+        )
+
+    def _known(self, choice: Choice) -> bool:
+        """Whether the engine still has it."""
+        try:
+            self.engine.stats(choice.key or 0)
+        except ArgumentError:
+            return False
+        return True
+
+    def _end(self, choice: Choice) -> None:
+        """Takes a choice out of the engine, if it is still there, and gives its row back."""
+        if choice.key is None or self._running.pop(choice.key, None) is None:
+            return
+        self.admission.done()
+        try:
+            self.engine.cancel(choice.key)
+        except Exception:
+            log.exception("a request could not be taken out of the engine")
+
+    def _fail(self, choices: Sequence[Choice], error: BaseException) -> None:
+        for choice in choices:
+            self._end(choice)
+        self._post([(each.generation, Event(each.index, error=error)) for each in choices])
+
+    def _say(self, error: BaseException) -> None:
+        """Counts an error; one that nobody meant to raise is logged with its traceback."""
+        self._metrics.engine_errors.labels(type(error).__name__).inc()
+        if not isinstance(error, RedwoodError):
+            log.error("a step of the engine failed", exc_info=error)
+
+    def _post(self, told: Sequence[tuple[Generation, Event]]) -> None:
+        if told:
+            self._call(_deliver, told)
+
+    def _call(self, function: object, *args: object) -> None:
+        assert self._loop is not None and callable(function)
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:  # the loop is closed: nobody listens any more
+            log.debug("an event came after the end")
+
+
+def _deliver(told: Sequence[tuple[Generation, Event]]) -> None:
+    for generation, event in told:
+        generation.events.put_nowait(event)

@@ -1,0 +1,71 @@
+"""The web page before the real server, with the tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from page_kit import Page
+from server_kit import Live
+
+
+def _open(browser: Any, server: Live) -> Page:
+    return Page(browser, f"{server.url}/")
+
+
+def test_the_real_server_answers_the_page(browser: Any, live: Callable[..., Live]) -> None:
+    page = _open(browser, live())
+    page.set("#max-tokens", "24")
+    page.ask("Tom went to the market. Tom went")
+    assert page.text(".answer .text")
+    tokens, steps = (int(part.split()[0]) for part in page.text(".foot").split(" · ")[:2])
+    assert 0 < steps <= tokens <= 24
+    assert len(page.all("#list [role=option]")) == steps
+    page.button("Compare with plain decoding")
+    page.until(lambda: "texts are equal" in page.text(".verdict"))
+    assert page.complaints() == []
+    browser.get("about:blank")
+
+
+def test_the_real_server_asks_for_its_key(browser: Any, live: Callable[..., Live]) -> None:
+    page = _open(browser, live(keys=["right-key"]))
+    assert "API key" in page.text("#server")
+    page.set("#key", "right-key")
+    page.until(lambda: page.all("#server.ready"))
+    page.set("#max-tokens", "4")
+    page.ask()
+    assert page.all(".answer .error") == [] and page.all("#list [role=option]")
+    assert page.complaints() == []
+    browser.get("about:blank")
+
+
+def test_the_real_server_can_keep_its_trees(browser: Any, live: Callable[..., Live]) -> None:
+    page = _open(browser, live(trace=False))
+    page.set("#max-tokens", "4")
+    page.ask()
+    assert page.text(".answer .text") and "does not show its trees" in page.text("#tree")
+    browser.get("about:blank")
+
+
+def test_a_stream_of_the_real_server_is_a_recording(
+    browser: Any, live: Callable[..., Live], tmp_path: Any
+) -> None:
+    server = live()
+    body = {
+        "messages": [{"role": "user", "content": "Tom went"}],
+        "max_tokens": 8,
+        "temperature": 0,
+        "stream": True,
+        "redwood": {"trace": True},
+    }
+    stream = server.http.post("/v1/chat/completions", json=body).text
+    steps = sum('"redwood"' in line for line in stream.splitlines())
+    assert steps and json.loads(stream.split("\n\n")[0].removeprefix("data: "))
+    file = tmp_path / "run.jsonl"
+    file.write_text(stream, "utf-8")
+    page = _open(browser, server)
+    page.one("#file").send_keys(str(file))
+    page.until(lambda: len(page.all("#list [role=option]")) == steps)
+    assert "left out" not in page.text("#file-note")
+    browser.get("about:blank")
