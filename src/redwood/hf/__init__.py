@@ -32,11 +32,11 @@ from redwood.backends.base import Backend
 from redwood.drafting import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
 from redwood.engine import RowEngine
 from redwood.errors import ArgumentError, TokenizerMismatchError, UnsupportedError
-from redwood.loading import default_budget
 from redwood.hf.decode import decode_batch
 from redwood.hf.inputs import left_padding, refuse_options, refuse_state
 from redwood.hf.model import borrowed
 from redwood.hf.processors import check_processors, path_processor
+from redwood.loading import default_budget
 from redwood.sampling import SamplingParams
 from redwood.stats import Stats
 from redwood.tokenizers import check_same_tokens
