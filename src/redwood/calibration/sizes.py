@@ -30,12 +30,12 @@ def tokens_by_size(
     """Returns tokens per target pass by nodes of the tree, the root included; {} without texts."""
     tokens, passes = 0, dict.fromkeys(sizes, 0)
     for number, text in enumerate(texts, start=1):
-        paths = paths(drafter, text, temperature, vocab_size, max(sizes), -number)
+        found = paths(drafter, text, temperature, vocab_size, max(sizes), -number)
         tokens += len(text.answer)
         for size in passes:
             at = 0
             while at < len(text.answer):
-                at += 1 + sum(node < size for node in paths[at])
+                at += 1 + sum(node < size for node in found[at])
                 passes[size] += 1
     return {size: tokens / count for size, count in passes.items() if count}
 
