@@ -131,6 +131,22 @@ def test_text_for_another_model_is_refused(
     assert "made with another tokenizer, that of test" in ran.error()
 
 
+def test_a_datastore_drafts_on_the_command_line(
+    tmp_path: Path, tiny_model_folder: Path, texts: Path
+) -> None:
+    path, model = str(tmp_path / "s"), str(tiny_model_folder)
+    Ran("index", "create", path, str(texts), "-t", model)
+    for drafter in (f"index:{path}", f"ngram+index:{path}"):
+        words = ["Tom went", "-t", model, "-d", drafter, "--max-tokens", "4", "--temperature", "0"]
+        assert Ran("generate", *words, "--budget", "6", "--json").json["stats"]["num_drafts"] >= 1
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"prompt": "Tom went to the market."}')
+    words = ["--prompts", str(prompts), "-t", model, "-d", drafter, "--max-tokens", "4", "--json"]
+    assert drafter in Ran("bench", "prompts", *words).stdout
+    absent = Ran("generate", "Hi", "-t", model, "-d", "index:absent")
+    assert "absent is no datastore" in absent.error()
+
+
 def test_help_has_examples() -> None:
     for words in (["create"], ["add"], ["info"], ["verify"], ["remove"]):
         assert "$ redwood index" in Ran("index", *words, "--help").stdout

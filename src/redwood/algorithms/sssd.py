@@ -21,6 +21,7 @@ from redwood.errors import ArgumentError, check_count
 PROMPT_WEIGHT = 0.6  # priority of a whole count, and decay per level by match length: as published
 DECAYS = (0.7, 0.8, 0.9, 1.0)
 _MOST_PLACES = 128  # per match length; the latest count
+_TOKEN_BITS = 32
 
 
 class Candidate(NamedTuple):
@@ -73,8 +74,10 @@ class TextIndex:
 
     def __init__(self, token_ids: Iterable[int] = (), longest_match: int = len(DECAYS)) -> None:
         self._text: list[int] = []
-        self._longest = longest_match
-        self._places: list[dict[tuple[int, ...], list[int]]] = [{} for _ in range(longest_match)]
+        # By length: the latest place behind an n-gram, and by place the one before it (0: none).
+        # Whole numbers alone, which the garbage collector passes over.
+        self._latest: list[dict[int, int]] = [{} for _ in range(longest_match)]
+        self._earlier: list[list[int]] = [[0] for _ in range(longest_match)]
         self.extend(token_ids)
 
     def __len__(self) -> int:
@@ -85,23 +88,36 @@ class TextIndex:
         text = self._text
         for token in token_ids:
             text.append(token)
-            end = len(text)
-            for length in range(1, min(self._longest, end) + 1):
-                gram = tuple(text[end - length :])
-                self._places[length - 1].setdefault(gram, []).append(end)
+            end, gram = len(text), 0
+            for length, (latest, earlier) in enumerate(
+                zip(self._latest, self._earlier, strict=True), start=1
+            ):
+                if length > end:
+                    earlier.append(0)
+                    continue
+                gram = gram << _TOKEN_BITS | text[end - length]
+                earlier.append(latest.get(gram, 0))
+                latest[gram] = end
 
     def matches(self, suffix: Sequence[int]) -> list[tuple[int, list[int]]]:
         """Returns (match length, places), longest first, for every tail of `suffix` seen before.
 
         A place is the index of the token that followed; the end of the text is no place.
         """
-        found = []
-        for length in range(min(self._longest, len(suffix)), 0, -1):
-            places = self._places[length - 1].get(tuple(suffix[len(suffix) - length :]), ())
-            places = [p for p in places[-_MOST_PLACES - 1 :] if p < len(self._text)]
+        found, gram, end = [], 0, len(self._text)
+        for length, token in enumerate(reversed(suffix), start=1):
+            if length > len(self._latest):
+                break
+            gram = gram << _TOKEN_BITS | token
+            place, earlier = self._latest[length - 1].get(gram, 0), self._earlier[length - 1]
+            places: list[int] = []
+            while place and len(places) <= _MOST_PLACES:
+                places.append(place)
+                place = earlier[place]
+            places = [place for place in reversed(places) if place < end]
             if places:
                 found.append((length, places))
-        return found
+        return found[::-1]
 
     def followers(self, places: Sequence[int]) -> dict[int, list[int]]:
         """Returns the tokens that stood at these places, each with the places behind it."""
