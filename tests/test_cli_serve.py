@@ -113,3 +113,25 @@ def test_clients_see_no_path_of_this_machine(tmp_path: Path) -> None:
     assert serve.public_name(str(tmp_path / "other.gguf")) == "other"
     assert serve.public_name("org/name") == "org/name"
     assert serve.public_name("smollm2-135m-instruct") == "smollm2-135m-instruct"
+
+
+def test_the_engine_of_a_server_gets_its_limits(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+
+    def run(self: Any) -> int:
+        made.append(self.service)
+        return 0
+
+    monkeypatch.setattr("redwood.server.run.Runner.run", run)
+    options = ["--max-rows", "3", "--kv-tokens", "200", "--max-queue", "7", "--port", "0"]
+    kept = ["--keep-answers", str(tmp_path / "kept"), "--keep-every", "3600"]
+    ran = Ran("serve", "--target", str(tiny_model_folder), "-d", "ngram", *options, *kept)
+    assert ran.code == 0, ran.stderr
+    (service,) = made
+    assert (service.engine.max_rows, service.engine.kv_tokens) == (3, 200)
+    assert service.settings.max_queue == 7
+    assert service.worker._memory is not None
+    refused = Ran("serve", "--target", str(tiny_model_folder), "-d", "none", "--port", "0", *kept)
+    assert "add ngram" in refused.error()

@@ -1,0 +1,122 @@
+"""The planner against every fixed choice: drafters, sizes and, for a draft model, depths.
+
+All contenders take turns on each prompt at temperature 0; the time is that of decoding. The sweep's
+best is picked afterwards on the same prompts, so it is flattered by noise; a planner that only
+equals it is as good.
+
+    python benchmarks/sweep.py --target qwen2.5-coder-1.5b-instruct \\
+        --draft qwen2.5-coder-0.5b-instruct --set editing --limit 4 --json out.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import common
+from peers.prompts import NAMES, read_prompts
+from rich.console import Console
+from rich.table import Table
+
+from redwood.algorithms.sequoia import optimal_tree
+from redwood.benchmarking import PLAIN, Contender, alternate
+from redwood.commands.loading import open_contenders
+from redwood.drafting import ModelDrafter, NgramDrafter
+from redwood.sampling import SamplingParams
+
+_RATES = [0.85, 0.07, 0.03, 0.01]  # by rank, about what the Qwen pair has; it shapes the trees
+
+
+def fixed(parts: list[Any], sizes: list[int], levels: list[int]) -> list[Contender]:
+    """Every drafter alone with every size; a model with every depth that is another tree."""
+    made = [Contender(f"ngram {n}", NgramDrafter(), n) for n in sizes]
+    for part in parts:
+        if not isinstance(part, ModelDrafter):
+            continue
+        shapes = {
+            tuple(optimal_tree(_RATES, n, max_levels=depth)): depth
+            for n in sizes
+            for depth in levels
+            if depth <= n
+        }
+        made += [
+            Contender(
+                f"model {len(shape)}, {depth} levels",
+                ModelDrafter(part.backend, shape),
+                len(shape),
+            )
+            for shape, depth in shapes.items()
+        ]
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--target", default="smollm2-135m-instruct")
+    parser.add_argument("--draft", help="a draft model beside n-grams")
+    parser.add_argument("--set", choices=NAMES, default="editing")
+    parser.add_argument("--prompts", type=Path, help="the set's file: needed for specbench")
+    parser.add_argument("--limit", type=int, default=6)
+    parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[2, 3, 4, 6, 8, 12])
+    parser.add_argument("--levels", type=int, nargs="+", default=[2, 3, 4, 5, 6])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    joined = "+".join(filter(None, [options.draft, "ngram"]))
+    how = {"backend": "native", "threads": options.threads}
+    engine, opened = open_contenders(options.target, [joined], [], **how)
+    planned = opened[-1]
+    parts = list(getattr(planned.drafter, "parts", [planned.drafter]))
+    contenders = [PLAIN, planned, *fixed(parts, options.sizes, options.levels)]
+    tasks = read_prompts(options.set, options.prompts, options.limit)
+    prompts = [engine.encode([{"role": "user", "content": task.prompt}]) for task in tasks]
+    params = SamplingParams(max_tokens=options.max_tokens, temperature=0.0)
+    made = alternate(engine, contenders, prompts, params)
+    rows = []
+    for contender, runs in zip(contenders, made, strict=True):
+        ratios = [
+            own[0].stats.tokens_per_s / plain[0].stats.tokens_per_s
+            for plain, own in zip(made[0], runs, strict=True)
+        ]
+        tokens = sum(r[0].stats.num_generated_tokens for r in runs)
+        rows.append(
+            {
+                "contender": contender.name if contender is not planned else "planner",
+                "median_ratio": median(ratios),
+                "tokens_per_s": tokens / sum(r[0].stats.decode_seconds for r in runs),
+                "tokens_per_pass": tokens / sum(r[0].stats.target_passes for r in runs),
+                "equal": sum(
+                    r[0].token_ids == p[0].token_ids for r, p in zip(runs, made[0], strict=True)
+                ),
+            }
+        )
+    rows[2:] = sorted(rows[2:], key=lambda row: -row["tokens_per_s"])
+    best = max(rows[0]["tokens_per_s"], rows[2]["tokens_per_s"])
+    table = Table(title=f"{options.target}, {options.set}, temperature 0")
+    for column in ("", "tokens/s", "of the best", "x plain, median", "per pass", "equal texts"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        row["of_best"] = row["tokens_per_s"] / best
+        table.add_row(
+            row["contender"],
+            f"{row['tokens_per_s']:.1f}",
+            f"{row['of_best']:.2f}",
+            f"{row['median_ratio']:.2f}",
+            f"{row['tokens_per_pass']:.2f}",
+            f"{row['equal']} of {len(prompts)}",
+        )
+    Console(width=100).print(table)
+    if options.json:
+        setting = common.setting(target=options.target, draft=options.draft, set=options.set)
+        saved = {"command": shlex.join(sys.argv), "setting": setting, "rows": rows}
+        options.json.write_text(json.dumps(saved, indent=1, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()
