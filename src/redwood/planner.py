@@ -22,12 +22,14 @@ from redwood.pacing import Correction, Levels, Mean, StepTimes
 from redwood.time_curve import TimeCurve
 from redwood.tree import TokenTree
 
-_FADE, _FADE_ALL = 0.95, 0.995  # what a step weighs one step later: in its text, over all texts
-_BELIEF = 4.0  # steps that count for what is believed beforehand
+_FADE, _FADE_ALL = 0.95, 0.98  # what a step weighs one step later: in its text, over all texts
+_BELIEF = 4.0  # steps that count for what is believed beforehand; in a text they fade as others do
 _SHARE = 0.01  # of all time may be lost to arms that seemed worse,
 _ONCE = 16.0  # and these plain passes, so that a first text can show what a model is worth
 _PAUSE = 16  # steps before an arm that lost is tried again: twice as many each time,
 _LONGEST, _LONGEST_MODEL = 64, 512  # up to these; a model has to read the text first
+_REACH = 0.5  # of the tokens it may have, what a text is believed to take,
+_REACH_BELIEF, _REACH_FADE = 2.0, 0.9  # until texts show it
 _MOST = 16
 _NGRAM = (1.3, 1.05)  # tokens per step and cost in plain passes, where nothing is known
 
@@ -66,8 +68,11 @@ class _Record:
 
     def tokens_of(self, key: int) -> float:
         """Tokens per step in this text."""
-        known = self.tokens_seen.value(self.tokens, _BELIEF)
-        return self.texts[key].value(known, _BELIEF) if key in self.texts else known
+        return self.texts[key].value(1.0, 0.0) if key in self.texts else self.known()
+
+    def known(self) -> float:
+        """Tokens per step over all texts."""
+        return self.tokens_seen.value(self.tokens, _BELIEF)
 
     def cost_now(self) -> float:
         """Time of a step, in plain passes."""
@@ -114,6 +119,8 @@ class Planner:
         self._correction = Correction()
         self._factors: dict[ModelDrafter, Mean] = {}
         self._read: set[tuple[ModelDrafter, int]] = set()  # prompts that a model has read
+        self._left: dict[int, tuple[int, int]] = {}  # tokens a text could have at first, and now
+        self._reach = Mean()
         self._step = 0
         self._spent_ms = self._lost_ms = 0.0
 
@@ -135,7 +142,10 @@ class Planner:
         lengths = [len(context.token_ids) for context in contexts]
         curve = self.curve().growth(lengths, (self.most - 1) * len(lengths))
         times = StepTimes(len(lengths), self._correction.apply(curve, len(lengths)))
-        arm, best_ms = self._choose(contexts, sum(left) / 2.0, times)
+        for context, count in zip(contexts, left, strict=True):
+            self._left[context.key] = self._left.get(context.key, (count,))[0], count
+        to_come = sum(left) * self._reach.value(_REACH, _REACH_BELIEF)
+        arm, best_ms = self._choose(contexts, max(1.0, to_come), times)
         drafter, models = self.arms[arm]
         for model in models:
             self._read.update((model, context.key) for context in contexts)
@@ -181,8 +191,10 @@ class Planner:
         for context, count, budget in zip(contexts, tokens, plan.budgets, strict=True):
             if budget == 1:  # it drafts nothing: nothing can be said of the arm
                 continue
+            if context.key not in record.texts:
+                record.texts[context.key] = Mean(_BELIEF * record.known(), _BELIEF)
             record.tokens_seen.add(count, _FADE_ALL)
-            record.texts.setdefault(context.key, Mean()).add(count, _FADE)
+            record.texts[context.key].add(count, _FADE)
         for model in self.arms[plan.arm].models if times.levels_ms else ():
             off = times.drafting_ms / times.levels_ms
             self._factors[model].add(min(3.0, max(0.5, off)), _FADE)
@@ -195,7 +207,10 @@ class Planner:
             record.pause = min(2 * record.pause, longest) if lost > 0.0 else _PAUSE
 
     def release(self, key: int) -> None:
-        """Forgets a request."""
+        """Forgets a request; notes how much of what it could have it took."""
+        first, last = self._left.pop(key, (0, 0))
+        if first > 0:
+            self._reach.add((first - last) / first, _REACH_FADE)
         for record in self._records:
             record.texts.pop(key, None)
         self._read = {pair for pair in self._read if pair[1] != key}
