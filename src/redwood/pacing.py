@@ -57,9 +57,9 @@ class Correction:
         """
         if not self._shape:
             return times
-        factors = [
-            math.exp(self._shape.get((first + i).bit_length(), 0.0)) for i in range(len(times))
-        ]
+        last = (first + len(times) - 1).bit_length()
+        known = [math.exp(self._shape.get(size, 0.0)) for size in range(last + 1)]
+        factors = [known[(first + i).bit_length()] for i in range(len(times))]
         corrected: NDArray[np.float64] = np.maximum.accumulate(times * factors)
         return corrected
 
@@ -102,6 +102,11 @@ class StepTimes:
         Args:
             drafting_ms: that this step has cost so far, in the curve's milliseconds.
         """
+        if all(
+            len(tree) == 1 for tree in trees
+        ):  # plain steps come often, and small models are quick
+            self.nodes, self.drafting_ms = len(trees), drafting_ms
+            return list(trees)
         free, sure = [], 0.0
         for row, tree in enumerate(trees):
             for node, chance in enumerate((tree.estimates or ())[1:], start=1):

@@ -15,6 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from redwood.algorithms.sequoia import choose_tree
 from redwood.context import Context
 from redwood.drafting import Drafter, ModelDrafter, NoDrafter, UnionDrafter
@@ -31,6 +34,7 @@ _LONGEST, _LONGEST_MODEL = 64, 512  # up to these; a model has to read the text 
 _REACH = 0.5  # of the tokens it may have, what a text is believed to take,
 _REACH_BELIEF, _REACH_FADE = 2.0, 0.9  # until texts show it
 _MOST = 16
+_NEAR = 32  # tokens by which rows may grow before times are made anew
 _NGRAM = (1.3, 1.05)  # tokens per step and cost in plain passes, where nothing is known
 
 Measure = Callable[[], TimeCurve]
@@ -121,6 +125,7 @@ class Planner:
         self._read: set[tuple[ModelDrafter, int]] = set()  # prompts that a model has read
         self._left: dict[int, tuple[int, int]] = {}  # tokens a text could have at first, and now
         self._reach = Mean()
+        self._near: tuple[tuple[int, int], NDArray[np.float64]] | None = None
         self._step = 0
         self._spent_ms = self._lost_ms = 0.0
 
@@ -140,8 +145,7 @@ class Planner:
             left: tokens that each row may still generate.
         """
         lengths = [len(context.token_ids) for context in contexts]
-        curve = self.curve().growth(lengths, (self.most - 1) * len(lengths))
-        times = StepTimes(len(lengths), self._correction.apply(curve, len(lengths)))
+        times = StepTimes(len(lengths), self._correction.apply(self._growth(lengths), len(lengths)))
         for context, count in zip(contexts, left, strict=True):
             self._left[context.key] = self._left.get(context.key, (count,))[0], count
         to_come = sum(left) * self._reach.value(_REACH, _REACH_BELIEF)
@@ -152,6 +156,14 @@ class Planner:
             factor = self._factors.setdefault(model, Mean()).value(1.0, _BELIEF)
             model.pace = Levels(times, self.curve(model), max(lengths), factor)
         return Plan(arm, drafter, [min(self.most, room) for room in rooms], times, best_ms)
+
+    def _growth(self, lengths: Sequence[int]) -> NDArray[np.float64]:
+        """Times as nodes are added to these rows; made anew when they have grown by some tokens."""
+        key = len(lengths), sum(lengths) // (_NEAR * len(lengths))
+        if self._near is None or self._near[0] != key:
+            most = (self.most - 1) * len(lengths)
+            self._near = key, self.curve().growth(lengths, most)
+        return self._near[1]
 
     def trim(self, plan: Plan, trees: Sequence[TokenTree], drafting_s: float) -> list[TokenTree]:
         """Returns the trees less the nodes whose scoring would not pay."""
