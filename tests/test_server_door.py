@@ -13,7 +13,7 @@ from starlette.routing import Mount
 
 from redwood import Engine
 from redwood.errors import ArgumentError
-from redwood.server import auth, logs
+from redwood.server import auth, logs, watching
 from redwood.server.app import create_app
 from redwood.server.auth import Keys, read_keys
 from redwood.server.door import PUBLIC
@@ -305,3 +305,57 @@ def test_an_error_that_nobody_expected_tells_the_client_no_details(
     monkeypatch.undo()
     server.alive_and_right()
     assert "secret" not in as_api_error(KeyError("secret")).message
+
+
+def test_every_reference_of_the_openapi_document_leads_somewhere(live: Any) -> None:
+    document = live().http.get("/openapi.json").json()
+
+    def check(node: Any) -> None:
+        for name, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if name == "$ref":
+                at = document
+                for part in value.removeprefix("#/").split("/"):
+                    at = at[part]
+            elif isinstance(value, dict | list):
+                check(value)
+
+    check(document)
+    body = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]
+    assert body["content"]["application/json"]["schema"]["$ref"].endswith("ChatRequest")
+
+
+class _Transport:
+    def __init__(self) -> None:
+        self.left, self.aborted = 1000, False
+
+    def is_closing(self) -> bool:
+        return True
+
+    def get_write_buffer_size(self) -> int:
+        return self.left
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def test_a_closed_connection_may_take_its_answer_as_slowly_as_it_likes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(watching, "monotonic", lambda: now[0])
+
+    class Connection:
+        cycle = object()
+
+    connection: Any = Connection()
+    connection.transport = transport = _Transport()
+    quiet: watching.Quiet = watching.WeakKeyDictionary()
+    for _ in range(9):  # 90 seconds in which it takes some every ten
+        watching.close_quiet({connection}, quiet, 30.0, 30.0)
+        now[0] += 10.0
+        transport.left -= 100
+        assert not transport.aborted
+    for _ in range(5):  # then nothing more
+        watching.close_quiet({connection}, quiet, 30.0, 30.0)
+        now[0] += 10.0
+    assert transport.aborted

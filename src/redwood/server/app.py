@@ -24,6 +24,7 @@ from redwood.server.responses import error_response, json_response
 from redwood.server.service import Service
 from redwood.server.streaming import ClientLeft
 
+_SCHEMAS = "#/components/schemas/"
 STATIC = Path(__file__).parent / "static"
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -56,6 +57,7 @@ def create_app(service: Service, static: Path = STATIC) -> ASGIApp:
     if static.is_dir():
         _add_page(app, static)
     _add_errors(app)
+    _add_schemas(app)
     return Door(app, service.settings, service.keys, service.metrics)
 
 
@@ -177,6 +179,17 @@ def _of_json(request: Request) -> Request:
     return request
 
 
+def _add_schemas(app: FastAPI) -> None:
+    """Puts what bodies refer to where OpenAPI looks for it."""
+    found: dict[str, Any] = {}
+    for model in (schema.ChatRequest, schema.CompletionRequest):
+        described = model.model_json_schema(ref_template=_SCHEMAS + "{model}")
+        found |= described.pop("$defs", {})
+        found[model.__name__] = described
+    made = app.openapi()  # FastAPI keeps it
+    made.setdefault("components", {}).setdefault("schemas", {}).update(found)
+
+
 def _body_of(model: type[schema.Request]) -> dict[str, Any]:
-    content = {"application/json": {"schema": model.model_json_schema()}}
+    content = {"application/json": {"schema": {"$ref": f"{_SCHEMAS}{model.__name__}"}}}
     return {"requestBody": {"required": True, "content": content}}

@@ -20,18 +20,21 @@ import uvicorn
 from redwood.server.service import Service
 
 _EVERY_S = 1.0
-_LINGER_S = 5.0  # for a closed connection to take what is still in its buffer
+_LINGER_S = 5.0  # for a closed connection whose buffer is empty
+Quiet = WeakKeyDictionary[Any, tuple[float, int]]
 log = logging.getLogger("redwood.server")
 
 
 async def watch(service: Service, server: uvicorn.Server) -> None:
     """Looks after engine and connections until it is cancelled."""
-    quiet: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+    quiet: Quiet = WeakKeyDictionary()
+    settings = service.settings
     known: str | None = None
     while True:
         await asyncio.sleep(_EVERY_S)
         known = _tell(service, known)
-        close_quiet(server.server_state.connections, quiet, service.settings.body_timeout_s)
+        connections = server.server_state.connections
+        close_quiet(connections, quiet, settings.body_timeout_s, settings.send_timeout_s)
 
 
 def _tell(service: Service, known: str | None) -> str | None:
@@ -49,24 +52,31 @@ def _tell(service: Service, known: str | None) -> str | None:
     return trouble
 
 
-def close_quiet(
-    connections: set[Any], quiet: WeakKeyDictionary[Any, float], patience_s: float
-) -> None:
+def close_quiet(connections: set[Any], quiet: Quiet, patience_s: float, send_s: float) -> None:
     """Closes connections that have not sent a request yet, and aborts those that do not close.
+
+    A closed connection may take what is still in its buffer for as long as it takes some of it.
 
     Args:
         connections: uvicorn's protocols.
-        quiet: since when each has been seen so; kept between calls.
+        quiet: since when each has been seen so, and the bytes that it had to send then; kept
+            between calls.
         patience_s: for the first request.
+        send_s: for a closed connection to take anything.
     """
     now = monotonic()
     for connection in list(connections):
-        closing = connection.transport.is_closing()
+        transport = connection.transport
+        closing = transport.is_closing()
         if not closing and connection.cycle is not None:
             quiet.pop(connection, None)
             continue
-        since = quiet.setdefault(connection, now)
-        if closing and now - since > _LINGER_S:
-            connection.transport.abort()
+        left = transport.get_write_buffer_size() if closing else 0
+        since, before = quiet.get(connection, (now, left))
+        if left < before:
+            since = now
+        quiet[connection] = since, left
+        if closing and now - since > (send_s if left else _LINGER_S):
+            transport.abort()
         elif not closing and now - since > patience_s:
-            connection.transport.close()
+            transport.close()
