@@ -33,7 +33,8 @@ lint: venv
 	$(BIN)/mypy
 
 test: lint native-check
-	$(BIN)/pytest -m "not slow"
+	@# Two at a time, with one thread of torch each: threads that wait for each other cost more.
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
 
 native-check:
 	@command -v $(CXX) >/dev/null || { echo "native-check: no C++ compiler ($(CXX)); skipped"; exit 0; }; \
