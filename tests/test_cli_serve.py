@@ -125,6 +125,7 @@ def test_the_engine_of_a_server_gets_its_limits(
         return 0
 
     monkeypatch.setattr("redwood.server.run.Runner.run", run)
+    monkeypatch.setattr("redwood.server.logs.set_up", lambda shape: None)  # it outlives a test
     options = ["--max-rows", "3", "--kv-tokens", "200", "--max-queue", "7", "--port", "0"]
     kept = ["--keep-answers", str(tmp_path / "kept"), "--keep-every", "3600"]
     ran = Ran("serve", "--target", str(tiny_model_folder), "-d", "ngram", *options, *kept)
