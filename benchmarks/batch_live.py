@@ -11,8 +11,6 @@ counts, prefill included. At temperature 0 every text must be plain decoding's o
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +19,7 @@ from time import perf_counter
 from typing import Any
 
 import common
-from peers.prompts import NAMES, read_prompts
+from peers.prompts import NAMES, chat_ids, read_prompts
 from rich.console import Console
 from rich.table import Table
 
@@ -69,7 +67,7 @@ def main() -> None:
     params = SamplingParams(max_tokens=options.max_tokens, temperature=0.0)
     most = 2 * max(options.batches)
     tasks = read_prompts(options.set, options.prompts, most)
-    known = [engine.encode([{"role": "user", "content": task.prompt}]) for task in tasks]
+    known = chat_ids(engine, tasks)
     prompts = [known[i % len(known)] for i in range(most)]
     rows = []
     for batch in options.batches:
@@ -131,8 +129,7 @@ def main() -> None:
     print(f"texts that differ from plain decoding: {sum(r['different_texts'] for r in rows)}")
     if options.json:
         setting = common.setting(target=options.target, set=options.set, threads=options.threads)
-        saved = {"command": shlex.join(sys.argv), "setting": setting, "rows": rows}
-        options.json.write_text(json.dumps(saved, indent=1, default=str) + "\n")
+        common.write(options.json, setting, rows=rows)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,6 @@ measured before and after and averaged.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -30,14 +27,14 @@ from statistics import median
 from typing import Any
 
 import common
-from peers.prompts import NAMES, read_prompts
+from peers.prompts import NAMES, chat_ids, read_prompts
 from rich.console import Console
 from rich.table import Table
 
 from redwood.algorithms.sequoia import expected_tokens, optimal_tree
 from redwood.benchmarking import PLAIN, Contender, alternate, forward_times, quartiles
 from redwood.calibration.acceptance import Text, paired, teacher_forced
-from redwood.calibration.sizes import paths
+from redwood.calibration.sizes import paths, tokens_along
 from redwood.commands.loading import open_contenders
 from redwood.drafting import ModelDrafter, NgramDrafter
 from redwood.sampling import SamplingParams, top
@@ -116,21 +113,6 @@ def best_size(sizes: dict[int, float], times: Times) -> dict[str, Any]:
     return {"ms_per_token": made[nodes], "nodes": nodes}
 
 
-def ngram_sizes(walks: Sequence[Sequence[Sequence[int]]]) -> dict[int, float]:
-    """Tokens per pass by size; walks: by text and position, the nodes of the right path."""
-    made = {}
-    for size in NODES:
-        passes = tokens = 0
-        for walk in walks:
-            at = 0
-            while at < len(walk):
-                at += 1 + sum(node < size for node in walk[at])
-                passes += 1
-            tokens += len(walk)
-        made[size] = tokens / passes
-    return made
-
-
 def mean_times(first: Times, second: Times) -> Times:
     return {n: (first[n] + second[n]) / 2.0 for n in first}
 
@@ -153,7 +135,7 @@ def main() -> None:
     parts = getattr(planned.drafter, "parts", [planned.drafter])
     model = next((part for part in parts if isinstance(part, ModelDrafter)), None)
     tasks = read_prompts(options.set, options.prompts, options.limit)
-    prompts = [engine.encode([{"role": "user", "content": task.prompt}]) for task in tasks]
+    prompts = chat_ids(engine, tasks)
     context = int(median(map(len, prompts))) + options.max_tokens // 2
 
     def measure() -> tuple[Times, float]:
@@ -183,7 +165,7 @@ def main() -> None:
         )
         return times[1] * total / spent
 
-    fixed = best_size(ngram_sizes(walks), times)
+    fixed = best_size(tokens_along(walks, NODES), times)
     rows = [("n-gram", oracle([(ngram, 0.0)]), fixed)]
     result: dict[str, Any] = {}
     if model is not None:
@@ -233,8 +215,7 @@ def main() -> None:
     )
     if options.json:
         setting = common.setting(target=options.target, draft=options.draft, set=options.set)
-        saved = {"command": shlex.join(sys.argv), "setting": setting, **result}
-        options.json.write_text(json.dumps(saved, indent=1, default=str) + "\n")
+        common.write(options.json, setting, **result)
 
 
 if __name__ == "__main__":

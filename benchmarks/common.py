@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,3 +92,9 @@ def save(name: str, data: Any) -> None:
     """Writes benchmarks/results/NAME.json."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+
+
+def write(path: Path, about: dict[str, Any], **values: Any) -> None:
+    """Writes a result where the caller wants it, with its command and `setting`."""
+    saved = {"command": shlex.join(sys.argv), "setting": about, **values}
+    path.write_text(json.dumps(saved, indent=1, default=str) + "\n")

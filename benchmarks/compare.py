@@ -26,7 +26,7 @@ from typing import Any
 
 from common import setting
 from peers.contenders import PAIRS, Field, available_bytes, default_drafters, default_modes
-from peers.prompts import NAMES, read_prompts
+from peers.prompts import NAMES, chat_ids, read_prompts
 from peers.summary import HEADER, enough, line, summary, table, verdict
 from rich.console import Console
 
@@ -79,7 +79,7 @@ def compare(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
     how = {"backend": "native", "threads": options.threads}
     engine, contenders = open_contenders(target, names, options.budgets, **how)
     tasks = read_prompts(options.set, options.prompts, options.limit)
-    prompts = [engine.encode([{"role": "user", "content": task.prompt}]) for task in tasks]
+    prompts = chat_ids(engine, tasks)
     if max(map(len, prompts)) > engine.target.capacity - options.max_tokens:
         raise SystemExit(f"a prompt and {options.max_tokens} tokens do not fit in the context")
     params = SamplingParams(max_tokens=options.max_tokens, temperature=options.temperature)

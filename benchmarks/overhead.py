@@ -9,8 +9,6 @@ budget, no planner; decoding only, prefill apart. Stages are those of `Stats.sec
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -86,8 +84,7 @@ def main() -> None:
     Console(width=120).print(table)
     if options.json:
         setting = common.setting(target=options.target, threads=options.threads)
-        saved = {"command": shlex.join(sys.argv), "setting": setting, "rows": rows}
-        options.json.write_text(json.dumps(saved, indent=1, default=str) + "\n")
+        common.write(options.json, setting, rows=rows)
 
 
 if __name__ == "__main__":

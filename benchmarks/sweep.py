@@ -11,15 +11,12 @@ equals it is as good.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
-import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import common
-from peers.prompts import NAMES, read_prompts
+from peers.prompts import NAMES, chat_ids, read_prompts
 from rich.console import Console
 from rich.table import Table
 
@@ -75,7 +72,7 @@ def main() -> None:
     parts = list(getattr(planned.drafter, "parts", [planned.drafter]))
     contenders = [PLAIN, planned, *fixed(parts, options.sizes, options.levels)]
     tasks = read_prompts(options.set, options.prompts, options.limit)
-    prompts = [engine.encode([{"role": "user", "content": task.prompt}]) for task in tasks]
+    prompts = chat_ids(engine, tasks)
     params = SamplingParams(max_tokens=options.max_tokens, temperature=0.0)
     made = alternate(engine, contenders, prompts, params)
     rows = []
@@ -114,8 +111,7 @@ def main() -> None:
     Console(width=100).print(table)
     if options.json:
         setting = common.setting(target=options.target, draft=options.draft, set=options.set)
-        saved = {"command": shlex.join(sys.argv), "setting": setting, "rows": rows}
-        options.json.write_text(json.dumps(saved, indent=1, default=str) + "\n")
+        common.write(options.json, setting, rows=rows)
 
 
 if __name__ == "__main__":

@@ -77,3 +77,8 @@ def spread_out(tasks: Sequence[Task], limit: int | None) -> list[Task]:
 def read_prompts(name: str, given: Path | None, limit: int | None) -> list[Task]:
     """The tasks of a set."""
     return spread_out(read_tasks(prompt_file(name, given)), limit)
+
+
+def chat_ids(engine: Any, tasks: Sequence[Task]) -> list[list[int]]:
+    """Token ids of each task as the one message of a chat."""
+    return [engine.encode([{"role": "user", "content": task.prompt}]) for task in tasks]

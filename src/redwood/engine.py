@@ -7,6 +7,7 @@ and leave between steps. What goes wrong in one row ends that row alone.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from time import perf_counter
@@ -28,6 +29,7 @@ from redwood.stats import Stats
 from redwood.text import Tokenizer
 from redwood.tree import TokenTree
 
+_log = logging.getLogger(__name__)
 _PREDICTED = 8  # nodes for a predicted output where the budget is less
 
 
@@ -265,19 +267,19 @@ class RowEngine:
         drafting = [i for i, budget in enumerate(budgets) if budget > 1]
         try:
             prefill(drafter, [contexts[i] for i in drafting])
-        except Exception:  # it fails again below, where it is known whose it is
-            pass
+        except Exception:  # a drafter that cannot go on says so below, where it is known for whom
+            _log.warning("a drafter could not read its texts beforehand", exc_info=True)
         clock.lap("prefill")
-        made: list[TokenTree | Exception] = [
-            TokenTree.chain(context.token_ids[-1:]) for context in contexts
-        ]
         proposed = propose_each(
             drafter, [contexts[i] for i in drafting], [budgets[i] for i in drafting]
         )
-        for i, tree in zip(drafting, proposed, strict=True):
-            made[i] = _checked(contexts[i], tree, budgets[i])
+        made = dict(zip(drafting, proposed, strict=True))
         trees = []
-        for request, drafted, room in zip(ready, made, rooms, strict=True):
+        for i, (request, room) in enumerate(zip(ready, rooms, strict=True)):
+            if i in made:
+                drafted = _checked(contexts[i], made[i], budgets[i])
+            else:
+                drafted = TokenTree.chain(contexts[i].token_ids[-1:])
             if isinstance(drafted, Exception):
                 self._give(request, request.fail(drafted))
                 continue

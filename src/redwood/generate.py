@@ -14,6 +14,7 @@ from redwood.errors import ArgumentError, RedwoodError
 from redwood.requests import TokenLogprobs, token_list
 from redwood.sampling import SamplingParams
 from redwood.stats import Stats
+from redwood.tokenizers import chat_text
 from redwood.tree import TokenTree
 
 Message = Mapping[str, str]
@@ -99,16 +100,16 @@ class Engine(RowEngine):
             return list(self.tokenizer(_unicode(prompt))["input_ids"])
         if not self.tokenizer.chat_template:
             raise ArgumentError("this model has no chat template: give a string")
-        from jinja2 import TemplateError
+        return self.encode_part(chat_text(self.tokenizer, prompt, add_generation_prompt=True))
 
-        try:
-            text = self.tokenizer.apply_chat_template(
-                [dict(message) for message in prompt],
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-        except TemplateError as error:
-            raise ArgumentError(f"the chat template refuses these messages: {error}") from error
+    def encode_part(self, text: str) -> list[int]:
+        """Returns the token ids of a text that stands inside another, without special tokens.
+
+        Raises:
+            ArgumentError: no tokenizer, or half a surrogate pair.
+        """
+        if self.tokenizer is None:
+            raise ArgumentError("this engine has no tokenizer: give token ids")
         return list(self.tokenizer(_unicode(text), add_special_tokens=False)["input_ids"])
 
     def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
@@ -170,11 +171,7 @@ class Engine(RowEngine):
 
     def _settings(self, params: dict[str, Any]) -> SamplingParams:
         if isinstance(params.get("prediction"), str):
-            if self.tokenizer is None:
-                raise ArgumentError("this engine has no tokenizer: give the prediction's token ids")
-            text = _unicode(params["prediction"])
-            tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            params = {**params, "prediction": list(tokens)}
+            params = {**params, "prediction": self.encode_part(params["prediction"])}
         return _known(params)
 
     @contextmanager

@@ -58,11 +58,12 @@ def propose_each(
 
     Where a call for all fails, each is asked alone, with the chance that it had before.
     """
-    states = [context.rng.bit_generator.state for context in contexts]
+    several = len(contexts) > 1
+    states = [context.rng.bit_generator.state for context in contexts] if several else []
     try:
         return list(drafter.propose(contexts, budgets))
     except Exception as error:
-        if len(contexts) == 1:
+        if not several:
             return [error]
     made: list[TokenTree | Exception] = []
     for context, budget, state in zip(contexts, budgets, states, strict=True):

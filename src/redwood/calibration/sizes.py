@@ -9,7 +9,7 @@ own target probability, so the sampled answer is a fair coin for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from redwood.calibration.acceptance import Text
 from redwood.context import Context
@@ -28,14 +28,24 @@ def tokens_by_size(
     sizes: Sequence[int] = SIZES,
 ) -> dict[int, float]:
     """Returns tokens per target pass by nodes of the tree, the root included; {} without texts."""
+    found = (
+        paths(drafter, text, temperature, vocab_size, max(sizes), -number)
+        for number, text in enumerate(texts, start=1)
+    )
+    return tokens_along(found, sizes)
+
+
+def tokens_along(
+    walks: Iterable[Sequence[Sequence[int]]], sizes: Sequence[int]
+) -> dict[int, float]:
+    """As `tokens_by_size`, from what `paths` gave for every text."""
     tokens, passes = 0, dict.fromkeys(sizes, 0)
-    for number, text in enumerate(texts, start=1):
-        found = paths(drafter, text, temperature, vocab_size, max(sizes), -number)
-        tokens += len(text.answer)
+    for walk in walks:
+        tokens += len(walk)
         for size in passes:
             at = 0
-            while at < len(text.answer):
-                at += 1 + sum(node < size for node in found[at])
+            while at < len(walk):
+                at += 1 + sum(node < size for node in walk[at])
                 passes[size] += 1
     return {size: tokens / count for size, count in passes.items() if count}
 

@@ -69,21 +69,23 @@ def open_contenders(
     options = _given(options)
     with _loading(target, models, options):
         from redwood.benchmarking import PLAIN, Contender
-        from redwood.drafting import NgramDrafter, join_drafters, open_datastore_drafter
+        from redwood.drafting import join_drafters
         from redwood.loading import default_budget, load, open_drafter
         from redwood.planning import open_planner
 
         engine = load(target, **options)
         draft_options = {name: value for name, value in options.items() if name != "capacity"}
-        made: dict[str, Drafter] = {"ngram": NgramDrafter()}
-        for name in models:
-            made[name] = open_drafter(name, engine.tokenizer, **given(law=law), **draft_options)
-        for part in {part for name in names for part in name.split("+")}:
-            if part.startswith(_INDEX):
-                made[part] = open_datastore_drafter(part.removeprefix(_INDEX), engine.tokenizer)
+        draft_options |= given(law=law)
+        made: dict[str, Drafter] = {}
         contenders = [PLAIN]
         for name in names:
-            parts = {part: made[part] for part in name.split("+") if part != "none"}
+            parts: dict[str, Drafter] = {}
+            for part in name.split("+"):
+                if part == "none":
+                    continue
+                if part not in made:
+                    made[part] = open_drafter(part, engine.tokenizer, **draft_options)
+                parts[part] = made[part]
             if not parts:
                 continue
             joined = join_drafters(list(parts.values()))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from redwood.errors import ArgumentError
+from redwood.tokenizers import chat_text
 
 _BLOCK = 1 << 20  # characters that are tokenised together; a longer file is cut at line ends
 _LINES = (".jsonl", ".ndjson")
@@ -168,12 +169,7 @@ class Documents:
             raise ArgumentError("messages must have a role and a content that are text")
         if not getattr(self._tokenizer, "chat_template", None):
             raise ArgumentError("this model has no chat template: give lines with text")
-        from jinja2 import TemplateError
-
-        try:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
-        except TemplateError as error:
-            raise ArgumentError(f"the chat template refuses these messages: {error}") from error
+        return chat_text(self._tokenizer, messages)
 
 
 def _blocks(path: Path) -> Iterator[str]:

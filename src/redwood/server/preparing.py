@@ -114,7 +114,7 @@ class Preparer:
         expected: Sequence[int] = ()
         if request.prediction is not None and request.prediction.content:
             text = request.prediction.content
-            expected = await self._run(self._encoder, "prediction", self._tokens_of, text)
+            expected = await self._run(self._encoder, "prediction", self._engine.encode_part, text)
         return dict(
             temperature=request.temperature,
             top_k=max(0, request.top_k),
@@ -166,9 +166,6 @@ class Preparer:
             engine = self._engine
             self._grammars = Grammars(engine.tokenizer, engine.target.vocab_size, engine.eos_ids)
         return self._grammars.compile(wanted)
-
-    def _tokens_of(self, text: str) -> list[int]:
-        return list(self._engine.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     async def _run(
         self, pool: ThreadPoolExecutor, field: str, function: Callable[..., T], argument: Any
