@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -185,14 +186,22 @@ def _media(page: Page, **features: str) -> None:
     page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": listed})
 
 
+_COLOUR = """
+const shown = document.body.appendChild(document.createElement("i"));
+shown.style.color = `var(--${arguments[0]})`;
+const colour = getComputedStyle(shown).color;
+shown.remove();
+return colour;
+"""
+
+
 def _contrast(page: Page, front: str, back: str) -> float:
     def light(color: str) -> float:
-        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        parts = [int(part) / 255 for part in re.findall(r"\d+", color)]
         linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
         return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
-    read = "return getComputedStyle(document.documentElement).getPropertyValue(arguments[0])"
-    a, b = sorted(light(page.run(read, f"--{name}").strip()) for name in (front, back))
+    a, b = sorted(light(page.run(_COLOUR, name)) for name in (front, back))
     return (b + 0.05) / (a + 0.05)
 
 
