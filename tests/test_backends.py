@@ -13,6 +13,8 @@ import transformers
 
 from conftest import save_model, tiny_llama, tiny_tokenizer
 from graph_kit import Tape
+from offload_kit import offloaded
+from parallel_kit import mirrored
 from redwood.backends._native_load import load_native
 from redwood.backends.base import Backend, Kept, Nodes
 from redwood.backends.cuda_graph import with_graphs
@@ -45,6 +47,8 @@ BACKENDS: dict[str, Callable[[Any], Backend]] = {
     "cuda_graph": _graphs,
     "eager": wrap_model,
     "native": _native,
+    "offload": offloaded,
+    "parallel": mirrored,
 }
 
 
@@ -204,6 +208,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 128},
     "gpt_neox": {},
 }
+EXPERTS: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 4},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+}
 
 
 def _random_model(kind: str) -> Any:
@@ -220,7 +228,7 @@ def _random_model(kind: str) -> Any:
             "max_position_embeddings": 128,
             "bos_token_id": 0,
             "eos_token_id": 1,
-            **ARCHITECTURES[kind],
+            **{**ARCHITECTURES, **EXPERTS}[kind],
         },
     )
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
@@ -246,6 +254,19 @@ def test_every_architecture_serves_trees(kind: str) -> None:
     (after,) = backend.extend([Nodes(row, [8])])
     text = prompt + _path(6)
     torch.testing.assert_close(after[0], _plain(model, [*text, 8]), atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("kind", sorted({**ARCHITECTURES, **EXPERTS}))
+def test_every_architecture_streams(kind: str) -> None:
+    model = _random_model(kind)
+    eager, streamed = wrap_model(model), offloaded(model)
+    for backend in (eager, streamed):
+        _filled(backend, PROMPT * 2, chunk=6)
+    (want,) = eager.extend([Nodes(1, TOKENS, PARENTS)])
+    for _ in range(2):  # the second time in the order in which the first one used its weights
+        row = _filled(streamed, PROMPT * 2, chunk=6)
+        (got,) = streamed.extend([Nodes(row, TOKENS, PARENTS)])
+        torch.testing.assert_close(got, want, atol=2e-4, rtol=2e-4)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])

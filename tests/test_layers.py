@@ -33,6 +33,7 @@ LAYERS = [
     {"calibration"},
     {"plotting"},
     {"server"},
+    {"replicas"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -138,8 +138,10 @@ class Server:
 
 
 @contextmanager
-def serving(options: argparse.Namespace, more: Sequence[str] = ()) -> Iterator[Server]:
-    """The server that the options name, or one of our own with `more` arguments.
+def serving(
+    options: argparse.Namespace, more: Sequence[str] = (), *, command: str = "serve"
+) -> Iterator[Server]:
+    """The server that the options name, or one of our own with `more` arguments to its command.
 
     Raises:
         SystemExit: it did not start, or SIGTERM did not end it with 0.
@@ -150,13 +152,13 @@ def serving(options: argparse.Namespace, more: Sequence[str] = ()) -> Iterator[S
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = ["setpriv", "--pdeathsig", "TERM"]  # it ends with us, however that may be
-    command += [sys.executable, "-m", "redwood", "serve", "--port", str(port)]
-    command += ["--target", options.target, "--drafter", options.drafter]
-    command += ["--threads", str(options.threads), *more]
+    words = ["setpriv", "--pdeathsig", "TERM"]  # it ends with us, however that may be
+    words += [sys.executable, "-m", "redwood", command, "--port", str(port)]
+    words += ["--target", options.target, "--drafter", options.drafter]
+    words += ["--threads", str(options.threads), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "REDWOOD_API_KEY": options.key}
     with tempfile.NamedTemporaryFile(suffix=".serve.log") as log:
-        popen = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        popen = subprocess.Popen(words, stdout=log, stderr=log, env=environment)
         server = Server(f"http://127.0.0.1:{port}", options.key, popen, log.name)
         try:
             server.wait_ready()

@@ -107,9 +107,10 @@ void read_rows(const std::string& kind_name, Bytes data, RowsOut out) {
   }
 }
 
-// One product alone, for tests and measurements. out: [n, rows padded to 16].
+// One product alone. out: [n, rows padded to 16].
 void product(const std::string& isa, const std::string& format_name, Bytes packed, int64_t rows,
-             Rows x, RowsOut out, bool add) {
+             Rows x, RowsOut out, bool add, int threads) {
+  require(threads >= 1 && threads <= kMaxThreads, "threads must be in 1..64");
   const Kernels* kernels = isa_of(isa);
   const Format f = format_of(format_name);
   const int64_t n = static_cast<int64_t>(x.shape(0)), cols = static_cast<int64_t>(x.shape(1));
@@ -139,7 +140,14 @@ void product(const std::string& isa, const std::string& format_name, Bytes packe
                  {w, x.data(), quants.data(), scales.data(), offsets.data(), sums.data(),
                   sums16.data(), sums32.data()},
                  out.data(), static_cast<int64_t>(out.shape(1)), add};
-  kernels->matmul[static_cast<int>(f)](m, 0, round_up(rows, kLanes) / kLanes);
+  nb::gil_scoped_release free;
+  const int64_t blocks = round_up(rows, kLanes) / kLanes;
+  const auto multiply = kernels->matmul[static_cast<int>(f)];
+  if (threads == 1) return multiply(m, 0, blocks);
+  Pool::shared(threads, {})->run([&](int thread) {
+    const int64_t first = blocks * thread / threads, last = blocks * (thread + 1) / threads;
+    if (first < last) multiply(m, first, last);
+  });
 }
 
 // A decoder with its rows; keeps the arrays of its weights alive.
@@ -322,7 +330,7 @@ NB_MODULE(_native, m) {
         nb::arg("out"));
   m.def("read", &read_rows, nb::arg("kind"), nb::arg("data"), nb::arg("out"));
   m.def("product", &product, nb::arg("isa"), nb::arg("format"), nb::arg("packed"), nb::arg("rows"),
-        nb::arg("x"), nb::arg("out"), nb::arg("add") = false);
+        nb::arg("x"), nb::arg("out"), nb::arg("add") = false, nb::arg("threads") = 1);
   nb::class_<Native>(m, "Decoder")
       .def(nb::init<nb::dict, nb::dict, nb::dict, int, const std::vector<int>&, const std::string&>(),
            nb::arg("config"), nb::arg("matrices"), nb::arg("vectors"), nb::arg("threads"),

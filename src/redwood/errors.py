@@ -8,6 +8,7 @@ RedwoodError
 ├── ModelError           a model that is missing, damaged or could not be converted
 ├── ProfileError         a calibration profile that is missing, damaged or of something else
 ├── DatastoreError       a datastore that is missing, damaged, or could not be written
+├── ParallelError        processes of one model that lost each other, or disagree
 └── NumericalError       NaN or infinite logits
 
 A message says what was wrong, with the value, and what to do; the command line prints it as one
@@ -47,6 +48,10 @@ class ProfileError(RedwoodError):
 
 class DatastoreError(RedwoodError):
     """A datastore that is missing, damaged, of another version, or that could not be written."""
+
+
+class ParallelError(RedwoodError):
+    """Processes that hold one model together and lost each other, or came to disagree."""
 
 
 class NumericalError(RedwoodError):

@@ -8,6 +8,7 @@ only nodes chosen without chance of their own, so that the best can be kept in t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isqrt
 
 import numpy as np
 import torch
@@ -21,8 +22,8 @@ from redwood.context import Context
 from redwood.sampling import check_finite, draft_law, scores, top
 from redwood.tree import Law, TokenTree, children_of
 
-_BRANCH = 3  # children of a node of a dynamic tree
-_NARROW = 3  # nodes of a level that may get children
+_BRANCH, _NARROW = 3, 3  # children of a node of a dynamic tree, and nodes of a level that get any
+_NARROW_SHARE = 8  # or this part of the budget, in trees of hundreds of nodes
 
 
 class Shape:
@@ -71,12 +72,14 @@ class Growing:
             return []
         if self.shape is not None:
             return [n for n in self._last if self.shape.children[self._origins[n]]]
-        most = max(0, min(_NARROW, self._room))
+        most = max(0, min(max(_NARROW, self.budget // _NARROW_SHARE), self._room))
         return sorted(self._last, key=lambda n: -self.estimates[n])[:most]
 
     def num_children(self, node: int) -> int:
         """Children that a node would get."""
-        return _BRANCH if self.shape is None else len(self.shape.children[self._origins[node]])
+        if self.shape is None:
+            return max(_BRANCH, isqrt(self.budget // 2))
+        return len(self.shape.children[self._origins[node]])
 
     def gain(self, nodes: Sequence[int]) -> float:
         """Tokens that children of these nodes promise."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from redwood.backends.base import Backend, Nodes
 from redwood.drafting import (
     Drafter,
     ModelDrafter,
@@ -52,6 +53,9 @@ def load(
     cpus: Sequence[int] | None = None,
     draft_vocab: int | None = DRAFT_VOCAB,
     draft_weights: str = DRAFT_WEIGHTS,
+    parallel: str | None = None,
+    offload: str | None = None,
+    memory: str | int | None = None,
 ) -> Engine:
     """Returns an engine for a model, with what drafts for it.
 
@@ -78,11 +82,18 @@ def load(
         draft_weights: as `weights`, of model drafters on the native backend: "draft" is 4 bits
             whatever the file holds.
             Other values of these two than the defaults are refused where nothing takes them.
+        parallel: "tensor" or "pipeline": the target over the processes that torchrun started. The
+            drafters stay in the first, where this returns; in the others it does not, see
+            `redwood.backends._parallel_load.load_parallel`.
+        offload: "disk", or "ram" for a GPU: where the target's weights stay; each forward reads
+            them. `weights` and `threads` are then its own; drafters stay in memory.
+        memory: with offload, such as "2GiB": what this process may take, all in all; weights that
+            fit stay. None: none stay.
 
     Raises:
         ModelError: a model that is missing or damaged.
         TokenizerMismatchError: a drafter that speaks other tokens.
-        ArgumentError, CapacityError, UnsupportedError: see `open_model`.
+        ArgumentError, CapacityError, ParallelError, UnsupportedError: see `open_model`.
     """
     from redwood.backends.load import open_model
 
@@ -98,19 +109,23 @@ def load(
         threads=threads,
         cpus=cpus,
     )
-    folder, model = open_model(str(target), capacity=capacity, **options)
+    large: dict[str, Any] = dict(parallel=parallel, offload=offload, memory=memory)
+    folder, model = open_model(str(target), capacity=capacity, **large, **options)
     tokenizer = load_tokenizer(folder)
 
     how: dict[str, Any] = dict(
         draft_vocab=draft_vocab, draft_weights=draft_weights, tree=tree, law=law
     )
     parts = _parts(drafter)
+    if offload is not None:
+        options["weights"] = None
     drafters = [
         open_drafter(part, tokenizer, **how, **options) if isinstance(part, str) else part
         for part in parts
     ]
     if tree is not None and not any(isinstance(d, ModelDrafter) for d in drafters):
         raise ArgumentError("tree gives the shape for a model drafter, and there is none")
+    settle(model, drafters)
     joined, planner = join_drafters(drafters), None
     if drafters and budget is None and tree is None:
         named = {p: d for p, d in zip(parts, drafters, strict=True) if isinstance(p, str)}
@@ -129,6 +144,20 @@ def load(
         max_rows=max_rows,
         kv_tokens=kv_tokens,
     )
+
+
+def settle(model: Backend, drafters: Sequence[Drafter]) -> None:
+    """Lets an offloaded target take the memory that is left when drafters have theirs."""
+    from redwood.backends.offload import OffloadBackend
+
+    if not isinstance(model, OffloadBackend):
+        return
+    for drafter in drafters:
+        if isinstance(drafter, ModelDrafter):  # what is mapped is in memory once it was used
+            row = drafter.backend.open()
+            drafter.backend.extend([Nodes(row, [0])])
+            drafter.backend.release(row)
+    model.settle()
 
 
 def _parts(

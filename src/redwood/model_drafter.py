@@ -32,7 +32,7 @@ class ModelDrafter:
         law: how children are drawn above temperature 0: "without_replacement" (Sequoia),
             "with_replacement" (SpecInfer) or "point" (top-k). Coupled requests draw with the
             target's noise; temperature 0 takes the top-k.
-        max_levels: levels of the default tree.
+        max_levels: levels at most, where no tree is given; None: 8, or a quarter of the nodes.
         width: tokens that are drawn from, the drafter's most probable ones.
 
     Attributes:
@@ -52,13 +52,14 @@ class ModelDrafter:
         tree: Sequence[int] | None = None,
         *,
         law: str = "without_replacement",
-        max_levels: int = 8,
+        max_levels: int | None = None,
         width: int = DRAFT_WIDTH,
     ) -> None:
         if not isinstance(law, str) or law not in _LAWS:
             raise ArgumentError(f"law {law!r} must be one of {', '.join(_LAWS)}")
         check_count("width", width)
-        check_count("max_levels", max_levels, least=2)
+        if max_levels is not None:
+            check_count("max_levels", max_levels, least=2)
         if tree is not None:
             if not isinstance(tree, Sequence | np.ndarray):
                 raise ArgumentError(f"tree {tree!r} must be a list of parents")
@@ -71,6 +72,11 @@ class ModelDrafter:
         self.reliability = {law: Reliability([*model_prior(), _HOPE]) for law in Law}
         self.acceptance: Sequence[float] = DEFAULT_ACCEPTANCE
         self.pace: Pace | None = None
+
+    def is_static(self, context: Context) -> bool:
+        """Returns whether the shape of this request's tree is fixed before tokens are drawn."""
+        law = self._law_for(context.params)
+        return self._parents is not None or law not in (Law.POINT, Law.COUPLED)
 
     def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
         """Returns trees drawn from this model; one forward per level for all contexts."""
@@ -110,12 +116,15 @@ class ModelDrafter:
         if shape is None:
             parents = self._parents
             if parents is None:
-                parents = optimal_tree(acceptance, budget, max_levels=self._max_levels)
+                parents = optimal_tree(acceptance, budget, max_levels=self._levels(budget))
             shape = self._shapes[budget, acceptance] = Shape(parents[:budget])
         choices = min(self.backend.vocab_size, context.vocab_size)
         if max(map(len, shape.children)) > choices:
             raise ArgumentError(f"a node of the tree has more children than {choices} tokens")
         return shape
+
+    def _levels(self, budget: int) -> int:
+        return self._max_levels or max(_LEVELS, min(_DEEPEST, budget // 4))
 
     def _chosen(self, growing: Sequence[Growing], level: int) -> list[tuple[Growing, list[int]]]:
         """The rows that get another level, and which of their nodes."""
@@ -124,8 +133,8 @@ class ModelDrafter:
             return offers
         fixed = [(g, nodes) for g, nodes in offers if g.context.unsteered]
         asked = [(g, nodes) for g, nodes in offers if not g.context.unsteered and g.shape]
-        if level < self._max_levels:
-            asked += [(g, [n]) for g, nodes in offers if g.shape is None for n in nodes]
+        free = [(g, nodes) for g, nodes in offers if g.shape is None]
+        asked += [(g, [n]) for g, nodes in free if level < self._levels(g.budget) for n in nodes]
         asked.sort(key=lambda offer: -offer[0].gain(offer[1]))
         drawn = [g for g in growing if g.law not in (Law.POINT, Law.COUPLED)]
         others = [g for g in growing if g.law in (Law.POINT, Law.COUPLED)]
@@ -206,6 +215,7 @@ def readable(backend: Backend, tokens: Sequence[int]) -> list[int]:
 
 
 _CHUNK = 512
+_LEVELS, _DEEPEST = 8, 24
 _HOPE = 0.7  # first guess that some child of an accepted node is accepted; bin MODEL_BINS
 _LAWS = {
     "without_replacement": Law.WITHOUT_REPLACEMENT,

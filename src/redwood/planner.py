@@ -29,11 +29,14 @@ _FADE, _FADE_ALL = 0.95, 0.98  # what a step weighs one step later: in its text,
 _BELIEF = 4.0  # steps that count for what is believed beforehand; in a text they fade as others do
 _SHARE = 0.01  # of all time may be lost to arms that seemed worse,
 _ONCE = 16.0  # and these plain passes, so that a first text can show what a model is worth
+_ONCE_MS = 2000.0  # but no longer: a pass over streamed weights takes seconds
 _PAUSE = 16  # steps before an arm that lost is tried again: twice as many each time,
 _LONGEST, _LONGEST_MODEL = 64, 512  # up to these; a model has to read the text first
 _REACH = 0.5  # of the tokens it may have, what a text is believed to take,
 _REACH_BELIEF, _REACH_FADE = 2.0, 0.9  # until texts show it
 _MOST = 16
+_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
+_WIDTH = 8  # nodes of a level of a large drawn tree, roughly, for what drafting it takes
 _NEAR = 32  # tokens by which rows may grow before times are made anew
 _NGRAM = (1.3, 1.05)  # tokens per step and cost in plain passes, where nothing is known
 
@@ -125,6 +128,7 @@ class Planner:
         self._read: set[tuple[ModelDrafter, int]] = set()  # prompts that a model has read
         self._left: dict[int, tuple[int, int]] = {}  # tokens a text could have at first, and now
         self._reach = Mean()
+        self._drawn: tuple[tuple[int, int], tuple[float, ...], int] | None = None
         self._near: tuple[tuple[int, int], NDArray[np.float64]] | None = None
         self._step = 0
         self._spent_ms = self._lost_ms = 0.0
@@ -155,7 +159,25 @@ class Planner:
             self._read.update((model, context.key) for context in contexts)
             factor = self._factors.setdefault(model, Mean()).value(1.0, _BELIEF)
             model.pace = Levels(times, self.curve(model), max(lengths), factor)
-        return Plan(arm, drafter, [min(self.most, room) for room in rooms], times, best_ms)
+        budgets = [min(self.most, room) for room in rooms]
+        if self.most > _MOST and models:
+            drawn = self._drawn_size(models[0])
+            budgets = [
+                min(budget, drawn) if models[0].is_static(context) else budget
+                for context, budget in zip(contexts, budgets, strict=True)
+            ]
+        return Plan(arm, drafter, budgets, times, best_ms)
+
+    def _drawn_size(self, model: ModelDrafter) -> int:
+        """Nodes of a static tree, none of which can be left out once it is drawn (Sequoia, 4.1)."""
+        assert self._near is not None
+        rates = tuple(model.acceptance)
+        if self._drawn is None or self._drawn[:2] != (self._near[0], rates):
+            times = self._correction.apply(self._near[1], 1)
+            sizes = {n: float(times[n - 1]) for n in _SIZES if n <= min(self.most, len(times))}
+            draft_ms = self.curve(model).ms([_WIDTH], [0])
+            self._drawn = self._near[0], rates, choose_tree(rates, sizes, draft_ms).size
+        return self._drawn[2]
 
     def _growth(self, lengths: Sequence[int]) -> NDArray[np.float64]:
         """Times as nodes are added to these rows; made anew when they have grown by some tokens."""
@@ -243,8 +265,9 @@ class Planner:
             tokens.append(sum(record.tokens_of(context.key) for context in contexts))
             costs.append(record.cost_now() * plain_ms + fill * tokens[-1] / to_come)
         rates = [t / cost for t, cost in zip(tokens, costs, strict=True)]
-        best = max(range(len(rates)), key=rates.__getitem__)
-        allowed = _SHARE * self._spent_ms + _ONCE * plain_ms - self._lost_ms
+        best = max(range(len(rates)), key=lambda arm: (rates[arm], arm))  # first, all in one tree
+        once_ms = min(_ONCE * plain_ms, _ONCE_MS)
+        allowed = _SHARE * self._spent_ms + once_ms - self._lost_ms
         for i in sorted(range(len(rates)), key=lambda i: self._records[i].last):
             loss = costs[i] + filling[i] - tokens[i] / rates[best]
             waited = self._step - self._records[i].last

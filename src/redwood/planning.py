@@ -52,7 +52,8 @@ def make_planner(
             if isinstance(part, ModelDrafter) and known.curve is not None:
                 curves[part] = known.curve
     times = partial(quick_curve, target) if profile is None else profile.target
-    return Planner(drafter, times, curves)
+    most: dict[str, int] = {"most": target.most_nodes} if hasattr(target, "most_nodes") else {}
+    return Planner(drafter, times, curves, **most)
 
 
 def known_profile(

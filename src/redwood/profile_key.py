@@ -40,7 +40,6 @@ def profile_key(
         ModelError: there is no such model.
     """
     native = target.name == "native"
-    model = getattr(target, "model", None)
     on_gpu = target.device.type == "cuda"
     threads = getattr(target, "threads", None) or (0 if on_gpu else torch.get_num_threads())
     return ProfileKey(
@@ -48,7 +47,7 @@ def profile_key(
         drafters={each: _draft_identity(each, drafters[each]) for each in sorted(drafters)},
         backend=target.name,
         isa=str(getattr(target, "isa", "")),
-        weights=(weights or "auto") if native else str(getattr(model, "dtype", "")),
+        weights=(weights or "auto") if native else _dtype(target),
         kv=(kv or "auto").replace("auto", "f16") if native else "",
         threads=int(threads),
         cpus=",".join(map(str, cpus or ())),
@@ -56,6 +55,12 @@ def profile_key(
         device=torch.cuda.get_device_name(target.device) if on_gpu else str(target.device),
         redwood=__version__,
     )
+
+
+def _dtype(target: Backend) -> str:
+    """What stands for the weights of a backend that runs a module: its dtype, what is streamed."""
+    dtype = str(getattr(getattr(target, "model", None), "dtype", ""))
+    return f"{dtype} {getattr(target, 'setting', '')}".strip()
 
 
 def _identity(name: str) -> str:

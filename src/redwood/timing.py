@@ -6,6 +6,7 @@ second of the machine hurts none of them alone. Random tokens: no prompt is need
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
@@ -20,6 +21,7 @@ from redwood.errors import ArgumentError
 from redwood.time_curve import TimeCurve, TimePoint
 
 QUICK_NODES = (1, 2, 4, 8, 16)
+"""Unless a backend has `quick_nodes`: sizes for forwards that take seconds."""
 _QUICK_REPEATS, _QUICK_SECONDS = 9, 3.0
 _CHUNK = 512
 _FINEST_MS = 1e-3  # a coarse clock may say 0
@@ -75,8 +77,13 @@ def measure_curve(
 def quick_curve(backend: Backend, context: int = 128) -> TimeCurve:
     """Returns a rough curve for one row, in about 4 seconds at most.
 
-    1 to 16 nodes behind `context` tokens, or as many as fit; without a term for the context.
+    1 to 16 nodes behind `context` tokens, or as many as fit; without a term for the context. Where
+    weights pass by in every forward, it takes the time of a few of those.
     """
+    slow: Sequence[int] | None = getattr(backend, "quick_nodes", None)
+    if slow:
+        kinds = [Kind(1, nodes, 0) for nodes in slow]
+        return measure_curve(backend, kinds, repeats=1, seconds=math.inf)
     context = max(0, min(context, backend.capacity - QUICK_NODES[-1]))
     kinds = [Kind(1, nodes, context) for nodes in QUICK_NODES]
     return measure_curve(backend, kinds, repeats=_QUICK_REPEATS, seconds=_QUICK_SECONDS)

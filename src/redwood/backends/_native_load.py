@@ -69,7 +69,7 @@ def load_native(
     if outputs is not None:
         check_count("outputs", outputs)
     if threads is None:
-        threads = min(len(_processors()), _quota(), _MAX_THREADS)
+        threads = default_threads()
     with open_folder(folder, capacity) if gguf is None else open_gguf(gguf, capacity) as source:
         context = source.spec.context
         if capacity is not None and capacity > context:
@@ -125,6 +125,11 @@ def check_options(
         if cpu not in usable:
             listed = ", ".join(map(str, usable))
             raise ArgumentError(f"cpus: this process may use the processors {listed}, not {cpu}")
+
+
+def default_threads() -> int:
+    """Returns one thread for each processor that this process may use, container limits counted."""
+    return min(len(_processors()), _quota(), _MAX_THREADS)
 
 
 def _processors() -> list[int]:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from redwood.backends._native_load import check_options, load_native
+from redwood.backends._native_load import check_options, default_threads, load_native
 from redwood.backends._packing import pack_linears
-from redwood.backends.base import Backend, Kept, Nodes
+from redwood.backends._parallel_load import open_parallel
+from redwood.backends._probe import PROBE_SLOTS, probe, probe_tokens, stock_logits
+from redwood.backends.base import Backend
 from redwood.backends.cuda_graph import with_graphs
 from redwood.backends.eager import ATTENTION, EagerBackend
 from redwood.backends.native import extension
+from redwood.backends.offload import OffloadBackend, open_offloaded
 from redwood.errors import (
     ArgumentError,
     CapacityError,
@@ -40,10 +42,6 @@ DTYPES = {
     "fp16": torch.float16,
 }
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
-_PROBE_PARENTS = [-1, 0, 0, 1, 2, 3]
-_PROMPT = 8  # tokens before the probe tree
-# Largest difference of logits, in units of their spread, between a tree and its paths.
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}
 
 
 def open_model(
@@ -60,6 +58,9 @@ def open_model(
     cpus: Sequence[int] | None = None,
     outputs: int | None = None,
     draft_weights: str | None = None,
+    offload: str | None = None,
+    memory: str | int | None = None,
+    parallel: str | None = None,
 ) -> tuple[Path, Backend]:
     """Returns the folder with a model's tokenizer, and a backend with its weights.
 
@@ -74,6 +75,9 @@ def open_model(
         weights, kv, threads, cpus: of the native backend alone; see `load_native`.
         outputs, draft_weights: of a drafter that the native backend runs: tokens that it scores,
             and its weights in the place of `weights`. Elsewhere they are not needed.
+        offload, memory: where weights stay, and bytes that the process may take; see
+            `load_offload`, whose `weights` and `threads` they then are.
+        parallel: "tensor" or "pipeline", under torchrun; see `open_parallel`.
 
     Raises:
         ArgumentError: unknown backend, dtype or device, an option that the backend does not have.
@@ -81,7 +85,24 @@ def open_model(
     """
     given = {"weights": weights, "kv": kv, "threads": threads, "cpus": cpus}
     native: dict[str, Any] = {option: value for option, value in given.items() if value is not None}
+    if parallel is not None:
+        others = {**native, "offload": offload, "memory": memory}
+        how: dict[str, Any] = dict(dtype=dtype, device=device, capacity=capacity)
+        return open_parallel(name, parallel, backend, others, progress=progress, **how)
     place = _device(device)
+    if offload is not None:
+        odd = [option for option in ("kv", "cpus") if option in native]
+        if backend != "auto" or odd:
+            wrong = ", ".join(odd) or f"backend {backend}"
+            raise ArgumentError(f"{wrong} cannot go with offload: it is a backend of its own")
+        folder = resolve(name, progress=progress)
+        made_for = name if name in PACKAGED else str(folder.resolve())
+        how = {"weights": weights or "auto", "threads": threads, "memory": memory}
+        return folder, load_offload(
+            folder, made_for, offload, dtype=dtype, device=place, capacity=capacity, **how
+        )
+    if memory is not None:
+        raise ArgumentError("memory is a limit for offload, which was not asked for")
     if _wants_native(backend, dtype, place, native):
         try:
             extension()
@@ -168,32 +189,94 @@ def load_eager(
     """
     place = _device(device)
     config = _config(folder)
-    number = _dtype(dtype, place, config)
     slots = _capacity(capacity, config)
+    model = load_stock(folder, _dtype(dtype, place, config)).to(place)
+    if place.type == "cpu":
+        pack_linears(model)
+    return wrap_model(model, slots)
+
+
+def load_stock(folder: Path, dtype: torch.dtype, **how: Any) -> PreTrainedModel:
+    """Returns the model of a folder as Transformers loads it, on the CPU, in eval mode.
+
+    Args:
+        how: goes to Transformers.
+
+    Raises:
+        ModelError: a folder that does not load, or lacks weights.
+    """
     transformers_logging.disable_progress_bar()
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
-            config=config,
-            dtype=number,
+            config=_config(folder),
+            dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            **how,
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"{folder} does not load: {_line(error)}") from error
     missing = sorted(loading["missing_keys"])
     if missing:  # Transformers would go on with random numbers in their place
         raise ModelError(f"{folder} lacks {len(missing)} of its weights, the first is {missing[0]}")
-    model = model.eval().to(place)
-    if place.type == "cpu":
-        pack_linears(model)
-    return wrap_model(model, slots)
+    loaded: PreTrainedModel = model.eval()
+    return loaded
 
 
-def wrap_model(model: PreTrainedModel, capacity: int | None = None) -> EagerBackend:
+def load_offload(
+    folder: Path,
+    name: str,
+    offload: str = "disk",
+    *,
+    memory: str | int | None = None,
+    weights: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    capacity: int | None = None,
+    threads: int | None = None,
+) -> OffloadBackend:
+    """Returns the offload backend for the model in `folder`; see `redwood.backends.offload`.
+
+    Args:
+        name: under which the file that it streams from is kept in the cache.
+        offload, memory, weights: see `open_offloaded`.
+        dtype, device, capacity: as of `load_eager`.
+        threads: that multiply; None: one for each processor that this process may use.
+
+    Raises: as `load_eager` and `open_offloaded`.
+    """
+    place, config = _device(device), _config(folder)
+    slots = _capacity(capacity, config)
+    model, make = open_offloaded(
+        folder,
+        config,
+        name=name,
+        place=offload,
+        memory=memory,
+        weights=weights,
+        dtype=_dtype(dtype, place, config),
+        device=place,
+        threads=threads or default_threads(),
+    )
+    made = wrap_model(model, slots, make)
+    assert isinstance(made, OffloadBackend)
+    return made
+
+
+def wrap_model(
+    model: PreTrainedModel,
+    capacity: int | None = None,
+    make: Callable[[PreTrainedModel, int], EagerBackend] = EagerBackend,
+) -> EagerBackend:
     """Returns a backend around a loaded Transformers model, switched to our attention and checked.
+
+    Args:
+        model: to serve.
+        capacity: slots of a row; None: the model's context.
+        make: the backend's class, or what stands for it.
 
     Raises:
         UnsupportedError: the model cannot be served exactly, with the reason.
@@ -207,10 +290,10 @@ def wrap_model(model: PreTrainedModel, capacity: int | None = None) -> EagerBack
         # as the soft cap of Gemma 2.
         model.set_attn_implementation("eager")
         with torch.inference_mode():
-            stock = _stock_logits(model, _probe_tokens(model))
+            stock = stock_logits(model, probe_tokens(model))
         check_finite(stock)
         model.set_attn_implementation(ATTENTION)
-        _probe(EagerBackend(model, max(slots, _PROMPT + len(_PROBE_PARENTS))), stock)
+        probe(make(model, max(slots, PROBE_SLOTS)), stock)
     except Exception as error:
         model.set_attn_implementation(before)
         if isinstance(error, UnsupportedError | NumericalError):
@@ -218,7 +301,7 @@ def wrap_model(model: PreTrainedModel, capacity: int | None = None) -> EagerBack
         raise UnsupportedError(
             f"{type(model).__name__} does not run with tree attention: {_line(error)}"
         ) from error
-    return EagerBackend(model, slots)
+    return make(model, slots)
 
 
 def _device(name: str | torch.device) -> torch.device:
@@ -272,48 +355,6 @@ def _refuse_unsupported(config: Any) -> None:
         raise UnsupportedError(
             f"{config.model_type} has layers of type {', '.join(sorted(odd))}: a token tree needs "
             "attention whose past can be masked per node"
-        )
-
-
-def _probe_tokens(model: PreTrainedModel) -> Tensor:
-    vocab_size = int(model.config.get_text_config().vocab_size)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, vocab_size, (_PROMPT + len(_PROBE_PARENTS),), generator=generator)
-
-
-def _stock_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """Logits [nodes, V] of the probe tree from the module as it came, one whole path at a time."""
-    listed: list[int] = tokens.tolist()
-    rows: dict[int, Tensor] = {}
-    for leaf in set(range(len(_PROBE_PARENTS))) - set(_PROBE_PARENTS):
-        path = [leaf]
-        while _PROBE_PARENTS[path[0]] >= 0:
-            path.insert(0, _PROBE_PARENTS[path[0]])
-        text = listed[:_PROMPT] + [listed[_PROMPT + node] for node in path]
-        ids = torch.tensor([text], device=model.device)
-        logits = model(input_ids=ids, use_cache=False).logits[0, _PROMPT:].float().cpu()
-        rows.update(zip(path, logits, strict=True))
-    return torch.stack([rows[node] for node in sorted(rows)])
-
-
-def _probe(backend: EagerBackend, want: Tensor) -> None:
-    """Compares a small tree with its paths. Behaviour decides what is supported, not a list."""
-    tokens = _probe_tokens(backend.model).tolist()
-    row = backend.open()
-    try:
-        backend.extend([Nodes(row, tokens[:_PROMPT], num_logits=1)])
-        backend.commit([Kept(row, range(_PROMPT))])
-        (logits,) = backend.extend([Nodes(row, tokens[_PROMPT:], _PROBE_PARENTS)])
-    finally:
-        backend.release(row)
-    got = logits.float().cpu()
-    spread = float(want.std()) or 1.0
-    worst = float((got - want).abs().max()) / spread
-    limit = _TOLERANCE.get(backend.model.dtype, 1e-3)
-    if not worst <= limit:
-        raise UnsupportedError(
-            f"{type(backend.model).__name__} gives other logits in a tree than on its paths "
-            f"(difference {worst:.2g} of their spread, limit {limit:g})"
         )
 
 

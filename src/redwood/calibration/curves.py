@@ -12,6 +12,8 @@ Progress = Callable[[str, int, int], None]
 """Told what is being measured, how much of it is done, and how much there is."""
 
 NODES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)
+LARGE = (96, 128, 192, 256, 384, 512, 768)
+"""Sizes beyond those, for a backend whose `most_nodes` go so far."""
 CONTEXT = 128
 """Tokens before most timed forwards."""
 
@@ -24,8 +26,9 @@ _MOST_FILL_SECONDS = 20.0
 
 def target_kinds(target: Backend) -> list[Kind]:
     """Returns the forwards of a target to time: most behind 128 tokens, some with more."""
-    context = max(0, min(CONTEXT, target.capacity - NODES[-1]))
-    kinds = [Kind(1, nodes, context) for nodes in NODES]
+    sizes = [*NODES, *(nodes for nodes in LARGE if nodes <= getattr(target, "most_nodes", 0))]
+    context = max(0, min(CONTEXT, target.capacity - sizes[-1]))
+    kinds = [Kind(1, nodes, context) for nodes in sizes]
     kinds += [Kind(rows, nodes, context) for rows in _ROWS for nodes in _ROW_NODES]
     return kinds + [Kind(1, nodes, longer) for longer in _contexts(target) for nodes in _FEW_NODES]
 

@@ -12,7 +12,18 @@ import typer
 from typer.core import TyperGroup
 
 from redwood import __version__
-from redwood.commands import bench, calibrate, chat, demo, generate, index, models, serve, tree
+from redwood.commands import (
+    bench,
+    calibrate,
+    chat,
+    demo,
+    deploy,
+    generate,
+    index,
+    models,
+    serve,
+    tree,
+)
 from redwood.commands.options import examples
 from redwood.commands.terminal import drop_stdout, say
 from redwood.errors import RedwoodError
@@ -141,6 +152,7 @@ def _root(
 generate.register(app)
 chat.register(app)
 serve.register(app)
+deploy.register(app)
 tree.register(app)
 models.register(app)
 index.register(app)

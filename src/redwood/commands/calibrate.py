@@ -86,6 +86,8 @@ def calibrate(
     kv: o.Kv = None,
     threads: o.Threads = None,
     cpus: o.Cpus = None,
+    offload: o.Offload = None,
+    memory: o.Memory = None,
 ) -> None:
     """Measures times and acceptance, keeps them as a profile, and shows what they promise.
 
@@ -110,6 +112,8 @@ def calibrate(
         kv=kv,
         threads=threads,
         cpus=cpus,
+        offload=offload,
+        memory=memory,
     )
     from redwood.profile import profile_path
     from redwood.profile_key import profile_key

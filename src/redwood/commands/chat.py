@@ -12,7 +12,7 @@ import typer
 
 from redwood.commands import options as o
 from redwood.commands.generate import as_value, show
-from redwood.commands.loading import open_engine
+from redwood.commands.loading import follow_if_told, open_engine
 from redwood.commands.terminal import print_json, say, stats_table, stderr
 from redwood.errors import ArgumentError, RedwoodError
 
@@ -56,6 +56,9 @@ def chat(
     kv: o.Kv = None,
     threads: o.Threads = None,
     cpus: o.Cpus = None,
+    parallel: o.Parallel = None,
+    offload: o.Offload = None,
+    memory: o.Memory = None,
     max_tokens: o.MaxTokens = None,
     temperature: o.Temperature = None,
     top_p: o.TopP = None,
@@ -88,6 +91,7 @@ def chat(
         verifier=verifier,
     )
     most = o.sampling(settings).max_tokens
+    follow_if_told(parallel, target, backend=backend, dtype=dtype, device=device, capacity=capacity)
     engine = open_engine(
         target,
         drafter,
@@ -102,6 +106,9 @@ def chat(
         kv=kv,
         threads=threads,
         cpus=cpus,
+        parallel=parallel,
+        offload=offload,
+        memory=memory,
     )
     conversation = Conversation(engine, settings, most, system)
     Chat(conversation, interactive=sys.stdin.isatty(), shaded=show_drafts, as_json=as_json).run()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from redwood.commands import options as o
-from redwood.commands.loading import open_engine
+from redwood.commands.loading import follow_if_told, open_engine
 from redwood.commands.terminal import painter, print_json, say, stats_table, stderr, stdout, write
 from redwood.errors import ArgumentError
 
@@ -81,6 +81,9 @@ def generate(
     kv: o.Kv = None,
     threads: o.Threads = None,
     cpus: o.Cpus = None,
+    parallel: o.Parallel = None,
+    offload: o.Offload = None,
+    memory: o.Memory = None,
     max_tokens: o.MaxTokens = None,
     temperature: o.Temperature = None,
     top_p: o.TopP = None,
@@ -102,6 +105,7 @@ def generate(
         raise o.wrong("--system", "--raw has no chat, so no system message")
     if logprobs is not None and not as_json:
         raise o.wrong("--logprobs", "they are shown with --json only")
+    follow_if_told(parallel, target, backend=backend, dtype=dtype, device=device, capacity=capacity)
     text = _read_prompt(words, prompt, file)
     predicted = None if prediction is None else o.read_text(prediction)
     settings = o.given(
@@ -135,6 +139,9 @@ def generate(
         kv=kv,
         threads=threads,
         cpus=cpus,
+        parallel=parallel,
+        offload=offload,
+        memory=memory,
     )
     if predicted is not None:
         settings["prediction"] = predicted

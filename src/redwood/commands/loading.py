@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _NOT_MODELS = ("", "none", "ngram")
 _INDEX = "index:"
+_OF_TARGET = ("capacity", "offload", "memory")  # options that drafters do not have
 
 
 def open_engine(
@@ -30,12 +31,34 @@ def open_engine(
     models = _model_names([drafter])
     _check_law(law, models)
     shape = None if tree is None else tree_parents(tree)
-    ours = {name: options.pop(name, None) for name in ("budget", "max_rows", "kv_tokens")}
+    names = ("budget", "max_rows", "kv_tokens", "parallel")
+    ours = {name: options.pop(name, None) for name in names}
     options = _given(options)
     with _loading(target, models, options):
         from redwood.loading import load
 
         return load(target, drafter, **given(tree=shape, law=law, **ours), **options)
+
+
+def follow_if_told(parallel: str | None, target: str, **options: Any) -> None:
+    """Returns in the process that answers; in others of a launch it follows, then ends.
+
+    Raises:
+        ArgumentError: `parallel` in a process that torchrun did not start.
+        SystemExit: the first process has ended; see `load_parallel`.
+    """
+    if parallel is None:
+        return
+    from redwood.backends._ranks import find_place
+
+    if find_place(parallel).rank == 0:
+        return
+    from transformers.utils import logging
+
+    from redwood.backends.load import open_model
+
+    logging.set_verbosity_error()
+    open_model(target, parallel=parallel, **given(**options))
 
 
 def open_backend(target: str, **options: Any) -> Backend:
@@ -70,11 +93,13 @@ def open_contenders(
     with _loading(target, models, options):
         from redwood.benchmarking import PLAIN, Contender
         from redwood.drafting import join_drafters
-        from redwood.loading import default_budget, load, open_drafter
+        from redwood.loading import default_budget, load, open_drafter, settle
         from redwood.planning import open_planner
 
         engine = load(target, **options)
-        draft_options = {name: value for name, value in options.items() if name != "capacity"}
+        draft_options = {n: value for n, value in options.items() if n not in _OF_TARGET}
+        if "offload" in options:
+            draft_options.pop("weights", None)
         draft_options |= given(law=law)
         made: dict[str, Drafter] = {}
         contenders = [PLAIN]
@@ -95,6 +120,7 @@ def open_contenders(
                 planner = open_planner(engine.target, target, joined, parts, **how)
                 size = default_budget(list(parts.values()), engine.target.name)
                 contenders.append(Contender(name, joined, size, planner))
+        settle(engine.target, list(made.values()))
         return engine, contenders
 
 
@@ -134,9 +160,12 @@ def _loading(target: str, drafters: Sequence[str], options: Mapping[str, Any]) -
     if ggufs:
         with stderr().status(doing):
             from redwood.backends.load import fetch_for
-        wanted = {name: value for name, value in options.items() if name != "capacity"}
+        wanted = {name: value for name, value in options.items() if name not in _OF_TARGET}
         for name in ggufs:
-            fetch_for(name, **wanted)
+            if name == target and "offload" in options:
+                resolve(name, progress=True)
+            else:
+                fetch_for(name, **wanted)
     with stderr().status(doing):
         from transformers.utils import logging
 

@@ -138,6 +138,35 @@ Cpus = Annotated[
         metavar="N,..",
     ),
 ]
+Parallel = Annotated[
+    str | None,
+    _option(
+        "--parallel",
+        "One model over the processes that torchrun started: tensor (every layer is split) or "
+        "pipeline (some layers each).",
+        panel=_MODEL,
+        metavar="WAY",
+    ),
+]
+Offload = Annotated[
+    str | None,
+    _option(
+        "--offload",
+        "For a model larger than memory: where its weights stay, disk (or ram, for a GPU). Each "
+        "pass reads them; --weights is then bf16, int8, int4 or f32.",
+        panel=_MODEL,
+        metavar="WHERE",
+    ),
+]
+Memory = Annotated[
+    str | None,
+    _option(
+        "--memory",
+        "With --offload: what the whole process may take, such as 2GiB. Weights that fit stay.",
+        panel=_MODEL,
+        metavar="SIZE",
+    ),
+]
 
 MaxTokens = Annotated[
     int | None, _option("--max-tokens", "Most tokens to generate.", panel=_SAMPLING)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from redwood.commands import options as o
-from redwood.commands.loading import open_engine
+from redwood.commands.loading import follow_if_told, open_engine
 from redwood.commands.terminal import say
 from redwood.errors import UnsupportedError
 from redwood.server.settings import Settings
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from redwood.server.memory import Memory
 
 _PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
-_FORMATS = ("text", "json")
+FORMATS = ("text", "json")
 _DEFAULT = Settings(model_names=("model",))
 _SERVER, _LIMITS = "Server", "Limits"
 
@@ -177,13 +177,16 @@ def serve(
     kv: o.Kv = None,
     threads: o.Threads = None,
     cpus: o.Cpus = None,
+    parallel: o.Parallel = None,
+    offload: o.Offload = None,
+    memory: o.Memory = None,
 ) -> int:
     """Serves a model over HTTP, as OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.
 
     Also /health, /ready, /metrics, and a page at /. SIGTERM and Ctrl-C let answers end first, twice
     does not.
     """
-    if log_format not in _FORMATS:
+    if log_format not in FORMATS:
         raise o.wrong("--log-format", f"{log_format!r} is neither text nor json")
     settings = Settings(
         model_names=tuple(served_name or [public_name(target)]),
@@ -210,10 +213,12 @@ def serve(
         raise o.wrong("--share-answers", "needs --keep-answers, as --keep-every does")
     if keep_every is not None and not 0.0 < keep_every < float("inf"):
         raise o.wrong("--keep-every", f"{keep_every} must be above 0")
-    _check_packages()
+    check_packages("serve")
     from redwood.server.auth import read_keys
 
     keys = read_keys(api_key or [], api_key_file)
+
+    follow_if_told(parallel, target, backend=backend, dtype=dtype, device=device, capacity=capacity)
 
     def load() -> Engine:
         return open_engine(
@@ -230,6 +235,9 @@ def serve(
             kv=kv,
             threads=threads,
             cpus=cpus,
+            parallel=parallel,
+            offload=offload,
+            memory=memory,
             max_rows=max_rows,
             kv_tokens=kv_tokens,
         )
@@ -256,11 +264,12 @@ def public_name(target: str) -> str:
     return name.removesuffix(".gguf") or target
 
 
-def _check_packages() -> None:
+def check_packages(command: str) -> None:
+    """Raises UnsupportedError, with what helps, where packages of the server are missing."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise UnsupportedError(
-            f"redwood serve needs packages that are not installed ({', '.join(missing)}): "
+            f"redwood {command} needs packages that are not installed ({', '.join(missing)}): "
             "pip install 'redwood[serve]'"
         )
 

@@ -7,6 +7,7 @@ serve after a change of the prefix.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -17,7 +18,8 @@ from prometheus_client import (
     generate_latest,
 )
 
-from redwood.requests import Step
+if TYPE_CHECKING:  # it imports torch, and the router of replicas needs none
+    from redwood.requests import Step
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _P = "redwood:"

@@ -1,0 +1,215 @@
+"""What the tests of parallel models share: ranks as processes, and what they do.
+
+The ranks of a test are forked from one process that has imported everything once: an import of
+torch and Transformers takes longer than all that these tests compute.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import redwood
+from redwood.backends import _parallel_load as _parallel_load  # for the fork server to import
+from redwood.backends import load as _load  # noqa: F401
+from redwood.backends._ranks import Line, Place, Ranks
+from redwood.backends.base import Kept
+from redwood.backends.eager import EagerBackend
+from redwood.backends.load import wrap_model
+from redwood.backends.parallel import Member, ParallelBackend, follow
+from redwood.loading import load as _whole  # noqa: F401
+
+PATIENCE_S = 120.0  # a loaded machine is slow
+
+
+class Launch:
+    """Processes that stand for what torchrun starts.
+
+    Args:
+        folder: for what they write.
+        task: what each of them does, a function of this module; what it returns, JSON can hold.
+        given: arguments, of each rank.
+    """
+
+    def __init__(
+        self, folder: Path, task: Callable[..., Any], *given: Sequence[Any], **env: str
+    ) -> None:
+        context = _fork_server()
+        folder.mkdir()
+        self.folder, port = folder, _free_port()
+        self.processes = [
+            context.Process(
+                target=_run, args=(rank, len(given), port, folder, env, task, each), daemon=True
+            )
+            for rank, each in enumerate(given)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def codes(self) -> list[int | None]:
+        """Waits for the ends of all; returns the exit codes."""
+        for process in self.processes:
+            process.join(PATIENCE_S)
+        codes = [process.exitcode for process in self.processes]
+        for process in self.processes:
+            process.kill()
+        return codes
+
+    def results(self) -> list[Any]:
+        """What the ranks returned, once all have ended well; None of a follower."""
+        assert self.codes() == [0] * len(self.processes), self.errors()
+        files = [self.folder / f"{rank}.json" for rank in range(len(self.processes))]
+        return [json.loads(file.read_text()) if file.exists() else None for file in files]
+
+    def errors(self) -> list[str]:
+        """What the ranks wrote to stderr."""
+        return [(self.folder / f"{r}.err").read_text() for r in range(len(self.processes))]
+
+    def output(self) -> list[str]:
+        """What the ranks wrote to stdout."""
+        return [(self.folder / f"{r}.out").read_text() for r in range(len(self.processes))]
+
+    def wait_for(self, name: str) -> None:
+        """Waits until a rank has written to a file of this name."""
+        deadline, file = time.monotonic() + PATIENCE_S, self.folder / name
+        while not file.exists() or not file.stat().st_size:
+            assert time.monotonic() < deadline, self.errors()
+            time.sleep(0.01)
+
+
+def _fork_server() -> Any:
+    """Starts the process that ranks are forked from, if there is none."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["parallel_kit"])
+    before = os.environ.get("PYTHONPATH")
+    # NOTE: Python 3.11 imports what is to be preloaded without the path of this process.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent), *filter(None, [before])]
+    )
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+    return context
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _run(
+    rank: int, size: int, port: int, folder: Path, env: dict[str, str], task: Any, given: Any
+) -> None:
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / f"{rank}.{name}", os.O_WRONLY | os.O_CREAT), number)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    os.environ.update(
+        env,
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(size),
+        LOCAL_WORLD_SIZE=str(size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        FOLDER=str(folder),
+    )
+    try:
+        result = task(*given)
+        (folder / f"{rank}.json").write_text(json.dumps(result))
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing ends its processes without them
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def answers(cases: Sequence[dict[str, Any]]) -> list[Any]:
+    """Loads one engine after the other and returns the tokens of each; of followers nothing."""
+    found = []
+    for case in cases:
+        try:
+            engine = redwood.load(**case["load"])
+        except SystemExit as ended:
+            assert ended.code == 0
+            continue
+        except redwood.RedwoodError as error:
+            found.append(f"{type(error).__name__}: {error}")
+            continue
+        told = [engine.generate(case["prompts"], **params) for params in case["params"]]
+        found.append([[each.token_ids for each in outputs] for outputs in told])
+        found.append(max(each.stats.mean_acceptance_length for o in told for each in o))
+        if isinstance(engine.target, ParallelBackend):
+            engine.target.close()
+    return found
+
+
+def endless(parallel: str, target: str, drop_commits: bool = False) -> None:
+    """Answers until something ends it."""
+    if drop_commits:
+        _forget_a_commit()
+    engine = redwood.load(target, "ngram", parallel=parallel, budget=8)
+    while True:
+        engine.generate([[5, 6, 7]], max_tokens=50, temperature=1.0)
+        (Path(os.environ["FOLDER"]) / "answering").write_text("yes")
+
+
+def _forget_a_commit() -> None:
+    """From its fifth on, this rank keeps one token less than it is told to."""
+    commit, calls = EagerBackend.commit, list[int]()
+
+    def forgetful(self: EagerBackend, rows: Sequence[Kept]) -> None:
+        calls.append(1)
+        commit(self, [Kept(k.row, k.nodes[:-1]) if len(calls) > 8 else k for k in rows])
+
+    EagerBackend.commit = forgetful  # type: ignore[method-assign]
+
+
+def command(*words: str) -> None:
+    """Runs the command line."""
+    from redwood.cli import main
+
+    sys.argv = ["redwood", *words]
+    main()
+
+
+def pair(leave: Callable[[str], None]) -> tuple[Ranks, Ranks]:
+    """Both ends of a line in one process; `leave` takes what would end a process."""
+    ours, theirs = tcp_pair()
+    return (
+        Ranks(Place(0, 0, 2, True), [Line(ours, 1)], leave),
+        Ranks(Place(1, 1, 2, True), [Line(theirs, 0)], leave),
+    )
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        return ours, listener.accept()[0]
+
+
+def mirrored(model: Any) -> ParallelBackend:
+    """A driver and a follower that have the whole model each, in one process, checked."""
+    driver, follower = pair(lambda text: None)
+    threading.Thread(
+        target=follow,
+        args=(Member(wrap_model(model), checked=True), follower),
+        kwargs={"checked": True},
+        daemon=True,
+    ).start()
+    return ParallelBackend(
+        Member(wrap_model(model), checked=True), driver, "tensor_parallel", checked=True
+    )
