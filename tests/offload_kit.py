@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 
-from redwood.backends import _offload_file, offload
+from redwood.backends import _offload_file, _offload_load
 from redwood.backends.load import load_offload
 from redwood.backends.offload import OffloadBackend
 
@@ -20,7 +20,7 @@ from redwood.backends.offload import OffloadBackend
 def small_pieces(size: int = 4096) -> Iterator[None]:
     """Tensors of a tiny model count as large, and are cut into pieces of this many bytes."""
     with (
-        mock.patch.object(offload, "SMALL", 64),
+        mock.patch.object(_offload_load, "SMALL", 64),
         mock.patch.object(_offload_file, "PIECE_BYTES", size),
     ):
         yield

@@ -83,7 +83,7 @@ def quick_curve(backend: Backend, context: int = 128) -> TimeCurve:
     slow: Sequence[int] | None = getattr(backend, "quick_nodes", None)
     if slow:
         kinds = [Kind(1, nodes, 0) for nodes in slow]
-        return measure_curve(backend, kinds, repeats=1, seconds=math.inf)
+        return measure_curve(backend, kinds, repeats=2, seconds=math.inf)
     context = max(0, min(context, backend.capacity - QUICK_NODES[-1]))
     kinds = [Kind(1, nodes, context) for nodes in QUICK_NODES]
     return measure_curve(backend, kinds, repeats=_QUICK_REPEATS, seconds=_QUICK_SECONDS)

@@ -25,8 +25,6 @@ from redwood.errors import ModelError
 
 PIECE_BYTES = 8 << 20
 """Bytes of a piece at most, but for a matrix whose smallest unit of rows is larger."""
-SMALL = 1 << 16
-"""Tensors of up to this many numbers stay in memory."""
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ class StaticForward:
             held[i, : row.length] = np.arange(row.length)
             held[i, row.length : end] = depths
             seen[i, -count:, : row.length] = True
-            seen[i, -count:, row.length : end] = ancestor_mask(row.parents)[-count:]
+            seen[i, -count:, row.length : end] = ancestor_mask(row.parents, count)
         self._numbers.copy_(torch.from_numpy(numbers))
         self._seen.copy_(torch.from_numpy(seen))
 

@@ -11,7 +11,7 @@ import mmap
 import os
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -61,7 +61,8 @@ class Stream:
         self.path, self._spans, self._pinned = path, spans, pinned
         handle, self._direct = _opened(path, max((s.offset + s.size for s in spans), default=0))
         self._handle = handle
-        self._largest = _pages(max((s.size for s in spans), default=0))
+        self.largest = _pages(max((s.size for s in spans), default=0))
+        """Bytes of a buffer."""
         self._count, self._made = buffers, 0
         self._free: list[Tensor] = []
         self._order = list(range(len(spans)))
@@ -71,6 +72,9 @@ class Stream:
         self._ahead: deque[_Ahead] = deque()
         self._keep: frozenset[int] = frozenset()
         self._held: dict[int, Tensor] = {}
+        self.left_out: frozenset[int] = frozenset()
+        """Pieces that stay elsewhere."""
+        self._lent: frozenset[int] = frozenset()  # of these, those that are there by now
         self._threads = ThreadPoolExecutor(_READERS, "redwood-read")
         weakref.finalize(self, _close, self._threads, handle)
         self.bytes_read = 0
@@ -88,7 +92,11 @@ class Stream:
     @property
     def kept_bytes(self) -> int:
         """Bytes of the pieces that stay in memory, once they have been read."""
-        return sum(_pages(self._spans[piece].size) for piece in self._keep)
+        return self.size_of(self._keep)
+
+    def size_of(self, pieces: Iterable[int]) -> int:
+        """Returns the bytes that these pieces take in memory."""
+        return sum(_pages(self._spans[piece].size) for piece in pieces)
 
     @property
     def held_bytes(self) -> int:
@@ -98,29 +106,43 @@ class Stream:
     @property
     def buffer_bytes(self) -> int:
         """Bytes that the buffers take once all are in use."""
-        return self._count * self._largest
+        return self._count * self.largest
 
     @property
     def made_bytes(self) -> int:
         """Bytes that the buffers take now."""
-        return self._made * self._largest
+        return self._made * self.largest
 
     def keep(self, room: int) -> None:
         """Lets as many pieces stay in memory as fit into `room` bytes, and no more."""
-        share, due, chosen = min(1.0, max(0.0, room / max(1, self._all_pages))), 0.0, set()
-        for piece in self._order:
-            size = _pages(self._spans[piece].size)
-            due += share * size
-            if due >= size or share == 1.0:
-                chosen.add(piece)
-                due -= size
-        self._keep = frozenset(chosen)
-        for piece in set(self._held) - chosen:
+        self._keep = self.evenly(room)
+        for piece in set(self._held) - self._keep:
             del self._held[piece]
 
-    @property
-    def _all_pages(self) -> int:
-        return sum(_pages(span.size) for span in self._spans)
+    def evenly(self, room: int) -> frozenset[int]:
+        """Returns pieces that fit into `room` bytes, as evenly over a forward as may be."""
+        sizes = [_pages(span.size) for span in self._spans]
+        share, due, chosen = min(1.0, max(0.0, room / max(1, sum(sizes)))), 0.0, set()
+        for piece in self._order:
+            due += share * sizes[piece]
+            if due >= sizes[piece] or share == 1.0:
+                chosen.add(piece)
+                due -= sizes[piece]
+        return frozenset(chosen)
+
+    def leave_out(self, pieces: frozenset[int]) -> None:
+        """Reads these no more once they have been lent: they stay elsewhere."""
+        self.left_out = pieces
+        self._lent &= pieces
+
+    def pass_by(self, index: int) -> None:
+        """Notes that a piece that stays elsewhere was used."""
+        self._used.append(index)
+        self._read_on()
+
+    def is_held(self, data: Tensor) -> bool:
+        """Returns whether these lent bytes stay where they are."""
+        return any(held.data_ptr() == data.data_ptr() for held in self._held.values())
 
     @contextmanager
     def piece(self, index: int) -> Iterator[Tensor]:
@@ -142,6 +164,8 @@ class Stream:
             if index in self._keep:
                 self._held[index] = self._memory(size)
                 self._held[index][:] = buffer[:size]
+            if index in self.left_out:
+                self._lent |= {index}
         finally:
             self._free.append(buffer)
             self._read_on()
@@ -180,7 +204,7 @@ class Stream:
             turn = (
                 self._order[(self._next + i) % len(self._order)] for i in range(len(self._order))
             )
-            piece = next((piece for piece in turn if piece not in self._held), None)
+            piece = next((p for p in turn if p not in self._held and p not in self._lent), None)
             if piece is None or piece in under_way:
                 return
             self._start(piece)
@@ -199,7 +223,7 @@ class Stream:
 
     def _another(self) -> Tensor:
         self._made += 1
-        return self._memory(self._largest)
+        return self._memory(self.largest)
 
     def _memory(self, size: int) -> Tensor:
         """Memory on page borders, given back to the system as soon as it is let go."""

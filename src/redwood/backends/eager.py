@@ -68,30 +68,32 @@ class _Span:
         self.row, self.pad, self.num_new = row, pad, len(nodes.token_ids)
         self.start = row.length + len(row.parents) - self.num_new  # first slot written
         self.positions = np.array(row.depths[-self.num_new :]) + row.length
-        self._seen = ancestor_mask(row.parents)[-self.num_new :]
+        self._seen = ancestor_mask(row.parents, self.num_new)
         self._masks: dict[tuple[int | None, int], Tensor | None] = {}
 
     def mask(self, window: int | None, groups: int, like: Tensor) -> Tensor | None:
         """Additive mask [1, 1, groups * n, slots] in the dtype of `like`; None: all is seen."""
         key = (window, groups)
         if key not in self._masks:
-            seen = self._visible(window)
+            seen = self._seen if window is None else self._near(window)
             mask = None
             if not seen.all():
-                bias = torch.zeros(seen.shape, dtype=like.dtype)
-                bias.masked_fill_(~torch.from_numpy(seen), float("-inf"))
-                mask = bias.to(like.device).repeat(groups, 1)[None, None]
+                slots = self.row.length + len(self.row.parents)
+                bias = like.new_zeros(groups, self.num_new, slots)
+                unseen = torch.from_numpy(~seen).to(like.device)
+                bias[..., slots - seen.shape[1] :].masked_fill_(unseen, float("-inf"))
+                mask = bias.view(1, 1, -1, slots)
             self._masks[key] = mask
         return self._masks[key]
 
-    def _visible(self, window: int | None) -> NDArray[np.bool_]:
+    def _near(self, window: int) -> NDArray[np.bool_]:
+        """What is seen of all slots, the prefix's too: at most `window` positions back."""
         prefix = np.ones((self.num_new, self.row.length), dtype=np.bool_)
         seen = np.concatenate([prefix, self._seen], axis=1)
-        if window is not None:
-            held = np.concatenate(
-                [np.arange(self.row.length), np.array(self.row.depths) + self.row.length]
-            )
-            seen &= held[None] > self.positions[:, None] - window
+        held = np.concatenate(
+            [np.arange(self.row.length), np.array(self.row.depths) + self.row.length]
+        )
+        seen &= held[None] > self.positions[:, None] - window
         return seen
 
 

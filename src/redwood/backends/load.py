@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from redwood.backends._native_load import check_options, default_threads, load_native
+from redwood.backends._offload_load import open_offloaded
 from redwood.backends._packing import pack_linears
 from redwood.backends._parallel_load import open_parallel
 from redwood.backends._probe import PROBE_SLOTS, probe, probe_tokens, stock_logits
@@ -20,7 +21,7 @@ from redwood.backends.base import Backend
 from redwood.backends.cuda_graph import with_graphs
 from redwood.backends.eager import ATTENTION, EagerBackend
 from redwood.backends.native import extension
-from redwood.backends.offload import OffloadBackend, open_offloaded
+from redwood.backends.offload import OffloadBackend
 from redwood.errors import (
     ArgumentError,
     CapacityError,
