@@ -96,5 +96,7 @@ def save(name: str, data: Any) -> None:
 
 def write(path: Path, about: dict[str, Any], **values: Any) -> None:
     """Writes a result where the caller wants it, with its command and `setting`."""
-    saved = {"command": shlex.join(sys.argv), "setting": about, **values}
+    # A file of one machine is named, not where it lies there.
+    given = [Path(word).name if os.path.isabs(word) else word for word in sys.argv]
+    saved = {"command": shlex.join(given), "setting": about, **values}
     path.write_text(json.dumps(saved, indent=1, default=str) + "\n")

@@ -51,6 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.0, help="above 0 with a seed")
     parser.add_argument("--no-seed", action="store_true", help="draw freely; texts then differ")
     parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--held-tokens", type=int, help="compare the beginning of each text only")
     parser.add_argument("--plain-tokens", type=int, default=8)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--json", type=Path)
@@ -141,7 +142,7 @@ def held_way(args: argparse.Namespace) -> dict[str, Any]:
     engine = redwood.load(
         args.target, offload="disk", memory="1TiB", weights=args.weights, capacity=2048
     )
-    params = {"max_tokens": args.max_tokens}
+    params = {"max_tokens": args.held_tokens or args.max_tokens}
     return {
         "runs": [
             decode(engine, ids, {**sampling(args, number), **params})
@@ -251,13 +252,13 @@ def main() -> None:
     for way in args.ways:
         result, most = child(args, way)
         results[way] = {"max_rss_bytes": most, **result}
-    summary = summarise(results)
+        summary = summarise(results)
+        if args.json:
+            common.write(args.json, about, summary=summary, results=results)
     table = Table("what", "value")
     for name, value in summary.items():
         table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
     Console().print(table)
-    if args.json:
-        common.write(args.json, about, summary=summary, results=results)
 
 
 def summarise(results: dict[str, Any]) -> dict[str, Any]:
@@ -287,7 +288,7 @@ def summarise(results: dict[str, Any]) -> dict[str, Any]:
     if "held" in results:
         both = list(zip(own["runs"], results["held"]["runs"], strict=True))
         made["texts that differ"] = sum(
-            run["tree"]["tokens"] != held["tokens"] for run, held in both
+            run["tree"]["tokens"][: len(held["tokens"])] != held["tokens"] for run, held in both
         )
         made["tokens compared"] = sum(len(held["tokens"]) for _, held in both)
     if "accelerate" in results:

@@ -31,7 +31,7 @@ LAYERS = [
     {"loading"},
     {"hf", "benchmarking"},
     {"calibration"},
-    {"plotting"},
+    {"plotting", "tuning"},
     {"server"},
     {"replicas"},
     {"commands"},

@@ -152,6 +152,54 @@ def test_lengths_that_are_none_get_400(live: Callable[..., Live], length: str) -
         assert b" 400 " in client.read_until(b"\r\n")
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",  # a client that expects TLS
+        b"hello\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",  # no Host
+        b"GET /a b HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: ten\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_gets_a_400_of_the_same_shape(
+    live: Callable[..., Live], sent: bytes
+) -> None:
+    server = live()
+    with Raw(server.port) as client:
+        client.send(sent)
+        head, body = client.read_all().split(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ") and b"content-type: application/json" in head
+    assert f"content-length: {len(body)}".encode() in head
+    error = json.loads(body)["error"]
+    assert error["type"] == "invalid_request_error" and error["code"] == "invalid_http"
+    server.alive_and_right()
+
+
+def test_nonsense_after_a_request_is_answered_after_it(live: Callable[..., Live]) -> None:
+    server = live()
+    with Raw(server.port) as client:
+        client.post(CHAT)
+        client.send(b"\x00\x01 nonsense\r\n\r\n")
+        first, second = client.read_all().split(b"HTTP/1.1 ")[1:]
+    assert first.startswith(b"200 ") and b"completion_tokens" in first
+    assert second.startswith(b"400 ") and b"invalid_http" in second
+
+
+def test_a_request_that_was_answered_early_gets_no_second_answer(
+    live: Callable[..., Live], caplog: pytest.LogCaptureFixture
+) -> None:
+    server = live(keys=["the-right-one"])
+    with Raw(server.port) as client:
+        client.post(b"", Content_Length="", Transfer_Encoding="chunked")  # and no key
+        got = client.read_until(b"invalid_api_key")
+        client.send(b"no number\r\n")
+        got += client.read_all()
+    assert got.count(b"HTTP/1.1 ") == 1 and b" 401 " in got
+    wait_for(server.idle, "an idle engine")
+    assert "Traceback" not in caplog.text and "Fatal" not in caplog.text
+
+
 def test_a_connection_can_be_used_again_after_an_error(live: Callable[..., Live]) -> None:
     server = live()
     with Raw(server.port) as client:

@@ -324,6 +324,45 @@ def test_every_reference_of_the_openapi_document_leads_somewhere(live: Any) -> N
     assert body["content"]["application/json"]["schema"]["$ref"].endswith("ChatRequest")
 
 
+def test_the_openapi_document_lists_the_errors_that_are_given(live: Callable[..., Live]) -> None:
+    server = live(keys=[KEY], max_body_bytes=1000)
+    document = server.http.get("/openapi.json").json()
+    posted = document["paths"]["/v1/chat/completions"]["post"]["responses"]
+    assert posted.keys() == set("200 400 401 403 404 408 413 415 429 500 503 504".split())
+    assert set(posted["200"]["content"]) == {"application/json", "text/event-stream"}
+    assert "Retry-After" in posted["429"]["headers"] and "Retry-After" in posted["503"]["headers"]
+    named = document["paths"]["/v1/models/{name}"]["get"]["responses"]
+    assert {"401", "404", "500"} <= named.keys() and "422" not in named
+    health = document["paths"]["/health"]["get"]["responses"]
+    assert "503" in health and "401" not in health
+    metrics = document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]
+    assert set(metrics) == {"text/plain"}
+    shape = document["components"]["schemas"]["Error"]["properties"]["error"]
+    for path, responses, body, headers in (
+        ("/v1/chat/completions", posted, {"messages": 3}, {}),
+        ("/v1/chat/completions", posted, CHAT, {"authorization": "Bearer wrong"}),
+        ("/v1/completions", posted, {"prompt": "x", "model": "none"}, {}),
+        ("/v1/completions", posted, {"prompt": "x" * 2000}, {}),
+        ("/v1/completions", posted, CHAT, {"content-type": "text/plain"}),
+        ("/v1/models/none", named, None, {}),
+    ):
+        method = "GET" if body is None else "POST"
+        response = server.http.request(method, path, json=body, headers=headers)
+        assert str(response.status_code) in responses
+        assert response.json()["error"].keys() == set(shape["required"])
+
+
+def test_a_slash_too_many_gets_404_and_leads_nowhere_else(live: Callable[..., Live]) -> None:
+    server = live(keys=[KEY])
+    for path in ("/v1/models/", "/v1/chat/completions/", "/v1/completions/", "/version/"):
+        method = "POST" if path.endswith("completions/") else "GET"
+        response = server.http.request(method, path, json=CHAT)
+        assert server.error(response, 404)["type"] == "not_found_error"
+        assert "location" not in response.headers
+    slashed = server.openai.with_options(base_url=f"{server.url}/v1/")  # joined by the client
+    assert [model.id for model in slashed.models.list()] == ["tiny"]
+
+
 class _Transport:
     def __init__(self) -> None:
         self.left, self.aborted = 1000, False

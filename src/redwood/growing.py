@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from redwood.algorithms.dynamic import MODEL_BINS, Reliability, learn, model_bin
+from redwood.algorithms.dynamic import MODEL_BINS, Reliability, learn_below, model_bin
 from redwood.algorithms.sequoia import draw_without_replacement
 from redwood.algorithms.specinfer import draw_with_replacement
 from redwood.context import Context
@@ -24,6 +24,7 @@ from redwood.tree import Law, TokenTree, children_of
 
 _BRANCH, _NARROW = 3, 3  # children of a node of a dynamic tree, and nodes of a level that get any
 _NARROW_SHARE = 8  # or this part of the budget, in trees of hundreds of nodes
+_CACHED = 1 << 18  # logits whose temporaries stay in the cache
 
 
 class Shape:
@@ -63,7 +64,9 @@ class Growing:
         self.estimates = [1.0]
         self._rows, self._bins, self._origins = [-1], [-1], [0]
         self._last = [0]  # nodes of the last level
-        self._probs: list[Tensor] = []
+        self._below: dict[int, range] = {}  # children of the nodes that were expanded
+        self._num_rows = 0
+        self._probs: list[Tensor] = []  # by level
         self._ids: list[Tensor] = []
 
     def candidates(self) -> list[int]:
@@ -109,61 +112,71 @@ class Growing:
         most = min(max(self.num_children(node) for node in nodes), logits.shape[1])
         if self.law == Law.POINT:
             values, best = top(logits, most)
-            given = (values - logits.logsumexp(-1, keepdim=True)).exp().tolist()
-            for node, tokens, chances in zip(nodes, best.tolist(), given, strict=True):
-                self._add(node, tokens, -1, chances)
+            chances = (values - _log_mass(logits)).exp()
+            for node, tokens, found in zip(nodes, best.tolist(), chances.tolist(), strict=True):
+                self._add(node, tokens, -1, found)
             return
         probs, ids = draft_law(logits, context.params, max(width, most))
-        for i, node in enumerate(nodes):
-            row = (probs[i].numpy(), ids[i].numpy())
-            by_id = dict(zip(row[1].tolist(), row[0].tolist(), strict=True))
-            if self.law == Law.COUPLED:
-                tokens = self._best_by_noise(*row, level)
-                self._add(node, tokens, -1, [by_id[token] for token in tokens])
-            else:
-                tokens = self._draw(*row, node)
-                chances = [by_id.get(token, 0.0) for token in tokens]
-                self._add(node, tokens, len(self._probs), chances)
-                self._probs.append(probs[i])
-                self._ids.append(ids[i])
+        rows = zip(nodes, probs.numpy(), ids.numpy(), strict=True)
+        if self.law == Law.COUPLED:
+            for node, given, known in rows:
+                chosen = self._best_by_noise(given, known, level)[: self.num_children(node)]
+                self._add(node, known[chosen].tolist(), -1, given[chosen].tolist())
+            return
+        for draft_row, (node, given, known) in enumerate(rows, self._num_rows):
+            drawn = self._draw(given, known, node)
+            by_id = dict(zip(known.tolist(), given.tolist(), strict=True))
+            self._add(node, drawn, draft_row, [by_id.get(token, 0.0) for token in drawn])
+        self._num_rows += len(nodes)
+        self._probs.append(probs)
+        self._ids.append(ids)
 
     def learn(self, text: Sequence[int], tables: Sequence[Reliability]) -> None:
         """Notes what became of this tree, of which `text` is the continuation."""
         news = text[self.length :]
-        depth = learn(news, self.parents, self.tokens, self._bins, tables)
-        children, at = children_of(self.parents), 0
+        depth = learn_below(news, self._children, self.tokens, self._bins, tables)
+        at = 0
         for step, token in enumerate(news[: depth + 1]):
-            if not children[at]:
+            children = self._children(at)
+            if not children:
                 break
             for table in tables:
                 table.count(MODEL_BINS, step < depth)
-            at = next((c for c in children[at] if self.tokens[c] == token), at)
+            at = next((c for c in children if self.tokens[c] == token), at)
+
+    def _children(self, node: int) -> range:
+        return self._below.get(node, range(0))
 
     def finish(self) -> TokenTree:
         """The drawn tree; of a dynamic one, the nodes with the best chances."""
-        tree = TokenTree(
-            torch.tensor(self.tokens),
-            torch.tensor(self.parents),
-            torch.tensor([int(self.law)] * len(self.tokens), dtype=torch.int8),
-            torch.tensor(self._rows),
-            torch.stack(self._probs) if self._probs else None,
-            torch.stack(self._ids) if self._ids else None,
-            self.estimates,
+        tokens, parents, estimates = self.tokens, self.parents, self.estimates
+        if len(tokens) > self.budget:  # no child's chance exceeds its parent's
+            order = np.argsort(-np.array(estimates), kind="stable")[: self.budget]
+            nodes = np.sort(order).tolist()
+            place = {node: i for i, node in enumerate([-1, *nodes], start=-1)}
+            tokens = [tokens[node] for node in nodes]
+            parents = [place[parents[node]] for node in nodes]
+            estimates = [estimates[node] for node in nodes]
+        return TokenTree(
+            torch.tensor(tokens),
+            torch.tensor(parents),
+            torch.full((len(tokens),), int(self.law), dtype=torch.int8),
+            torch.tensor(self._rows[: len(tokens)]),  # those of a dynamic tree are all alike
+            torch.cat(self._probs) if self._probs else None,
+            torch.cat(self._ids) if self._ids else None,
+            estimates,
         )
-        if len(self.tokens) <= self.budget:
-            return tree
-        best = sorted(range(len(self.tokens)), key=lambda n: -self.estimates[n])
-        return tree.kept(sorted(best[: self.budget]))
 
     def _best_by_noise(
         self, probs: NDArray[np.float64], ids: NDArray[np.int64], level: int
-    ) -> list[int]:
-        """Tokens by log q plus the noise of their absolute position, best first."""
+    ) -> NDArray[np.int64]:
+        """Places in the row by log q plus the noise of the absolute position, best first."""
         assert self.context.noise is not None
         noise = self.context.noise.at(self.length + level, ids)
         with np.errstate(divide="ignore"):
             keys = np.log(probs) + noise
-        return [int(token) for token in ids[np.argsort(-keys, kind="stable")]]
+        order: NDArray[np.int64] = np.argsort(-keys, kind="stable")
+        return order
 
     def _draw(self, probs: NDArray[np.float64], ids: NDArray[np.int64], node: int) -> list[int]:
         context, count = self.context, self.num_children(node)
@@ -176,15 +189,23 @@ class Growing:
         self, node: int, tokens: Sequence[int], draft_row: int, chances: Sequence[float]
     ) -> None:
         """Appends a node's children; chances: what the model gave each of them."""
-        placed = list(zip(tokens, chances, strict=True))[: self.num_children(node)]
-        for rank, (token, chance) in enumerate(placed):
-            kind = model_bin(chance)
-            self._last.append(len(self.tokens))
-            self.tokens.append(token)
-            self.parents.append(node)
-            self.place.append(-1)
-            self._rows.append(draft_row)
-            self._bins.append(kind)
-            self.estimates.append(self.estimates[node] * self.rates[kind])
-            if self.shape is not None:
-                self._origins.append(self.shape.children[self._origins[node]][rank])
+        count = min(len(tokens), self.num_children(node))
+        added = self._below[node] = range(len(self.tokens), len(self.tokens) + count)
+        kinds = [model_bin(chance) for chance in chances[:count]]
+        believed = self.estimates[node]
+        self._last += added
+        self.tokens += tokens[:count]
+        self.parents += [node] * count
+        self.place += [-1] * count
+        self._rows += [draft_row] * count
+        self._bins += kinds
+        self.estimates += [believed * self.rates[kind] for kind in kinds]
+        if self.shape is not None:
+            self._origins += self.shape.children[self._origins[node]][:count]
+
+
+def _log_mass(logits: Tensor) -> Tensor:
+    """Logarithms of the sums of exponentials, [W, 1]; few rows at a time, as caches hold."""
+    rows = len(logits) if logits.device.type != "cpu" else max(1, _CACHED // logits.shape[1])
+    parts = [logits[at : at + rows] for at in range(0, len(logits), rows)]
+    return torch.cat([part.logsumexp(-1, keepdim=True) for part in parts])

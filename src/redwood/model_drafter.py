@@ -187,7 +187,8 @@ class ModelDrafter:
             length = len(text) - _CHUNK
             self._fill(row, text, length)
         new = text[length:]
-        row.tokens, row.parents = list(new), list(range(-1, len(new) - 1))
+        row.count = len(new)
+        row.below = {(i - 1, token): i for i, token in enumerate(new)}
         growing.place[0] = len(new) - 1
         return Nodes(row.row, readable(self.backend, new), num_logits=1)
 
@@ -195,10 +196,10 @@ class ModelDrafter:
         row = self._row(growing.context)
         parents = [growing.place[growing.parents[node]] for node in nodes]
         tokens = [growing.tokens[node] for node in nodes]
-        for node, parent, token in zip(nodes, parents, tokens, strict=True):
-            growing.place[node] = len(row.tokens)
-            row.tokens.append(token)
-            row.parents.append(parent)
+        for node, edge in zip(nodes, zip(parents, tokens, strict=True), strict=True):
+            growing.place[node] = row.count
+            row.below.setdefault(edge, row.count)
+            row.count += 1
         return Nodes(row.row, readable(self.backend, tokens), parents)
 
     def release(self, key: int) -> None:
@@ -226,11 +227,11 @@ _LAWS = {
 
 @dataclass
 class _DraftRow:
-    """A row of the drafter's backend and the provisional nodes it holds."""
+    """A row of the drafter's backend, and its provisional nodes: the first by parent and token."""
 
     row: int
-    tokens: list[int] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
+    count: int = 0
+    below: dict[tuple[int, int], int] = field(default_factory=dict)
     last: Growing | None = None
     law: Law | None = None
     reliability: Reliability | None = None
@@ -240,9 +241,9 @@ class _DraftRow:
         path: list[int] = []
         at = -1
         for token in text:
-            nodes = (i for i, p in enumerate(self.parents) if p == at and self.tokens[i] == token)
-            at = next(nodes, -2)
-            if at == -2:
+            found = self.below.get((at, token))
+            if found is None:
                 break
-            path.append(at)
+            path.append(found)
+            at = found
         return path

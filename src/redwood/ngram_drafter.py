@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from redwood.algorithms.dynamic import Reliability, learn, ngram_prior, store_bin, store_prior
+from redwood.algorithms.dynamic import Reliability, learn_below, ngram_prior, store_bin, store_prior
 from redwood.algorithms.sssd import Candidate, Rated, TextIndex, candidate_tree, likely_tree
 from redwood.context import Context
 from redwood.datastore import Datastore
 from redwood.datastore.chunk import Chunk
 from redwood.datastore.search import LONGEST_MATCH, Continuations, look_up
 from redwood.errors import ArgumentError, check_count
-from redwood.tree import TokenTree
+from redwood.tree import TokenTree, children_of
 
 _STORED = 1  # number of the datastore among the sources of a tree; the text itself is 0
 
@@ -143,11 +143,11 @@ class _Text:
 
     def learn(self, news: Sequence[int], everyone: Sequence[Reliability]) -> None:
         """Notes what became of the last tree, which is then forgotten."""
-        parents = [-1, *(c.parent for c in self.drafted)]
+        children = children_of([-1, *(c.parent for c in self.drafted)])
         tokens = [-1, *(c.token_id for c in self.drafted)]
         for source, tables in enumerate(zip(self.tables, everyone, strict=True)):
             bins = [-1, *(c.bin if c.source == source else -1 for c in self.drafted)]
-            learn(news, parents, tokens, bins, tables)
+            learn_below(news, children.__getitem__, tokens, bins, tables)
         self.drafted = []
 
 

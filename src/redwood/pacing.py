@@ -15,6 +15,7 @@ from redwood.tree import Law, TokenTree
 
 _QUICK, _SLOW = 0.2, 0.08  # weight of a new time: in the machine's speed, in the curve's shape
 _WIDEST = math.log(1.5)  # the shape is believed within this factor
+_POINT, _COUPLED = int(Law.POINT), int(Law.COUPLED)
 
 
 @dataclass
@@ -57,10 +58,11 @@ class Correction:
         """
         if not self._shape:
             return times
-        last = (first + len(times) - 1).bit_length()
-        known = [math.exp(self._shape.get(size, 0.0)) for size in range(last + 1)]
-        factors = [known[(first + i).bit_length()] for i in range(len(times))]
-        corrected: NDArray[np.float64] = np.maximum.accumulate(times * factors)
+        made = times.copy()
+        for size, shape in self._shape.items():
+            low, high = (1 << size) // 2 - first, (1 << size) - first
+            made[max(0, low) : max(0, high)] *= math.exp(shape)
+        corrected: NDArray[np.float64] = np.maximum.accumulate(made)
         return corrected
 
     def learn(self, nodes: int, ms: float, expected: float) -> None:
@@ -94,6 +96,11 @@ class StepTimes:
         """The time of a pass over this many nodes, roots included."""
         return float(self.times[min(nodes - self.rows, len(self.times) - 1)])
 
+    def growth(self, nodes: int, more: int) -> NDArray[np.float64]:
+        """The times of passes over so many nodes, and over up to `more` further ones; see `of`."""
+        first = nodes - self.rows
+        return self.times[np.minimum(np.arange(first, first + more + 1), len(self.times) - 1)]
+
     def trim(self, trees: Sequence[TokenTree], drafting_ms: float) -> list[TokenTree]:
         """Returns the trees less the nodes whose scoring would not pay.
 
@@ -109,19 +116,22 @@ class StepTimes:
             return list(trees)
         free, sure = [], 0.0
         for row, tree in enumerate(trees):
-            for node, chance in enumerate((tree.estimates or ())[1:], start=1):
-                if tree.law_list[node] in (Law.POINT, Law.COUPLED):
+            believed = () if tree.estimates is None else tree.estimates
+            for node, (chance, law) in enumerate(zip(believed, tree.law_list, strict=False)):
+                if node and law in (_POINT, _COUPLED):
                     free.append((-chance, row, node))
-                else:
+                elif node:
                     sure += chance
         free.sort()
         size = sum(map(len, trees))
-        times = np.array([self.of(size - len(free) + i) for i in range(len(free) + 1)])
+        times = self.growth(size - len(free), len(free))
         count = best_count([-entry[0] for entry in free], times, drafting_ms, len(trees) + sure)
-        out = {(row, node) for _, row, node in free[count:]}
+        out: list[set[int]] = [set() for _ in trees]
+        for _, row, node in free[count:]:
+            out[row].add(node)
         made = [
-            tree.kept([node for node in range(len(tree)) if (row, node) not in out])
-            for row, tree in enumerate(trees)
+            tree.kept([n for n in range(len(tree)) if n not in left]) if left else tree
+            for tree, left in zip(trees, out, strict=True)
         ]
         self.nodes, self.drafting_ms = sum(map(len, made)), drafting_ms
         return made
@@ -155,14 +165,14 @@ class Levels:
     ) -> int:
         """See `Pace.going_on`: as many offers as give the most tokens per time."""
         chances = sorted(free, reverse=True)
-        times = np.array([self.step.of(nodes + i) for i in range(len(chances) + 1)])
+        times = self.step.growth(nodes, len(chances))
         scored = best_count(chances, times, self._spent, tokens)
         gained, size = tokens + sum(chances[:scored]), nodes + scored
         best, best_rate, cost = 0, gained / (self._spent + self.step.of(size)), 0.0
-        for offers, (gain, more) in enumerate(zip(gains, added, strict=True), start=1):
+        levels = self.curve.running(widths, [self.length] * len(widths))
+        for offers, (gain, more, ms) in enumerate(zip(gains, added, levels, strict=True), start=1):
             gained, size = gained + gain, size + more
-            drawn = widths[:offers]
-            level = self.factor * self.curve.ms(drawn, [self.length] * offers)
+            level = self.factor * ms
             rate = gained / (self._spent + level + self.step.of(size))
             if rate > best_rate:
                 best, best_rate, cost = offers, rate, level

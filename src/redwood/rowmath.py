@@ -25,6 +25,9 @@ try:
 except (ImportError, AttributeError):
     compiled = False
 
+_GROUP, _FEWEST_GROUPS = 128, 64  # of a row whose largest values are looked for
+_MANY = 8  # times as many values as are looked for: too many to be sorted
+
 
 class Range(NamedTuple):
     """The lowest and highest value of a row, NaN if any is NaN, and the highest's first place."""
@@ -44,6 +47,13 @@ def row_range(row: AnyRow) -> Range:
     best = int(row.argmax())
     low = float(row.min())
     return Range(low, low, 0) if math.isnan(low) else Range(low, float(row[best]), best)
+
+
+def is_finite(row: AnyRow) -> bool:
+    """Returns whether no value of [V] is NaN or infinite: one pass, as a rule."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = float(row.sum())
+    return math.isfinite(total) or row_range(row).finite  # large values may overflow the sum
 
 
 def _contiguous(row: AnyRow) -> AnyRow:
@@ -110,7 +120,18 @@ def uniforms_at(key: int, position: int, tokens: NDArray[np.int64]) -> Row:
 
 def top(row: AnyRow, count: int) -> tuple[AnyRow, NDArray[np.int64]]:
     """Returns the `count` largest values of [V] and their ids, largest first, then lowest id."""
-    border = np.partition(row, len(row) - count)[len(row) - count]
-    ids = np.flatnonzero(row >= border)
+    groups = len(row) // _GROUP
+    some = row
+    if groups >= max(count, _FEWEST_GROUPS):
+        # A value per group, the largest: the `count`-th of these is no more than that of all.
+        some = row[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0)
+    ids = np.flatnonzero(row >= _rank(some, count))
+    if len(ids) > _MANY * count:
+        ids = ids[row[ids] >= _rank(row[ids], count)]
     ids = ids[np.argsort(-row[ids], kind="stable")[:count]]
     return row[ids], ids
+
+
+def _rank(values: AnyRow, count: int) -> float:
+    """The `count`-th largest value."""
+    return float(np.partition(values, len(values) - count)[len(values) - count])

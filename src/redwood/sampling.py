@@ -242,7 +242,7 @@ def check_finite(logits: Tensor) -> None:
     """Raises NumericalError where logits [V] or [N, V] are NaN or infinite."""
     if logits.device.type == "cpu":
         rows = logits.reshape(-1, logits.shape[-1])
-        fine = all(rowmath.row_range(_array(row)).finite for row in rows)
+        fine = all(rowmath.is_finite(_array(row)) for row in rows)
     else:
         low, high = torch.aminmax(logits)
         fine = bool(torch.isfinite(low) & torch.isfinite(high))
@@ -323,10 +323,13 @@ class PathRows:
         self, logits: Tensor, tree: TokenTree, params: SamplingParams, history: History
     ) -> None:
         self._logits, self._tree, self._params, self._history = logits, tree, params, history
-        self._plain = not (params.needs_history or params.logit_bias or params.temperature == 0.0)
         self._best: list[int] | None = None
-        if params.temperature == 0.0 and not params.needs_history and not params.logit_bias:
-            self._best = _first_best(logits)
+        self._bare = not (params.needs_history or params.logit_bias)
+        self._plain = self._bare and params.temperature > 0.0
+        if self._bare and params.temperature == 0.0:
+            check_finite(logits)
+            if logits.device.type != "cpu":  # for all rows: the device is waited for once
+                self._best = logits.argmax(-1).tolist()
 
     def scores(self, node: int) -> Tensor:
         """Returns float64 [V]: the logits after `node` with everything but temperature applied."""
@@ -357,7 +360,9 @@ class PathRows:
         """Returns the arg-max after `node`; the lowest id among equals."""
         if self._best is not None:
             return self._best[node]
-        return int(self.scores(node).numpy().argmax())
+        if not self._bare:
+            return int(self.scores(node).numpy().argmax())
+        return int(_array(self._logits[node]).argmax())
 
     def choice(self, node: int, noise: GumbelNoise, position: int) -> int:
         """Returns the arg-max of log p + noise(position) after `node`, as `coupled_choice` would.
@@ -367,15 +372,3 @@ class PathRows:
         weights, mass = self.weights(node)
         ids, uniforms = rowmath.race(weights, noise.key, position)
         return int(ids[coupled_choice(weights[ids] / mass, gumbel(uniforms))])
-
-
-def _first_best(logits: Tensor) -> list[int]:
-    """Arg-max of each row of [N, V], the lowest id among equals; all rows are checked."""
-    if logits.device.type != "cpu":
-        check_finite(logits)
-        listed: list[int] = logits.argmax(-1).tolist()
-        return listed
-    held = [rowmath.row_range(_array(row)) for row in logits]
-    if not all(each.finite for each in held):
-        raise NumericalError(_NOT_FINITE)
-    return [each.best for each in held]

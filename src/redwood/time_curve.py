@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
@@ -88,14 +88,20 @@ class TimeCurve:
             nodes: [R] new nodes of each row, each at least 1.
             lengths: [R] committed tokens of each row.
         """
+        return list(self.running(nodes, lengths))[-1]
+
+    def running(self, nodes: Sequence[int], lengths: Sequence[int]) -> Iterator[float]:
+        """Yields the milliseconds of one forward of the first row, the first two, and so on.
+
+        Args: see `ms`.
+        """
         fit = self._fit
-        total, attention = 0, 0.0
-        for count, length in zip(nodes, lengths, strict=True):
+        total, attention, last = 0, 0.0, len(fit.base) - 1
+        for others, (count, length) in enumerate(zip(nodes, lengths, strict=True)):
             total += count
             attention += (fit.per_node * count + fit.per_token) * length
-        last = len(fit.base) - 1
-        base = fit.base[total] if total <= last else fit.base[last] + fit.slope * (total - last)
-        return base + attention + fit.per_row * (len(nodes) - 1)
+            base = fit.base[total] if total <= last else fit.base[last] + fit.slope * (total - last)
+            yield base + attention + fit.per_row * others
 
     def times(self, length: int, most: int) -> NDArray[np.float64]:
         """Returns the milliseconds for one row behind `length` tokens.

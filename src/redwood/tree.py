@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
+from operator import lt
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -89,8 +90,10 @@ class TokenTree:
                 raise ArgumentError(f"{name} must have {size} entries, one per node")
         if self.estimates is not None and len(self.estimates) != size:
             raise ArgumentError(f"estimates must have {size} entries, one per node")
-        parents, rows = self.parent_list, self.draft_rows.tolist()
-        if parents[0] != -1 or any(not 0 <= p < i for i, p in enumerate(parents) if i):
+        parents = self.parent_list
+        if parents[0] != -1 or min(parents[1:], default=0) < 0:
+            raise ArgumentError("parents must start with -1 and precede their children")
+        if not all(map(lt, parents, range(size))):
             raise ArgumentError("parents must start with -1 and precede their children")
         if self.draft_probs is not None and self.draft_probs.ndim != 2:
             raise ArgumentError("draft_probs must be a table, one row per draft law")
@@ -99,17 +102,17 @@ class TokenTree:
             self.draft_probs is None or self.draft_ids.shape != self.draft_probs.shape
         ):
             raise ArgumentError("draft_ids must have the shape of draft_probs")
-        for node, law in enumerate(self.law_list):
-            if node == 0:  # the root was not drafted
-                continue
-            if self.token_list[node] < 0:
-                raise ArgumentError(f"node {node} has token {self.token_list[node]}, below 0")
+        tokens, laws = self.token_list[1:], self.law_list[1:]  # the root was not drafted
+        if min(tokens, default=0) >= 0 and set(laws) <= _UNDRAWN:
+            return
+        for node, (token, law) in enumerate(zip(tokens, laws, strict=True), start=1):
+            if token < 0:
+                raise ArgumentError(f"node {node} has token {token}, below 0")
             if law not in _LAWS:
                 raise ArgumentError(f"node {node} has unknown law {law}")
-            drawn = law in (Law.WITHOUT_REPLACEMENT, Law.WITH_REPLACEMENT)
-            if drawn and not 0 <= rows[node] < num_rows:
+            if law not in _UNDRAWN and not 0 <= self.draft_row_list[node] < num_rows:
                 raise ArgumentError(
-                    f"node {node} was drawn from draft row {rows[node]}, "
+                    f"node {node} was drawn from draft row {self.draft_row_list[node]}, "
                     f"but draft_probs has {num_rows} rows"
                 )
 
@@ -131,7 +134,7 @@ class TokenTree:
     ) -> Self:
         """Returns a tree whose nodes were all chosen without chance."""
         size = len(token_ids)
-        laws, rows = _long([0] * size), _long([-1] * size)
+        laws, rows = torch.zeros(size, dtype=torch.int8), torch.full((size,), -1)
         return cls(_long(token_ids), _long(parents), laws, rows, estimates=estimates)
 
     def kept(self, nodes: Sequence[int]) -> TokenTree:
@@ -143,25 +146,23 @@ class TokenTree:
         Raises:
             ArgumentError: nodes out of order, a child without its parent, a drawn node left out.
         """
-        place = {node: i for i, node in enumerate(nodes)}
-        if (
-            not nodes
-            or nodes[0] != 0
-            or any(a >= b for a, b in zip(nodes, nodes[1:], strict=False))
-        ):
+        if not nodes or nodes[0] != 0 or not all(map(lt, nodes, nodes[1:])):
             raise ArgumentError("nodes to keep must be in order, the root first")
         if len(nodes) == len(self):
             return self
-        for node, law in enumerate(self.law_list):
-            if node and node not in place and law not in (Law.POINT, Law.COUPLED):
-                raise ArgumentError(f"node {node} was drawn: it cannot be left out")
-        parents = [self.parent_list[node] for node in nodes]
-        if any(parent not in place for parent in parents[1:]):
+        place = {node: i for i, node in enumerate(nodes)}
+        if not _UNDRAWN.issuperset(self.law_list[1:]):
+            for node, law in enumerate(self.law_list):
+                if node and node not in place and law not in _UNDRAWN:
+                    raise ArgumentError(f"node {node} was drawn: it cannot be left out")
+        above = self.parent_list
+        parents = [place.get(above[node], -1) for node in nodes]
+        if -1 in parents[1:]:
             raise ArgumentError("a node to keep has no parent among them")
         index = torch.tensor(nodes)
         return TokenTree(
             self.token_ids[index],
-            _long([-1, *(place[parent] for parent in parents[1:])]),
+            _long(parents),
             self.laws[index],
             self.draft_rows[index],
             self.draft_probs,
@@ -246,10 +247,13 @@ _FIELDS = {
     "draft_ids": torch.int64,
 }
 _LAWS = frozenset(int(law) for law in Law)
+_UNDRAWN = frozenset((int(Law.POINT), int(Law.COUPLED)))
 
 
 def _whole_numbers(name: str, values: Any, dtype: torch.dtype) -> Tensor:
     """A tensor of `dtype` on the CPU with exactly these values."""
+    if isinstance(values, Tensor) and values.dtype == dtype and values.device.type == "cpu":
+        return values
     try:
         given = torch.as_tensor(values, device="cpu")
         wide = given.to(torch.int64)
@@ -299,16 +303,36 @@ def depths_of(parents: Sequence[int]) -> list[int]:
     return depths
 
 
-def ancestor_mask(parents: Sequence[int]) -> NDArray[np.bool_]:
-    """Returns bool [N, N]: entry [i, j] tells whether j is i or an ancestor of i.
+def ancestor_mask(parents: Sequence[int], last: int | None = None) -> NDArray[np.bool_]:
+    """Returns bool [last, N]: entry [i, j] tells whether j is, or is above, the i-th of the nodes.
 
     The topology-aware causal mask of SpecInfer (arXiv 2305.09781, section 4.2). Nodes with parent
-    -1 are roots; several are allowed. One row operation per node.
+    -1 are roots; several are allowed. In preorder the nodes below j stand in one interval behind
+    it, so that two comparisons per entry tell: O(N) beside them.
+
+    Args:
+        parents: [N], parents[i] < i.
+        last: rows, for this many of the last nodes; None: for all.
     """
     size = len(parents)
-    mask = np.zeros((size, size), dtype=np.bool_)
+    sizes = [1] * size
+    for node in range(size - 1, 0, -1):
+        if (parent := parents[node]) >= 0:
+            sizes[parent] += sizes[node]
+    starts: list[int] = []  # places in preorder
+    free: list[int] = []  # where the nodes of the next child will begin
+    top = 0
     for node, parent in enumerate(parents):
         if parent >= 0:
-            mask[node, : parent + 1] = mask[parent, : parent + 1]
-        mask[node, node] = True
-    return mask
+            start = free[parent]
+            free[parent] += sizes[node]
+        else:
+            start = top
+            top += sizes[node]
+        starts.append(start)
+        free.append(start + 1)
+    first = np.array(starts, np.int32)
+    seen = first if last is None else first[size - last :]
+    below = first <= seen[:, None]
+    below &= seen[:, None] < first + np.array(sizes, np.int32)
+    return below

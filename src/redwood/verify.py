@@ -31,6 +31,8 @@ from redwood.tree import Law, TokenTree
 Row = NDArray[np.float64]
 Noise = Callable[[int], Row]
 
+_SHORT = 4096  # rows so short are always added up
+
 
 class Acceptance(NamedTuple):
     """The accepted path, root first, and one more token from the target."""
@@ -244,7 +246,7 @@ class _Residual:
     """What is left to be produced at one node while its children are judged, in draw order.
 
     The target row is read when first needed. It is kept unnormalised beside its mass, so that
-    refusing a POINT child costs O(1).
+    refusing a POINT child costs O(1), and one drawn from a row of M tokens O(M).
     """
 
     def __init__(
@@ -254,7 +256,7 @@ class _Residual:
         self._tree, self._target_probs = tree, target_probs
         self._children = iter(tree.children[node])
         self._probs: Row | None = None
-        self._mass = 1.0
+        self._mass = self._summed = 1.0  # now, and when all entries were last added up
         self._drawn: dict[int, set[int]] = {}  # draft row -> tokens drawn from it so far
         self._proposal: tuple[Row, NDArray[np.int64] | None] | None = None
 
@@ -268,6 +270,7 @@ class _Residual:
                 self._probs, self._mass = self._target_probs.weights(self.node)
             else:
                 self._probs = _read(self._target_probs, self.node)
+            self._summed = self._mass
         return self._probs
 
     def chance_of(self, child: int) -> float:
@@ -313,18 +316,36 @@ class _Residual:
         return left
 
     def _refuse_drawn(self) -> float:
+        """Takes the proposal off; returns the mass of max(r p - q, 0)."""
         assert self._proposal is not None
         probs, ids = self._proposal
+        if self.weight == 0.0:
+            return 0.0
+        if ids is not None:
+            return self._refuse_some(probs, ids)
         rest = self.row() * (self.weight / self._mass)
-        if ids is None:
-            rest -= probs
-            np.maximum(rest, 0.0, out=rest)
-        else:
-            used = probs > 0.0  # padding may repeat a token
-            rest[ids[used]] = np.maximum(rest[ids[used]] - probs[used], 0.0)
+        rest -= probs
+        np.maximum(rest, 0.0, out=rest)
         left = float(rest.sum())
         if left > 0.0:
-            self._probs, self._mass = rest, left
+            self._probs, self._mass, self._summed = rest, left, left
+        return left
+
+    def _refuse_some(self, probs: Row, ids: NDArray[np.int64]) -> float:
+        """The same for a proposal of a few tokens: the others' entries are not touched."""
+        row, used = self.row(), probs > 0.0  # padding may repeat a token
+        places = ids[used]
+        before = row[places]
+        row[places] = after = np.maximum(before - probs[used] * (self._mass / self.weight), 0.0)
+        others = self._mass - float((before - after).sum())
+        summed = self._summed
+        if len(row) <= _SHORT or others < 1e-3 * summed:  # differences lose digits
+            others = summed = float(row.sum())
+        if others <= 0.0:
+            row[places] = before
+            return 0.0
+        left = self.weight * others / self._mass
+        self._mass, self._summed = others, summed
         return left
 
     def _law_of(self, child: int) -> tuple[Row, NDArray[np.int64] | None]:
@@ -337,7 +358,8 @@ class _Residual:
         drawn = list(self._drawn.get(index, ()))
         if drawn and self._tree.law_list[child] == Law.WITHOUT_REPLACEMENT:
             probs = probs.copy()
-            probs[drawn if ids is None else np.isin(ids, drawn)] = 0.0
+            for token in drawn:
+                probs[token if ids is None else ids == token] = 0.0
         mass = float(probs.sum())
         if mass > 0.0:
             return probs / mass, ids

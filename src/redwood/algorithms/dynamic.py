@@ -8,13 +8,15 @@ they are made before the coins of a step are drawn, so the law of the text is un
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from redwood.errors import ArgumentError
+from redwood.tree import children_of
 
 _MEMORY = 512.0  # trials a bin remembers; older ones fade, since texts change
 _BELIEF = 8.0  # trials that a prior counts for
@@ -138,7 +140,7 @@ MODEL_BINS = len(_MODEL_EDGES) + 1
 
 def model_bin(prob: float) -> int:
     """Returns the bin of a token that a draft model gave this probability."""
-    return int(np.searchsorted(_MODEL_EDGES, prob))
+    return bisect_left(_MODEL_EDGES, prob)
 
 
 def model_prior() -> list[float]:
@@ -179,15 +181,27 @@ def learn(
 
     Returns: the length of the path that the text took.
     """
+    if not len(news):
+        return 0
+    return learn_below(news, children_of(parents).__getitem__, token_ids, bins, tables)
+
+
+def learn_below(
+    news: Sequence[int],
+    children: Callable[[int], Sequence[int]],
+    token_ids: Sequence[int],
+    bins: Sequence[int],
+    tables: Sequence[Reliability],
+) -> int:
+    """Does what `learn` does, for a caller who knows the children of a node, in index order."""
     at = depth = 0
     for token in news:
         taken = 0
-        for node in range(at + 1, len(parents)):
-            if parents[node] == at:
-                hit = token_ids[node] == token
-                for table in tables if bins[node] >= 0 else ():
-                    table.count(bins[node], hit)
-                taken = node if hit else taken
+        for node in children(at):
+            hit = token_ids[node] == token
+            for table in tables if bins[node] >= 0 else ():
+                table.count(bins[node], hit)
+            taken = node if hit else taken
         if not taken:
             break
         at, depth = taken, depth + 1

@@ -9,6 +9,7 @@ children are POINT nodes and are verified as such.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice, repeat
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 from redwood.errors import ArgumentError, check_count
 from redwood.sampling import draw
 from redwood.tree import Law, TokenTree
+
+_POINT, _COUPLED = int(Law.POINT), int(Law.COUPLED)
 
 
 def expansion_tree(widths: Sequence[int]) -> list[int]:
@@ -57,9 +60,10 @@ def merge_trees(trees: Sequence[TokenTree]) -> TokenTree:
 
     Source: section 3, definition 3.2, where equal siblings become one. Here a node joins an equal
     sibling only if it was chosen without chance of its own: a POINT node joins any, a COUPLED node
-    joins POINT and COUPLED ones. Two drafters that *drew* the same token made two trials, and both
-    stay. Siblings stand in the order of `trees`, so a tree with drawn nodes belongs before a tree
-    of POINT nodes.
+    joins POINT and COUPLED ones. (Neither is a trial of its own: once a drawn sibling is refused
+    nothing of its token is left, so a POINT trial after it is void.) Two drafters that *drew* the
+    same token made two trials, and both stay. Siblings stand in the order of `trees`, so a tree
+    with drawn nodes belongs before a tree of POINT nodes.
 
     Raises:
         ArgumentError: no tree, or different root tokens.
@@ -70,31 +74,33 @@ def merge_trees(trees: Sequence[TokenTree]) -> TokenTree:
         return trees[0]
     tokens, parents = [trees[0].token_list[0]], [-1]
     laws, rows = [int(Law.POINT)], [-1]
-    children: list[list[int]] = [[]]
+    # By parent and token, the first child of any law, and the first without chance of its own.
+    either: dict[tuple[int, int], int] = {}
+    sure: dict[tuple[int, int], int] = {}
     chances = [1.0]
     first_row = 0
     for tree in trees:
         place = [0]
-        for node in range(1, len(tree)):
-            token, law, parent = (
-                tree.token_list[node],
-                tree.law_list[node],
-                place[tree.parent_list[node]],
-            )
-            same = [c for c in children[parent] if tokens[c] == token and _joins(law, laws[c])]
-            chance = tree.estimates[node] if tree.estimates is not None else 0.0
-            if same:
-                place.append(same[0])
-                chances[same[0]] = max(chances[same[0]], chance)
+        believed = repeat(0.0) if tree.estimates is None else tree.estimates
+        drafted = zip(tree.token_list, tree.parent_list, tree.law_list, believed, strict=False)
+        for node, (token, above, law, chance) in enumerate(islice(drafted, 1, None), start=1):
+            parent = place[above]
+            key = parent, token
+            same = either.get(key) if law == _POINT else sure.get(key) if law == _COUPLED else None
+            if same is not None:
+                place.append(same)
+                chances[same] = max(chances[same], chance)
                 continue
+            new = len(tokens)
+            either.setdefault(key, new)
+            if law in (_POINT, _COUPLED):
+                sure.setdefault(key, new)
+            place.append(new)
             chances.append(chance)
-            row = tree.draft_row_list[node]
-            place.append(len(tokens))
-            children[parent].append(len(tokens))
-            children.append([])
             tokens.append(token)
             parents.append(parent)
             laws.append(law)
+            row = tree.draft_row_list[node]
             rows.append(row + first_row if row >= 0 else -1)
         first_row += 0 if tree.draft_probs is None else len(tree.draft_probs)
     guessed = all(tree.estimates is not None for tree in trees if len(tree) > 1)
@@ -123,14 +129,6 @@ def _shared(chances: Sequence[float], parents: Sequence[int]) -> list[float]:
         room = chances[node] / sums[node] if sums[node] > chances[node] else 1.0
         factors.append(factor * room)
     return made
-
-
-def _joins(law: int, other: int) -> bool:
-    """Whether a node may become one with an earlier equal sibling. Neither was a trial of its own:
-
-    once a drawn sibling is refused nothing of its token is left, so a POINT trial after it is void.
-    """
-    return law == Law.POINT or (law == Law.COUPLED and other in (Law.POINT, Law.COUPLED))
 
 
 def _stack_rows(trees: Sequence[TokenTree]) -> tuple[Tensor | None, Tensor | None]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from redwood.backends._forms import Form, TorchForm, form_of
+from redwood.backends._forms import Form, NativeForm, TorchForm, form_of
 from redwood.backends._offload_file import Weights, plan, stored_file, writer
 from redwood.backends._stream import Stream
 from redwood.backends._streamed import StreamedEmbedding, StreamedLinear, lend
@@ -109,6 +109,7 @@ def open_offloaded(
         store=store,
         memory=limit,
         threads=threads,
+        kernels=isinstance(form, NativeForm),
         setting=setting,
     )
 

@@ -66,6 +66,7 @@ class OffloadBackend(EagerBackend):
         memory: bytes that the process may take, of the GPU's memory where that computes; None: only
             the buffers hold weights.
         threads: that multiply.
+        kernels: whether those are Redwood's own, not PyTorch's.
         setting: what else its times depend on, in a word or two.
     """
 
@@ -79,11 +80,12 @@ class OffloadBackend(EagerBackend):
         store: Store,
         memory: int | None,
         threads: int,
+        kernels: bool,
         setting: str,
     ) -> None:
         super().__init__(model, capacity)
         self.stream, self.store, self.memory = stream, store, memory
-        self.threads, self.setting = threads, setting
+        self.threads, self.setting, self._kernels = threads, setting, kernels
         self._room: int | None = None
         self.quick_nodes = (1, 48, 96)
         """Sizes that a first look at times takes: forwards are slow, and nearly flat in nodes."""
@@ -122,7 +124,7 @@ class OffloadBackend(EagerBackend):
         if self._room is not None:
             self._give_way()
         threads = torch.get_num_threads()
-        if self.device.type == "cpu":
+        if self._kernels:
             # PyTorch's threads spin between its small operations, on processors that the kernels
             # and the disk need: with 64 nodes that costs a third of the time (docs/scale.md).
             torch.set_num_threads(1)

@@ -23,6 +23,7 @@ from redwood.commands import (
     models,
     serve,
     tree,
+    tune,
 )
 from redwood.commands.options import examples
 from redwood.commands.terminal import drop_stdout, say
@@ -158,4 +159,5 @@ models.register(app)
 index.register(app)
 bench.register(app)
 calibrate.register(app)
+tune.register(app)
 demo.register(app)

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from redwood import __version__
 from redwood.server import schema
 from redwood.server.answering import answer, model_not_found
+from redwood.server.document import body_of, complete, gives
 from redwood.server.door import Door
 from redwood.server.errors import CLIENT_LEFT, ApiError, as_api_error
 from redwood.server.metrics import CONTENT_TYPE
@@ -24,7 +25,7 @@ from redwood.server.responses import error_response, json_response
 from redwood.server.service import Service
 from redwood.server.streaming import ClientLeft
 
-_SCHEMAS = "#/components/schemas/"
+JSON, EVENTS = "application/json", "text/event-stream"
 STATIC = Path(__file__).parent / "static"
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -49,7 +50,12 @@ def create_app(service: Service, static: Path = STATIC) -> ASGIApp:
             service.preparer.close()
 
     app = FastAPI(
-        title="Redwood", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+        title="Redwood",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # behind a proxy with TLS it would lead, key and all, to http://
     )
     _add_answers(app, service)
     _add_models(app, service)
@@ -57,17 +63,19 @@ def create_app(service: Service, static: Path = STATIC) -> ASGIApp:
     if static.is_dir():
         _add_page(app, static)
     _add_errors(app)
-    _add_schemas(app)
+    complete(app)
     return Door(app, service.settings, service.keys, service.metrics)
 
 
 def _add_answers(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/chat/completions", openapi_extra=_body_of(schema.ChatRequest))
+    given = gives(404, 408, 415, 429, 503, 504, kinds=(JSON, EVENTS))
+
+    @app.post("/v1/chat/completions", openapi_extra=body_of(schema.ChatRequest), responses=given)
     async def chat_completions(request: Request) -> Response:
         """Answers a chat."""
         return await answer(service, _of_json(request), schema.ChatRequest)
 
-    @app.post("/v1/completions", openapi_extra=_body_of(schema.CompletionRequest))
+    @app.post("/v1/completions", openapi_extra=body_of(schema.CompletionRequest), responses=given)
     async def completions(request: Request) -> Response:
         """Continues texts."""
         return await answer(service, _of_json(request), schema.CompletionRequest)
@@ -83,13 +91,13 @@ def _add_models(app: FastAPI, service: Service) -> None:
             "max_model_len": service.engine.target.capacity,
         }
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses=gives())
     async def models() -> Response:
         """Lists the names of the model."""
         names = service.settings.model_names
         return json_response({"object": "list", "data": [described(name) for name in names]})
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", responses=gives(404))
     async def model(name: str) -> Response:
         """Describes one of them."""
         if name not in service.settings.model_names:
@@ -105,24 +113,27 @@ def _add_state(app: FastAPI, service: Service) -> None:
             "waiting": service.admission.num_waiting,
         }
 
-    @app.get("/health")
+    told = gives(key=False)
+    told[503] = {"description": "`status` names the trouble.", "content": {JSON: {}}}
+
+    @app.get("/health", responses=told)
     async def health() -> Response:
         """200 while the engine's heart beats; 503 when it is dead, stuck, or only failing."""
         trouble = service.trouble()
         return json_response({"status": trouble or "ok", **state()}, 503 if trouble else 200)
 
-    @app.get("/ready")
+    @app.get("/ready", responses=told)
     async def ready() -> Response:
         """200 while new requests are welcome."""
         trouble = "shutting_down" if service.draining else service.trouble()
         return json_response({"status": trouble or "ok", **state()}, 503 if trouble else 200)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=Response, responses=gives(kinds=("text/plain",)))
     async def metrics() -> Response:
         """Everything for Prometheus."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
-    @app.get("/version")
+    @app.get("/version", responses=gives())
     async def version() -> Response:
         """The version of Redwood."""
         return json_response({"version": __version__})
@@ -177,19 +188,3 @@ def _of_json(request: Request) -> Request:
     if kind != "application/json":
         raise ApiError(415, "send the header Content-Type: application/json", code="content_type")
     return request
-
-
-def _add_schemas(app: FastAPI) -> None:
-    """Puts what bodies refer to where OpenAPI looks for it."""
-    found: dict[str, Any] = {}
-    for model in (schema.ChatRequest, schema.CompletionRequest):
-        described = model.model_json_schema(ref_template=_SCHEMAS + "{model}")
-        found |= described.pop("$defs", {})
-        found[model.__name__] = described
-    made = app.openapi()  # FastAPI keeps it
-    made.setdefault("components", {}).setdefault("schemas", {}).update(found)
-
-
-def _body_of(model: type[schema.Request]) -> dict[str, Any]:
-    content = {"application/json": {"schema": {"$ref": f"{_SCHEMAS}{model.__name__}"}}}
-    return {"requestBody": {"required": True, "content": content}}

@@ -16,6 +16,7 @@ import uvicorn
 
 from redwood.server.app import create_app
 from redwood.server.errors import unavailable
+from redwood.server.parser import Parser
 from redwood.server.service import Service
 from redwood.server.watching import watch
 
@@ -126,7 +127,7 @@ class _Uvicorn(uvicorn.Server):
 def _config(service: Service) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(service),
-        http="h11",
+        http=Parser,
         loop="asyncio",
         ws="none",
         lifespan="on",

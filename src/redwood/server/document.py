@@ -1,0 +1,85 @@
+"""What /openapi.json says besides the routes: bodies, and the errors that each of them gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from redwood.server import schema
+
+Responses = dict[int | str, dict[str, Any]]
+_SCHEMAS = "#/components/schemas/"
+_MEANINGS = {
+    400: "The request is wrong; `param` names the field.",
+    401: "A valid API key is needed.",
+    403: "Without keys, only Host headers that mean this machine are served.",
+    404: "There is no such model.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    415: "The body does not say that it is JSON.",
+    429: "The queue is full, or the request waited too long in it.",
+    500: "The server failed.",
+    503: "The server is stopping, or the engine cannot answer now.",
+    504: "The request took too long.",
+}
+_OPEN = (400, 403, 413, 500)  # of every route, also of those that need no key
+_LATER = (429, 503)  # with a time to come again
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+
+
+def gives(*statuses: int, key: bool = True, kinds: tuple[str, ...] = ()) -> Responses:
+    """Returns the responses of a route: these errors, and those that every route has.
+
+    Args:
+        key: a key is needed.
+        kinds: media types of 200, where it is not JSON alone.
+    """
+    found: Responses = {}
+    if kinds:
+        contents = {kind: {"schema": {} if "json" in kind else _TEXT} for kind in kinds}
+        found[200] = {"description": "Successful Response", "content": contents}
+    for status in sorted({*_OPEN, *statuses, *([401] if key else [])}):
+        content = {"application/json": {"schema": {"$ref": f"{_SCHEMAS}Error"}}}
+        found[status] = {"description": _MEANINGS[status], "content": content}
+        if status in _LATER:
+            found[status]["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
+    return found
+
+
+_TEXT = {"type": "string"}
+
+
+def body_of(model: type[schema.Request]) -> dict[str, Any]:
+    """Returns what a route says about its body, which it reads itself."""
+    content = {"application/json": {"schema": {"$ref": f"{_SCHEMAS}{model.__name__}"}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def complete(app: FastAPI) -> None:
+    """Puts what routes refer to where OpenAPI looks for it, when all routes are there."""
+    found: dict[str, Any] = {"Error": _ERROR}
+    for model in (schema.ChatRequest, schema.CompletionRequest):
+        described = model.model_json_schema(ref_template=_SCHEMAS + "{model}")
+        found |= described.pop("$defs", {})
+        found[model.__name__] = described
+    made = app.openapi()  # FastAPI keeps it
+    for operations in made["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)  # FastAPI's own: no parameter can be wrong
+    made.setdefault("components", {})["schemas"] = found
