@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ pytest_plugins = ["hf_kit", "models_kit", "page_kit", "server_kit"]  # their fix
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)  # tiny models: a second thread only waits
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, and its children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _CORPUS = [
     "Tom went to the market. Tom bought apples, and Anna bought pears.",
