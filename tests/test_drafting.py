@@ -79,6 +79,39 @@ def test_drafts_keep_up_with_any_text_and_equal_those_of_a_fresh_drafter() -> No
         context.token_ids += [tree.token_list[n] for n in path] + [int(rng.integers(300))]
 
 
+@pytest.mark.parametrize("beforehand", [True, False])
+@pytest.mark.parametrize("length", [2, 9, 10, 11, 40])
+def test_a_window_reads_the_first_few_and_the_last_tokens(length: int, beforehand: bool) -> None:
+    """Its drafts are those of a drafter that was given the shorter text."""
+    how: dict[str, Any] = {"tree": expansion_tree([2, 2, 1]), "law": "point"}
+    drafter = _model(window=6, **how)
+    rng = np.random.default_rng(0)
+    text = rng.integers(0, 300, length).tolist()
+    skipped = max(0, length - 10)
+    context = _context(text=text, temperature=0.0)
+    assert drafter.reads(length) == length - skipped
+    if beforehand:
+        drafter.prefill([context])
+    for _ in range(12):
+        (tree,) = drafter.propose([context], [11])
+        short = context.token_ids[:4] + context.token_ids[4 + skipped :]
+        (fresh,) = _model(**how).propose([_context(text=short, temperature=0.0)], [11])
+        assert tree.token_list == fresh.token_list
+        path = tree.path(int(rng.integers(len(tree))))[1:]
+        context.token_ids += [tree.token_list[n] for n in path] + [int(rng.integers(300))]
+
+
+def test_a_window_serves_texts_beyond_the_drafters_own_context() -> None:
+    model = tiny_llama(3, 1)
+    drafter = ModelDrafter(wrap_model(model, capacity=32), window=10)
+    context = _context(text=list(range(100)), temperature=0.0)
+    drafter.prefill([context])
+    assert len(drafter.propose([context], [8])[0]) == 8
+    whole = ModelDrafter(wrap_model(model, capacity=32))
+    whole.prefill([context])
+    assert len(whole.propose([context], [8])[0]) == 1
+
+
 def test_rows_are_drafted_together_as_alone() -> None:
     texts = [TEXT, [4], list(range(50, 90))]
     shape = expansion_tree([2, 1])
@@ -106,6 +139,7 @@ def test_wrong_settings_are_refused() -> None:
     for bad in (
         lambda: ModelDrafter(backend, law="magic"),
         lambda: ModelDrafter(backend, width=0),
+        lambda: ModelDrafter(backend, window=0),
         lambda: ModelDrafter(backend, [-1, 3]),
         lambda: UnionDrafter([]),
         lambda: UnionDrafter([NgramDrafter()], [1, 2]),

@@ -29,6 +29,9 @@ DRAFT_VOCAB = 49152
 INDEX = "index:"
 """Before the folder of a datastore, where a drafter is named."""
 
+DRAFT_WINDOW = 128
+"""Tokens of a new text that a model drafter reads on a CPU, the last ones; docs/planner.md."""
+
 DRAFT_WEIGHTS = "draft"
 """Weights of a model drafter: 4 bits, since the target decides what is said."""
 
@@ -53,6 +56,7 @@ def load(
     cpus: Sequence[int] | None = None,
     draft_vocab: int | None = DRAFT_VOCAB,
     draft_weights: str = DRAFT_WEIGHTS,
+    draft_window: int | None = DRAFT_WINDOW,
     parallel: str | None = None,
     offload: str | None = None,
     memory: str | int | None = None,
@@ -82,6 +86,8 @@ def load(
         draft_weights: as `weights`, of model drafters on the native backend: "draft" is 4 bits
             whatever the file holds.
             Other values of these two than the defaults are refused where nothing takes them.
+        draft_window: tokens that a model drafter on a CPU reads of a prompt, the last ones; None:
+            all. On a GPU reading is cheap, and it reads all.
         parallel: "tensor" or "pipeline": the target over the processes that torchrun started. The
             drafters stay in the first, where this returns; in the others it does not, see
             `redwood.backends._parallel_load.load_parallel`.
@@ -114,8 +120,9 @@ def load(
     tokenizer = load_tokenizer(folder)
 
     how: dict[str, Any] = dict(
-        draft_vocab=draft_vocab, draft_weights=draft_weights, tree=tree, law=law
+        draft_vocab=draft_vocab, draft_weights=draft_weights, draft_window=draft_window
     )
+    how |= dict(tree=tree, law=law)
     parts = _parts(drafter)
     if offload is not None:
         options["weights"] = None
@@ -183,6 +190,7 @@ def open_drafter(
     *,
     draft_vocab: int | None = DRAFT_VOCAB,
     draft_weights: str = DRAFT_WEIGHTS,
+    draft_window: int | None = DRAFT_WINDOW,
     tree: Sequence[int] | None = None,
     law: str = "without_replacement",
     **options: Any,
@@ -204,7 +212,8 @@ def open_drafter(
     if backend.name != "native":
         _refuse_draft_options(draft_vocab, draft_weights, f"the {backend.name} backend runs {name}")
     check_same_tokens(tokenizer, load_tokenizer(folder))
-    return ModelDrafter(backend, tree, law=law)
+    window = draft_window if backend.device.type == "cpu" else None
+    return ModelDrafter(backend, tree, law=law, window=window)
 
 
 def _refuse_draft_options(draft_vocab: int | None, draft_weights: str, why: str) -> None:

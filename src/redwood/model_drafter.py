@@ -34,6 +34,8 @@ class ModelDrafter:
             target's noise; temperature 0 takes the top-k.
         max_levels: levels at most, where no tree is given; None: 8, or a quarter of the nodes.
         width: tokens that are drawn from, the drafter's most probable ones.
+        window: tokens that it reads of a text that is new to it, the last ones, beside the first
+            few; None: all. A drafter need not know everything, and reading takes time.
 
     Attributes:
         acceptance: rates by rank, for the default tree.
@@ -54,10 +56,13 @@ class ModelDrafter:
         law: str = "without_replacement",
         max_levels: int | None = None,
         width: int = DRAFT_WIDTH,
+        window: int | None = None,
     ) -> None:
         if not isinstance(law, str) or law not in _LAWS:
             raise ArgumentError(f"law {law!r} must be one of {', '.join(_LAWS)}")
         check_count("width", width)
+        if window is not None:
+            check_count("window", window)
         if max_levels is not None:
             check_count("max_levels", max_levels, least=2)
         if tree is not None:
@@ -67,6 +72,7 @@ class ModelDrafter:
         self.backend = backend
         self._parents = None if tree is None else list(tree)
         self._law, self._max_levels, self._width = _LAWS[law], max_levels, width
+        self.window = window
         self._rows: dict[int, _DraftRow] = {}
         self._shapes: dict[tuple[int, tuple[float, ...]], Shape] = {}
         self.reliability = {law: Reliability([*model_prior(), _HOPE]) for law in Law}
@@ -101,7 +107,7 @@ class ModelDrafter:
         elif row.last is not None and not context.unsteered:
             row.last.learn(context.token_ids, (row.reliability, table))
         # Past the drafter's own context, maybe shorter than the target's, nothing is drafted.
-        room = self.backend.capacity - len(context.token_ids)
+        room = self.backend.capacity - (len(context.token_ids) - row.skipped)
         budget = max(1, min(budget, room))
         dynamic = self.pace is not None and not context.unsteered
         free = dynamic and law in (Law.POINT, Law.COUPLED) and self._parents is None
@@ -154,22 +160,37 @@ class ModelDrafter:
     def prefill(self, contexts: Sequence[Context]) -> None:
         """Reads texts that are new to it, but for what `propose` reads anyway."""
         for context in contexts:
-            new, text = context.key not in self._rows, context.token_ids
-            if new and 1 < len(text) <= self.backend.capacity:
-                self._fill(self._row(context), text, len(text) - 1)
+            new, length = context.key not in self._rows, len(context.token_ids)
+            if new and 1 < length and self.reads(length) <= self.backend.capacity:
+                self._fill(self._row(context), context.token_ids, length - 1)
+
+    def reads(self, length: int) -> int:
+        """Returns how many tokens of a text of this length it reads, if the text is new to it."""
+        return length if self.window is None else min(length, _SINKS + self.window)
 
     def _row(self, context: Context) -> _DraftRow:
         row = self._rows.get(context.key)
         if row is None:
-            row = self._rows[context.key] = _DraftRow(self.backend.open())
+            length = len(context.token_ids)
+            row = _DraftRow(self.backend.open(), length - self.reads(length))
+            self._rows[context.key] = row
         return row
+
+    def _length(self, row: _DraftRow) -> int:
+        """Tokens of the text that the row holds, or that were skipped in it."""
+        held = self.backend.length(row.row)
+        return held + row.skipped if held >= _SINKS else held
 
     def _fill(self, row: _DraftRow, text: Sequence[int], end: int) -> None:
         """Commits the text up to `end`, a chunk at a time."""
-        for start in range(self.backend.length(row.row), end, _CHUNK):
-            chunk = text[start : min(start + _CHUNK, end)]
-            self.backend.extend([Nodes(row.row, readable(self.backend, chunk), num_logits=0)])
-            self.backend.commit([Kept(row.row, range(len(chunk)))])
+        if row.skipped and not self.backend.length(row.row):
+            self._keep(row, text[:_SINKS])
+        for start in range(self._length(row), end, _CHUNK):
+            self._keep(row, text[start : min(start + _CHUNK, end)])
+
+    def _keep(self, row: _DraftRow, tokens: Sequence[int]) -> None:
+        self.backend.extend([Nodes(row.row, readable(self.backend, tokens), num_logits=0)])
+        self.backend.commit([Kept(row.row, range(len(tokens)))])
 
     def _law_for(self, params: SamplingParams) -> Law:
         if params.temperature == 0.0:
@@ -179,10 +200,11 @@ class ModelDrafter:
     def _catch_up(self, growing: Growing) -> Nodes:
         """Keeps of the last tree what became text; the first level appends the rest of the text."""
         row, text = self._row(growing.context), growing.context.token_ids
-        length = self.backend.length(row.row)
-        kept = row.follow(text[length:-1])
+        kept = row.follow(text[self._length(row) : -1])
         self.backend.commit([Kept(row.row, kept)])
-        length += len(kept)
+        if row.skipped and not self.backend.length(row.row):
+            self._fill(row, text, 0)
+        length = self._length(row)
         if len(text) - length > _CHUNK:
             length = len(text) - _CHUNK
             self._fill(row, text, length)
@@ -216,6 +238,7 @@ def readable(backend: Backend, tokens: Sequence[int]) -> list[int]:
 
 
 _CHUNK = 512
+_SINKS = 4  # first tokens, which models attend to whatever they say (arXiv 2309.17453)
 _LEVELS, _DEEPEST = 8, 24
 _HOPE = 0.7  # first guess that some child of an accepted node is accepted; bin MODEL_BINS
 _LAWS = {
@@ -227,9 +250,13 @@ _LAWS = {
 
 @dataclass
 class _DraftRow:
-    """A row of the drafter's backend, and its provisional nodes: the first by parent and token."""
+    """A row of the drafter's backend, and its provisional nodes: the first by parent and token.
+
+    Of the text, `skipped` tokens after the first few are not in it.
+    """
 
     row: int
+    skipped: int = 0
     count: int = 0
     below: dict[tuple[int, int], int] = field(default_factory=dict)
     last: Growing | None = None

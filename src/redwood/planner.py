@@ -289,7 +289,7 @@ class Planner:
     def _filling_ms(self, arm: Arm, contexts: Sequence[Context]) -> float:
         """What the models of an arm need to read the prompts that they have not read."""
         return sum(
-            self.curve(model).ms([len(context.token_ids)], [0])
+            self.curve(model).ms([model.reads(len(context.token_ids))], [0])
             for model in arm.models
             for context in contexts
             if (model, context.key) not in self._read
