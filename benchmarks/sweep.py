@@ -2,8 +2,8 @@
 
 All contenders take turns on each prompt at temperature 0. Two times: of decoding alone, and of the
 whole answer, with what target and drafter need to read the prompt, which is what the planner minds.
-The sweep's best is picked afterwards on the same prompts, so it is flattered by noise; a planner that
-only equals it is as good.
+The sweep's best is picked afterwards on the same prompts, so it is flattered by noise; a planner
+that only equals it is as good.
 
     python benchmarks/sweep.py --target qwen2.5-coder-1.5b-instruct \\
         --draft qwen2.5-coder-0.5b-instruct --set editing --limit 4 --json out.json
@@ -19,6 +19,7 @@ from typing import Any
 import common
 from peers.prompts import NAMES, chat_ids, read_prompts
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from redwood.algorithms.sequoia import optimal_tree
@@ -75,7 +76,9 @@ def main() -> None:
     tasks = read_prompts(options.set, options.prompts, options.limit)
     prompts = chat_ids(engine, tasks)
     params = SamplingParams(max_tokens=options.max_tokens, temperature=0.0)
-    made = alternate(engine, contenders, prompts, params)
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("answers", total=len(contenders) * len(prompts))
+        made = alternate(engine, contenders, prompts, params, on_run=lambda: progress.advance(task))
     rows = []
     for contender, runs in zip(contenders, made, strict=True):
         ratios = [
