@@ -99,6 +99,9 @@ def main() -> None:
                 ),
             }
         )
+    assert planned.planner is not None
+    predicted = 1e3 * planned.planner.predicted_tokens / planned.planner.predicted_ms
+    rows[1]["predicted_tokens_per_s"] = predicted
     rows[2:] = sorted(rows[2:], key=lambda row: -row["tokens_per_s"])
     times = ("tokens_per_s", "tokens_per_s_whole")
     best = {name: max(row[name] for row in rows if row["contender"] != "planner") for name in times}
@@ -129,6 +132,8 @@ def main() -> None:
             f"{row['equal']} of {len(prompts)}",
         )
     Console(width=100).print(table)
+    off = predicted / rows[1]["tokens_per_s"]
+    print(f"the planner predicted {predicted:.1f} tokens/s: {off:.2f} of what was measured")
     if options.json:
         setting = common.setting(target=options.target, draft=options.draft, set=options.set)
         common.write(options.json, setting, rows=rows)

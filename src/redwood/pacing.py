@@ -82,6 +82,7 @@ class StepTimes:
         rows: roots to be scored.
         times: [M + 1] of a pass over the roots and i more nodes, in the curve's milliseconds.
         nodes: scored in the end, roots included.
+        tokens: expected of them, as far as anything is believed of the drafts.
         levels_ms: of drafting, as the curves say.
         drafting_ms: of drafting, as it was.
     """
@@ -89,6 +90,7 @@ class StepTimes:
     rows: int
     times: NDArray[np.float64]
     nodes: int = 0
+    tokens: float = 0.0
     levels_ms: float = 0.0
     drafting_ms: float = 0.0
 
@@ -113,6 +115,7 @@ class StepTimes:
             len(tree) == 1 for tree in trees
         ):  # plain steps come often, and small models are quick
             self.nodes, self.drafting_ms = len(trees), drafting_ms
+            self.tokens = float(len(trees))
             return list(trees)
         free, sure = [], 0.0
         for row, tree in enumerate(trees):
@@ -126,6 +129,7 @@ class StepTimes:
         size = sum(map(len, trees))
         times = self.growth(size - len(free), len(free))
         count = best_count([-entry[0] for entry in free], times, drafting_ms, len(trees) + sure)
+        self.tokens = len(trees) + sure - sum(entry[0] for entry in free[:count])
         out: list[set[int]] = [set() for _ in trees]
         for _, row, node in free[count:]:
             out[row].add(node)

@@ -107,6 +107,10 @@ class Planner:
         curve: times of the target, or a function that measures them when they are first needed.
         draft_curves: the same by model drafter; each model of `drafter` must have one.
         most: nodes of one row at most, the root included.
+
+    Attributes:
+        predicted_tokens, predicted_ms: sums over all steps of what was expected of each before the
+            target ran.
     """
 
     def __init__(
@@ -132,6 +136,7 @@ class Planner:
         self._near: tuple[tuple[int, int], NDArray[np.float64]] | None = None
         self._step = 0
         self._spent_ms = self._lost_ms = 0.0
+        self.predicted_tokens = self.predicted_ms = 0.0
 
     def curve(self, model: ModelDrafter | None = None) -> TimeCurve:
         """Returns the times of a model drafter, or of the target."""
@@ -215,6 +220,12 @@ class Planner:
         times, record = plan.times, self._records[plan.arm]
         expected = times.of(times.nodes)
         speed = self._correction.speed
+        models = self.arms[plan.arm].models if times.levels_ms else ()
+        drafting = times.drafting_ms
+        if models:
+            drafting = times.levels_ms * self._factors[models[0]].value(1.0, _BELIEF)
+        self.predicted_tokens += times.tokens
+        self.predicted_ms += speed * (expected + drafting)
         if target_s is not None:
             self._correction.learn(times.nodes, 1e3 * target_s, expected)
             speed = 1e3 * target_s / expected  # the machine's own, in this very step
@@ -229,7 +240,7 @@ class Planner:
                 record.texts[context.key] = Mean(_BELIEF * record.known(), _BELIEF)
             record.tokens_seen.add(count, _FADE_ALL)
             record.texts[context.key].add(count, _FADE)
-        for model in self.arms[plan.arm].models if times.levels_ms else ():
+        for model in models:
             off = times.drafting_ms / times.levels_ms
             self._factors[model].add(min(3.0, max(0.5, off)), _FADE)
         self._step += 1
