@@ -24,6 +24,7 @@ LAYERS = [
     {"model_drafter", "ngram_drafter"},
     {"drafting"},
     {"pacing", "scheduling"},
+    {"peek"},
     {"planner"},
     {"engine", "profile_key"},
     {"planning"},

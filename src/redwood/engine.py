@@ -264,16 +264,21 @@ class RowEngine:
         if planner is not None:
             plan = planner.begin(contexts, rooms, [request.room for request in ready])
             drafter, budgets, most = plan.drafter, plan.budgets, planner.most
+        clock.lap("draft")
         drafting = [i for i, budget in enumerate(budgets) if budget > 1]
         try:
             prefill(drafter, [contexts[i] for i in drafting])
         except Exception:  # a drafter that cannot go on says so below, where it is known for whom
             _log.warning("a drafter could not read its texts beforehand", exc_info=True)
         clock.lap("prefill")
-        proposed = propose_each(
-            drafter, [contexts[i] for i in drafting], [budgets[i] for i in drafting]
-        )
-        made = dict(zip(drafting, proposed, strict=True))
+        made: dict[int, TokenTree | Exception]
+        if plan is not None and plan.drafted is not None:
+            made = {i: plan.drafted[i] for i in drafting}
+        else:
+            proposed = propose_each(
+                drafter, [contexts[i] for i in drafting], [budgets[i] for i in drafting]
+            )
+            made = dict(zip(drafting, proposed, strict=True))
         trees = []
         for i, (request, room) in enumerate(zip(ready, rooms, strict=True)):
             if i in made:

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from redwood.algorithms.sequoia import choose_tree
 from redwood.context import Context
-from redwood.drafting import Drafter, ModelDrafter, NoDrafter, UnionDrafter
+from redwood.drafting import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
 from redwood.pacing import Correction, Levels, Mean, StepTimes
+from redwood.peek import Peek, Seen
 from redwood.time_curve import TimeCurve
 from redwood.tree import TokenTree
 
@@ -90,6 +91,7 @@ class Plan(NamedTuple):
     """What a step shall do: its arm, the nodes of each row at most, and its times.
 
     `best_ms` is the time per token that the best arm promises; None: this is the best arm.
+    `drafted` are the trees of all rows, where they are known already.
     """
 
     arm: int
@@ -97,6 +99,7 @@ class Plan(NamedTuple):
     budgets: list[int]
     times: StepTimes
     best_ms: float | None
+    drafted: list[TokenTree] | None = None
 
 
 class Planner:
@@ -126,6 +129,10 @@ class Planner:
         self._curves: dict[ModelDrafter | None, TimeCurve | Measure] = {None: curve}
         for model, measured in (draft_curves or {}).items():
             self._curves[model] = measured
+        grams = [i for i, arm in enumerate(self.arms) if isinstance(arm.drafter, NgramDrafter)]
+        self._grams = grams[0] if grams else -1
+        self._peek = Peek(cast(NgramDrafter, self.arms[grams[0]].drafter)) if grams else None
+        self._tokens, self._cost = Mean(), Mean()  # of a row per step, and in plain passes
         self._records: list[_Record] = []
         self._correction = Correction()
         self._factors: dict[ModelDrafter, Mean] = {}
@@ -158,20 +165,24 @@ class Planner:
         for context, count in zip(contexts, left, strict=True):
             self._left[context.key] = self._left.get(context.key, (count,))[0], count
         to_come = sum(left) * self._reach.value(_REACH, _REACH_BELIEF)
-        arm, best_ms = self._choose(contexts, max(1.0, to_come), times)
+        budgets = [min(self.most, room) for room in rooms]
+        seen = None
+        if self._peek is not None:
+            seen = self._peek.ask(contexts, budgets, times, self._correction.speed)
+        arm, best_ms = self._choose(contexts, max(1.0, to_come), times, seen)
         drafter, models = self.arms[arm]
         for model in models:
             self._read.update((model, context.key) for context in contexts)
             factor = self._factors.setdefault(model, Mean()).value(1.0, _BELIEF)
             model.pace = Levels(times, self.curve(model), max(lengths), factor)
-        budgets = [min(self.most, room) for room in rooms]
         if self.most > _MOST and models:
             drawn = self._drawn_size(models[0])
             budgets = [
                 min(budget, drawn) if models[0].is_static(context) else budget
                 for context, budget in zip(contexts, budgets, strict=True)
             ]
-        return Plan(arm, drafter, budgets, times, best_ms)
+        drafted = seen.trees if seen is not None and arm == self._grams else None
+        return Plan(arm, drafter, budgets, times, best_ms, drafted)
 
     def _drawn_size(self, model: ModelDrafter) -> int:
         """Nodes of a static tree, none of which can be left out once it is drawn (Sequoia, 4.1)."""
@@ -243,6 +254,8 @@ class Planner:
         for model in models:
             off = times.drafting_ms / times.levels_ms
             self._factors[model].add(min(3.0, max(0.5, off)), _FADE)
+        self._tokens.add(sum(tokens) / times.rows, _FADE)
+        self._cost.add(spent / plain, _FADE)
         self._step += 1
         self._spent_ms += spent
         if plan.best_ms is not None:
@@ -258,14 +271,17 @@ class Planner:
             self._reach.add((first - last) / first, _REACH_FADE)
         for record in self._records:
             record.texts.pop(key, None)
+        if self._peek is not None:
+            self._peek.release(key)
         self._read = {pair for pair in self._read if pair[1] != key}
 
     def _choose(
-        self, contexts: Sequence[Context], to_come: float, times: StepTimes
+        self, contexts: Sequence[Context], to_come: float, times: StepTimes, seen: Seen | None
     ) -> tuple[int, float | None]:
         """The arm of the step; if it is not the best, the milliseconds per token of the best.
 
-        What a model needs to read a prompt is spread over the tokens to come.
+        The best arm gives most beyond what its time would give anyway, at the best rate that is
+        known. What a model needs to read a prompt is spread over the tokens to come.
         """
         plain_ms = times.of(times.rows)
         if not self._records:
@@ -275,15 +291,23 @@ class Planner:
         for record, fill in zip(self._records, filling, strict=True):
             tokens.append(sum(record.tokens_of(context.key) for context in contexts))
             costs.append(record.cost_now() * plain_ms + fill * tokens[-1] / to_come)
-        rates = [t / cost for t, cost in zip(tokens, costs, strict=True)]
-        best = max(range(len(rates)), key=lambda arm: (rates[arm], arm))  # first, all in one tree
+        known = [t / cost for t, cost in zip(tokens, costs, strict=True)]
+        if seen is not None:  # this one step: no rate of the steps to come
+            tokens[self._grams], costs[self._grams] = seen.tokens, seen.ms
+            lately = self._tokens.total / self._cost.total if self._step else 0.0
+            known[self._grams] = lately * len(contexts) / plain_ms
+        rate = max(known)
+        gains = [t - rate * cost for t, cost in zip(tokens, costs, strict=True)]
+        best = max(range(len(gains)), key=lambda arm: (gains[arm], arm))  # first, all in one tree
         once_ms = min(_ONCE * plain_ms, _ONCE_MS)
         allowed = _SHARE * self._spent_ms + once_ms - self._lost_ms
-        for i in sorted(range(len(rates)), key=lambda i: self._records[i].last):
-            loss = costs[i] + filling[i] - tokens[i] / rates[best]
+        for i in sorted(range(len(gains)), key=lambda i: self._records[i].last):
+            loss = costs[i] + filling[i] - tokens[i] / rate
             waited = self._step - self._records[i].last
-            if i != best and waited >= self._records[i].pause and loss <= allowed:
-                return i, 1.0 / rates[best]
+            if i == best or (seen is not None and i == self._grams):
+                continue
+            if waited >= self._records[i].pause and loss <= allowed:
+                return i, 1.0 / rate
         return best, None
 
     def _guess(self, arm: Arm, contexts: Sequence[Context]) -> _Record:
