@@ -262,9 +262,10 @@ class RowEngine:
         if max(rooms) == 1 or any(context.unsteered for context in contexts):
             planner = None
         if planner is not None:
+            known = planner.prepared
             plan = planner.begin(contexts, rooms, [request.room for request in ready])
             drafter, budgets, most = plan.drafter, plan.budgets, planner.most
-        clock.lap("draft")
+            clock.lap("draft" if known else "prefill")  # times are measured once
         drafting = [i for i, budget in enumerate(budgets) if budget > 1]
         try:
             prefill(drafter, [contexts[i] for i in drafting])

@@ -152,6 +152,11 @@ class Planner:
             made = self._curves[model] = made()
         return made
 
+    @property
+    def prepared(self) -> bool:
+        """Whether all times are known that the first step needs."""
+        return bool(self._records)
+
     def begin(self, contexts: Sequence[Context], rooms: Sequence[int], left: Sequence[int]) -> Plan:
         """Returns the plan of a step.
 
