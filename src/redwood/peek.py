@@ -16,7 +16,7 @@ from redwood.drafting import NgramDrafter
 from redwood.pacing import Mean, StepTimes
 from redwood.tree import TokenTree
 
-_SHARE = 0.01  # of a plain pass may asking take,
+_SHARE = 0.02  # of a plain pass may asking take,
 _AGAIN = 256  # or else it is tried again after so many steps
 _FADE = 0.9
 
