@@ -16,7 +16,7 @@ from redwood.algorithms.specinfer import expansion_tree
 from redwood.backends._native_load import load_native
 from redwood.backends.load import wrap_model
 from redwood.context import Context
-from redwood.drafting import ModelDrafter, NgramDrafter, NoDrafter
+from redwood.drafting import ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
 from redwood.engine import RowEngine, Step
 from redwood.errors import ArgumentError, CapacityError
 from redwood.generate import Engine
@@ -255,3 +255,46 @@ def test_logprobs_are_the_models_own_law() -> None:
         assert entry.top == []
     with pytest.raises(ArgumentError, match="logprobs"):
         SamplingParams(logprobs=21)
+
+
+def test_pytorch_keeps_to_one_thread_beside_kernels_with_their_own(tiny_model_folder: Path) -> None:
+    seen: list[int] = []
+
+    class Watching(NgramDrafter):
+        def propose(self, contexts: Any, budgets: Any) -> Any:
+            seen.append(torch.get_num_threads())
+            return super().propose(contexts, budgets)
+
+    own, shared = load_native(tiny_model_folder), _target()
+    cases: list[tuple[Any, Any, int]] = [
+        (own, [Watching()], 1),
+        (own, [Watching(), ModelDrafter(load_native(tiny_model_folder))], 1),
+        (own, [Watching(), ModelDrafter(shared)], 2),
+        (own, [Watching(), _Somebodys()], 2),
+        (shared, [Watching()], 2),
+    ]
+    torch.set_num_threads(2)
+    try:
+        for backend, parts, want in cases:
+            engine = RowEngine(backend, UnionDrafter(parts), budget=4)
+            engine.add([5, 6, 5, 6], SamplingParams(max_tokens=4, temperature=0.0))
+            seen.clear()
+            while engine.busy:
+                engine.step()
+            assert set(seen) == {want}
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+class _Somebodys:
+    """A drafter that may want PyTorch's threads."""
+
+    name = "somebody's"
+    draws = False
+
+    def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
+        return [TokenTree.chain(context.token_ids[-1:]) for context in contexts]
+
+    def release(self, key: int) -> None:
+        pass

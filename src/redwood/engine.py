@@ -24,7 +24,7 @@ from redwood.planner import Plan, Planner
 from redwood.requests import Request, new_request, token_list
 from redwood.requests import Step as Step
 from redwood.sampling import PathRows, SamplingParams
-from redwood.scheduling import admitted, chunks, propose_each
+from redwood.scheduling import admitted, chunks, one_pool, propose_each
 from redwood.stats import Stats
 from redwood.text import Tokenizer
 from redwood.tree import TokenTree
@@ -168,6 +168,10 @@ class RowEngine:
         with the reason "error". When this raises, all requests that ran are dropped and their rows
         freed; waiting ones stay. Steps for `generate` and `stream` go to them.
         """
+        with one_pool(self.target, self.drafter):
+            return self._step()
+
+    def _step(self) -> list[Step]:
         try:
             self._admit()
             running = [self._requests[key] for key in self._active]

@@ -1,12 +1,18 @@
-"""Who runs and what is filled: rows join in order of arrival, prompts go in by chunks."""
+"""Who runs and what is filled: rows join in order of arrival, prompts go in by chunks.
+
+And which threads work: PyTorch's must not stand in the way of a backend that has its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
-from redwood.backends.base import Nodes
+import torch
+
+from redwood.backends.base import Backend, Nodes
 from redwood.context import Context
-from redwood.drafting import Drafter
+from redwood.drafting import Drafter, ModelDrafter, NgramDrafter, NoDrafter
 from redwood.requests import Request
 from redwood.tree import TokenTree
 
@@ -74,3 +80,32 @@ def propose_each(
         except Exception as error:
             made.append(error)
     return made
+
+
+@contextmanager
+def one_pool(target: Backend, drafter: Drafter) -> Iterator[None]:
+    """Keeps PyTorch to one thread where the target, and what drafts, compute with their own.
+
+    Its threads spin for a while after each small operation, on processors that the next pass needs:
+    on two cores, with a draft model, that takes a quarter of the speed.
+    """
+    if not (_owns(target) and all(map(_quiet, getattr(drafter, "parts", [drafter])))):
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _owns(backend: Backend) -> bool:
+    return bool(getattr(backend, "own_threads", False))
+
+
+def _quiet(drafter: Drafter) -> bool:
+    """Whether a drafter needs none of PyTorch's threads; others than ours may."""
+    if isinstance(drafter, ModelDrafter):
+        return _owns(drafter.backend)
+    return isinstance(drafter, NoDrafter | NgramDrafter)

@@ -58,6 +58,7 @@ class NativeBackend:
 
     Attributes:
         num_embeddings: tokens it can read; `vocab_size` are those it scores.
+        own_threads: it computes with threads of its own, not with PyTorch's.
 
     Raises:
         ArgumentError: weights that do not fit the spec, threads out of 1..64.
@@ -65,6 +66,7 @@ class NativeBackend:
 
     name = "native"
     device = torch.device("cpu")
+    own_threads = True
 
     def __init__(
         self,
