@@ -265,10 +265,10 @@ def test_pytorch_keeps_to_one_thread_beside_kernels_with_their_own(tiny_model_fo
             seen.append(torch.get_num_threads())
             return super().propose(contexts, budgets)
 
-    own, shared = load_native(tiny_model_folder), _target()
+    own, shared = load_native(tiny_model_folder, None), _target()
     cases: list[tuple[Any, Any, int]] = [
         (own, [Watching()], 1),
-        (own, [Watching(), ModelDrafter(load_native(tiny_model_folder))], 1),
+        (own, [Watching(), ModelDrafter(load_native(tiny_model_folder, None))], 1),
         (own, [Watching(), ModelDrafter(shared)], 2),
         (own, [Watching(), _Somebodys()], 2),
         (shared, [Watching()], 2),

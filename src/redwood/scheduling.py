@@ -87,7 +87,7 @@ def one_pool(target: Backend, drafter: Drafter) -> Iterator[None]:
     """Keeps PyTorch to one thread where the target, and what drafts, compute with their own.
 
     Its threads spin for a while after each small operation, on processors that the next pass needs:
-    on two cores, with a draft model, that takes a quarter of the speed.
+    on two cores, with a draft model, that costs a fifth of the speed.
     """
     if not (_owns(target) and all(map(_quiet, getattr(drafter, "parts", [drafter])))):
         yield
