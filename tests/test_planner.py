@@ -140,8 +140,11 @@ def context(key: int = 1) -> Context:
 
 
 def simulate(planner: Planner, gives: dict[str, tuple[int, float]], steps: int) -> list[str]:
-    """Steps of a machine that is as its curve says; per arm: tokens per step, drafting ms."""
-    used = []
+    """Steps of a machine that is as its curve says; per arm: tokens per step, drafting ms.
+
+    What n-grams promise is no part of it; see test_peek.py.
+    """
+    used, planner._peek = [], None
     for _ in range(steps):
         plan = planner.begin([context()], [100], [100])
         count, draft_ms = gives[plan.drafter.name]

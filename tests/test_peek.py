@@ -1,0 +1,122 @@
+"""N-grams are asked before an arm is chosen: what they promise now decides, and no text changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import tiny_llama
+from redwood import peek
+from redwood.backends.load import wrap_model
+from redwood.context import Context
+from redwood.drafting import NgramDrafter
+from redwood.engine import RowEngine
+from redwood.pacing import StepTimes
+from redwood.peek import Peek
+from redwood.planner import Planner
+from redwood.sampling import History, SamplingParams
+from redwood.tree import TokenTree
+from test_planner import PROMPTS, answers, curve, drafter_of, planner_for
+
+COPIED = [*range(40, 60)] * 4 + [*range(40, 50)]  # what follows is plain to see
+NEW = [*range(100, 190)]
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peek, "_SHARE", 1e9)
+
+
+def context(text: list[int], key: int = 1) -> Context:
+    return Context(key, list(text), SamplingParams(temperature=0.0), History(text), 300)
+
+
+def taught(planner: Planner, arm: str, tokens: int) -> Planner:
+    """The arm gave so many tokens per step, for two passes' time, whatever the text."""
+    planner.begin([context(NEW, 99)], [100], [100])
+    for record, known in zip(planner._records, planner.arms, strict=True):
+        name = known.drafter.name
+        record.tokens, record.cost = (tokens, 2.0) if name == arm else (1.0, 1.0)
+        record.pause = 10**9  # no tries
+    return planner
+
+
+def chosen(planner: Planner, text: list[int], key: int = 1) -> str:
+    return planner.begin([context(text, key)], [100], [100]).drafter.name
+
+
+@pytest.mark.usefixtures("always")
+def test_n_grams_that_promise_more_now_draft_although_a_model_is_better_on_the_average() -> None:
+    drafter = drafter_of("union")
+    planner = taught(planner_for(drafter), "model", 3)
+    assert chosen(planner, NEW, 2) == "model"
+    ngram = next(arm.drafter for arm in planner.arms if arm.drafter.name == "ngram")
+    ngram.reliability = type(ngram.reliability)([0.99] * 80)
+    assert chosen(planner, COPIED, 3) == "ngram"
+    assert chosen(planner, NEW, 4) == "model"
+
+
+@pytest.mark.usefixtures("always")
+def test_n_grams_that_were_good_lately_do_not_draft_where_nothing_matches() -> None:
+    planner = taught(planner_for(drafter_of("union")), "ngram", 8)
+    assert planner.begin([context(NEW, 2)], [100], [100]).times.nodes == 0
+    plan = planner.begin([context(NEW, 3)], [100], [100])
+    assert plan.drafted is None or [len(tree) for tree in plan.drafted] == [1]
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("name", ["ngram", "union"])
+@pytest.mark.parametrize("slope", [0.01, 3.0])
+def test_no_text_changes(name: str, slope: float) -> None:
+    target, drafter = wrap_model(tiny_llama()), drafter_of(name)
+    engine = RowEngine(target, drafter, planner=planner_for(drafter, slope))
+    for params in ({"temperature": 0.0}, {"temperature": 0.8, "seed": 3}):
+        plain = answers(RowEngine(target), [*PROMPTS, COPIED], **params)
+        assert answers(engine, [*PROMPTS, COPIED], **params) == plain
+    assert engine.planner is not None and engine.planner.predicted_tokens > 0.0
+
+
+@pytest.mark.usefixtures("always")
+def test_rows_without_room_get_bare_roots() -> None:
+    seen = Peek(NgramDrafter()).ask(
+        [context(COPIED, 1), context(COPIED, 2)], [1, 8], StepTimes(2, np.full(17, 10.0)), 1.0
+    )
+    assert seen is not None
+    assert len(seen.trees[0]) == 1 and len(seen.trees[1]) > 1
+    assert 2.0 < seen.tokens <= 9.0 and seen.ms == 10.0
+
+
+def test_asking_stops_where_it_takes_long_and_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+
+    class Slow(NgramDrafter):
+        def propose(self, contexts: Any, budgets: Any) -> list[TokenTree]:
+            now[0] += 1.0
+            return super().propose(contexts, budgets)
+
+    monkeypatch.setattr(peek, "perf_counter", lambda: now[0])
+    asked, times = Peek(Slow()), StepTimes(1, np.full(17, 10.0))
+    replies = [asked.ask([context(COPIED)], [8], times, 1.0) for _ in range(600)]
+    told = [i for i, reply in enumerate(replies) if reply is not None]
+    assert told == [0, 1, 258, 515]  # the first time a text is read, which does not count
+
+
+@pytest.mark.usefixtures("always")
+def test_a_drafter_that_fails_is_blamed_where_it_drafts() -> None:
+    class Broken(NgramDrafter):
+        def propose(self, contexts: Any, budgets: Any) -> list[TokenTree]:
+            raise RuntimeError("no index")
+
+    broken = Broken()
+    assert Peek(broken).ask([context(COPIED)], [8], StepTimes(1, np.full(17, 10.0)), 1.0) is None
+    engine = RowEngine(wrap_model(tiny_llama()), broken, planner=Planner(broken, curve(0.01)))
+    key = engine.add(COPIED, SamplingParams(max_tokens=3, temperature=0.0))
+    steps = []
+    while engine.busy:
+        steps += engine.step()
+    assert steps[-1].request == key
+    assert all(step.error is None or "no index" in str(step.error) for step in steps)
