@@ -5,6 +5,9 @@ prompts go in beside decoding. Compared on the same prompts in rotating order: p
 planner, SSSD's published rule for the size (arXiv 2411.05894) and fixed sizes. All of the time
 counts, prefill included. At temperature 0 every text must be plain decoding's own.
 
+The limit: what trees could reach at most while all rows decode, if every node of theirs were
+accepted, from the times of passes over so many rows with 1, 2, 4 and 8 nodes each.
+
     python benchmarks/batch_live.py --set editing --batches 1 2 4 8 16 --json out.json
 """
 
@@ -29,6 +32,7 @@ from redwood.benchmarking import PLAIN, Contender, quartiles
 from redwood.drafting import NgramDrafter
 from redwood.planning import make_planner
 from redwood.sampling import SamplingParams
+from redwood.timing import Kind, measure_curve
 
 
 def answer(
@@ -50,6 +54,14 @@ def answer(
     return perf_counter() - start, list(texts.values()), sum(map(len, texts.values())) / passes
 
 
+def limit(engine: redwood.Engine, batch: int, context: int) -> float:
+    """Tokens per time of the best pass, every node accepted, over those of a plain pass."""
+    kinds = [Kind(1, 1, context), *(Kind(batch, nodes, context) for nodes in (1, 2, 4, 8))]
+    curve = measure_curve(engine.target, kinds, repeats=7, seconds=30.0)
+    ms = {point.nodes: point.ms for point in curve.points if point.rows == batch}
+    return max(ms[1] * nodes / each for nodes, each in ms.items())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", default="smollm2-135m-instruct")
@@ -69,9 +81,11 @@ def main() -> None:
     tasks = read_prompts(options.set, options.prompts, most)
     known = chat_ids(engine, tasks)
     prompts = [known[i % len(known)] for i in range(most)]
-    rows = []
+    rows, limits = [], dict[int, float]()
+    context = int(median(map(len, prompts))) + options.max_tokens // 2
     for batch in options.batches:
         engine.max_rows = batch
+        limits[batch] = limit(engine, batch, context)
         drafter = NgramDrafter()
         contenders = {
             "plain": PLAIN,
@@ -116,7 +130,7 @@ def main() -> None:
             print(rows[-1], file=sys.stderr, flush=True)
     table = Table(title=f"{options.target}, {options.set}, temperature 0: x plain, all time")
     columns = list(dict.fromkeys(row["contender"] for row in rows))
-    for column in ("batch", "plain tokens/s", *columns[1:]):
+    for column in ("batch", "plain tokens/s", "limit", *columns[1:]):
         table.add_column(column, justify="right")
     for batch in options.batches:
         mine = {row["contender"]: row for row in rows if row["batch"] == batch}
@@ -124,12 +138,13 @@ def main() -> None:
             f"{mine[c]['ratio']:.2f} ({mine[c]['tokens_per_pass']:.2f} per pass)"
             for c in columns[1:]
         ]
-        table.add_row(str(batch), f"{mine['plain']['tokens_per_s']:.0f}", *cells)
+        speed = f"{mine['plain']['tokens_per_s']:.0f}"
+        table.add_row(str(batch), speed, f"{limits[batch]:.2f}", *cells)
     Console(width=120).print(table)
     print(f"texts that differ from plain decoding: {sum(r['different_texts'] for r in rows)}")
     if options.json:
         setting = common.setting(target=options.target, set=options.set, threads=options.threads)
-        common.write(options.json, setting, rows=rows)
+        common.write(options.json, setting, rows=rows, limits=limits)
 
 
 if __name__ == "__main__":
