@@ -43,6 +43,8 @@ class ModelDrafter:
             learned over all texts.
         pace: decides after each level whether another one pays; None: the tree is always filled.
             It is not asked for requests whose text must depend on their seed alone.
+        most_drawn: nodes of a tree that is drawn with chance, since none of them can be left out
+            afterwards; None: the budget. Not for those requests either, nor where `tree` was given.
     """
 
     name = "model"
@@ -78,6 +80,7 @@ class ModelDrafter:
         self.reliability = {law: Reliability([*model_prior(), _HOPE]) for law in Law}
         self.acceptance: Sequence[float] = DEFAULT_ACCEPTANCE
         self.pace: Pace | None = None
+        self.most_drawn: int | None = None
 
     def is_static(self, context: Context) -> bool:
         """Returns whether the shape of this request's tree is fixed before tokens are drawn."""
@@ -111,6 +114,8 @@ class ModelDrafter:
         budget = max(1, min(budget, room))
         dynamic = self.pace is not None and not context.unsteered
         free = dynamic and law in (Law.POINT, Law.COUPLED) and self._parents is None
+        if self.is_static(context) and self._parents is None and not context.unsteered:
+            budget = min(budget, self.most_drawn or budget)
         shape = None if free else self._shape(context, budget)
         row.last = Growing(context, law, shape, budget, room, row.reliability.rates)
         return row.last

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,7 +139,7 @@ class Planner:
         self._read: set[tuple[ModelDrafter, int]] = set()  # prompts that a model has read
         self._left: dict[int, tuple[int, int]] = {}  # tokens a text could have at first, and now
         self._reach = Mean()
-        self._drawn: tuple[tuple[int, int], tuple[float, ...], int] | None = None
+        self._drawn: dict[ModelDrafter, tuple[Any, int]] = {}
         self._near: tuple[tuple[int, int], NDArray[np.float64]] | None = None
         self._step = 0
         self._spent_ms = self._lost_ms = 0.0
@@ -180,25 +180,22 @@ class Planner:
             self._read.update((model, context.key) for context in contexts)
             factor = self._factors.setdefault(model, Mean()).value(1.0, _BELIEF)
             model.pace = Levels(times, self.curve(model), max(lengths), factor)
-        if self.most > _MOST and models:
-            drawn = self._drawn_size(models[0])
-            budgets = [
-                min(budget, drawn) if models[0].is_static(context) else budget
-                for context, budget in zip(contexts, budgets, strict=True)
-            ]
+            model.most_drawn = self._drawn_size(model, times)
         drafted = seen.trees if seen is not None and arm == self._grams else None
         return Plan(arm, drafter, budgets, times, best_ms, drafted)
 
-    def _drawn_size(self, model: ModelDrafter) -> int:
+    def _drawn_size(self, model: ModelDrafter, times: StepTimes) -> int:
         """Nodes of a static tree, none of which can be left out once it is drawn (Sequoia, 4.1)."""
         assert self._near is not None
-        rates = tuple(model.acceptance)
-        if self._drawn is None or self._drawn[:2] != (self._near[0], rates):
-            times = self._correction.apply(self._near[1], 1)
-            sizes = {n: float(times[n - 1]) for n in _SIZES if n <= min(self.most, len(times))}
-            draft_ms = self.curve(model).ms([_WIDTH], [0])
-            self._drawn = self._near[0], rates, choose_tree(rates, sizes, draft_ms).size
-        return self._drawn[2]
+        known, rows = (self._near[0], tuple(model.acceptance)), times.rows
+        if model not in self._drawn or self._drawn[model][0] != known:
+            fitting = [n for n in _SIZES if n <= self.most and rows * (n - 1) < len(times.times)]
+            sizes = {n: times.of(rows * n) for n in fitting}
+            width = _WIDTH if self.most > _MOST else 1
+            draft_ms = self.curve(model).ms([width] * rows, [0] * rows)
+            size = choose_tree(model.acceptance, sizes, draft_ms).size
+            self._drawn[model] = known, max(2, size)
+        return self._drawn[model][1]
 
     def _growth(self, lengths: Sequence[int]) -> NDArray[np.float64]:
         """Times as nodes are added to these rows; made anew when they have grown by some tokens."""
@@ -216,7 +213,7 @@ class Planner:
     def drop(self, plan: Plan) -> None:
         """Ends a step that went wrong: nothing is learned from it."""
         for model in self.arms[plan.arm].models:
-            model.pace = None
+            model.pace = model.most_drawn = None
 
     def end(
         self,
