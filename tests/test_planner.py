@@ -170,6 +170,16 @@ def test_a_useless_drafter_costs_a_few_passes_and_then_one_percent() -> None:
     assert used.count("model") * 20.0 <= believed + 16 * 10.0 + 0.01 * 1000 * 10.0
 
 
+def test_reading_prompts_for_tries_is_bounded_as_well() -> None:
+    planner = planner_for(drafter_of("model"), slope=2.0, draft=30.0)
+    reading = 30.0 + 49 * 3.0
+    gives, tries = {"none": (1, 0.0), "model": (1, 0.5)}, 0
+    for _ in range(400):
+        tries += "model" in simulate(planner, gives, 5)
+        planner.release(1)
+    assert 1 <= tries and tries * reading <= 16 * 10.0 + 0.01 * 400 * 5 * 10.0
+
+
 def test_a_better_arm_is_found_after_the_text_changed() -> None:
     planner = planner_for(drafter_of("ngram"))
     simulate(planner, {"none": (1, 0.0), "ngram": (1, 2.0)}, 300)

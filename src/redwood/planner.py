@@ -176,6 +176,10 @@ class Planner:
             seen = self._peek.ask(contexts, budgets, times, self._correction.speed)
         arm, best_ms = self._choose(contexts, max(1.0, to_come), times, seen)
         drafter, models = self.arms[arm]
+        filling = self._filling_ms(self.arms[arm], contexts)
+        self._spent_ms += filling
+        if best_ms is not None:
+            self._lost_ms += filling
         for model in models:
             self._read.update((model, context.key) for context in contexts)
             factor = self._factors.setdefault(model, Mean()).value(1.0, _BELIEF)
