@@ -94,9 +94,12 @@ def save(name: str, data: Any) -> None:
     (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
 
 
+def command() -> str:
+    """The command line; a file of one machine is named, not where it lies there."""
+    return shlex.join(Path(word).name if os.path.isabs(word) else word for word in sys.argv)
+
+
 def write(path: Path, about: dict[str, Any], **values: Any) -> None:
     """Writes a result where the caller wants it, with its command and `setting`."""
-    # A file of one machine is named, not where it lies there.
-    given = [Path(word).name if os.path.isabs(word) else word for word in sys.argv]
-    saved = {"command": shlex.join(given), "setting": about, **values}
+    saved = {"command": command(), "setting": about, **values}
     path.write_text(json.dumps(saved, indent=1, default=str) + "\n")

@@ -17,14 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from common import setting
+from common import command, setting
 from peers.contenders import PAIRS, Field, available_bytes, default_drafters, default_modes
 from peers.prompts import NAMES, chat_ids, read_prompts
 from peers.summary import HEADER, enough, line, summary, table, verdict
@@ -91,7 +90,9 @@ def compare(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
         field.add(mode)
         print(f"{mode} is ready, {available_bytes() >> 20} MiB are left", file=sys.stderr)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in field.turns}
-    result = {**vars(options), "command": shlex.join(sys.argv), "target": target, "draft": draft}
+    named = None if options.prompts is None else options.prompts.name
+    result = {**vars(options), "prompts": named, "command": command()}
+    result |= {"target": target, "draft": draft}
     result |= {"isa": engine.target.isa, "setting": setting(load=os.getloadavg())}
     result |= {"weights": field.weights, "versions": field.versions(), "runs": runs}
     for i, ids in enumerate(prompts):

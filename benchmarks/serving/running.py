@@ -174,7 +174,7 @@ def serving(
 
 def setting(*packages: str) -> dict[str, Any]:
     """Machine, commit and versions, for a result file."""
-    from common import setting as common_setting
+    from common import command as common_command, setting as common_setting  # isort: skip
 
     names = ("fastapi", "starlette", "uvicorn", "h11", "pydantic", "llguidance", *packages)
     files = sorted((_ROOT / "src/redwood/server").glob("*.py"))
@@ -187,7 +187,7 @@ def setting(*packages: str) -> dict[str, Any]:
         server_files_sha256=digest[:16],
         python=sys.version.split()[0],
         versions={name: version(name) for name in names},
-        command=" ".join(["python", f"benchmarks/serving/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        command=f"python {common_command()}",
         date=time.strftime("%Y-%m-%d", time.gmtime()),
     )
 
