@@ -156,6 +156,23 @@ def test_options_of_native_draft_models_are_refused_where_nothing_takes_them(
         redwood.load(folder, folder if drafter == "model" else drafter, backend="eager", **option)
 
 
+def test_a_window_is_taken_or_refused(tiny_model_folder: Path) -> None:
+    folder = str(tiny_model_folder)
+
+    def window(**option: Any) -> int | None:
+        drafter = redwood.load(folder, folder, backend="eager", **option).drafter
+        assert isinstance(drafter, ModelDrafter)
+        return drafter.window
+
+    assert [window(), window(draft_window=7), window(draft_window=None)] == [128, 7, None]
+    for wrong in (0, "all", 2.5):
+        with pytest.raises(ArgumentError, match="window"):
+            redwood.load(folder, folder, backend="eager", draft_window=wrong)
+    for drafter in (None, "ngram", model(1)):
+        with pytest.raises(ArgumentError, match="draft_window"):
+            redwood.load(folder, drafter, backend="eager", draft_window=64)
+
+
 def test_what_was_measured_shapes_no_tree_of_a_seeded_text_without_coupling() -> None:
     target, params = (
         wrap_model(tiny_llama()),

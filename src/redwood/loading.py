@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -30,7 +30,7 @@ INDEX = "index:"
 """Before the folder of a datastore, where a drafter is named."""
 
 DRAFT_WINDOW = 128
-"""Tokens of a new text that a model drafter reads on a CPU, the last ones; docs/planner.md."""
+"""Tokens of a new text that a model drafter reads on a CPU unless told otherwise: the last ones."""
 
 DRAFT_WEIGHTS = "draft"
 """Weights of a model drafter: 4 bits, since the target decides what is said."""
@@ -56,7 +56,7 @@ def load(
     cpus: Sequence[int] | None = None,
     draft_vocab: int | None = DRAFT_VOCAB,
     draft_weights: str = DRAFT_WEIGHTS,
-    draft_window: int | None = DRAFT_WINDOW,
+    draft_window: int | str | None = "auto",
     parallel: str | None = None,
     offload: str | None = None,
     memory: str | int | None = None,
@@ -86,8 +86,8 @@ def load(
         draft_weights: as `weights`, of model drafters on the native backend: "draft" is 4 bits
             whatever the file holds.
             Other values of these two than the defaults are refused where nothing takes them.
-        draft_window: tokens that a model drafter on a CPU reads of a prompt, the last ones; None:
-            all. On a GPU reading is cheap, and it reads all.
+        draft_window: tokens that a model drafter reads of a prompt, the last ones; None: all.
+            "auto": 128 on a CPU, all on a GPU, where reading is cheap. Refused without a model.
         parallel: "tensor" or "pipeline": the target over the processes that torchrun started. The
             drafters stay in the first, where this returns; in the others it does not, see
             `redwood.backends._parallel_load.load_parallel`.
@@ -137,8 +137,11 @@ def load(
     if drafters and budget is None and tree is None:
         named = {p: d for p, d in zip(parts, drafters, strict=True) if isinstance(p, str)}
         planner = open_planner(model, str(target), joined, named, weights=weights, kv=kv, cpus=cpus)
-    if not any(isinstance(d, ModelDrafter) for d in drafters):
-        _refuse_draft_options(draft_vocab, draft_weights, "no model drafts")
+    opened = [d for p, d in zip(parts, drafters, strict=True) if isinstance(p, str)]
+    if not any(isinstance(d, ModelDrafter) for d in opened):
+        _refuse_draft_options(draft_vocab, draft_weights, "no model is opened to draft")
+        if draft_window != "auto":
+            raise ArgumentError("draft_window is for models that draft, and none is opened for it")
     if budget is None:
         budget = len(tree) if tree is not None else default_budget(drafters, model.name)
     return Engine(
@@ -190,7 +193,7 @@ def open_drafter(
     *,
     draft_vocab: int | None = DRAFT_VOCAB,
     draft_weights: str = DRAFT_WEIGHTS,
-    draft_window: int | None = DRAFT_WINDOW,
+    draft_window: int | str | None = "auto",
     tree: Sequence[int] | None = None,
     law: str = "without_replacement",
     **options: Any,
@@ -212,8 +215,9 @@ def open_drafter(
     if backend.name != "native":
         _refuse_draft_options(draft_vocab, draft_weights, f"the {backend.name} backend runs {name}")
     check_same_tokens(tokenizer, load_tokenizer(folder))
-    window = draft_window if backend.device.type == "cpu" else None
-    return ModelDrafter(backend, tree, law=law, window=window)
+    if draft_window == "auto":
+        draft_window = DRAFT_WINDOW if backend.device.type == "cpu" else None
+    return ModelDrafter(backend, tree, law=law, window=cast("int | None", draft_window))
 
 
 def _refuse_draft_options(draft_vocab: int | None, draft_weights: str, why: str) -> None:
