@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM
 import redwood
 from cli_kit import Ran
 from conftest import save_model, tiny_tokenizer
+from redwood._profile_file import write_whole
 from redwood.errors import ArgumentError, ModelError
 from redwood.tuning import Plan, Project, shallow_copy
 from redwood.tuning import project as project_module
-from redwood.tuning.corpus import write_whole
 from redwood.tuning.project import split
 from test_tuning import fresh, peaked
 

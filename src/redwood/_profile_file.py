@@ -39,11 +39,16 @@ def write(path: Path, value: Any) -> None:
     """
     body = json.dumps(value, indent=1, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, f'{{"sha256": "{digest(body)}",\n{_OPENING}{body}}}\n'.encode())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file under a temporary name, then renames it: it is there whole or not at all."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     draft = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(f'{{"sha256": "{digest(body)}",\n{_OPENING}{body}}}\n')
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)

@@ -176,20 +176,23 @@ class ModelDrafter:
     def _row(self, context: Context) -> _DraftRow:
         row = self._rows.get(context.key)
         if row is None:
-            length = len(context.token_ids)
-            row = _DraftRow(self.backend.open(), length - self.reads(length))
+            text = context.token_ids
+            row = _DraftRow(self.backend.open(), len(text) - self.reads(len(text)))
+            if row.skipped:
+                try:
+                    self._keep(row, text[:_SINKS])
+                except BaseException:
+                    self.backend.release(row.row)
+                    raise
             self._rows[context.key] = row
         return row
 
     def _length(self, row: _DraftRow) -> int:
         """Tokens of the text that the row holds, or that were skipped in it."""
-        held = self.backend.length(row.row)
-        return held + row.skipped if held >= _SINKS else held
+        return self.backend.length(row.row) + row.skipped
 
     def _fill(self, row: _DraftRow, text: Sequence[int], end: int) -> None:
         """Commits the text up to `end`, a chunk at a time."""
-        if row.skipped and not self.backend.length(row.row):
-            self._keep(row, text[:_SINKS])
         for start in range(self._length(row), end, _CHUNK):
             self._keep(row, text[start : min(start + _CHUNK, end)])
 
@@ -207,8 +210,6 @@ class ModelDrafter:
         row, text = self._row(growing.context), growing.context.token_ids
         kept = row.follow(text[self._length(row) : -1])
         self.backend.commit([Kept(row.row, kept)])
-        if row.skipped and not self.backend.length(row.row):
-            self._fill(row, text, 0)
         length = self._length(row)
         if len(text) - length > _CHUNK:
             length = len(text) - _CHUNK

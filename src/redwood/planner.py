@@ -176,10 +176,6 @@ class Planner:
             seen = self._peek.ask(contexts, budgets, times, self._correction.speed)
         arm, best_ms = self._choose(contexts, max(1.0, to_come), times, seen)
         drafter, models = self.arms[arm]
-        filling = self._filling_ms(self.arms[arm], contexts)
-        self._spent_ms += filling
-        if best_ms is not None:
-            self._lost_ms += filling
         for model in models:
             self._read.update((model, context.key) for context in contexts)
             factor = self._factors.setdefault(model, Mean()).value(1.0, _BELIEF)
@@ -284,7 +280,7 @@ class Planner:
     def _choose(
         self, contexts: Sequence[Context], to_come: float, times: StepTimes, seen: Seen | None
     ) -> tuple[int, float | None]:
-        """The arm of the step; if it is not the best, the milliseconds per token of the best.
+        """The arm of the step, whose reading of prompts is charged; see `Plan` for the second.
 
         The best arm gives most beyond what its time would give anyway, at the best rate that is
         known. What a model needs to read a prompt is spread over the tokens to come.
@@ -307,14 +303,18 @@ class Planner:
         best = max(range(len(gains)), key=lambda arm: (gains[arm], arm))  # first, all in one tree
         once_ms = min(_ONCE * plain_ms, _ONCE_MS)
         allowed = _SHARE * self._spent_ms + once_ms - self._lost_ms
+        arm, best_ms = best, None
         for i in sorted(range(len(gains)), key=lambda i: self._records[i].last):
             loss = costs[i] + filling[i] - tokens[i] / rate
             waited = self._step - self._records[i].last
             if i == best or (seen is not None and i == self._grams):
                 continue
             if waited >= self._records[i].pause and loss <= allowed:
-                return i, 1.0 / rate
-        return best, None
+                arm, best_ms = i, 1.0 / rate
+                self._lost_ms += filling[i]
+                break
+        self._spent_ms += filling[arm]
+        return arm, best_ms
 
     def _guess(self, arm: Arm, contexts: Sequence[Context]) -> _Record:
         """What an arm may give, before it was ever tried."""

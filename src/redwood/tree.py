@@ -123,18 +123,7 @@ class TokenTree:
     def chain(cls, token_ids: Sequence[int]) -> Self:
         """Returns a tree that is one path of POINT nodes; the first token is the root."""
         size = len(token_ids)
-        if size == 1 and type(token_ids[0]) is int:
-            return cls._bare(token_ids[0])
         return cls.point(token_ids, range(-1, size - 1))
-
-    @classmethod
-    def _bare(cls, token: int) -> Self:
-        """A root alone: plain steps come often, and this takes a tenth of the usual way."""
-        made = object.__new__(cls)
-        made.__dict__.update(
-            _BARE, token_ids=torch.tensor([token]), token_list=[token], parent_list=[-1]
-        )
-        return made
 
     @classmethod
     def point(
@@ -256,14 +245,6 @@ _FIELDS = {
     "laws": torch.int8,
     "draft_rows": torch.int64,
     "draft_ids": torch.int64,
-}
-_BARE = {
-    "parents": torch.tensor([-1]),
-    "laws": torch.zeros(1, dtype=torch.int8),
-    "draft_rows": torch.tensor([-1]),
-    "draft_probs": None,
-    "draft_ids": None,
-    "estimates": None,
 }
 _LAWS = frozenset(int(law) for law in Law)
 _UNDRAWN = frozenset((int(Law.POINT), int(Law.COUPLED)))

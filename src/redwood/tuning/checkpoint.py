@@ -18,7 +18,6 @@ from torch import Tensor
 from redwood import _profile_file
 from redwood.errors import ArgumentError
 from redwood.models._cache import sync_folder
-from redwood.tuning.corpus import write_whole
 
 ABOUT = "redwood-tuning.json"
 """In the folder of a finished model: how it was made."""
@@ -81,7 +80,7 @@ def save_state(
                 tensors[f"{moment}.{name}"] = known[moment]
     about = {"key": key, "history": asdict(state.history), "steps": steps}
     held = {name: each.contiguous().cpu() for name, each in tensors.items()}
-    write_whole(path, to_bytes(held, {_ABOUT: json.dumps(about)}))
+    _profile_file.write_whole(path, to_bytes(held, {_ABOUT: json.dumps(about)}))
 
 
 def restore_state(

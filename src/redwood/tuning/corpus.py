@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +17,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from redwood._profile_file import write_whole
 from redwood.errors import ArgumentError
-from redwood.models._cache import sync_folder
 
 _ABOUT = "redwood"  # one entry: safetensors writes several in any order
 _PARTS = ("prompt_lengths", "answer_lengths", "tokens", "top_ids", "top_logprobs")
@@ -96,23 +93,6 @@ def read_corpus(folder: Path, key: str | None = None) -> list[Sample]:
     """
     files = sorted(folder.glob("*.safetensors"))
     return [sample for file in files for sample in read_samples(file, key)]
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file under a temporary name, then renames it: it is there whole or not at all."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    draft = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            draft.unlink()
-        raise
-    sync_folder(path.parent)
 
 
 def _samples(arrays: dict[str, NDArray[np.generic]]) -> list[Sample]:
