@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -180,3 +182,21 @@ def test_draft_rows_that_are_no_law_are_refused(
     given: Any = ([5, 6], [-1, 0], [0, 1], [-1, 0])
     with pytest.raises(error, match="draft row 0"):
         TokenTree(*given, probs, ids).draft_row(0)
+
+
+def test_a_tree_of_lists_is_that_of_tensors_and_keeps_its_own_copy() -> None:
+    tokens, parents = [7, 0, 2], [-1, 0, 0]
+    made = TokenTree.point(tokens, parents)
+    fields: dict[str, Any] = {"laws": [0, 0, 0], "draft_rows": [-1, -1, -1]}
+    fields |= {"token_ids": tokens, "parents": parents}
+    tensors = TokenTree(**{name: torch.tensor(value) for name, value in fields.items()})
+    listed = TokenTree(**fields)
+    tokens[1] = 9
+    for one in (made, listed, copy.deepcopy(made), pickle.loads(pickle.dumps(listed))):
+        for name in fields:
+            own, other = getattr(one, name), getattr(tensors, name)
+            assert own.tolist() == other.tolist() and getattr(one, name) is own
+        assert one.laws.dtype == torch.int8 and one.token_ids.dtype == torch.int64
+        assert one.token_list == [7, 0, 2] and one.depths == [0, 1, 1]
+    with pytest.raises(AttributeError, match="has no nodes"):
+        getattr(made, "nodes")  # noqa: B009

@@ -25,6 +25,14 @@ int64_t length(const Array& row) {
 }
 
 template <class T>
+std::tuple<double, double, int64_t> range_of(Line<T> row) {
+  const int64_t n = length(row);
+  nb::gil_scoped_release free;
+  const Range held = row_range(row.data(), n);
+  return {held.low, held.high, held.best};
+}
+
+template <class T>
 double weigh_row(Line<T> row, double high, double temperature, LineOut out) {
   const int64_t n = length(row);
   if (length(out) != n) throw std::invalid_argument("wrong size of out");
@@ -65,6 +73,8 @@ void uniforms_at(uint64_t key, uint64_t position, Line<int64_t> tokens, LineOut 
 }  // namespace
 
 void bind_sampling(nb::module_& m) {
+  m.def("row_range", &range_of<float>, nb::arg("row"));
+  m.def("row_range", &range_of<double>, nb::arg("row"));
   m.def("weigh", &weigh_row<float>, nb::arg("row"), nb::arg("high"), nb::arg("temperature"),
         nb::arg("out"));
   m.def("weigh", &weigh_row<double>, nb::arg("row"), nb::arg("high"), nb::arg("temperature"),

@@ -33,6 +33,42 @@ REDWOOD_INLINE double add_up(double* sums) {
   return sums[0];
 }
 
+template <class T>
+REDWOOD_INLINE Range row_range_body(const T* row, int64_t n) {
+  constexpr int kLanes = 32;
+  T low[kLanes], high[kLanes];
+  int odd[kLanes] = {};  // no number equals NaN, not even itself
+  std::fill(low, low + kLanes, row[0]), std::fill(high, high + kLanes, row[0]);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int j = 0; j < kLanes; ++j) {
+      const T x = row[i + j];
+      low[j] = x < low[j] ? x : low[j];
+      high[j] = x > high[j] ? x : high[j];
+      odd[j] |= x != x;
+    }
+  }
+  for (int j = 0; i + j < n; ++j) {
+    const T x = row[i + j];
+    low[0] = x < low[0] ? x : low[0];
+    high[0] = x > high[0] ? x : high[0];
+    odd[0] |= x != x;
+  }
+  for (int j = 1; j < kLanes; ++j) {
+    low[0] = std::min(low[0], low[j]), high[0] = std::max(high[0], high[j]), odd[0] |= odd[j];
+  }
+  const double none = std::numeric_limits<double>::quiet_NaN();
+  if (odd[0] != 0) return {none, none, 0};
+  int64_t best = 0;
+  for (bool found = false; !found && best + kLanes <= n; best += found ? 0 : kLanes) {
+    int any = 0;
+    for (int j = 0; j < kLanes; ++j) any |= row[best + j] == high[0];
+    found = any != 0;
+  }
+  while (row[best] != high[0]) ++best;
+  return {low[0], high[0], best};
+}
+
 // exp(x) for x <= 0 by the reference's operations: x = k ln 2 + r, and the series of exp(r).
 REDWOOD_INLINE double exp_of(double x) {
   constexpr double kShift = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to whole numbers
@@ -177,6 +213,10 @@ REDWOOD_INLINE void race_body(const double* weights, int64_t n, const Noise& noi
 
 #ifdef REDWOOD_AVX2
 template <class T>
+REDWOOD_AVX2 Range row_range_avx2(const T* row, int64_t n) {
+  return row_range_body(row, n);
+}
+template <class T>
 REDWOOD_AVX2 double weigh_avx2(const T* row, int64_t n, double high, double t, double* out) {
   return weigh_body(row, n, high, t, out);
 }
@@ -243,6 +283,13 @@ std::vector<double> largest(const double* weights, int64_t n, int64_t count, dou
 }
 
 }  // namespace
+
+template <class T>
+Range row_range(const T* row, int64_t n) {
+  return REDWOOD_CALL(row_range, row, n);
+}
+template Range row_range(const float*, int64_t);
+template Range row_range(const double*, int64_t);
 
 template <class T>
 double weigh(const T* row, int64_t n, double high, double temperature, double* out) {

@@ -6,6 +6,14 @@
 
 namespace redwood {
 
+// Lowest and highest value, NaN if any is NaN, and the first place of the highest.
+struct Range {
+  double low, high;
+  int64_t best;
+};
+template <class T>
+Range row_range(const T* row, int64_t n);
+
 // out[i] = exp((row[i] - high) / temperature), 0 below exp(-708); returns their sum.
 template <class T>
 double weigh(const T* row, int64_t n, double high, double temperature, double* out);

@@ -78,6 +78,9 @@ class Decoder:
         Entries: row, committed length, parents of all provisional nodes, new tokens, num_logits.
         """
 
+def row_range(row: NDArray[np.float32] | NDArray[np.float64]) -> tuple[float, float, int]:
+    """See `redwood.rowmath.row_range`."""
+
 def weigh(
     row: NDArray[np.float32] | NDArray[np.float64],
     high: float,

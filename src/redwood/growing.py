@@ -157,11 +157,11 @@ class Growing:
             tokens = [tokens[node] for node in nodes]
             parents = [place[parents[node]] for node in nodes]
             estimates = [estimates[node] for node in nodes]
-        return TokenTree(
-            torch.tensor(tokens),
-            torch.tensor(parents),
-            torch.full((len(tokens),), int(self.law), dtype=torch.int8),
-            torch.tensor(self._rows[: len(tokens)]),  # those of a dynamic tree are all alike
+        return TokenTree.of_lists(
+            tokens,
+            parents,
+            [int(self.law)] * len(tokens),
+            self._rows[: len(tokens)],  # those of a dynamic tree are all alike
             torch.cat(self._probs) if self._probs else None,
             torch.cat(self._ids) if self._ids else None,
             estimates,

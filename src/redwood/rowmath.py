@@ -20,7 +20,7 @@ from redwood._rowmath_numpy import Row as Row
 try:
     from redwood import _native
 
-    _native.race  # noqa: B018  # an extension built from older sources lacks these functions
+    _native.row_range  # noqa: B018  # an extension built from older sources lacks these functions
     compiled = True
 except (ImportError, AttributeError):
     compiled = False
@@ -43,17 +43,12 @@ class Range(NamedTuple):
 
 
 def row_range(row: AnyRow) -> Range:
-    """Returns what a row [V] of any strides holds. NumPy's own passes are as fast as can be."""
+    """Returns what a row [V] of any strides holds."""
+    if compiled and len(row):
+        return Range(*_native.row_range(_contiguous(row)))
     best = int(row.argmax())
     low = float(row.min())
     return Range(low, low, 0) if math.isnan(low) else Range(low, float(row[best]), best)
-
-
-def is_finite(row: AnyRow) -> bool:
-    """Returns whether no value of [V] is NaN or infinite: one pass, as a rule."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = float(row.sum())
-    return math.isfinite(total) or row_range(row).finite  # large values may overflow the sum
 
 
 def _contiguous(row: AnyRow) -> AnyRow:

@@ -241,8 +241,8 @@ def _array(row: Tensor) -> AnyRow:
 def check_finite(logits: Tensor) -> None:
     """Raises NumericalError where logits [V] or [N, V] are NaN or infinite."""
     if logits.device.type == "cpu":
-        rows = logits.reshape(-1, logits.shape[-1])
-        fine = all(rowmath.is_finite(_array(row)) for row in rows)
+        rows = _array(logits.reshape(-1, logits.shape[-1]))
+        fine = all(rowmath.row_range(row).finite for row in rows)
     else:
         low, high = torch.aminmax(logits)
         fine = bool(torch.isfinite(low) & torch.isfinite(high))
@@ -305,7 +305,7 @@ def top(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if rows.device.type != "cpu":
         best = rows.topk(count, dim=-1)
         return best.values.cpu(), best.indices.cpu()
-    found = [rowmath.top(_array(row), count) for row in rows]
+    found = [rowmath.top(row, count) for row in _array(rows)]
     values, ids = (np.stack(part) for part in zip(*found, strict=True))
     return torch.from_numpy(values), torch.from_numpy(ids)
 
@@ -326,10 +326,10 @@ class PathRows:
         self._best: list[int] | None = None
         self._bare = not (params.needs_history or params.logit_bias)
         self._plain = self._bare and params.temperature > 0.0
-        if self._bare and params.temperature == 0.0:
-            check_finite(logits)
-            if logits.device.type != "cpu":  # for all rows: the device is waited for once
-                self._best = logits.argmax(-1).tolist()
+        self._arrays = _array(logits) if logits.device.type == "cpu" else None
+        if self._arrays is None and self._bare and params.temperature == 0.0:
+            check_finite(logits)  # for all rows: the device is waited for once
+            self._best = logits.argmax(-1).tolist()
 
     def scores(self, node: int) -> Tensor:
         """Returns float64 [V]: the logits after `node` with everything but temperature applied."""
@@ -345,7 +345,7 @@ class PathRows:
         """
         if self._params.temperature == 0.0:
             return probs_from_scores(self.scores(node), self._params).numpy(), 1.0
-        row = _array(self._logits[node]) if self._plain else self.scores(node).numpy()
+        row = self._array(node) if self._plain else self.scores(node).numpy()
         held = rowmath.row_range(row)
         if self._plain and not held.finite:
             raise NumericalError(_NOT_FINITE)
@@ -362,7 +362,13 @@ class PathRows:
             return self._best[node]
         if not self._bare:
             return int(self.scores(node).numpy().argmax())
-        return int(_array(self._logits[node]).argmax())
+        held = rowmath.row_range(self._array(node))
+        if not held.finite:
+            raise NumericalError(_NOT_FINITE)
+        return held.best
+
+    def _array(self, node: int) -> AnyRow:
+        return _array(self._logits[node]) if self._arrays is None else self._arrays[node]
 
     def choice(self, node: int, noise: GumbelNoise, position: int) -> int:
         """Returns the arg-max of log p + noise(position) after `node`, as `coupled_choice` would.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from operator import lt
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -57,7 +57,8 @@ class TokenTree:
         estimates: [N], chance that a node is accepted, as its drafter believes; the root's is 1 and
             no child's exceeds its parent's. None: nothing is believed. Verification never looks.
 
-    Lists and arrays are accepted and stored as tensors.
+    Lists and arrays are accepted, too. A tree of lists of integers is kept as lists, and its
+    tensors are made when they are asked for: they take longer than all else about a small tree.
 
     Raises:
         ArgumentError: shapes that disagree, numbers that are not whole, a parent that does not
@@ -73,20 +74,37 @@ class TokenTree:
     estimates: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        for name, dtype in _FIELDS.items():
-            value = getattr(self, name)
-            if value is not None or name != "draft_ids":
-                object.__setattr__(self, name, _whole_numbers(name, value, dtype))
+        held = self.__dict__
+        for name, (listed, dtype) in _FIELDS.items():
+            value = held[name]
+            if type(value) is list and set(map(type, value)) == {int}:
+                held[listed] = list(value)
+                del held[name]
+            else:
+                held[name] = made = _whole_numbers(name, value, dtype)
+                if made.ndim != 1:
+                    raise ArgumentError(f"{name} must be a list of tokens or of numbers")
+        if self.draft_ids is not None:
+            held["draft_ids"] = _whole_numbers("draft_ids", self.draft_ids, torch.int64)
         if self.draft_probs is not None:
-            object.__setattr__(self, "draft_probs", _floats(self.draft_probs))
+            held["draft_probs"] = _floats(self.draft_probs)
         self._check()
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Tensor:
+            listed, dtype = _FIELDS.get(name, ("", None))
+            if listed not in self.__dict__:
+                raise AttributeError(f"a TokenTree has no {name}")
+            made = self.__dict__[name] = torch.tensor(self.__dict__[listed], dtype=dtype)
+            return made
+
     def _check(self) -> None:
-        if self.token_ids.ndim != 1 or len(self.token_ids) == 0:
+        size = len(self.token_list)
+        if size == 0:
             raise ArgumentError("a token tree needs a list of tokens, at least its root")
-        size = len(self.token_ids)
-        for name in ("parents", "laws", "draft_rows"):
-            if getattr(self, name).shape != (size,):
+        for name, (listed, _) in _FIELDS.items():
+            if len(getattr(self, listed)) != size:
                 raise ArgumentError(f"{name} must have {size} entries, one per node")
         if self.estimates is not None and len(self.estimates) != size:
             raise ArgumentError(f"estimates must have {size} entries, one per node")
@@ -103,7 +121,7 @@ class TokenTree:
         ):
             raise ArgumentError("draft_ids must have the shape of draft_probs")
         tokens, laws = self.token_list[1:], self.law_list[1:]  # the root was not drafted
-        if min(tokens, default=0) >= 0 and set(laws) <= _UNDRAWN:
+        if min(tokens, default=0) >= 0 and _UNDRAWN.issuperset(laws):
             return
         for node, (token, law) in enumerate(zip(tokens, laws, strict=True), start=1):
             if token < 0:
@@ -117,7 +135,7 @@ class TokenTree:
                 )
 
     def __len__(self) -> int:
-        return len(self.token_ids)
+        return len(self.token_list)
 
     @classmethod
     def chain(cls, token_ids: Sequence[int]) -> Self:
@@ -134,8 +152,33 @@ class TokenTree:
     ) -> Self:
         """Returns a tree whose nodes were all chosen without chance."""
         size = len(token_ids)
-        laws, rows = torch.zeros(size, dtype=torch.int8), torch.full((size,), -1)
-        return cls(_long(token_ids), _long(parents), laws, rows, estimates=estimates)
+        return cls.of_lists(
+            list(token_ids),
+            list(parents),
+            [int(Law.POINT)] * size,
+            [-1] * size,
+            None,
+            None,
+            estimates,
+        )
+
+    @classmethod
+    def of_lists(
+        cls,
+        token_list: list[int],
+        parent_list: list[int],
+        law_list: list[int],
+        draft_row_list: list[int],
+        draft_probs: Tensor | None,
+        draft_ids: Tensor | None,
+        estimates: Sequence[float] | None,
+    ) -> Self:
+        """Returns a tree of lists; see the class."""
+        make: Any = cls
+        made: Self = make(
+            token_list, parent_list, law_list, draft_row_list, draft_probs, draft_ids, estimates
+        )
+        return made
 
     def kept(self, nodes: Sequence[int]) -> TokenTree:
         """Returns the tree of these nodes alone: in order, the root first, parents with children.
@@ -159,12 +202,11 @@ class TokenTree:
         parents = [place.get(above[node], -1) for node in nodes]
         if -1 in parents[1:]:
             raise ArgumentError("a node to keep has no parent among them")
-        index = torch.tensor(nodes)
-        return TokenTree(
-            self.token_ids[index],
-            _long(parents),
-            self.laws[index],
-            self.draft_rows[index],
+        return TokenTree.of_lists(
+            [self.token_list[node] for node in nodes],
+            parents,
+            [self.law_list[node] for node in nodes],
+            [self.draft_row_list[node] for node in nodes],
             self.draft_probs,
             self.draft_ids,
             None if self.estimates is None else [self.estimates[node] for node in nodes],
@@ -240,11 +282,10 @@ class TokenTree:
 
 
 _FIELDS = {
-    "token_ids": torch.int64,
-    "parents": torch.int64,
-    "laws": torch.int8,
-    "draft_rows": torch.int64,
-    "draft_ids": torch.int64,
+    "token_ids": ("token_list", torch.int64),
+    "parents": ("parent_list", torch.int64),
+    "laws": ("law_list", torch.int8),
+    "draft_rows": ("draft_row_list", torch.int64),
 }
 _LAWS = frozenset(int(law) for law in Law)
 _UNDRAWN = frozenset((int(Law.POINT), int(Law.COUPLED)))
@@ -254,10 +295,6 @@ def _whole_numbers(name: str, values: Any, dtype: torch.dtype) -> Tensor:
     """A tensor of `dtype` on the CPU with exactly these values."""
     if isinstance(values, Tensor) and values.dtype == dtype and values.device.type == "cpu":
         return values
-    if type(values) is list and dtype == torch.int64:
-        array = np.array(values)  # a tenth of the time of what follows
-        if array.dtype == np.int64:
-            return torch.from_numpy(array)
     try:
         given = torch.as_tensor(values, device="cpu")
         wide = given.to(torch.int64)
@@ -279,10 +316,6 @@ def _floats(table: Any) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ArgumentError(f"draft_probs must hold numbers: {error}") from error
     return made if made.is_floating_point() else made.double()
-
-
-def _long(values: Sequence[int]) -> Tensor:
-    return _whole_numbers("a tree", list(values), torch.int64)
 
 
 def _int_list(values: Tensor) -> list[int]:

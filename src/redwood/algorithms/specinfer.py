@@ -105,16 +105,8 @@ def merge_trees(trees: Sequence[TokenTree]) -> TokenTree:
         first_row += 0 if tree.draft_probs is None else len(tree.draft_probs)
     guessed = all(tree.estimates is not None for tree in trees if len(tree) > 1)
     probs, ids = _stack_rows([t for t in trees if t.draft_probs is not None])
-    as_long = torch.int64
-    return TokenTree(
-        torch.tensor(tokens, dtype=as_long),
-        torch.tensor(parents, dtype=as_long),
-        torch.tensor(laws, dtype=torch.int8),
-        torch.tensor(rows, dtype=as_long),
-        probs,
-        ids,
-        _shared(chances, parents) if guessed else None,
-    )
+    estimates = _shared(chances, parents) if guessed else None
+    return TokenTree.of_lists(tokens, parents, laws, rows, probs, ids, estimates)
 
 
 def _shared(chances: Sequence[float], parents: Sequence[int]) -> list[float]:
