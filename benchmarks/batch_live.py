@@ -1,7 +1,7 @@
 """Trees inside continuous batching: tokens per second over batches of 1 to 16, in turns.
 
-Twice as many requests as rows are there from the start, so rows leave and join between steps, and
-prompts go in beside decoding. Compared on the same prompts in rotating order: plain decoding, the
+Several requests for each row are there from the start (`--turns`), so rows leave and join between
+steps, and prompts go in beside decoding. Compared on the same prompts in rotating order: plain decoding, the
 planner, SSSD's published rule for the size (arXiv 2411.05894) and fixed sizes. All of the time
 counts, prefill included. At temperature 0 every text must be plain decoding's own.
 
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--set", choices=NAMES, default="editing")
     parser.add_argument("--prompts", type=Path, help="the set's file: needed for specbench")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--turns", type=int, default=4, help="requests for each row")
     parser.add_argument("--budgets", type=int, nargs="*", default=[4, 12], help="fixed sizes")
     parser.add_argument("--flops-per-byte", type=float, default=33.0, help="of this machine")
     parser.add_argument("--max-tokens", type=int, default=64)
@@ -77,7 +78,7 @@ def main() -> None:
     options = parser.parse_args()
     engine = redwood.load(options.target, threads=options.threads)
     params = SamplingParams(max_tokens=options.max_tokens, temperature=0.0)
-    most = 2 * max(options.batches)
+    most = options.turns * max(options.batches)
     tasks = read_prompts(options.set, options.prompts, most)
     known = chat_ids(engine, tasks)
     prompts = [known[i % len(known)] for i in range(most)]
@@ -103,7 +104,7 @@ def main() -> None:
             texts: dict[str, list[list[int]]] = {}
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 spent, texts[name], per_pass[name] = answer(
-                    engine, contenders[name], prompts[: 2 * batch], params
+                    engine, contenders[name], prompts[: options.turns * batch], params
                 )
                 if turn >= 0:
                     seconds[name].append(spent)

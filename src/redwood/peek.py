@@ -1,8 +1,9 @@
 """What n-grams promise for the next step, known before it is decided who drafts.
 
 What an arm gave on the average says little of n-grams: they give nothing for a while and then, in
-a passage that stands in the prompt, everything. Where asking them costs next to nothing, they are
-asked at every step. They draw no coins, so that a tree may be thrown away.
+a passage that stands in the prompt, everything. So they are asked before every step, as long as
+asking in vain stays a small part of all time. They draw no coins, so that a tree may be thrown
+away.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from typing import NamedTuple
 
 from redwood.context import Context
 from redwood.drafting import NgramDrafter
-from redwood.pacing import Mean, StepTimes
+from redwood.pacing import StepTimes
 from redwood.tree import TokenTree
 
-_SHARE = 0.02  # of a plain pass may asking take,
-_AGAIN = 256  # or else it is tried again after so many steps
-_FADE = 0.9
+_SHARE = 0.01  # of the target's time may go to asking in vain
 
 
 class Seen(NamedTuple):
-    """Trees by row, the tokens that the step is then expected to give, and what its pass takes."""
+    """Trees by row, the tokens that the step is then expected to give, and what its pass takes.
+
+    No trees: they were not asked for this step, and are not to draft.
+    """
 
     trees: list[TokenTree]
     tokens: float
@@ -30,41 +32,43 @@ class Seen(NamedTuple):
 
 
 class Peek:
-    """Asks an n-gram drafter, as long as that is cheap beside a pass of the target."""
+    """Asks an n-gram drafter: at every step while it helps, else as often as time allows."""
 
     def __init__(self, drafter: NgramDrafter) -> None:
         self._drafter = drafter
         self._known: set[int] = set()  # texts it has read: the first time takes longer
-        self._cost = Mean()
-        self._wait = 0
+        self._cost = self._owed = 0.0  # of the last answer, and to be waited for; in plain passes
 
     def ask(
         self, contexts: Sequence[Context], budgets: Sequence[int], times: StepTimes, speed: float
     ) -> Seen | None:
-        """Returns what the n-grams promise; None if they are not to be asked, or cannot answer.
+        """Returns what the n-grams promise; None if they cannot answer.
 
         Args:
             budgets: nodes of each row at most; a row with 1 gets a bare root.
             times: of the step; not changed.
             speed: time now, in units of the curve's.
         """
-        if self._wait:
-            self._wait -= 1
-            return None
+        plain_ms, self._cost = times.of(times.rows), 0.0
+        self._owed -= _SHARE
+        if self._owed > 0.0:
+            return Seen([], 0.0, plain_ms)
+        self._owed = 0.0
         start = perf_counter()
         try:
             trees = self._drafter.propose(contexts, budgets)
         except Exception:  # it says so again where it is known for whom, if it is to draft
             return None
-        took = 1e3 * (perf_counter() - start) / speed
         if self._known.issuperset(context.key for context in contexts):
-            self._cost.add(took / times.of(times.rows), _FADE)
-            if self._cost.value(0.0, 1.0) > _SHARE:
-                self._wait, self._cost = _AGAIN, Mean()
+            self._cost = 1e3 * (perf_counter() - start) / (speed * plain_ms)
         self._known.update(context.key for context in contexts)
         step = StepTimes(times.rows, times.times)
         step.trim(trees, 0.0)
         return Seen(trees, step.tokens, step.of(step.nodes))
+
+    def judge(self, *, helped: bool) -> None:
+        """Notes whether the last answer was drafted with."""
+        self._owed = 0.0 if helped else self._owed + self._cost
 
     def release(self, key: int) -> None:
         """Forgets a request."""

@@ -182,6 +182,8 @@ class Planner:
             model.pace = Levels(times, self.curve(model), max(lengths), factor)
             model.most_drawn = self._drawn_size(model, times)
         drafted = seen.trees if seen is not None and arm == self._grams else None
+        if self._peek is not None:
+            self._peek.judge(helped=arm == self._grams)
         return Plan(arm, drafter, budgets, times, best_ms, drafted)
 
     def _drawn_size(self, model: ModelDrafter, times: StepTimes) -> int:
