@@ -1,9 +1,9 @@
 """Trees inside continuous batching: tokens per second over batches of 1 to 16, in turns.
 
 Several requests for each row are there from the start (`--turns`), so rows leave and join between
-steps, and prompts go in beside decoding. Compared on the same prompts in rotating order: plain decoding, the
-planner, SSSD's published rule for the size (arXiv 2411.05894) and fixed sizes. All of the time
-counts, prefill included. At temperature 0 every text must be plain decoding's own.
+steps, and prompts go in beside decoding. Compared on the same prompts in rotating order: plain
+decoding, the planner, SSSD's published rule for the size (arXiv 2411.05894) and fixed sizes. All of
+the time counts, prefill included. At temperature 0 every text must be plain decoding's own.
 
 The limit: what trees could reach at most while all rows decode, if every node of theirs were
 accepted, from the times of passes over so many rows with 1, 2, 4 and 8 nodes each.
