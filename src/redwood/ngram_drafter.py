@@ -36,6 +36,7 @@ class NgramDrafter:
         reliability: chance by bin over all texts; each text begins with it. Of candidates from the
             text itself, or from the datastore where nothing else is drafted from.
         store_reliability: the same of the datastore's candidates where the text is a source, too.
+        least: chance that a node must have to be drafted; the planner sets it to what can pay.
 
     Raises:
         ArgumentError: `max_branch` out of range, or nothing to draft from.
@@ -61,6 +62,7 @@ class NgramDrafter:
         self._texts: dict[int, _Text] = {}
         self.reliability = Reliability(ngram_prior() if own_text else store_prior())
         self.store_reliability = Reliability(store_prior())
+        self.least = 0.0
 
     def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
         """Returns trees of POINT nodes, most probable first; a bare root where nothing matches."""
@@ -113,6 +115,7 @@ class NgramDrafter:
             rates,
             max_branch=self.max_branch,
             others=[Rated(stored, store_rates, store_bin)] if chunks else (),
+            least=self.least,
         )
         known.drafted = found
         return TokenTree.point(

@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import NamedTuple
 
+import numpy as np
+
 from redwood.context import Context
 from redwood.drafting import NgramDrafter
 from redwood.pacing import StepTimes
 from redwood.tree import TokenTree
 
 _SHARE = 0.01  # of the target's time may go to asking in vain
+_ALL = 8  # every so many answers have nodes that cannot pay as well: a low rate must not stay so
 
 
 class Seen(NamedTuple):
@@ -37,6 +40,7 @@ class Peek:
     def __init__(self, drafter: NgramDrafter) -> None:
         self._drafter = drafter
         self._known: set[int] = set()  # texts it has read: the first time takes longer
+        self._answers = 0
         self._cost = self._owed = 0.0  # of the last answer, and to be waited for; in plain passes
 
     def ask(
@@ -54,11 +58,15 @@ class Peek:
         if self._owed > 0.0:
             return Seen([], 0.0, plain_ms)
         self._owed = 0.0
+        self._answers += 1
         start = perf_counter()
+        self._drafter.least = _least_paying(times) if self._answers % _ALL else 0.0
         try:
             trees = self._drafter.propose(contexts, budgets)
         except Exception:  # it says so again where it is known for whom, if it is to draft
             return None
+        finally:
+            self._drafter.least = 0.0
         if self._known.issuperset(context.key for context in contexts):
             self._cost = 1e3 * (perf_counter() - start) / (speed * plain_ms)
         self._known.update(context.key for context in contexts)
@@ -73,3 +81,10 @@ class Peek:
     def release(self, key: int) -> None:
         """Forgets a request."""
         self._known.discard(key)
+
+
+def _least_paying(times: StepTimes) -> float:
+    """The chance that nodes must have to give more tokens per time than plain decoding does."""
+    plain_ms, more_ms = times.times[0], times.times[1:] - times.times[0]
+    cheapest = (more_ms / np.arange(1, len(more_ms) + 1)).min(initial=np.inf)
+    return float(times.rows * cheapest / plain_ms)

@@ -34,13 +34,13 @@ class Reliability:
     """
 
     def __init__(self, prior: Iterable[float], belief: float = _BELIEF) -> None:
-        self._prior = np.array(list(prior), np.float64)
-        if not len(self._prior) or not ((self._prior >= 0.0) & (self._prior <= 1.0)).all():
+        # Lists: single numbers of an array are slow to change.
+        self._prior = [float(chance) for chance in prior]
+        if not self._prior or not all(0.0 <= chance <= 1.0 for chance in self._prior):
             raise ArgumentError("a prior needs chances in [0, 1]")
         self._belief = belief
-        self._hits = np.zeros_like(self._prior)
-        self._trials = np.zeros_like(self._prior)
-        self.rates: list[float] = self._prior.tolist()
+        self._hits, self._trials = [0.0] * len(self._prior), [0.0] * len(self._prior)
+        self.rates = list(self._prior)
         """Chance per bin, as now believed."""
 
     def count(self, index: int, hit: bool) -> None:
@@ -51,7 +51,7 @@ class Reliability:
         self._hits[index] += hit
         self._trials[index] += 1.0
         seen = self._belief + self._trials[index]
-        self.rates[index] = float((self._belief * self._prior[index] + self._hits[index]) / seen)
+        self.rates[index] = (self._belief * self._prior[index] + self._hits[index]) / seen
 
     def child(self) -> Reliability:
         """Returns a table for one text that begins with what this one believes."""
@@ -59,7 +59,7 @@ class Reliability:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what was seen, as plain values for JSON."""
-        return {"hits": self._hits.tolist(), "trials": self._trials.tolist()}
+        return {"hits": list(self._hits), "trials": list(self._trials)}
 
     def load(self, seen: Mapping[str, Any]) -> None:
         """Takes over what `to_dict` gave.
@@ -71,12 +71,12 @@ class Reliability:
             hits, trials = (np.array(seen[name], np.float64) for name in ("hits", "trials"))
         except (KeyError, TypeError, ValueError) as error:
             raise ArgumentError(f"a reliability table needs hits and trials: {error}") from error
-        if hits.shape != self._prior.shape or trials.shape != self._prior.shape:
+        if not hits.shape == trials.shape == (len(self._prior),):
             raise ArgumentError(f"a reliability table must have {len(self._prior)} bins")
         if not ((hits >= 0.0) & (hits <= trials) & (trials < np.inf)).all():
             raise ArgumentError("a reliability table has counts that cannot be")
-        self._hits, self._trials = hits, trials
-        rates = (self._belief * self._prior + hits) / (self._belief + trials)
+        self._hits, self._trials = hits.tolist(), trials.tolist()
+        rates = (self._belief * np.array(self._prior) + hits) / (self._belief + trials)
         self.rates = rates.tolist()
 
 

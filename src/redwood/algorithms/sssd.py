@@ -162,7 +162,9 @@ def candidate_tree(
     def stored(parent: float, match: int, depth: int, count: int, total: int) -> _Offer:
         return _Offer(parent * count / total)
 
-    return _best_first([(index, own), (_Trie(continuations), stored)], suffix, size, max_branch)
+    trie = _Trie(continuations)
+    sources = [(index, index.matches(suffix), own), (trie, trie.matches(suffix), stored)]
+    return _best_first(sources, size, max_branch, 0.0)
 
 
 def likely_tree(
@@ -173,6 +175,7 @@ def likely_tree(
     *,
     max_branch: int = 5,
     others: Sequence[Rated] = (),
+    least: float = 0.0,
 ) -> list[Candidate]:
     """Returns at most `size` - 1 candidates below the root, the most probable paths first.
 
@@ -182,20 +185,22 @@ def likely_tree(
     Args:
         rates: of `index`: chance of acceptance by `ngram_bin`, given the parent was accepted.
         others: further sources for the same tree.
+        least: nodes with a smaller chance are left out, and not looked for.
     """
     sources = [_rated(each, suffix) for each in (Rated(index, rates), *others)]
-    return _best_first(sources, suffix, size, max_branch)
+    return _best_first(sources, size, max_branch, least)
 
 
-def _rated(rated: Rated, suffix: Sequence[int]) -> tuple[Source, _Priority]:
+def _rated(rated: Rated, suffix: Sequence[int]) -> _Searched:
     source, rates, kind_of = rated
-    longest = max((length for length, _ in source.matches(suffix)), default=0)
+    found = source.matches(suffix)
+    longest = found[0][0] if found else 0
 
     def priority(parent: float, match: int, depth: int, count: int, total: int) -> _Offer:
         kind = kind_of(match + depth - 1, count, total, longest=match == longest)
         return _Offer(parent * rates[kind], kind)
 
-    return source, priority
+    return source, found, priority
 
 
 class _Trie:
@@ -225,19 +230,19 @@ class _Offer(NamedTuple):
 
 
 _Priority = Callable[[float, int, int, int, int], _Offer]
+_Searched = tuple[Source, list[tuple[int, list[int]]], _Priority]
 
 
 def _best_first(
-    sources: Sequence[tuple[Source, _Priority]],
-    suffix: Sequence[int],
-    size: int,
-    max_branch: int,
+    sources: Sequence[_Searched], size: int, max_branch: int, least: float
 ) -> list[Candidate]:
     """The search of both trees: the best path first, over all sources and match lengths at once.
 
     Args:
-        sources: each with the priority of a child, and its bin, from its parent's priority, the
-            length of the match, its depth, how often it followed, and how often anything did.
+        sources: each with its matches, and the priority of a child, and its bin, from its parent's
+            priority, the length of the match, its depth, how often it followed, and how often
+            anything did.
+        least: nodes of a lower priority are left out.
     """
     made: list[Candidate] = []
     known: list[dict[int, int]] = [{}]  # per node: token -> node
@@ -248,26 +253,30 @@ def _best_first(
         origin: int, parent: int, depth: int, places: Sequence[int], reached: float, match: int
     ) -> None:
         nonlocal order
-        source, priority = sources[origin]
+        source, _, priority = sources[origin]
         followers = source.followers(places)
         total = sum(map(len, followers.values()))
         for token, behind in followers.items():
             order += 1
             offer = priority(reached, match, depth, len(behind), total)
+            if offer.priority < least:
+                continue
             # Equal priorities: deeper first, then the order of appearance.
             entry = (-offer.priority, -depth, order)
             heappush(heap, (*entry, origin, parent, token, behind, match, offer.bin))
 
-    for origin, (source, _) in enumerate(sources):
-        for length, places in source.matches(suffix):
+    for origin, (_, found, _) in enumerate(sources if size > 1 else ()):
+        for length, places in found:
             push(origin, 0, 1, places, 1.0, length)
-    while heap and len(made) < size - 1:
+    while heap:
         negative, deep, _, origin, parent, token, behind, match, kind = heappop(heap)
         node = known[parent].get(token)
         if node is None:
             if len(known[parent]) >= max_branch:
                 continue
             made.append(Candidate(token, parent, -negative, kind, origin))
+            if len(made) == size - 1:
+                break
             node = known[parent][token] = len(made)
             known.append({})
         push(origin, node, 1 - deep, behind, -negative, match)
