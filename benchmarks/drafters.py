@@ -3,8 +3,8 @@
 Beside n-grams and the draft model as it is by default: the model with all of its vocabulary, with
 less of it, with its weights as they are in the file, reading whole prompts; and the target's own
 first layers. Temperature 0, all in turns. *Right*: the target's next token is the drafter's first
-choice, along plain texts. *Chain*: two drafted tokens at every step. *Planned*: sizes and arms as
-the planner likes, beginning with its quick look.
+choice, along plain texts. *Chain*: two drafted tokens at every step. *Planned*, for the usual ones:
+sizes and arms as the planner likes, beginning with its quick look.
 
     python benchmarks/drafters.py --set humaneval --json out.json
 """
@@ -12,7 +12,6 @@ the planner likes, beginning with its quick look.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -110,24 +109,21 @@ def main() -> None:
     texts = [Text(list(prompt), run(engine, PLAIN, prompt, params)[0]) for prompt in prompts]
     drafters = candidates(options, engine)
 
-    def planned(name: str, make: Callable[[], Any]) -> Contender:
-        drafter = make()
+    def planned(name: str, drafter: Any) -> Contender:
         return Contender(name, drafter, 1, make_planner(engine.target, drafter))
 
+    usual = next(known for known in drafters.values() if known is not None)
     contenders = [PLAIN]
     for name, known in drafters.items():
         if known is None:
-            contenders += [Contender(name, NgramDrafter(), 3), planned(name, NgramDrafter)]
+            contenders += [Contender(name, NgramDrafter(), 3), planned(name, NgramDrafter())]
             continue
-        backend, window = known.backend, known.window
-        contenders.append(Contender(name, ModelDrafter(backend, CHAIN, window=window), 3))
-        contenders.append(
-            planned(name, lambda b=backend, w=window: ModelDrafter(b, window=w))  # type: ignore[misc]
-        )
-    first = next(known for known in drafters.values() if known is not None)
-    model = ModelDrafter(first.backend, window=first.window)
-    both = UnionDrafter([model, NgramDrafter()])
-    contenders.append(planned("both of these", lambda: both))
+        chain = ModelDrafter(known.backend, CHAIN, window=known.window)
+        contenders.append(Contender(name, chain, len(CHAIN)))
+        if known is usual:
+            contenders.append(planned(name, known))
+    both = UnionDrafter([ModelDrafter(usual.backend, window=usual.window), NgramDrafter()])
+    contenders.append(planned("both of these", both))
     made = alternate(engine, contenders, prompts, params)
     plain = [runs[0] for runs in made[0]]
     kind = Kind(1, 1, 128)
