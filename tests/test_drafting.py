@@ -66,6 +66,16 @@ def test_the_law_of_every_node_is_written_on_it(
         torch.testing.assert_close(tree.draft_probs.sum(1), torch.ones(4, dtype=torch.float64))
 
 
+def test_tokens_that_truncation_leaves_out_are_drawn_last() -> None:
+    star = [-1, 0, 0, 0]
+    (best,) = _model(tree=star).propose([_context(temperature=0.0)], [4])
+    cold = {"temperature": 1.5e-3, "top_p": 1e-6}  # the law is one token, then as good as a ranking
+    for more in ({}, {"top_k": 1}, {"min_p": 0.9}):
+        (tree,) = _model(tree=star).propose([_context(**cold, **more)], [4])
+        assert tree.token_list == best.token_list
+        assert tree.draft_probs is not None and tree.draft_probs[0].sum() == pytest.approx(1.0)
+
+
 def test_drafts_keep_up_with_any_text_and_equal_those_of_a_fresh_drafter() -> None:
     """Whatever was accepted, the drafter's KV equals a recomputation."""
     drafter = _model(tree=expansion_tree([2, 2, 1]), law="point")

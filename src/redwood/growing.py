@@ -24,6 +24,7 @@ from redwood.tree import Law, TokenTree, children_of
 
 _BRANCH, _NARROW = 3, 3  # children of a node of a dynamic tree, and nodes of a level that get any
 _NARROW_SHARE = 8  # or this part of the budget, in trees of hundreds of nodes
+_LAST = 1e-6  # what a drawn law keeps of the tokens that its truncation leaves out
 _CACHED = 1 << 18  # logits whose temporaries stay in the cache
 
 
@@ -116,7 +117,9 @@ class Growing:
             for node, tokens, found in zip(nodes, best.tolist(), chances.tolist(), strict=True):
                 self._add(node, tokens, -1, found)
             return
-        probs, ids = draft_law(logits, context.params, max(width, most))
+        # What the truncation of this law leaves out is drawn last: that of the target may keep it.
+        rest = _LAST if self.law == Law.WITHOUT_REPLACEMENT else 0.0
+        probs, ids = draft_law(logits, context.params, max(width, most), rest=rest)
         rows = zip(nodes, probs.numpy(), ids.numpy(), strict=True)
         if self.law == Law.COUPLED:
             for node, given, known in rows:

@@ -35,7 +35,7 @@ class Seen(NamedTuple):
 
 
 class Peek:
-    """Asks an n-gram drafter: at every step while it helps, else as often as time allows."""
+    """Asks an n-gram drafter: at every step while that pays, else as often as time allows."""
 
     def __init__(self, drafter: NgramDrafter) -> None:
         self._drafter = drafter
@@ -74,9 +74,9 @@ class Peek:
         step.trim(trees, 0.0)
         return Seen(trees, step.tokens, step.of(step.nodes))
 
-    def judge(self, *, helped: bool) -> None:
-        """Notes whether the last answer was drafted with."""
-        self._owed = 0.0 if helped else self._owed + self._cost
+    def judge(self, saved: float) -> None:
+        """Notes what the last answer is expected to save, in plain passes; 0: it is not used."""
+        self._owed = max(0.0, self._owed + self._cost - saved)
 
     def release(self, key: int) -> None:
         """Forgets a request."""

@@ -182,8 +182,6 @@ class Planner:
             model.pace = Levels(times, self.curve(model), max(lengths), factor)
             model.most_drawn = self._drawn_size(model, times)
         drafted = seen.trees if seen is not None and arm == self._grams else None
-        if self._peek is not None:
-            self._peek.judge(helped=arm == self._grams)
         return Plan(arm, drafter, budgets, times, best_ms, drafted)
 
     def _drawn_size(self, model: ModelDrafter, times: StepTimes) -> int:
@@ -303,6 +301,10 @@ class Planner:
         rate = max(known)
         gains = [t - rate * cost for t, cost in zip(tokens, costs, strict=True)]
         best = max(range(len(gains)), key=lambda arm: (gains[arm], arm))  # first, all in one tree
+        if self._peek is not None and seen is not None:
+            others = max(value for i, value in enumerate(known) if i != self._grams)
+            saved_ms = seen.tokens / others - seen.ms if best == self._grams else 0.0
+            self._peek.judge(max(0.0, saved_ms) / plain_ms)
         once_ms = min(_ONCE * plain_ms, _ONCE_MS)
         allowed = _SHARE * self._spent_ms + once_ms - self._lost_ms
         arm, best_ms = best, None

@@ -278,7 +278,9 @@ def _weigh(row: AnyRow, held: rowmath.Range, params: SamplingParams) -> tuple[Ro
     return weights, mass
 
 
-def draft_law(row_scores: Tensor, params: SamplingParams, width: int) -> tuple[Tensor, Tensor]:
+def draft_law(
+    row_scores: Tensor, params: SamplingParams, width: int, *, rest: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Returns (probs [W, M] float64, ids [W, M]), most probable first, M = min(width, V).
 
     The law a drafter draws from: the M best tokens, with the request's temperature and truncation.
@@ -286,18 +288,21 @@ def draft_law(row_scores: Tensor, params: SamplingParams, width: int) -> tuple[T
 
     Args:
         row_scores: [W, V] from `scores` or plain logits, any float type, any device.
+        rest: weight of the law without truncation beside the other. A small one puts the tokens
+            that truncation leaves out behind all others, instead of nowhere.
     """
     values, ids = top(row_scores, min(width, row_scores.shape[-1]))
     values = values.to("cpu", torch.float64)
-    probs = torch.softmax((values - values[:, :1]) / params.temperature, -1)
+    whole = probs = torch.softmax((values - values[:, :1]) / params.temperature, -1)
     if 0 < params.top_k < probs.shape[1]:
-        probs[:, params.top_k :] = 0.0
-        probs /= probs.sum(-1, keepdim=True)
+        probs = torch.where(torch.arange(probs.shape[1]) < params.top_k, probs, 0.0)
+        probs = probs / probs.sum(-1, keepdim=True)
     if params.top_p < 1.0:
         probs = torch.where(probs.cumsum(-1) - probs < params.top_p, probs, 0.0)
     if params.min_p > 0.0:
         probs = torch.where(probs >= params.min_p * probs[:, :1], probs, 0.0)
-    return probs / probs.sum(-1, keepdim=True), ids
+    probs = probs / probs.sum(-1, keepdim=True)
+    return (probs + rest * whole) / (1.0 + rest), ids
 
 
 def top(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
