@@ -2,8 +2,8 @@
 
 What an arm gave on the average says little of n-grams: they give nothing for a while and then, in
 a passage that stands in the prompt, everything. So they are asked before every step, as long as
-asking in vain stays a small part of all time. They draw no coins, so that a tree may be thrown
-away.
+that saves more time than it takes, and in vain for a percent of all time. They draw no coins, so
+that a tree may be thrown away.
 """
 
 from __future__ import annotations
