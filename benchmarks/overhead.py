@@ -40,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", default="smollm2-135m-instruct")
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 2048, 8192])
+    parser.add_argument("--settings", choices=SETTINGS, nargs="+", default=list(SETTINGS))
     parser.add_argument("--budget", type=int, default=16)
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--threads", type=int, default=2)
@@ -52,7 +53,8 @@ def main() -> None:
     rows = []
     for context in options.contexts:
         prompt = (text * (1 + context // len(text)))[:context]
-        for name, params in SETTINGS.items():
+        for name in options.settings:
+            params = SETTINGS[name]
             wanted = SamplingParams(max_tokens=options.max_tokens, ignore_eos=True, **params)
             stats = run(engine, contender, prompt, wanted).stats
             spent = {stage: stats.seconds[stage] for stage in STAGES}
