@@ -184,6 +184,15 @@ def test_draft_rows_that_are_no_law_are_refused(
         TokenTree(*given, probs, ids).draft_row(0)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"token_ids": [7, 2**70, 2]}, {"laws": [300, 1, 2]}, {"parents": [-(2**63) - 1, 0, 0]}],
+)
+def test_numbers_that_fit_no_tensor_are_refused_at_once(changes: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match="must hold whole numbers"):
+        tree(**changes)
+
+
 def test_a_tree_of_lists_is_that_of_tensors_and_keeps_its_own_copy() -> None:
     tokens, parents = [7, 0, 2], [-1, 0, 0]
     made = TokenTree.point(tokens, parents)

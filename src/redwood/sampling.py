@@ -315,6 +315,21 @@ def top(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(values), torch.from_numpy(ids)
 
 
+def _best_of_rows(logits: Tensor, arrays: AnyRow | None) -> list[int]:
+    """Returns the arg-max of every row [N, V]; arrays: the same on the CPU, None elsewhere.
+
+    Raises: NumericalError where any entry is NaN or infinite.
+    """
+    if arrays is None:
+        check_finite(logits)
+        best: list[int] = logits.argmax(-1).tolist()  # for all rows: the device is waited for once
+        return best
+    held = [rowmath.row_range(row) for row in arrays]
+    if not all(row.finite for row in held):
+        raise NumericalError(_NOT_FINITE)
+    return [row.best for row in held]
+
+
 class PathRows:
     """The target's rows for one tree, computed when asked for: rows are dear at V = 152k.
 
@@ -332,9 +347,8 @@ class PathRows:
         self._bare = not (params.needs_history or params.logit_bias)
         self._plain = self._bare and params.temperature > 0.0
         self._arrays = _array(logits) if logits.device.type == "cpu" else None
-        if self._arrays is None and self._bare and params.temperature == 0.0:
-            check_finite(logits)  # for all rows: the device is waited for once
-            self._best = logits.argmax(-1).tolist()
+        if self._bare and params.temperature == 0.0:
+            self._best = _best_of_rows(logits, self._arrays)
 
     def scores(self, node: int) -> Tensor:
         """Returns float64 [V]: the logits after `node` with everything but temperature applied."""
@@ -365,12 +379,8 @@ class PathRows:
         """Returns the arg-max after `node`; the lowest id among equals."""
         if self._best is not None:
             return self._best[node]
-        if not self._bare:
-            return int(self.scores(node).numpy().argmax())
-        held = rowmath.row_range(self._array(node))
-        if not held.finite:
-            raise NumericalError(_NOT_FINITE)
-        return held.best
+        row = self._array(node) if self._bare else self.scores(node).numpy()
+        return int(row.argmax())
 
     def _array(self, node: int) -> AnyRow:
         return _array(self._logits[node]) if self._arrays is None else self._arrays[node]

@@ -77,7 +77,8 @@ class TokenTree:
         held = self.__dict__
         for name, (listed, dtype) in _FIELDS.items():
             value = held[name]
-            if type(value) is list and set(map(type, value)) == {int}:
+            whole = type(value) is list and set(map(type, value)) == {int}
+            if whole and _LEAST[dtype] <= min(value) and max(value) <= _MOST[dtype]:
                 held[listed] = list(value)
                 del held[name]
             else:
@@ -287,6 +288,8 @@ _FIELDS = {
     "laws": ("law_list", torch.int8),
     "draft_rows": ("draft_row_list", torch.int64),
 }
+_LEAST = {dtype: torch.iinfo(dtype).min for dtype in (torch.int64, torch.int8)}
+_MOST = {dtype: torch.iinfo(dtype).max for dtype in (torch.int64, torch.int8)}
 _LAWS = frozenset(int(law) for law in Law)
 _UNDRAWN = frozenset((int(Law.POINT), int(Law.COUPLED)))
 
