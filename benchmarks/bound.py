@@ -22,12 +22,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import common
-from peers.prompts import NAMES, chat_ids, read_prompts
+from peers.prompts import add_options, chat_ids, read_prompts
 from rich.console import Console
 from rich.table import Table
 
@@ -121,12 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", default="smollm2-135m-instruct")
     parser.add_argument("--draft", help="a draft model beside n-grams")
-    parser.add_argument("--set", choices=NAMES, default="humaneval")
-    parser.add_argument("--prompts", type=Path, help="the set's file: needed for specbench")
-    parser.add_argument("--limit", type=int, default=8)
-    parser.add_argument("--max-tokens", type=int, default=96)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path)
+    add_options(parser, chosen="humaneval", limit=8, tokens=96)
     options = parser.parse_args()
     joined = "+".join(filter(None, [options.draft, "ngram"]))
     how = {"backend": "native", "threads": options.threads}

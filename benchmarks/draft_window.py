@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import argparse
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import common
-from peers.prompts import NAMES, chat_ids, read_prompts
+from peers.prompts import add_options, chat_ids, read_prompts
 from rich.console import Console
 from rich.table import Table
 
@@ -46,13 +45,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", default="qwen2.5-coder-1.5b-instruct")
     parser.add_argument("--draft", default="qwen2.5-coder-0.5b-instruct")
-    parser.add_argument("--set", choices=NAMES, default="humaneval")
-    parser.add_argument("--prompts", type=Path, help="the set's file: needed for specbench")
-    parser.add_argument("--limit", type=int, default=6)
-    parser.add_argument("--max-tokens", type=int, default=96)
+    add_options(parser, chosen="humaneval", limit=6, tokens=96)
     parser.add_argument("--windows", type=int, nargs="+", default=[256, 128, 64, 32, 16])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     how = {"backend": "native", "threads": options.threads}
     engine, opened = open_contenders(options.target, [options.draft], [], **how)

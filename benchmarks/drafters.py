@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import common
 from draft_window import hits
-from peers.prompts import NAMES, chat_ids, read_prompts
+from peers.prompts import add_options, chat_ids, read_prompts
 from rich.console import Console
 from rich.table import Table
 
@@ -96,12 +95,7 @@ def main() -> None:
     parser.add_argument("--target", default="qwen2.5-coder-1.5b-instruct")
     parser.add_argument("--draft", default="qwen2.5-coder-0.5b-instruct")
     parser.add_argument("--layers", type=int, nargs="*", default=[4, 8, 14])
-    parser.add_argument("--set", choices=NAMES, default="humaneval")
-    parser.add_argument("--prompts", type=Path, help="the set's file: needed for specbench")
-    parser.add_argument("--limit", type=int, default=4)
-    parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path)
+    add_options(parser, chosen="humaneval", limit=4, tokens=64)
     options = parser.parse_args()
     engine = redwood.load(options.target, backend="native", threads=options.threads)
     prompts = chat_ids(engine, read_prompts(options.set, options.prompts, options.limit))

@@ -12,12 +12,11 @@ that only equals it is as good.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import common
-from peers.prompts import NAMES, chat_ids, read_prompts
+from peers.prompts import add_options, chat_ids, read_prompts
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -58,14 +57,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", default="smollm2-135m-instruct")
     parser.add_argument("--draft", help="a draft model beside n-grams")
-    parser.add_argument("--set", choices=NAMES, default="editing")
-    parser.add_argument("--prompts", type=Path, help="the set's file: needed for specbench")
-    parser.add_argument("--limit", type=int, default=6)
-    parser.add_argument("--max-tokens", type=int, default=96)
+    add_options(parser, chosen="editing", limit=6, tokens=96)
     parser.add_argument("--sizes", type=int, nargs="+", default=[2, 3, 4, 6, 8, 12])
     parser.add_argument("--levels", type=int, nargs="+", default=[2, 3, 4, 5, 6])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     joined = "+".join(filter(None, [options.draft, "ngram"]))
     how = {"backend": "native", "threads": options.threads}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import tempfile
 from collections.abc import Sequence
@@ -82,3 +83,13 @@ def read_prompts(name: str, given: Path | None, limit: int | None) -> list[Task]
 def chat_ids(engine: Any, tasks: Sequence[Task]) -> list[list[int]]:
     """Token ids of each task as the one message of a chat."""
     return [engine.encode([{"role": "user", "content": task.prompt}]) for task in tasks]
+
+
+def add_options(parser: argparse.ArgumentParser, *, chosen: str, limit: int, tokens: int) -> None:
+    """What a benchmark on one of the sets takes: which prompts, how long, where the result goes."""
+    parser.add_argument("--set", choices=NAMES, default=chosen)
+    parser.add_argument("--prompts", type=Path, help="the set's file: needed for specbench")
+    parser.add_argument("--limit", type=int, default=limit)
+    parser.add_argument("--max-tokens", type=int, default=tokens)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
