@@ -66,6 +66,35 @@ def test_n_grams_that_were_good_lately_do_not_draft_where_nothing_matches() -> N
     assert plan.drafted is None or [len(tree) for tree in plan.drafted] == [1]
 
 
+def dear_after_passes(planner: Planner, cost: float) -> Planner:
+    """Each step takes so many plain passes, as where other work shares the processors."""
+    planner.begin([context(NEW, 99)], [100], [100])
+    planner._records[0].cost, planner._records[0].pause = cost, 10**9
+    return planner
+
+
+def test_n_grams_that_were_not_asked_do_not_draft_however_dear_a_step_is() -> None:
+    planner = dear_after_passes(planner_for(NgramDrafter()), 5.0)
+    assert planner._peek is not None
+    planner._peek._owed = 1.0  # nor will they be asked for a hundred steps
+    planner._step = 1  # the last text repeated itself
+    planner._tokens.add(8.0, 1.0)
+    planner._cost.add(1.0, 1.0)
+    assert [chosen(planner, NEW, key) for key in range(2, 52)] == ["none"] * 50
+
+
+@pytest.mark.usefixtures("always")
+def test_what_follows_a_pass_is_not_saved_by_n_grams_that_find_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    planner, saved = dear_after_passes(planner_for(NgramDrafter()), 5.0), []
+    assert planner._peek is not None
+    monkeypatch.setattr(planner._peek, "judge", saved.append)
+    for key in range(2, 12):
+        chosen(planner, NEW, key)
+    assert saved == [0.0] * 10
+
+
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("name", ["ngram", "union"])
 @pytest.mark.parametrize("slope", [0.01, 3.0])

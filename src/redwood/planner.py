@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -295,15 +296,18 @@ class Planner:
             costs.append(record.cost_now() * plain_ms + fill * tokens[-1] / to_come)
         known = [t / cost for t, cost in zip(tokens, costs, strict=True)]
         if seen is not None:  # this one step: no rate of the steps to come
-            tokens[self._grams], costs[self._grams] = seen.tokens, seen.ms
+            after = self._records[0].cost_now() - 1.0  # what follows a pass, whoever drafts
+            tokens[self._grams], costs[self._grams] = seen.tokens, seen.ms + after * plain_ms
             lately = self._tokens.total / self._cost.total if self._step else 0.0
             known[self._grams] = lately * len(contexts) / plain_ms
         rate = max(known)
         gains = [t - rate * cost for t, cost in zip(tokens, costs, strict=True)]
+        if seen is not None and not seen.trees:
+            gains[self._grams] = -inf
         best = max(range(len(gains)), key=lambda arm: (gains[arm], arm))  # first, all in one tree
         if self._peek is not None and seen is not None:
             others = max(value for i, value in enumerate(known) if i != self._grams)
-            saved_ms = seen.tokens / others - seen.ms if best == self._grams else 0.0
+            saved_ms = seen.tokens / others - costs[self._grams] if best == self._grams else 0.0
             self._peek.judge(max(0.0, saved_ms) / plain_ms)
         once_ms = min(_ONCE * plain_ms, _ONCE_MS)
         allowed = _SHARE * self._spent_ms + once_ms - self._lost_ms
