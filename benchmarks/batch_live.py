@@ -1,9 +1,11 @@
-"""Trees inside continuous batching: tokens per second over batches of 1 to 16, in turns.
+"""Trees inside continuous batching: tokens per second over batches of 1 to 16, step by step.
 
 Several requests for each row are there from the start (`--turns`), so rows leave and join between
-steps, and prompts go in beside decoding. Compared on the same prompts in rotating order: plain
-decoding, the planner, SSSD's published rule for the size (arXiv 2411.05894) and fixed sizes. All of
-the time counts, prefill included. At temperature 0 every text must be plain decoding's own.
+steps, and prompts go in beside decoding. Compared on the same prompts: plain decoding, the planner,
+SSSD's published rule for the size (arXiv 2411.05894) and fixed sizes. They answer at once on one
+target, each with rows of its own, and the next step is always of the one that had least time: a
+slow second of the machine hurts all alike. All of the time counts, prefill included. At temperature
+0 every text must be plain decoding's own.
 
 The limit: what trees could reach at most while all rows decode, if every node of theirs were
 accepted, from the times of passes over so many rows with 1, 2, 4 and 8 nodes each.
@@ -19,7 +21,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
 
 import common
 from peers.prompts import NAMES, chat_ids, read_prompts
@@ -30,28 +31,54 @@ import redwood
 from redwood.algorithms.sssd import budget_by_batch
 from redwood.benchmarking import PLAIN, Contender, quartiles
 from redwood.drafting import NgramDrafter
+from redwood.engine import RowEngine
 from redwood.planning import make_planner
 from redwood.sampling import SamplingParams
 from redwood.timing import Kind, measure_curve
 
 
-def answer(
-    engine: redwood.Engine, contender: Contender, prompts: Sequence[list[int]], params: Any
-) -> tuple[float, list[list[int]], float]:
-    """Seconds, the texts, and tokens per pass of a row."""
-    engine.drafter, engine.budget = contender.drafter, contender.budget
-    engine.planner = contender.planner
-    start = perf_counter()
-    keys = [engine.add(prompt, params) for prompt in prompts]
-    stats = [engine.stats(key) for key in keys]
-    texts: dict[int, list[int]] = {key: [] for key in keys}
-    while engine.busy:
-        for step in engine.step():
+class Racer:
+    """A contender's own rows on the shared target; `seconds` is what its steps took."""
+
+    def __init__(self, engine: redwood.Engine, contender: Contender, rows: int) -> None:
+        _, drafter, budget, planner = contender
+        self.engine = RowEngine(
+            engine.target,
+            drafter,
+            eos_ids=sorted(engine.eos_ids),
+            budget=budget,
+            planner=planner,
+            max_rows=rows,
+        )
+
+    def start(self, prompts: Sequence[list[int]], params: SamplingParams) -> None:
+        """Queues the prompts anew."""
+        self.seconds = 0.0
+        keys = [self.engine.add(prompt, params) for prompt in prompts]
+        self.stats = [self.engine.stats(key) for key in keys]
+        self.texts: dict[int, list[int]] = {key: [] for key in keys}
+
+    def step(self) -> None:
+        """Does one step of all rows."""
+        start = perf_counter()
+        steps = self.engine.step()
+        self.seconds += perf_counter() - start
+        for step in steps:
             if step.error is not None:
                 raise step.error
-            texts[step.request] += step.token_ids
-    passes = sum(each.target_passes for each in stats)
-    return perf_counter() - start, list(texts.values()), sum(map(len, texts.values())) / passes
+            self.texts[step.request] += step.token_ids
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.texts.values()))
+
+
+def race(racers: Sequence[Racer], prompts: Sequence[list[int]], params: SamplingParams) -> None:
+    """All contenders answer at once: the next step is always of the one that had least time."""
+    for racer in racers:
+        racer.start(prompts, params)
+    while busy := [racer for racer in racers if racer.engine.busy]:
+        min(busy, key=lambda racer: racer.seconds).step()
 
 
 def limit(engine: redwood.Engine, batch: int, context: int) -> float:
@@ -96,35 +123,31 @@ def main() -> None:
             ),
         }
         contenders |= {f"{n} nodes": Contender("", NgramDrafter(), n) for n in options.budgets}
-        names = list(contenders)
-        seconds: dict[str, list[float]] = {name: [] for name in names}
-        per_pass: dict[str, float] = {}
+        racers = {n: Racer(engine, contender, batch) for n, contender in contenders.items()}
+        ratios: dict[str, list[float]] = {name: [] for name in racers}
+        seconds: dict[str, list[float]] = {name: [] for name in racers}
         different = 0
         for turn in range(-1, options.rounds):  # the first one warms up
-            texts: dict[str, list[list[int]]] = {}
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                spent, texts[name], per_pass[name] = answer(
-                    engine, contenders[name], prompts[: options.turns * batch], params
-                )
+            race(list(racers.values()), prompts[: options.turns * batch], params)
+            plain = racers["plain"]
+            for name, racer in racers.items():
                 if turn >= 0:
-                    seconds[name].append(spent)
-            different += sum(
-                own != plain
-                for name in names
-                for own, plain in zip(texts[name], texts["plain"], strict=True)
-            )
-        tokens = sum(map(len, texts["plain"]))
-        for name in names:
-            ratios = [p / own for p, own in zip(seconds["plain"], seconds[name], strict=True)]
+                    ratios[name].append(plain.seconds / racer.seconds)
+                    seconds[name].append(racer.seconds)
+                different += sum(
+                    own != right
+                    for own, right in zip(racer.texts.values(), plain.texts.values(), strict=True)
+                )
+        for name, racer in racers.items():
             rows.append(
                 {
                     "batch": batch,
                     "contender": name,
                     "budget": contenders[name].budget if name != "planner" else None,
-                    "ratio": median(ratios),
-                    "spread": quartiles(ratios) if len(ratios) > 1 else [ratios[0]] * 2,
-                    "tokens_per_s": tokens / median(seconds[name]),
-                    "tokens_per_pass": per_pass[name],
+                    "ratio": median(ratios[name]),
+                    "spread": quartiles(ratios[name]) if options.rounds > 1 else ratios[name] * 2,
+                    "tokens_per_s": racer.tokens / median(seconds[name]),
+                    "tokens_per_pass": racer.tokens / sum(s.target_passes for s in racer.stats),
                     "different_texts": different,
                 }
             )
