@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import random
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -296,11 +297,16 @@ def main() -> None:
     parser.add_argument("--pause", type=Path, help="no new clients while this file exists")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", nargs="+", default=(), help="kinds of clients; default: all")
+    parser.add_argument("--keep-answers", action="store_true", help="the server drafts from them")
     parser.add_argument("--name", default="soak", help="of the result file")
     options = parser.parse_args()
     begun = setting()  # the files may change while it runs
     cases = known(options.target, options.drafter)
-    with serving(options, SERVER_OPTIONS) as server:
+    kept = tempfile.TemporaryDirectory()
+    more = [*SERVER_OPTIONS]
+    if options.keep_answers:
+        more += ["--keep-answers", kept.name, "--keep-every", "60"]
+    with kept, serving(options, more) as server:
         clients = Clients(server, cases, options.seed, options.only)
         soak = Soak(server, clients, options.share, options.pause)
         asyncio.run(soak.run(options.minutes * 60))
@@ -309,11 +315,12 @@ def main() -> None:
         soak.note()
         facts = {name: value for name, value in server.metrics().items() if "bucket" not in name}
         trouble = server.log_lines("Traceback", " error ", " critical ")
+        kept_bytes = sum(f.stat().st_size for f in Path(kept.name).rglob("*") if f.is_file())
     lost = sum(n for name, n in soak.results.items() if name.endswith(LOST))
     wrong = sum(n for name, n in soak.results.items() if name.endswith(WRONG))
     result = {
         "setting": begun,
-        "server_options": SERVER_OPTIONS,
+        "server_options": more,
         "minutes": options.minutes,
         "paused_s": round(soak.paused_s),
         "requests": soak.results.total(),
@@ -324,6 +331,7 @@ def main() -> None:
         "rss_growth_kib_per_minute": soak.growth(),
         "idle_after_s": idle_s,
         "exit_code": server.exit_code,
+        "kept_bytes": kept_bytes,
         "cpu_share": round(soak.samples[-1]["cpu_share"], 3),
         "log_trouble": trouble[:20],
         "notes": clients.notes[:40],
