@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 
 import common
 from peers.prompts import NAMES, chat_ids, read_prompts
@@ -29,56 +27,12 @@ from rich.table import Table
 
 import redwood
 from redwood.algorithms.sssd import budget_by_batch
-from redwood.benchmarking import PLAIN, Contender, quartiles
+from redwood.benchmarking import quartiles
 from redwood.drafting import NgramDrafter
-from redwood.engine import RowEngine
 from redwood.planning import make_planner
+from redwood.racing import PLAIN, Contender, Lane, race
 from redwood.sampling import SamplingParams
 from redwood.timing import Kind, measure_curve
-
-
-class Racer:
-    """A contender's own rows on the shared target; `seconds` is what its steps took."""
-
-    def __init__(self, engine: redwood.Engine, contender: Contender, rows: int) -> None:
-        _, drafter, budget, planner = contender
-        self.engine = RowEngine(
-            engine.target,
-            drafter,
-            eos_ids=sorted(engine.eos_ids),
-            budget=budget,
-            planner=planner,
-            max_rows=rows,
-        )
-
-    def start(self, prompts: Sequence[list[int]], params: SamplingParams) -> None:
-        """Queues the prompts anew."""
-        self.seconds = 0.0
-        keys = [self.engine.add(prompt, params) for prompt in prompts]
-        self.stats = [self.engine.stats(key) for key in keys]
-        self.texts: dict[int, list[int]] = {key: [] for key in keys}
-
-    def step(self) -> None:
-        """Does one step of all rows."""
-        start = perf_counter()
-        steps = self.engine.step()
-        self.seconds += perf_counter() - start
-        for step in steps:
-            if step.error is not None:
-                raise step.error
-            self.texts[step.request] += step.token_ids
-
-    @property
-    def tokens(self) -> int:
-        return sum(map(len, self.texts.values()))
-
-
-def race(racers: Sequence[Racer], prompts: Sequence[list[int]], params: SamplingParams) -> None:
-    """All contenders answer at once: the next step is always of the one that had least time."""
-    for racer in racers:
-        racer.start(prompts, params)
-    while busy := [racer for racer in racers if racer.engine.busy]:
-        min(busy, key=lambda racer: racer.seconds).step()
 
 
 def limit(engine: redwood.Engine, batch: int, context: int) -> float:
@@ -123,22 +77,21 @@ def main() -> None:
             ),
         }
         contenders |= {f"{n} nodes": Contender("", NgramDrafter(), n) for n in options.budgets}
-        racers = {n: Racer(engine, contender, batch) for n, contender in contenders.items()}
-        ratios: dict[str, list[float]] = {name: [] for name in racers}
-        seconds: dict[str, list[float]] = {name: [] for name in racers}
+        lanes = {name: Lane(engine, each, batch) for name, each in contenders.items()}
+        ratios: dict[str, list[float]] = {name: [] for name in lanes}
+        seconds: dict[str, list[float]] = {name: [] for name in lanes}
         different = 0
         for turn in range(-1, options.rounds):  # the first one warms up
-            race(list(racers.values()), prompts[: options.turns * batch], params)
-            plain = racers["plain"]
-            for name, racer in racers.items():
+            race(list(lanes.values()), prompts[: options.turns * batch], params)
+            plain = lanes["plain"]
+            for name, lane in lanes.items():
                 if turn >= 0:
-                    ratios[name].append(plain.seconds / racer.seconds)
-                    seconds[name].append(racer.seconds)
-                different += sum(
-                    own != right
-                    for own, right in zip(racer.texts.values(), plain.texts.values(), strict=True)
-                )
-        for name, racer in racers.items():
+                    ratios[name].append(plain.seconds / lane.seconds)
+                    seconds[name].append(lane.seconds)
+                pairs = zip(lane.texts, plain.texts, strict=True)
+                different += sum(own != right for own, right in pairs)
+        for name, lane in lanes.items():
+            tokens = sum(map(len, lane.texts))
             rows.append(
                 {
                     "batch": batch,
@@ -146,8 +99,8 @@ def main() -> None:
                     "budget": contenders[name].budget if name != "planner" else None,
                     "ratio": median(ratios[name]),
                     "spread": quartiles(ratios[name]) if options.rounds > 1 else ratios[name] * 2,
-                    "tokens_per_s": racer.tokens / median(seconds[name]),
-                    "tokens_per_pass": racer.tokens / sum(s.target_passes for s in racer.stats),
+                    "tokens_per_s": tokens / median(seconds[name]),
+                    "tokens_per_pass": tokens / sum(s.target_passes for s in lane.stats),
                     "different_texts": different,
                 }
             )

@@ -26,12 +26,12 @@ import redwood
 from redwood.backends import _native_load, _packed
 from redwood.backends._weights import open_gguf
 from redwood.backends.native import NativeBackend
-from redwood.benchmarking import PLAIN, Contender, alternate, run
 from redwood.calibration.acceptance import Text
 from redwood.drafting import ModelDrafter, NgramDrafter, UnionDrafter
 from redwood.loading import DRAFT_VOCAB, DRAFT_WINDOW, open_drafter
 from redwood.models import gguf_path
 from redwood.planning import make_planner
+from redwood.racing import PLAIN, Contender, alternate, run
 from redwood.sampling import SamplingParams
 from redwood.timing import Kind, measure_curve
 

@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 import redwood
-from redwood.benchmarking import PLAIN, Contender, Run, alternate, quartiles
+from redwood.benchmarking import quartiles
 from redwood.planning import make_planner
+from redwood.racing import PLAIN, Contender, Run, alternate
 
 HERE = Path(__file__).parent
 

@@ -27,8 +27,9 @@ from trees import acceptance, in_context
 import redwood
 from redwood.algorithms.sequoia import Plan, choose_tree
 from redwood.backends.base import Backend
-from redwood.benchmarking import PLAIN, Contender, Run, alternate, forward_times
+from redwood.benchmarking import forward_times
 from redwood.drafting import ModelDrafter
+from redwood.racing import PLAIN, Contender, Run, alternate
 from redwood.sampling import SamplingParams
 
 

@@ -25,9 +25,9 @@ from record import add_prompts, chosen_prompts, command, open_pair
 
 import redwood
 from redwood.algorithms.sequoia import expected_tokens, optimal_tree
-from redwood.benchmarking import Contender, run
 from redwood.drafting import ModelDrafter
 from redwood.engine import Step
+from redwood.racing import Contender, run
 from redwood.sampling import SamplingParams
 from redwood.tree import children_of, depths_of
 

@@ -24,11 +24,12 @@ from record import command
 
 import redwood
 from redwood._profile_file import digest
-from redwood.benchmarking import PLAIN, Contender, alternate, reports
+from redwood.benchmarking import reports
 from redwood.commands.bench import read_tasks
 from redwood.drafting import ModelDrafter, NgramDrafter, join_drafters
 from redwood.loading import open_drafter
 from redwood.models import resolve
+from redwood.racing import PLAIN, Contender, alternate
 from redwood.sampling import SamplingParams
 from redwood.tuning import Plan, Project, Settings
 from redwood.tuning.project import identity, split

@@ -10,22 +10,12 @@ import pytest
 import torch
 
 import redwood
-from redwood import Engine, NgramDrafter, SamplingParams, TokenTree
+from redwood import Engine, NgramDrafter, SamplingParams, TokenTree, racing
 from redwood.backends.base import Nodes
-from redwood.benchmarking import (
-    PLAIN,
-    Contender,
-    Run,
-    alternate,
-    comparable,
-    first_difference,
-    forward_times,
-    quartiles,
-    reports,
-    run,
-)
+from redwood.benchmarking import comparable, first_difference, forward_times, quartiles, reports
 from redwood.context import Context
 from redwood.errors import ArgumentError, CapacityError
+from redwood.racing import PLAIN, Contender, Lane, Run, alternate, race, run
 from redwood.sampling import GumbelNoise
 from redwood.stats import Stats
 
@@ -61,20 +51,69 @@ class Diary:
         pass
 
 
-def test_contenders_take_turns_in_rotating_order_after_a_warm_up(engine: Engine) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_contenders_take_turns_in_rotating_order_after_a_warm_up(
+    engine: Engine, together: bool
+) -> None:
     diary: list[str] = []
     contenders = [Contender(name, Diary(name, diary), 2) for name in "abc"]
     counted: list[int] = []
-    alternate(engine, contenders, PROMPTS[:2], PARAMS, repeats=2, on_run=lambda: counted.append(1))
+    alternate(
+        engine,
+        contenders,
+        PROMPTS[:2],
+        PARAMS,
+        repeats=2,
+        together=together,
+        on_run=lambda: counted.append(1),
+    )
     assert "".join(diary) == "abc" + "abc" + "bca" + "cab" + "abc"
     assert len(counted) == 12
 
 
-def test_the_engine_gets_its_own_drafter_and_budget_back(engine: Engine) -> None:
-    before = engine.drafter, engine.budget
-    alternate(engine, [PLAIN, ngram()], PROMPTS[:1], PARAMS)
-    assert (engine.drafter, engine.budget) == before
-    assert not engine.busy
+def test_the_next_step_is_of_whoever_had_least_time(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, asked = [0.0], list[str]()
+
+    class Slow(NgramDrafter):
+        def __init__(self, name: str, seconds: float) -> None:
+            super().__init__()
+            self.name, self._seconds = name, seconds
+
+        def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
+            asked.append(self.name)
+            now[0] += self._seconds
+            return [TokenTree.chain(context.token_ids[-1:]) for context in contexts]
+
+    monkeypatch.setattr(racing, "perf_counter", lambda: now[0])
+    lanes = [Lane(engine, Contender(n, Slow(n, s), 2)) for n, s in (("a", 1.0), ("b", 2.5))]
+    ended: list[float] = []
+    params = SamplingParams(max_tokens=6, ignore_eos=True)
+    race(lanes, PROMPTS[:1], params, lambda: ended.append(now[0]))
+    assert "".join(asked) == "abaabaaabbbb"
+    assert [lane.seconds for lane in lanes] == [6.0, 15.0] and len(ended) == 2
+    assert lanes[0].texts == lanes[1].texts and len(lanes[0].texts[0]) == 6
+
+
+def test_contenders_may_share_a_drafter_and_the_engine_is_left_alone(engine: Engine) -> None:
+    before, shared = (engine.drafter, engine.budget), NgramDrafter()
+    contenders = [PLAIN, Contender("few", shared, 2), Contender("many", shared, 6)]
+    plain, few, many = alternate(engine, contenders, PROMPTS, SamplingParams(max_tokens=40))
+    texts = [run.token_ids for (run,) in plain]
+    assert [run.token_ids for (run,) in few] == [run.token_ids for (run,) in many] == texts
+    assert (engine.drafter, engine.budget) == before and not engine.busy
+
+
+def test_a_race_that_fails_frees_its_rows(engine: Engine) -> None:
+    class Broken(NgramDrafter):
+        def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
+            raise RuntimeError("no index")
+
+    lanes = [Lane(engine, PLAIN), Lane(engine, Contender("broken", Broken(), 4))]
+    with pytest.raises(RuntimeError, match="no index"):
+        race(lanes, PROMPTS[:1], PARAMS)
+    assert not any(lane.engine.busy for lane in lanes)
 
 
 @pytest.mark.parametrize("sampled", [{}, {"temperature": 0.8, "seed": 4}])

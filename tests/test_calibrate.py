@@ -12,7 +12,6 @@ import torch
 
 import redwood
 from redwood import Engine, ModelDrafter, NgramDrafter, SamplingParams, TokenTree
-from redwood.benchmarking import PLAIN, Contender, run
 from redwood.calibration import calibrate
 from redwood.calibration.acceptance import (
     Text,
@@ -28,6 +27,7 @@ from redwood.context import Context
 from redwood.errors import ArgumentError, CapacityError
 from redwood.profile import Profile, ProfileKey
 from redwood.profile_key import profile_key
+from redwood.racing import PLAIN, Contender, run
 from redwood.testing.enumeration import outcomes
 from redwood.verify import recursive
 

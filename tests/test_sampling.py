@@ -131,6 +131,17 @@ def test_presence_and_frequency_follow_the_formula_on_output_tokens_only() -> No
     assert not row.any()  # the logits given are not changed
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("factor", [5e-324, 1e-300, 1e308])
+def test_an_extreme_repetition_penalty_leaves_numbers(factor: float, temperature: float) -> None:
+    params = SamplingParams(temperature=temperature, repetition_penalty=factor)
+    row = scores(torch.tensor([4.0, -3.0, 0.0, 1.0]), params, History([0, 1, 2]))
+    assert row.isfinite().all()
+    law = probs_from_scores(row, params)
+    assert law.sum() == pytest.approx(1.0)
+    assert int(law.argmax()) == (0 if factor < 1.0 else 3)
+
+
 def test_logit_bias_is_added_after_the_penalties_and_before_the_temperature() -> None:
     params = SamplingParams(temperature=2.0, repetition_penalty=2.0, logit_bias={0: 3.0})
     row = scores(torch.tensor([4.0, 0.0]), params, History([0]))

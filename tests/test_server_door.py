@@ -18,7 +18,9 @@ from redwood.server.app import create_app
 from redwood.server.auth import Keys, read_keys
 from redwood.server.door import PUBLIC
 from redwood.server.errors import as_api_error
+from redwood.server.fields import PASSED_OVER, REFUSED
 from redwood.server.logs import Record
+from redwood.server.schema import ChatRequest
 from server_kit import CHAT, Live, Raw, wait_for
 
 KEY = "sentinel-0123456789"
@@ -322,6 +324,24 @@ def test_every_reference_of_the_openapi_document_leads_somewhere(live: Any) -> N
     check(document)
     body = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]
     assert body["content"]["application/json"]["schema"]["$ref"].endswith("ChatRequest")
+
+
+def test_the_openapi_document_lists_the_fields_that_pass(live: Callable[..., Live]) -> None:
+    server = live()
+    document = server.http.get("/openapi.json").json()
+    described = document["components"]["schemas"]["ChatRequest"]
+    listed = described["properties"]
+    assert listed.keys() == {*ChatRequest.model_fields, *REFUSED, *PASSED_OVER}
+    assert not described["additionalProperties"]
+    nothing = [name for name in listed if name != "messages"]
+    assert {"type": "null"} in listed["temperature"]["anyOf"]
+    assert all(None in listed[name]["enum"] for name in REFUSED)
+    neutral = {name: values[0] for name, (values, _) in REFUSED.items() if values}
+    for fields in (dict.fromkeys(nothing), neutral, {"metadata": [1], "user": 3}):
+        answer = server.http.post("/v1/chat/completions", json={**CHAT, **fields})
+        assert answer.status_code == 200, answer.text
+    streamed = document["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
+    assert streamed["text/event-stream"] == {"schema": {}}
 
 
 def test_the_openapi_document_lists_the_errors_that_are_given(live: Callable[..., Live]) -> None:

@@ -65,7 +65,7 @@ def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
         ("max_tokens", -1),
         ("max_tokens", True),
         ("max_tokens", "7"),
-        ("max_tokens", 2.0),
+        ("max_tokens", 2.5),
         ("presence_penalty", 2.1),
         ("frequency_penalty", -2.1),
         ("repetition_penalty", 0),
@@ -100,6 +100,14 @@ def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
 def test_a_wrong_value_is_refused_and_named(name: str, value: Any) -> None:
     error = refused({name: value})
     assert error.param == name and name in error.message
+
+
+def test_a_whole_number_may_be_written_as_one_with_a_point() -> None:
+    given = {"max_tokens": 2.0, "seed": -3.0, "top_k": 4.0, "n": 1.0, "top_logprobs": 0.0}
+    body = {"messages": [{"role": "user", "content": "x"}], **given}
+    request = fields.read(json.dumps(body).encode(), schema.ChatRequest)
+    read = {name: getattr(request, name) for name in given}
+    assert read == given and {type(value) for value in read.values()} == {int}
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])

@@ -16,8 +16,9 @@ from typing import Any
 from subjects import Subject
 
 from redwood.algorithms.sequoia import choose_tree, optimal_tree
-from redwood.benchmarking import PLAIN, Contender, Run, alternate, quartiles, run
+from redwood.benchmarking import quartiles
 from redwood.engine import Step
+from redwood.racing import PLAIN, Contender, Run, alternate, run
 from redwood.sampling import SamplingParams
 from redwood.tree import children_of, depths_of
 

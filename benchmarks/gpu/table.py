@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from subjects import Subject, stock
 
-from redwood.benchmarking import Contender, quartiles
-from redwood.benchmarking import run as answer
+from redwood.benchmarking import quartiles
 from redwood.drafting import NoDrafter
 from redwood.engine import RowEngine
+from redwood.racing import Contender
+from redwood.racing import run as answer
 from redwood.sampling import SamplingParams
 
 _WARM_UP_TOKENS = 8

@@ -1,57 +1,33 @@
-"""Measuring: alternating runs on one engine, token for token comparisons, times of one forward.
+"""Measuring: contenders on one target, token for token comparisons, times of one forward.
 
-Only measuring is here; what is measured is loaded and shown elsewhere. Every comparison is between
-runs that alternate in one process on one loaded target, so that a slow minute of the machine hurts
-all of them alike. Decoding is timed with prefill apart, a model drafter's own included.
+Only measuring is here; what is measured is loaded and shown elsewhere, and `redwood.racing` makes
+the answers. Decoding is timed with prefill apart, a model drafter's own included.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from statistics import median
 from time import perf_counter
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from redwood.backends.base import Backend, Nodes
-from redwood.drafting import Drafter, NoDrafter
-from redwood.engine import RowEngine, Step
+from redwood.engine import RowEngine
 from redwood.errors import ArgumentError, CapacityError
-from redwood.planner import Planner
+from redwood.racing import Contender, Run, rotated
 from redwood.sampling import GumbelNoise, History, SamplingParams, probs_from_scores, scores
-from redwood.stats import STAGES, Stats
+from redwood.stats import STAGES
 from redwood.timing import fill, wait_for
 
 NEAR_TIE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}
 """Two best scores closer than this share of the scores' spread are a near tie, by logits' dtype."""
 
-_WARM_UP_TOKENS, _WARM_UP_ROUNDS = 8, 2
-
-
-class Contender(NamedTuple):
-    """A drafter and the nodes per step that it may fill, or a planner that chooses both."""
-
-    name: str
-    drafter: Drafter
-    budget: int
-    planner: Planner | None = None
-
-
-PLAIN = Contender("none", NoDrafter(), 1)
-"""Plain decoding."""
-
-
-class Run(NamedTuple):
-    """One answer: its tokens and what it cost."""
-
-    token_ids: list[int]
-    stats: Stats
+_WARM_UP_ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -111,67 +87,6 @@ class ForwardTimes:
     repeats: int
     dtype: str
     device: str
-
-
-def run(
-    engine: RowEngine,
-    contender: Contender,
-    prompt: Sequence[int],
-    params: SamplingParams,
-    on_step: Callable[[Step], None] | None = None,
-) -> Run:
-    """Answers one prompt (token ids) with one contender; `on_step` sees every step.
-
-    The engine must be idle; it keeps the contender's drafter, budget and planner.
-    """
-    engine.drafter, engine.budget = contender.drafter, contender.budget
-    engine.planner = contender.planner
-    key = engine.add(prompt, params)
-    stats, tokens = engine.stats(key), list[int]()
-    try:
-        while True:
-            for step in engine.step():
-                if step.error is not None:
-                    raise step.error
-                if on_step is not None:
-                    on_step(step)
-                tokens += step.token_ids
-                if step.finish_reason is not None:
-                    return Run(tokens, stats)
-    finally:
-        engine.cancel(key)
-
-
-def alternate(
-    engine: RowEngine,
-    contenders: Sequence[Contender],
-    prompts: Sequence[Sequence[int]],
-    params: SamplingParams,
-    *,
-    repeats: int = 1,
-    on_run: Callable[[], None] | None = None,
-) -> list[list[list[Run]]]:
-    """Returns runs[contender][prompt][repeat], made in turns whose order rotates.
-
-    Everybody has a short warm-up run first. What the engine drafts with is put back.
-
-    Raises:
-        ArgumentError: no prompts, repeats below 1, a budget below 1.
-        CapacityError: a budget beyond the target's capacity.
-    """
-    _check(engine, contenders, prompts, repeats)
-    runs: list[list[list[Run]]] = [[[] for _ in prompts] for _ in contenders]
-    with _borrowed(engine):
-        short = replace(params, max_tokens=min(params.max_tokens, _WARM_UP_TOKENS))
-        for contender in contenders:
-            run(engine, contender, prompts[0], short)
-        for i, prompt in enumerate(prompts):
-            for repeat in range(repeats):
-                for j in _rotated(range(len(contenders)), i * repeats + repeat):
-                    runs[j][i].append(run(engine, contenders[j], prompt, params))
-                    if on_run is not None:
-                        on_run()
-    return runs
 
 
 def reports(
@@ -245,7 +160,7 @@ def forward_times(
     try:
         fill(backend, row, tokens[:context])
         for turn in range(-_WARM_UP_ROUNDS, repeats):
-            for count in _rotated(counts, turn):
+            for count in rotated(counts, turn):
                 start = perf_counter()
                 (logits,) = backend.extend([Nodes(row, tokens[context : context + count])])
                 wait_for(logits)
@@ -270,38 +185,6 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
     """Returns the first and the third quartile."""
     low, high = np.percentile(values, [25, 75])
     return float(low), float(high)
-
-
-def _check(
-    engine: RowEngine,
-    contenders: Sequence[Contender],
-    prompts: Sequence[Sequence[int]],
-    repeats: int,
-) -> None:
-    if not prompts or repeats < 1:
-        raise ArgumentError(f"{len(prompts)} prompts and {repeats} repeats: both must be >= 1")
-    for contender in contenders:
-        if contender.budget < 1:
-            raise ArgumentError(f"budget {contender.budget} must be at least 1")
-        if contender.budget > engine.target.capacity:
-            raise CapacityError(
-                f"budget {contender.budget} exceeds the capacity of {engine.target.capacity} "
-                "slots: lower it"
-            )
-
-
-@contextmanager
-def _borrowed(engine: RowEngine) -> Iterator[None]:
-    kept = engine.drafter, engine.budget, engine.planner
-    try:
-        yield
-    finally:
-        engine.drafter, engine.budget, engine.planner = kept
-
-
-def _rotated(items: Sequence[int], turn: int) -> list[int]:
-    at = turn % len(items)
-    return [*items[at:], *items[:at]]
 
 
 def _differences(

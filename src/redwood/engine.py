@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import count
 from time import perf_counter
 
 from torch import Tensor
@@ -30,6 +31,7 @@ from redwood.text import Tokenizer
 from redwood.tree import TokenTree
 
 _log = logging.getLogger(__name__)
+_keys = count(1)  # of all engines: those on one target may share a drafter
 _PREDICTED = 8  # nodes for a predicted output where the budget is less
 
 
@@ -97,7 +99,6 @@ class RowEngine:
         self._waiting: deque[int] = deque()
         self._active: list[int] = []
         self._unclaimed: list[Step] = []  # for the caller of `step`
-        self._next_key = 0
 
     def add(self, prompt: Sequence[int], params: SamplingParams | None = None) -> int:
         """Queues a request; returns its number, which `step` reports.
@@ -112,7 +113,7 @@ class RowEngine:
                 than `kv_tokens`.
         """
         request = new_request(
-            self._next_key + 1,
+            next(_keys),
             token_list(prompt),
             SamplingParams() if params is None else params,
             vocab_size=self.target.vocab_size,
@@ -124,7 +125,7 @@ class RowEngine:
                 f"prompt and answer may take {request.most_tokens} tokens, all rows together have "
                 f"{self.kv_tokens}: shorten the prompt, or lower max_tokens"
             )
-        self._next_key = key = request.context.key
+        key = request.context.key
         self._requests[key] = request
         self._waiting.append(key)
         return key

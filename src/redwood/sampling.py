@@ -25,6 +25,7 @@ from redwood.errors import ArgumentError, NumericalError
 from redwood.rowmath import AnyRow, Row
 from redwood.tree import TokenTree
 
+_HUGE = 1e300
 _NOT_FINITE = "the model returned NaN or infinite logits: try --dtype float32, or check its weights"
 VERIFIERS = ("auto", "traversal", "recursive", "coupled")
 
@@ -191,7 +192,9 @@ class History:
         if params.repetition_penalty != 1.0:
             seen = np.concatenate([self._prompt, ids])  # twice seen, twice written: no harm
             values, factor = row[seen], params.repetition_penalty
-            row[seen] = np.where(values > 0, values / factor, values * factor)
+            with np.errstate(over="ignore"):  # a factor near 0: large, but a number
+                penalised = np.where(values > 0, values / factor, values * factor)
+            row[seen] = np.clip(penalised, -_HUGE, _HUGE)
         if counts and (params.presence_penalty or params.frequency_penalty):
             times = np.fromiter(counts.values(), np.float64, len(counts))
             row[ids] -= params.presence_penalty + params.frequency_penalty * times

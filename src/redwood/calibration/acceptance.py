@@ -17,11 +17,11 @@ from torch import Tensor
 
 from redwood.algorithms.sequoia import draw_without_replacement
 from redwood.backends.base import Backend, Kept, Nodes
-from redwood.benchmarking import Contender, run
 from redwood.drafting import ModelDrafter
 from redwood.engine import RowEngine, Step
 from redwood.model_drafter import DRAFT_WIDTH, readable
 from redwood.profile import Acceptance
+from redwood.racing import Contender, run
 from redwood.sampling import SamplingParams, check_finite, draft_law, probs_from_scores, top
 
 RANKS = 8

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, cast
 
 from redwood.algorithms.sequoia import optimal_tree
 from redwood.backends.base import Backend
-from redwood.benchmarking import PLAIN, Contender, Run, run
 from redwood.calibration.acceptance import Text, decoded, plain_verifier, teacher_forced
 from redwood.calibration.clocks import ClockedBackend, ClockedDrafter
 from redwood.calibration.curves import Progress
@@ -18,6 +17,7 @@ from redwood.calibration.sizes import tokens_by_size
 from redwood.drafting import Drafter, ModelDrafter
 from redwood.engine import RowEngine
 from redwood.profile import Acceptance, DrafterProfile, temperature_name
+from redwood.racing import PLAIN, Contender, Run, run
 from redwood.sampling import SamplingParams
 
 TREE_SIZES, MOST_LEVELS = (4, 8, 16), 8

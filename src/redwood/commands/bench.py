@@ -126,7 +126,8 @@ def bench_prompts(
         threads=threads,
         cpus=cpus,
     )
-    from redwood.benchmarking import alternate, reports
+    from redwood.benchmarking import reports
+    from redwood.racing import alternate
 
     encoded = [_encode(engine, task, prompts, raw) for task in tasks]
     with Progress(console=stderr(), transient=True) as progress:

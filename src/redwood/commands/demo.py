@@ -23,8 +23,8 @@ from redwood.commands.terminal import (
 )
 
 if TYPE_CHECKING:
-    from redwood.benchmarking import Run
     from redwood.generate import Engine
+    from redwood.racing import Run
     from redwood.stats import Stats
 
 PROMPT = """\
@@ -83,7 +83,8 @@ def demo(
     )
     if len(contenders) < 2:
         raise o.wrong("--drafter", "none has nothing to compare with plain decoding")
-    from redwood.benchmarking import alternate, reports, run
+    from redwood.benchmarking import reports
+    from redwood.racing import alternate, run
 
     params = o.sampling({"max_tokens": max_tokens})
     prompt = _encode(engine)

@@ -11,9 +11,9 @@ from redwood.commands.terminal import stderr
 
 if TYPE_CHECKING:
     from redwood.backends.base import Backend
-    from redwood.benchmarking import Contender
     from redwood.drafting import Drafter
     from redwood.generate import Engine
+    from redwood.racing import Contender
 
 _NOT_MODELS = ("", "none", "ngram")
 _INDEX = "index:"
@@ -91,10 +91,10 @@ def open_contenders(
     _check_law(law, models)
     options = _given(options)
     with _loading(target, models, options):
-        from redwood.benchmarking import PLAIN, Contender
         from redwood.drafting import join_drafters
         from redwood.loading import default_budget, load, open_drafter, settle
         from redwood.planning import open_planner
+        from redwood.racing import PLAIN, Contender
 
         engine = load(target, **options)
         draft_options = {n: value for n, value in options.items() if n not in _OF_TARGET}

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from redwood.server import schema
+from redwood.server.fields import PASSED_OVER, REFUSED
 
 Responses = dict[int | str, dict[str, Any]]
 _SCHEMAS = "#/components/schemas/"
@@ -52,7 +53,8 @@ def gives(*statuses: int, key: bool = True, kinds: tuple[str, ...] = ()) -> Resp
     """
     found: Responses = {}
     if kinds:
-        contents = {kind: {"schema": {} if "json" in kind else _TEXT} for kind in kinds}
+        # An event of a stream has data of its own: the stream is no string, nor all JSON.
+        contents = {kind: {"schema": _TEXT if kind == "text/plain" else {}} for kind in kinds}
         found[200] = {"description": "Successful Response", "content": contents}
     for status in sorted({*_OPEN, *statuses, *([401] if key else [])}):
         content = {"application/json": {"schema": {"$ref": f"{_SCHEMAS}Error"}}}
@@ -71,13 +73,26 @@ def body_of(model: type[schema.Request]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+def _with_what_passes(described: dict[str, Any]) -> dict[str, Any]:
+    """A body's schema with what `fields` lets pass beside it: nulls, labels, neutral values."""
+    given, required = described["properties"], described.get("required", [])
+    fields: dict[str, Any] = {
+        name: each if name in required else {"anyOf": [each, {"type": "null"}]}
+        for name, each in given.items()
+    }
+    for name, (neutral, why) in REFUSED.items():
+        fields[name] = {"enum": [*neutral, None], "description": f"Any other value: {why}."}
+    fields |= {name: {"description": "Passed over."} for name in sorted(PASSED_OVER)}
+    return {**described, "properties": fields}
+
+
 def complete(app: FastAPI) -> None:
     """Puts what routes refer to where OpenAPI looks for it, when all routes are there."""
     found: dict[str, Any] = {"Error": _ERROR}
     for model in (schema.ChatRequest, schema.CompletionRequest):
         described = model.model_json_schema(ref_template=_SCHEMAS + "{model}")
         found |= described.pop("$defs", {})
-        found[model.__name__] = described
+        found[model.__name__] = _with_what_passes(described)
     made = app.openapi()  # FastAPI keeps it
     for operations in made["paths"].values():
         for operation in operations.values():

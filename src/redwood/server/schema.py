@@ -108,6 +108,14 @@ class Extensions(_Strict):
     trace: bool = False
 
 
+def _whole(value: Any) -> Any:
+    """1.0 is a whole number in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -122,7 +130,7 @@ class Request(_Strict):
     model: str | None = None
     temperature: float = Field(1.0, ge=0.0, le=2.0)
     top_p: float = Field(1.0, gt=0.0, le=1.0)
-    top_k: int = Field(0, ge=-1)
+    top_k: Whole = Field(0, ge=-1)
     min_p: float = Field(0.0, ge=0.0, le=1.0)
     repetition_penalty: float = Field(1.0, gt=0.0, le=100.0)
     presence_penalty: Penalty = 0.0
@@ -130,12 +138,12 @@ class Request(_Strict):
     logit_bias: dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]] = Field(
         default_factory=dict, max_length=_MAX_BIASES
     )
-    seed: int | None = Field(None, ge=-(2**63), lt=2**64)
+    seed: Whole | None = Field(None, ge=-(2**63), lt=2**64)
     stop: Annotated[list[Stop], BeforeValidator(_as_list), Field(max_length=_MAX_STOPS)] = Field(
         default_factory=list
     )
     ignore_eos: bool = False
-    n: int = Field(1, ge=1)
+    n: Whole = Field(1, ge=1)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     response_format: ResponseFormat = ResponseFormat(type="text")
@@ -176,10 +184,10 @@ class ChatRequest(Request):
     """Body of /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: Whole | None = Field(None, ge=1)
+    max_completion_tokens: Whole | None = Field(None, ge=1)
     logprobs: bool = False
-    top_logprobs: int = Field(0, ge=0, le=20)
+    top_logprobs: Whole = Field(0, ge=0, le=20)
 
     @model_validator(mode="after")
     def _logprobs_agree(self) -> Self:
@@ -201,9 +209,9 @@ class ChatRequest(Request):
 class CompletionRequest(Request):
     """Body of /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
-    max_tokens: int = Field(16, ge=1)
-    logprobs: int | None = Field(None, ge=0, le=5)
+    prompt: str | list[str] | list[Whole] | list[list[Whole]]
+    max_tokens: Whole = Field(16, ge=1)
+    logprobs: Whole | None = Field(None, ge=0, le=5)
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redwood.backends.base import Backend
-from redwood.benchmarking import Contender, run
 from redwood.calibration.acceptance import (
     RANKS,
     Text,
@@ -27,6 +26,7 @@ from redwood.calibration.acceptance import (
 from redwood.drafting import ModelDrafter, join_drafters
 from redwood.engine import RowEngine
 from redwood.profile import Acceptance
+from redwood.racing import Contender, run
 from redwood.sampling import SamplingParams, top
 
 
