@@ -304,10 +304,12 @@ class Native {
 
 }  // namespace
 
-void bind_sampling(nb::module_& m);  // bindings_sampling.cpp
+void bind_sampling(nb::module_& m);
+void bind_ngrams(nb::module_& m);  // bindings_sampling.cpp
 
 NB_MODULE(_native, m) {
   bind_sampling(m);
+  bind_ngrams(m);
   m.def("kinds", [](const std::string& name) -> std::optional<std::string> {
     const Kind* kind = find_kind(name);
     if (!kind) return std::nullopt;

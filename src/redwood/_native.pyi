@@ -104,3 +104,20 @@ def uniforms_at(
     key: int, position: int, tokens: NDArray[np.int64], out: NDArray[np.float64]
 ) -> None:
     """See `redwood.rowmath.uniforms_at`."""
+
+class TextIndex:
+    """See `redwood.algorithms.sssd.TextIndex`; compares 4 tokens at most."""
+
+    def __len__(self) -> int: ...
+    def extend(self, token_ids: Sequence[int]) -> None: ...
+    def matches(self, suffix: Sequence[int]) -> list[tuple[int, list[int]]]: ...
+    def followers(self, places: Sequence[int]) -> dict[int, list[int]]: ...
+    def likely(
+        self,
+        suffix: Sequence[int],
+        size: int,
+        rates: Sequence[float],
+        max_branch: int,
+        least: float,
+    ) -> tuple[list[int], list[int], list[float], list[int]]:
+        """Tokens, parents, chances and bins of `redwood.algorithms.sssd.likely_tree`."""

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from redwood.algorithms.dynamic import Reliability, learn_below, ngram_prior, store_bin, store_prior
-from redwood.algorithms.sssd import Candidate, Rated, TextIndex, candidate_tree, likely_tree
+from redwood.algorithms.sssd import (
+    AnyIndex,
+    Candidate,
+    Rated,
+    candidate_tree,
+    likely_tree,
+    text_index,
+)
 from redwood.context import Context
 from redwood.datastore import Datastore
 from redwood.datastore.chunk import Chunk
@@ -86,7 +93,7 @@ class NgramDrafter:
         known = self._texts.get(context.key)
         if known is None:
             tables = [table.child() for table in self._tables()]
-            known = self._texts[context.key] = _Text(TextIndex(), tables)
+            known = self._texts[context.key] = _Text(tables)
         news = text[known.length :]
         known.length = len(text)
         if self.own_text:
@@ -139,13 +146,15 @@ class NgramDrafter:
 class _Text:
     """What is kept of one request; tables by source."""
 
-    index: TextIndex
     tables: list[Reliability]
+    index: AnyIndex = field(default_factory=text_index)
     length: int = 0
     drafted: list[Candidate] = field(default_factory=list)
 
     def learn(self, news: Sequence[int], everyone: Sequence[Reliability]) -> None:
         """Notes what became of the last tree, which is then forgotten."""
+        if not self.drafted:
+            return
         children = children_of([-1, *(c.parent for c in self.drafted)])
         tokens = [-1, *(c.token_id for c in self.drafted)]
         for source, tables in enumerate(zip(self.tables, everyone, strict=True)):
