@@ -205,7 +205,7 @@ def test_a_row_is_finite_unless_a_value_is_not() -> None:
 
 def test_times_of_growing_steps_are_those_of_each_step() -> None:
     step = StepTimes(2, np.cumsum(np.linspace(2.0, 1.0, 60)))
-    assert step.growth(5, 80).tolist() == [step.of(nodes) for nodes in range(5, 86)]
+    assert step.growth(5, 80) == [step.of(nodes) for nodes in range(5, 86)]
     points = [TimePoint(1, n, c, *[9.0 + n + c / 90] * 3) for n in (1, 8, 40) for c in (0, 900)]
     curve = TimeCurve((*points, TimePoint(4, 2, 0, 22.0, 22.0, 22.0)))
     widths, lengths = [3, 1, 20, 5, 9], [7, 0, 300, 20, 40]

@@ -264,6 +264,17 @@ def test_the_rows_with_most_to_gain_draft_on() -> None:
     assert pace.going_on(3.0, 3, [], [0.9, 0.8, 0.1], [1, 1, 1], [1, 1, 1]) == 2
 
 
+def test_rows_that_draft_nothing_take_their_part_of_the_pass() -> None:
+    def going_on(idle: int, rows: int) -> int:
+        step = StepTimes(3, np.array([30.0, 31.0, 40.0, 80.0, 200.0]))
+        pace = Levels(step, curve(0.0, 1.5), 50, 1.0, idle)
+        return pace.going_on(rows, rows, [], [0.9, 0.6], [1, 1], [1, 1])
+
+    assert going_on(2, 1) == going_on(0, 3) == 1
+    step = StepTimes(3, np.array([30.0, 31.0]))
+    assert step.growth(1, 2) == step.growth(3, 2) == [30.0, 31.0, 31.0]  # rows asked one by one
+
+
 def test_the_machines_speed_is_told_from_the_curves_shape() -> None:
     correction, times = Correction(), np.array([10.0, 10.0, 10.0, 10.0])
     for _ in range(200):  # everything twice as slow, and 4 nodes dearer still

@@ -112,16 +112,17 @@ class NgramDrafter:
                 [text[-1], *(c.token_id for c in found)], [-1, *(c.parent for c in found)]
             )
         known.learn(news, self._tables())
-        chunks = self._chunks + self._attached.get(context.key, ())
-        stored = self._look_up(context, chunks, budget)
         rates, store_rates = (table.rates for table in known.tables)
+        chunks, others = self._chunks + self._attached.get(context.key, ()), list[Rated]()
+        if chunks:
+            others.append(Rated(self._look_up(context, chunks, budget), store_rates, store_bin))
         found = likely_tree(
             known.index,
             suffix,
             budget,
             rates,
             max_branch=self.max_branch,
-            others=[Rated(stored, store_rates, store_bin)] if chunks else (),
+            others=others,
             least=self.least,
         )
         known.drafted = found

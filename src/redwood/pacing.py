@@ -106,10 +106,11 @@ class StepTimes:
         """The time of a pass over this many nodes, roots included."""
         return float(self.times[min(nodes - self.rows, len(self.times) - 1)])
 
-    def growth(self, nodes: int, more: int) -> NDArray[np.float64]:
+    def growth(self, nodes: int, more: int) -> list[float]:
         """The times of passes over so many nodes, and over up to `more` further ones; see `of`."""
-        first = nodes - self.rows
-        return self.times[np.minimum(np.arange(first, first + more + 1), len(self.times) - 1)]
+        first = min(max(0, nodes - self.rows), len(self.times) - 1)
+        known: list[float] = self.times[first : first + more + 1].tolist()
+        return known + known[-1:] * (more + 1 - len(known))
 
     def trim(self, trees: Sequence[TokenTree], drafting_ms: float) -> list[TokenTree]:
         """Returns the trees less the nodes whose scoring would not pay.
@@ -119,11 +120,9 @@ class StepTimes:
         Args:
             drafting_ms: that this step has cost so far, in the curve's milliseconds.
         """
-        if all(
-            len(tree) == 1 for tree in trees
-        ):  # plain steps come often, and small models are quick
-            self.nodes, self.drafting_ms = len(trees), drafting_ms
-            self.tokens = float(len(trees))
+        self.drafting_ms = drafting_ms
+        if sum(map(len, trees)) == len(trees):  # plain steps come often, and small models are quick
+            self.nodes, self.tokens = len(trees), float(len(trees))
             return list(trees)
         free, sure = [], 0.0
         for row, tree in enumerate(trees):
@@ -145,7 +144,7 @@ class StepTimes:
             tree.kept([n for n in range(len(tree)) if n not in left]) if left else tree
             for tree, left in zip(trees, out, strict=True)
         ]
-        self.nodes, self.drafting_ms = sum(map(len, made)), drafting_ms
+        self.nodes = sum(map(len, made))
         return made
 
 
@@ -158,12 +157,14 @@ class Levels:
         curve: of the drafter's own forward.
         length: committed tokens of a row.
         factor: drafting takes this times what the curve says.
+        idle: rows of the step that draft nothing.
     """
 
     step: StepTimes
     curve: TimeCurve
     length: int
     factor: float
+    idle: int = 0
     _spent: float = field(default=0.0, init=False)
 
     def going_on(
@@ -176,6 +177,7 @@ class Levels:
         widths: Sequence[int],
     ) -> int:
         """See `Pace.going_on`: as many offers as give the most tokens per time."""
+        tokens, nodes = tokens + self.idle, nodes + self.idle
         chances = sorted(free, reverse=True)
         times = self.step.growth(nodes, len(chances))
         scored = best_count(chances, times, self._spent, tokens)

@@ -24,14 +24,23 @@ _ALL = 8  # every so many answers have nodes that cannot pay as well: a low rate
 
 
 class Seen(NamedTuple):
-    """Trees by row, the tokens that the step is then expected to give, and what its pass takes.
+    """Trees by row, less the nodes that would not pay, and what is then expected of the step.
 
     No trees: they were not asked for this step, and are not to draft.
     """
 
     trees: list[TokenTree]
-    tokens: float
-    ms: float
+    times: StepTimes
+
+    @property
+    def tokens(self) -> float:
+        """Of all rows."""
+        return self.times.tokens
+
+    @property
+    def ms(self) -> float:
+        """Of the target's pass."""
+        return self.times.of(self.times.nodes)
 
 
 class Peek:
@@ -56,7 +65,7 @@ class Peek:
         plain_ms, self._cost = times.of(times.rows), 0.0
         self._owed -= _SHARE
         if self._owed > 0.0:
-            return Seen([], 0.0, plain_ms)
+            return Seen([], StepTimes(times.rows, times.times, nodes=times.rows))
         self._owed = 0.0
         self._answers += 1
         start = perf_counter()
@@ -71,8 +80,7 @@ class Peek:
             self._cost = 1e3 * (perf_counter() - start) / (speed * plain_ms)
         self._known.update(context.key for context in contexts)
         step = StepTimes(times.rows, times.times)
-        step.trim(trees, 0.0)
-        return Seen(trees, step.tokens, step.of(step.nodes))
+        return Seen(step.trim(trees, 0.0), step)
 
     def judge(self, saved: float) -> None:
         """Notes what the last answer is expected to save, in plain passes; 0: it is not used."""

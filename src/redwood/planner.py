@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from operator import is_
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -92,7 +93,7 @@ class Plan(NamedTuple):
     """What a step shall do: its arm, the nodes of each row at most, and its times.
 
     `best_ms` is the time per token that the best arm promises; None: this is the best arm.
-    `drafted` are the trees of all rows, where they are known already.
+    `drafted` are the trees of all rows, trimmed, where they are known already.
     """
 
     arm: int
@@ -180,10 +181,12 @@ class Planner:
         for model in models:
             self._read.update((model, context.key) for context in contexts)
             factor = self._factors.setdefault(model, Mean()).value(1.0, _BELIEF)
-            model.pace = Levels(times, self.curve(model), max(lengths), factor)
+            idle = budgets.count(1)
+            model.pace = Levels(times, self.curve(model), max(lengths), factor, idle)
             model.most_drawn = self._drawn_size(model, times)
-        drafted = seen.trees if seen is not None and arm == self._grams else None
-        return Plan(arm, drafter, budgets, times, best_ms, drafted)
+        if seen is not None and arm == self._grams:
+            return Plan(arm, drafter, budgets, seen.times, best_ms, seen.trees)
+        return Plan(arm, drafter, budgets, times, best_ms)
 
     def _drawn_size(self, model: ModelDrafter, times: StepTimes) -> int:
         """Nodes of a static tree, none of which can be left out once it is drawn (Sequoia, 4.1)."""
@@ -209,7 +212,11 @@ class Planner:
     def trim(self, plan: Plan, trees: Sequence[TokenTree], drafting_s: float) -> list[TokenTree]:
         """Returns the trees less the nodes whose scoring would not pay."""
         self.drop(plan)
-        return plan.times.trim(trees, 1e3 * drafting_s / self._correction.speed)
+        drafting_ms = 1e3 * drafting_s / self._correction.speed
+        if plan.drafted is not None and all(map(is_, trees, plan.drafted)):  # nothing was joined
+            plan.times.drafting_ms = drafting_ms
+            return list(trees)
+        return plan.times.trim(trees, drafting_ms)
 
     def drop(self, plan: Plan) -> None:
         """Ends a step that went wrong: nothing is learned from it."""

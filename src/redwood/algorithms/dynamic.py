@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from redwood.errors import ArgumentError
 from redwood.tree import children_of
@@ -150,7 +149,7 @@ def model_prior() -> list[float]:
     return [0.95 * middle for middle in middles]
 
 
-def best_count(gains: Sequence[float], times: NDArray[np.float64], sunk: float, sure: float) -> int:
+def best_count(gains: Sequence[float], times: Sequence[float], sunk: float, sure: float) -> int:
     """Returns how many of the nodes to keep for the most tokens per time.
 
     Args:
@@ -159,9 +158,13 @@ def best_count(gains: Sequence[float], times: NDArray[np.float64], sunk: float, 
         sunk: time of this step that is spent anyway, same unit.
         sure: tokens expected without them: one for each root, at least.
     """
-    tokens = sure + np.concatenate(([0.0], np.cumsum(gains)))
-    rate = tokens / (times[: len(tokens)] + sunk)
-    return int(rate.argmax())
+    best, most = 0, sure / (times[0] + sunk)
+    for count, gain in enumerate(gains, start=1):
+        sure += gain
+        rate = sure / (times[count] + sunk)
+        if rate > most:
+            best, most = count, rate
+    return best
 
 
 def learn(
