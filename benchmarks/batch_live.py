@@ -28,7 +28,8 @@ from rich.table import Table
 import redwood
 from redwood.algorithms.sssd import budget_by_batch
 from redwood.benchmarking import quartiles
-from redwood.drafting import NgramDrafter
+from redwood.drafting import NgramDrafter, open_datastore_drafter
+from redwood.ngram_drafter import join_ngrams
 from redwood.planning import make_planner
 from redwood.racing import PLAIN, Contender, Lane, race
 from redwood.sampling import SamplingParams
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=4, help="requests for each row")
     parser.add_argument("--budgets", type=int, nargs="*", default=[4, 12], help="fixed sizes")
     parser.add_argument("--flops-per-byte", type=float, default=33.0, help="of this machine")
+    parser.add_argument("--index", type=Path, help="a datastore, for one more contender")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -76,6 +78,11 @@ def main() -> None:
                 "published", NgramDrafter(), budget_by_batch(batch, options.flops_per_byte)
             ),
         }
+        if options.index is not None:
+            stored = open_datastore_drafter(options.index, engine.tokenizer)
+            warm = join_ngrams([NgramDrafter(), stored])
+            planner = make_planner(engine.target, warm)
+            contenders["with an index"] = Contender("with an index", warm, 1, planner)
         contenders |= {f"{n} nodes": Contender("", NgramDrafter(), n) for n in options.budgets}
         lanes = {name: Lane(engine, each, batch) for name, each in contenders.items()}
         ratios: dict[str, list[float]] = {name: [] for name in lanes}
@@ -96,7 +103,7 @@ def main() -> None:
                 {
                     "batch": batch,
                     "contender": name,
-                    "budget": contenders[name].budget if name != "planner" else None,
+                    "budget": None if contenders[name].planner else contenders[name].budget,
                     "ratio": median(ratios[name]),
                     "spread": quartiles(ratios[name]) if options.rounds > 1 else ratios[name] * 2,
                     "tokens_per_s": tokens / median(seconds[name]),
