@@ -320,7 +320,7 @@ def main() -> None:
     wrong = sum(n for name, n in soak.results.items() if name.endswith(WRONG))
     result = {
         "setting": begun,
-        "server_options": more,
+        "server_options": [word.replace(kept.name, "FOLDER") for word in more],
         "minutes": options.minutes,
         "paused_s": round(soak.paused_s),
         "requests": soak.results.total(),

@@ -1,7 +1,7 @@
 """Contenders on one target: who drafts, and answers made in turns.
 
-Contenders answer a prompt at once, each with a row of its own on the one loaded target, and take
-turns step by step: a slow second of the machine hurts all of them alike.
+On CPUs, contenders answer a prompt at once, each with a row of its own on the one loaded target,
+and take turns step by step: a slow second of the machine hurts all of them alike.
 """
 
 from __future__ import annotations
@@ -153,14 +153,15 @@ def alternate(
     params: SamplingParams,
     *,
     repeats: int = 1,
-    together: bool = True,
+    together: bool | None = None,
     on_run: Callable[[], None] | None = None,
 ) -> list[list[list[Run]]]:
     """Returns runs[contender][prompt][repeat]; everybody has a short warm-up run first.
 
     Args:
         together: contenders answer a prompt at once, in turns step by step, which takes a row of
-            the target for each; False: one after the other, in rotating order.
+            the target for each; False: one after the other, in rotating order. None: at once on
+            CPUs, which others share; a GPU's memory may have no room for more rows.
         on_run: called after each run.
 
     Raises:
@@ -169,6 +170,8 @@ def alternate(
     """
     _check(engine, contenders, prompts, repeats)
     runs: list[list[list[Run]]] = [[[] for _ in prompts] for _ in contenders]
+    if together is None:
+        together = engine.target.device.type == "cpu"
     lanes = [Lane(engine, contender) for contender in contenders]
     short = replace(params, max_tokens=min(params.max_tokens, _WARM_UP_TOKENS))
     for lane in lanes:

@@ -104,8 +104,9 @@ def bench_prompts(
 ) -> None:
     """Compares drafters with plain decoding: speed, acceptance, and token for token equality.
 
-    All run in turns in one process on one loaded target. Speeds are of decoding, prefill apart:
-    medians over the prompts, with quartiles. Answers are compared at temperature 0 or with a seed.
+    All run in one process on one loaded target, in turns: step by step on CPUs, else answer by
+    answer. Speeds are of decoding, prefill apart: medians over the prompts, with quartiles. Answers
+    are compared at temperature 0 or with a seed.
     """
     budgets = [] if budget is None else o.integers("--budget", budget)
     params = o.sampling(
