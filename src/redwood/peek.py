@@ -2,8 +2,8 @@
 
 What an arm gave on the average says little of n-grams: they give nothing for a while and then, in
 a passage that stands in the prompt, everything. So they are asked before every step, as long as
-that saves more time than it takes, and in vain for a percent of all time. They draw no coins, so
-that a tree may be thrown away.
+that saves more time than it takes, and in vain for half a percent of all time. They draw no coins,
+so that a tree may be thrown away.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from redwood.drafting import NgramDrafter
 from redwood.pacing import StepTimes
 from redwood.tree import TokenTree
 
-_SHARE = 0.01  # of the target's time may go to asking in vain
+_SHARE = 0.005  # of the target's time may go to asking in vain
 _ALL = 8  # every so many answers have nodes that cannot pay as well: a low rate must not stay so
 
 
@@ -85,6 +85,15 @@ class Peek:
     def judge(self, saved: float) -> None:
         """Notes what the last answer is expected to save, in plain passes; 0: it is not used."""
         self._owed = max(0.0, self._owed + self._cost - saved)
+
+    @property
+    def waits(self) -> int:
+        """Steps to come in which they would not be asked, whatever is judged."""
+        return max(0, int(self._owed / _SHARE))
+
+    def rest(self) -> None:
+        """Lets a step pass in which they are not asked."""
+        self._owed -= _SHARE
 
     def release(self, key: int) -> None:
         """Forgets a request."""

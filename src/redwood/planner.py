@@ -37,6 +37,7 @@ _PAUSE = 16  # steps before an arm that lost is tried again: twice as many each 
 _LONGEST, _LONGEST_MODEL = 64, 512  # up to these; a model has to read the text first
 _REACH = 0.5  # of the tokens it may have, what a text is believed to take,
 _REACH_BELIEF, _REACH_FADE = 2.0, 0.9  # until texts show it
+_REST = 8  # steps in a row at most in which nothing is weighed
 _MOST = 16
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
 _WIDTH = 8  # nodes of a level of a large drawn tree, roughly, for what drafting it takes
@@ -93,7 +94,8 @@ class Plan(NamedTuple):
     """What a step shall do: its arm, the nodes of each row at most, and its times.
 
     `best_ms` is the time per token that the best arm promises; None: this is the best arm.
-    `drafted` are the trees of all rows, trimmed, where they are known already.
+    `drafted` are the trees of all rows, trimmed, where they are known already. `resting`: nothing
+    was weighed, the last step's answer holds.
     """
 
     arm: int
@@ -102,6 +104,7 @@ class Plan(NamedTuple):
     times: StepTimes
     best_ms: float | None
     drafted: list[TokenTree] | None = None
+    resting: bool = False
 
 
 class Planner:
@@ -143,7 +146,8 @@ class Planner:
         self._reach = Mean()
         self._drawn: dict[ModelDrafter, tuple[Any, int]] = {}
         self._near: tuple[tuple[int, int], NDArray[np.float64]] | None = None
-        self._step = 0
+        self._step = self._rest = 0  # steps so far, and those to come in which nothing is weighed
+        self._resting: tuple[list[int], Plan] | None = None  # requests, and what they do then
         self._spent_ms = self._lost_ms = 0.0
         self.predicted_tokens = self.predicted_ms = 0.0
 
@@ -167,6 +171,10 @@ class Planner:
             rooms: nodes that each row has room for, at least 1.
             left: tokens that each row may still generate.
         """
+        keys = [context.key for context in contexts]
+        if self._rest > 0 and self._resting is not None and self._resting[0] == keys:
+            self._rest -= 1
+            return self._resting[1]
         lengths = [len(context.token_ids) for context in contexts]
         times = StepTimes(len(lengths), self._correction.apply(self._growth(lengths), len(lengths)))
         for context, count in zip(contexts, left, strict=True):
@@ -186,7 +194,18 @@ class Planner:
             model.most_drawn = self._drawn_size(model, times)
         if seen is not None and arm == self._grams:
             return Plan(arm, drafter, budgets, seen.times, best_ms, seen.trees)
+        if arm == 0 and best_ms is None:
+            self._rest = self._steps_alike()
+            self._resting = keys, Plan(arm, drafter, [1] * len(keys), times, None, resting=True)
         return Plan(arm, drafter, budgets, times, best_ms)
+
+    def _steps_alike(self) -> int:
+        """Steps that would be plain as well: n-grams are not to be asked, no arm is to be tried."""
+        waits = [_REST] if self._peek is None else [_REST, self._peek.waits]
+        for i, record in enumerate(self._records):
+            if i not in (0, self._grams) and self._step - record.last < record.pause:
+                waits.append(record.pause - (self._step - record.last))
+        return min(waits)
 
     def _drawn_size(self, model: ModelDrafter, times: StepTimes) -> int:
         """Nodes of a static tree, none of which can be left out once it is drawn (Sequoia, 4.1)."""
@@ -241,6 +260,14 @@ class Planner:
         times, record = plan.times, self._records[plan.arm]
         expected = times.of(times.nodes)
         speed = self._correction.speed
+        if plan.resting:
+            self.predicted_tokens += times.tokens
+            self.predicted_ms += speed * expected
+            self._spent_ms += expected
+            self._step += 1
+            if self._peek is not None:
+                self._peek.rest()
+            return
         models = self.arms[plan.arm].models if times.levels_ms else ()
         drafting = times.drafting_ms
         if models:
@@ -309,7 +336,7 @@ class Planner:
             known[self._grams] = lately * len(contexts) / plain_ms
         rate = max(known)
         gains = [t - rate * cost for t, cost in zip(tokens, costs, strict=True)]
-        if seen is not None and not seen.trees:
+        if seen is not None and seen.times.nodes == times.rows:  # not asked, or nothing pays
             gains[self._grams] = -inf
         best = max(range(len(gains)), key=lambda arm: (gains[arm], arm))  # first, all in one tree
         if self._peek is not None and seen is not None:
