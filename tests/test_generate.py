@@ -102,7 +102,7 @@ def test_generate_takes_no_steps_from_streams_or_from_the_owner_of_the_loop(
 
 def test_a_stream_whose_request_was_cancelled_says_so(engine: Engine) -> None:
     stream = engine.stream("abc", max_tokens=9)
-    for key in range(1, 1000):
+    for key in list(engine._requests):
         engine.cancel(key)
     with pytest.raises(RedwoodError, match="dropped"):
         next(stream)
