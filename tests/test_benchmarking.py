@@ -105,6 +105,17 @@ def test_contenders_may_share_a_drafter_and_the_engine_is_left_alone(engine: Eng
     assert (engine.drafter, engine.budget) == before and not engine.busy
 
 
+def test_a_prompt_that_does_not_fit_is_refused_as_everywhere(engine: Engine) -> None:
+    long = [5] * (engine.target.capacity + 1)
+    for prompts in ([long], [PROMPTS[0], long]):
+        lanes = [Lane(engine, PLAIN), Lane(engine, ngram())]
+        with pytest.raises(CapacityError):
+            race(lanes, prompts, PARAMS)
+        assert not any(lane.engine.busy for lane in lanes)
+        with pytest.raises(CapacityError):
+            alternate(engine, [PLAIN, ngram()], prompts, PARAMS)
+
+
 def test_a_race_that_fails_frees_its_rows(engine: Engine) -> None:
     class Broken(NgramDrafter):
         def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:

@@ -63,7 +63,7 @@ class Peek:
             speed: time now, in units of the curve's.
         """
         plain_ms, self._cost = times.of(times.rows), 0.0
-        self._owed -= _SHARE
+        self.rest()
         if self._owed > 0.0:
             return Seen([], StepTimes(times.rows, times.times, nodes=times.rows))
         self._owed = 0.0

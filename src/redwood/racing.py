@@ -92,13 +92,17 @@ class Lane:
             prefill_beside=engine.prefill_beside,
             kv_tokens=engine.kv_tokens,
         )
+        self.seconds = 0.0
+        self.stats: list[Stats] = []
+        self._texts: dict[int, list[int]] = {}
 
     def start(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> None:
         """Queues prompts (token ids), and forgets those before."""
-        self.seconds = 0.0
-        keys = [self.engine.add(prompt, params) for prompt in prompts]
-        self.stats = [self.engine.stats(key) for key in keys]
-        self._texts: dict[int, list[int]] = {key: [] for key in keys}
+        self.seconds, self.stats, self._texts = 0.0, [], {}
+        for prompt in prompts:
+            key = self.engine.add(prompt, params)
+            self._texts[key] = []
+            self.stats.append(self.engine.stats(key))
 
     @property
     def texts(self) -> list[list[int]]:
