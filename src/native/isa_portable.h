@@ -123,7 +123,7 @@ struct Isa {
   static F mulf(F a, F b) { return a * b; }
   static F addf(F a, F b) { return a + b; }
   static F fmaf(F a, F b, F c) { return a * b + c; }
-  static void prefetch(const uint8_t* p) { __builtin_prefetch(p); }
+  static void prefetch(const uint8_t* p) { __builtin_prefetch(p, 0, 2); }
 };
 
 }  // namespace

@@ -262,44 +262,42 @@ struct Cache {
 
 void check_attention(const Kernels& k) {
   const std::string what = k.name;
-  const int64_t dim = 48, slots = 23, n = 9;
-  const Cache keys(dim * kLanes), values(slots * dim);
-  const auto q = normals(n * dim), weights = normals(n * slots), start = normals(n * dim);
-  const float* queries[n];
-  for (int64_t r = 0; r < n; ++r) queries[r] = q.data() + r * dim;
+  const int64_t dim = 48, blocks = 3, lanes = blocks * kLanes, slots = 23, n = 29;
+  const Cache keys(dim * lanes), values(slots * dim);
+  const auto q = normals(n * dim), weights = normals(n * slots), start = normals(n * dim);  // q: [dim][n]
   for (int cast : {0, 1}) {
-    std::vector<float> scores(n * kLanes), sums = start, score(kLanes), sum(dim);
-    float* outs[n];
-    for (int64_t r = 0; r < n; ++r) outs[r] = sums.data() + r * dim;
-    k.dot_keys[cast](queries, n, keys.of(cast), dim, scores.data(), kLanes);
-    k.add_values[cast](weights.data(), slots, n, values.of(cast), slots, dim, outs);
+    std::vector<float> scores(n * lanes), sums = start, score(lanes), sum(dim);
+    k.dot_keys[cast](q.data(), n, n, keys.of(cast), blocks, dim, scores.data(), lanes);
+    k.add_values[cast](weights.data(), slots, n, values.of(cast), slots, dim, sums.data());
     for (int64_t r = 0; r < n; ++r) {
-      for (int64_t s = 0; s < kLanes; ++s) {
+      for (int64_t s = 0; s < lanes; ++s) {
         double want = 0;
         for (int64_t d = 0; d < dim; ++d) {
-          want += static_cast<double>(queries[r][d]) * keys.floats[static_cast<size_t>(d * kLanes + s)];
+          const int64_t at = s / kLanes * dim * kLanes + d * kLanes + s % kLanes;
+          want += static_cast<double>(q[static_cast<size_t>(d * n + r)]) *
+                  keys.floats[static_cast<size_t>(at)];
         }
-        expect(near(scores[static_cast<size_t>(r * kLanes + s)], want, 1e-5), what + " dot_keys");
+        expect(near(scores[static_cast<size_t>(r * lanes + s)], want, 1e-5), what + " dot_keys");
       }
+      const float* added = sums.data() + r * dim;
       for (int64_t d = 0; d < dim; ++d) {
         double want = start[static_cast<size_t>(r * dim + d)];
         for (int64_t s = 0; s < slots; ++s) {
           want += static_cast<double>(weights[static_cast<size_t>(r * slots + s)]) *
                   values.floats[static_cast<size_t>(s * dim + d)];
         }
-        expect(near(outs[r][d], want, 1e-5), what + " add_values");
+        expect(near(added[d], want, 1e-5), what + " add_values");
       }
-      k.dot_keys[cast](queries + r, 1, keys.of(cast), dim, score.data(), kLanes);
-      expect(same_bits(score.data(), scores.data() + r * kLanes, kLanes), what + " dot_keys alone");
+      k.dot_keys[cast](q.data() + r, n, 1, keys.of(cast), blocks, dim, score.data(), lanes);
+      expect(same_bits(score.data(), scores.data() + r * lanes, lanes), what + " dot_keys alone");
       // Slot by slot, as the path of a tree is read.
       sum.assign(start.begin() + r * dim, start.begin() + (r + 1) * dim);
-      float* one = sum.data();
       for (int64_t s = 0; s < slots; ++s) {
         const size_t bytes = static_cast<size_t>(s * dim) * (cast ? 4 : 2);
         k.add_values[cast](weights.data() + r * slots + s, slots, 1,
-                           static_cast<const uint8_t*>(values.of(cast)) + bytes, 1, dim, &one);
+                           static_cast<const uint8_t*>(values.of(cast)) + bytes, 1, dim, sum.data());
       }
-      expect(same_bits(one, outs[r], dim), what + " add_values alone");
+      expect(same_bits(sum.data(), added, dim), what + " add_values alone");
     }
   }
 }
