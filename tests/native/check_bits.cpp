@@ -1,6 +1,7 @@
-// Checks that all instruction sets compute the same bits: digests of their results on fixed inputs are
-// those that stand here, on every processor. Inputs are made by integers alone, since the distributions
-// of the standard library differ from one to the next. `check_bits --print` writes the table anew.
+// Checks that all instruction sets compute the same bits: digests of their results on fixed inputs
+// are those that stand here, on every processor. Inputs are made by integers alone, since the
+// distributions of the standard library differ from one to the next. `check_bits --print` writes the
+// table anew.
 #include <algorithm>
 #include <limits>
 
@@ -71,7 +72,7 @@ class Numbers {  // a linear congruential generator, of which the upper half is 
     state_ = state_ * 6364136223846793005u + 1442695040888963407u;
     return static_cast<uint32_t>(state_ >> 32);
   }
-  // Near to normal, of mean 0 and spread 1.15 * 2^exponent.
+  // Nearly normal, of mean 0 and spread 1.15 * 2^exponent.
   float bell(int exponent = 0) {
     int sum = -131070;
     for (int i = 0; i < 4; ++i) sum += static_cast<int>(next() & 0xffff);
@@ -89,11 +90,12 @@ class Numbers {  // a linear congruential generator, of which the upper half is 
 
 // Numbers where instruction sets might part: signed zeros, denormals, the smallest and largest normal
 // ones, ties of rounding to whole numbers and to fp16.
-const float kEdges[] = {0.0f,         -0.0f,       0x1p-149f,   -0x1.8p-140f, 0x1p-126f,   -0x1.fp-127f,
-                        0.5f,         -1.5f,       2.5f,        -126.5f,      0x1.002p0f,  -0x1.006p0f,
-                        65519.0f,     -65520.0f,   65536.0f,    0x1p-25f,     -0x1.8p-25f, 0x1.8p-24f,
-                        0x1.ffcp-15f, 0x1.ffep-15f, -0x1.4p-24f, 1e-6f,       1e4f,        -3e4f};
-const float kMost = std::numeric_limits<float>::max(), kNone = -std::numeric_limits<float>::infinity();
+const float kEdges[] = {
+    0.0f,     -0.0f,     0x1p-149f, -0x1.8p-140f, 0x1p-126f,  -0x1.fp-127f, 0.5f,         -1.5f,
+    2.5f,     -126.5f,   0x1.002p0f, -0x1.006p0f, 65519.0f,   -65520.0f,    65536.0f,     0x1p-25f,
+    -0x1.8p-25f, 0x1.8p-24f, 0x1.ffcp-15f, 0x1.ffep-15f, -0x1.4p-24f, 1e-6f, 1e4f,        -3e4f};
+const float kMost = std::numeric_limits<float>::max();
+const float kNone = -std::numeric_limits<float>::infinity();
 
 // The kinds of rows that every function sees: plain, with edges among them, of one kind alone.
 std::vector<std::vector<float>> rows_of(int64_t n, uint64_t seed) {
@@ -101,7 +103,7 @@ std::vector<std::vector<float>> rows_of(int64_t n, uint64_t seed) {
   const size_t size = static_cast<size_t>(n);
   std::vector<std::vector<float>> rows{numbers.bells(n, 2), numbers.bells(n, -130),
                                        numbers.bells(n, 100), numbers.bells(n, -142)};
-  for (float each : {0.0f, -0.0f, 1.0f, -0x1p-149f, kMost}) rows.push_back(std::vector<float>(size, each));
+  for (float each : {0.0f, -0.0f, 1.0f, -0x1p-149f, kMost}) rows.emplace_back(size, each);
   rows.push_back(rows[0]);
   for (size_t i = 0; i < size; i += 2) rows.back()[i] = kEdges[(i / 2 + seed) % std::size(kEdges)];
   rows.push_back(rows[0]);
@@ -129,7 +131,8 @@ struct Quantised {
       int8_t* q = quants.data() + r * stride;
       float* scale = scales.data() + r * units;
       if (is_group(f)) {
-        k.quantise_group(row, cols, stride, q, scale, offsets.data() + r * units, sums.data() + r * units);
+        k.quantise_group(row, cols, stride, q, scale, offsets.data() + r * units,
+                         sums.data() + r * units);
       } else {
         k.quantise_super(row, cols, stride, q, scale, sums16.data() + r * units * 16,
                          sums32.data() + r * units * 8);
@@ -197,7 +200,8 @@ void product(const Kernels& k, const Kind& kind, bool full, Hash& hash) {
   }
   const auto run = [&](int n, bool add) {
     std::vector<float> out(static_cast<size_t>(n * width), 0.375f);
-    const Matmul m{packed_weights.data(), block_bytes(f, cols), x.stride, n, x, out.data(), width, add};
+    const Matmul m{packed_weights.data(), block_bytes(f, cols), x.stride, n, x, out.data(), width,
+                   add};
     k.matmul[static_cast<int>(f)](m, 0, 1);  // in two parts, as two threads would
     k.matmul[static_cast<int>(f)](m, 1, width / kLanes);
     return out;
@@ -207,7 +211,7 @@ void product(const Kernels& k, const Kind& kind, bool full, Hash& hash) {
   hash.add(run(most, true));
   for (int n = 1; n <= 9; ++n) {
     expect(same_bits(run(n, false).data(), all.data(), n * width),
-           std::string(k.name) + " " + kind.name + ": " + std::to_string(n) + " rows, others than of 33");
+           std::string(k.name) + " " + kind.name + ": " + std::to_string(n) + " rows as among 33");
   }
 }
 
@@ -272,7 +276,10 @@ void attention(const Kernels& k, int cast, bool values, Hash& hash) {
     std::vector<float> out = numbers.bells(some * (values ? dim : kLanes));
     const float* queries[n];
     float* sums[n];
-    for (int64_t r = 0; r < some; ++r) queries[r] = q.data() + r * dim, sums[r] = out.data() + r * dim;
+    for (int64_t r = 0; r < some; ++r) {
+      queries[r] = q.data() + r * dim;
+      sums[r] = out.data() + r * dim;
+    }
     if (values) {
       k.add_values[cast](shares.data(), slots, some, cache, some == 1 ? 1 : slots, dim, sums);
     } else {
@@ -289,8 +296,8 @@ std::vector<Digest> digests(const Kernels& k) {
     body(hash);
     out.push_back({name, hash.value});
   };
-  for (const char* name : {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "F32",
-                           "F16", "BF16"}) {
+  for (const char* name : {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+                           "F32", "F16", "BF16"}) {
     part(name, [&](Hash& hash) {
       for (bool full : {false, true}) product(k, *find_kind(name), full, hash);
     });
@@ -310,17 +317,23 @@ std::vector<Digest> digests(const Kernels& k) {
 
 }  // namespace
 
+// No arguments: every set that runs here. --print: the table above. --sets: the names of those that
+// run here; --sets all: of all there are.
 int main(int argc, char** argv) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
-  if (argc > 1 && std::string(argv[1]) == "--print") {
+  const std::string asked = argc > 1 ? argv[1] : "";
+  if (asked == "--print") {
     for (const Digest& d : digests(*kernels_portable())) {
       std::printf("    {\"%s\", 0x%016llxu},\n", d.part, static_cast<unsigned long long>(d.value));
     }
     return 0;
   }
-  for (const char* name :
-       {"amx", "avx512vnni", "avxvnni", "avx2", "i8mm", "neon", "portable"}) {
+  for (const char* name : {"amx", "avx512vnni", "avxvnni", "avx2", "i8mm", "neon", "portable"}) {
     const Kernels* k = choose_kernels(name);
+    if (asked == "--sets") {
+      if (k || argc > 2) std::printf("%s ", name);
+      continue;
+    }
     if (!k) continue;
     const int before = failures;
     const std::vector<Digest> got = digests(*k);
@@ -328,7 +341,7 @@ int main(int argc, char** argv) {
     for (size_t i = 0; i < std::min(got.size(), std::size(kDigests)); ++i) {
       expect(got[i].value == kDigests[i].value, std::string(name) + ": the bits of " + got[i].part);
     }
-    std::printf("%-10s %s\n", name, failures == before ? "the same bits" : "FAILED");
+    std::printf("%-10s %s\n", name, failures == before ? "bits as on every processor" : "FAILED");
   }
   return failures ? 1 : 0;
 }
