@@ -192,7 +192,7 @@ void super_pairs(const Matmul& m, const uint8_t* w, int row, int64_t block, int 
         REDWOOD_UNROLL for (int r = 0; r < 2 * P; ++r) {
           const int16_t* s = sums + ((row + r) * supers + b) * 2 * pairs + 2 * p;
           const int32x4_t pair = Isa::quad(reinterpret_cast<const int8_t*>(s));
-          least[r] = vaddq_s32(least[r], Isa::madd16(two, pair));
+          least[r] = Isa::mac16(least[r], two, pair);
         }
       }
       REDWOOD_UNROLL for (int r = 0; r < 2 * P; ++r) {
