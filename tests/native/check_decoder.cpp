@@ -2,6 +2,7 @@
 // plain decoding, one token at a time, bit for bit. Run by check.sh, under sanitizers.
 #include <algorithm>
 #include <numeric>
+#include <stdexcept>
 
 #include "bits.h"
 #include "decoder.h"
@@ -215,6 +216,21 @@ void check_bits(const Kernels* kernels) {
   }
 }
 
+// Rotary angles beyond those that are computed exactly are refused, before anything is kept.
+void check_angles(const Kernels* kernels) {
+  Made made(true);
+  made.model.ropes[0].inv_freq[0] = 1e5f;
+  Decoder decoder(made.model, kernels, Pool::shared(1, {}));
+  Row row(decoder.shape());
+  bool refused = false;
+  try {
+    extend(decoder, {some(row, 0, chain(1), 0, {1}, 1)});
+  } catch (const std::length_error&) {
+    refused = true;
+  }
+  expect(refused, std::string(kernels->name) + ": angles without end");
+}
+
 // Two models on one pool, called from two threads.
 void check_sharing(const Kernels* kernels) {
   Made made(true);
@@ -248,6 +264,7 @@ int main(int argc, char** argv) {
     check_long(k, 3);
     check_sharing(k);
     check_bits(k);
+    check_angles(k);
     std::printf("decoder on %-10s %s\n", k->name, check::failures == before ? "ok" : "FAILED");
   }
   return check::failures ? 1 : 0;
