@@ -1,11 +1,13 @@
 #include "decoder.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
+#include <stdexcept>
+#include <string>
 
 #include "decoder_impl.h"
 #include "pack.h"
+#include "trig.h"
 
 namespace redwood {
 namespace {
@@ -112,14 +114,18 @@ void Decoder::grow_tables(int64_t positions) {
     const size_t have = half ? rope.cos.size() / half : 0;
     if (half == 0 || static_cast<int64_t>(have) >= positions) continue;
     const size_t want = static_cast<size_t>(round_up(positions, 1024));
+    const float fastest = *std::max_element(rope.inv_freq.begin(), rope.inv_freq.end());
+    if (!(static_cast<float>(want) * fastest <= kMostAngle)) {
+      throw std::length_error("rotary angles above " + std::to_string(kMostAngle) + " radians");
+    }
     rope.cos.resize(want * half);
     rope.sin.resize(want * half);
     for (size_t p = have; p < want; ++p) {
       for (size_t i = 0; i < half; ++i) {
         // The angle is rounded to float32, as the models were trained.
-        const double angle = static_cast<float>(p) * rope.inv_freq[i];
-        rope.cos[p * half + i] = static_cast<float>(std::cos(angle)) * rope.factor;
-        rope.sin[p * half + i] = static_cast<float>(std::sin(angle)) * rope.factor;
+        const SineCosine turn = sine_cosine(static_cast<float>(p) * rope.inv_freq[i]);
+        rope.cos[p * half + i] = static_cast<float>(turn.cosine) * rope.factor;
+        rope.sin[p * half + i] = static_cast<float>(turn.sine) * rope.factor;
       }
     }
   }

@@ -306,7 +306,7 @@ void check_attention(const Kernels& k) {
 
 int main() {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);  // lines come as they are said, in a file too
-  for (const char* name : {"avx512vnni", "avxvnni", "avx2", "neon", "portable"}) {
+  for (const char* name : {"avx512vnni", "avxvnni", "avx2", "i8mm", "neon", "portable"}) {
     const Kernels* k = choose_kernels(name);
     if (!k) {
       std::printf("%-10s not on this machine\n", name);

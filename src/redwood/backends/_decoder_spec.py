@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Context, Decimal, localcontext
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,7 @@ def rope_with_factors(
 ) -> Rope:
     """Returns default frequencies divided by factors [rotary_dim / 2], as GGUF files store them."""
     divisors = torch.tensor(np.asarray(factors, np.float32))
-    inv_freq = 1.0 / (divisors * theta ** _exponents(2 * len(divisors)))
+    inv_freq = 1.0 / (divisors * _powers(theta, 2 * len(divisors)))
     return Rope(tuple(inv_freq.tolist()), float32(attention_factor))
 
 
@@ -217,12 +218,23 @@ def _positive(parameters: Mapping[str, Any], name: str, default: float | None = 
     return float(value)
 
 
-def _exponents(dim: int) -> Tensor:
-    return torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
+def _powers(theta: float, dim: int) -> Tensor:
+    """Returns theta^(i / dim) for i = 0, 2, .., float32 [dim / 2].
+
+    The nearest float32 to the power of float32 numbers. That of torch is one unit off now and then,
+    and not at the same places on every processor.
+    """
+    base = float32(theta)
+    if not 0 < base < math.inf:
+        return torch.full((dim // 2,), math.nan)  # which `check_spec` refuses
+    exponents = (torch.arange(0, dim, 2, dtype=torch.int64).float() / dim).tolist()
+    with localcontext(Context(prec=20)):
+        powers = [float(Decimal(base) ** Decimal(e)) for e in exponents]
+    return torch.tensor(powers, dtype=torch.float32)
 
 
 def _default(theta: float, dim: int) -> Tensor:
-    return 1.0 / (theta ** _exponents(dim))
+    return 1.0 / _powers(theta, dim)
 
 
 def _plain(
@@ -273,7 +285,7 @@ def _yarn(
     if low == high:
         high += 0.001
     ramp = torch.clamp((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low), 0, 1)
-    waves = theta ** _exponents(dim)
+    waves = _powers(theta, dim)
     kept = 1 - ramp
     inv_freq = 1.0 / (factor * waves) * (1 - kept) + 1.0 / waves * kept
     return inv_freq, _yarn_attention_factor(parameters, factor)
@@ -304,7 +316,7 @@ def _longrope(
     factor = _positive(parameters, "factor", context / trained)
     if given is None:
         given = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
-    return 1.0 / (divisors * theta ** _exponents(dim)), float(given)
+    return 1.0 / (divisors * _powers(theta, dim)), float(given)
 
 
 _SCALINGS = {
