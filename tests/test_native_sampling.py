@@ -61,6 +61,17 @@ def weights_of(row: NDArray[Any], temperature: float) -> tuple[Row, float]:
 # ------------------------------------------------------------------ one pass at a time
 
 
+def test_logarithms_are_right_and_compiled_as_the_reference() -> None:
+    rng = np.random.default_rng(3)
+    near_one = 1.0 - rng.random(2000) * 2.0 ** -rng.integers(1, 52, 2000)
+    tiny = np.array([5e-324, 2.0**-1022, 1e-308, 1.0, 2.0**0.5, 1.7e308])
+    numbers = np.concatenate([rng.random(2000), near_one, np.exp(rng.uniform(-700, 700, 2000)), tiny])
+    numbers = numbers[numbers > 0]
+    found = rowmath.log(numbers)
+    np.testing.assert_array_equal(found.view(np.int64), reference.log(numbers).view(np.int64))
+    np.testing.assert_allclose(found, [math.log(x) for x in numbers], rtol=6e-16, atol=0)
+
+
 @needs_native
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -101,6 +101,18 @@ REDWOOD_INLINE double exp_of(double x) {
   return sum * power;
 }
 
+// log(x) for 0 < x < inf by the reference's operations, no library's: those differ in the last bit.
+double log_of(double x) {
+  int k;
+  double m = std::frexp(x, &k);
+  if (m < 0.7071067811865476) m += m, --k;
+  const double s = (m - 1.0) / (m + 1.0), square = s * s, twice = s + s;
+  double sum = 1.0 / 23.0;  // log(m) = 2 (s + s^3 / 3 + s^5 / 5 ...), |s| < 0.172
+  for (int odd = 21; odd > 1; odd -= 2) sum = sum * square + 1.0 / odd;
+  const double low = twice * (square * sum) + k * 1.90821492927058770002e-10;
+  return k * 6.93147180369123816490e-01 + (twice + low);
+}
+
 template <class T>
 REDWOOD_INLINE double weigh_body(const T* row, int64_t n, double high, double temperature,
                                  double* out) {
@@ -297,6 +309,10 @@ double weigh(const T* row, int64_t n, double high, double temperature, double* o
 }
 template double weigh(const float*, int64_t, double, double, double*);
 template double weigh(const double*, int64_t, double, double, double*);
+
+void logs(const double* x, int64_t n, double* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = log_of(x[i]);
+}
 
 double truncate(double* weights, int64_t n, double mass, int64_t top_k, double top_p,
                 double min_p) {

@@ -58,6 +58,20 @@ def _sum(row: Row) -> float:
     return float(sums[0])
 
 
+def log(x: Row) -> Row:
+    """Returns log(x) of positive, finite numbers: x = m 2^k, and the series of log(m) around 1."""
+    m, k = np.frexp(x)
+    small = m < 0.7071067811865476
+    m, k = np.where(small, m + m, m), k - small
+    s = (m - 1.0) / (m + 1.0)
+    square, twice = s * s, s + s
+    series = np.full_like(s, 1.0 / 23.0)  # log(m) = 2 (s + s^3 / 3 + s^5 / 5 ...), |s| < 0.172
+    for odd in range(21, 1, -2):
+        series = series * square + 1.0 / odd
+    low = twice * (square * series) + k * 1.90821492927058770002e-10
+    return np.asarray(k * 6.93147180369123816490e-01 + (twice + low), dtype=np.float64)
+
+
 def truncate(weights: Row, mass: float, top_k: int, top_p: float, min_p: float) -> float:
     """Sets weights outside top-k, top-p and min-p to 0; returns the sum of the others."""
     low = 0.0
