@@ -89,6 +89,9 @@ def weigh(
 ) -> float:
     """See `redwood.rowmath.weigh`."""
 
+def logs(x: NDArray[np.float64], out: NDArray[np.float64]) -> None:
+    """See `redwood.rowmath.log`."""
+
 def truncate(
     weights: NDArray[np.float64], mass: float, top_k: int, top_p: float, min_p: float
 ) -> float:
