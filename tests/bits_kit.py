@@ -159,7 +159,7 @@ def instruction_sets() -> list[str]:
 
 
 def logits_of(
-    backend: NativeBackend, prompt: int = 41, nodes: int = 13, scored: int | None = None
+    backend: NativeBackend, prompt: int = 26, nodes: int = 13, scored: int | None = None
 ) -> NDArray[np.float32]:
     """Logits of a prompt in two chunks, of a tree, and of another behind a path of the first.
 

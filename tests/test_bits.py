@@ -57,17 +57,20 @@ def test_libraries_may_use_any_instructions() -> None:
 
 
 SHAPES: list[tuple[str, list[str], dict[str, Any]]] = [
-    ("llama", ["Q4_1", "Q5_1"], {"hidden_size": 576, "num_attention_heads": 9}),
+    ("llama", ["Q4_1", "Q5_1"], {"num_attention_heads": 9, "hidden_size": 576}),
     ("qwen2", ["Q4_K", "Q5_K"], {"hidden_size": 512, "sliding_window": 100}),
-    ("gemma2", ["Q6_K", "F16"], {"head_dim": 128, "sliding_window": 90}),
-    ("gemma3", ["Q5_0", "BF16"], {"hidden_size": 384, "head_dim": 128, "sliding_window": 33}),
-    ("phi3", ["Q3_K", "F32"], {"hidden_size": 512, "sliding_window": 200}),
+    ("gemma2", ["Q6_K"], {"hidden_size": 512, "head_dim": 128, "sliding_window": 90}),
+    ("gemma3", ["Q5_0"], {"hidden_size": 384, "head_dim": 128, "sliding_window": 33}),
+    ("phi3", ["Q3_K"], {"hidden_size": 512, "sliding_window": 200}),
     ("mistral", ["Q8_0"], {"hidden_size": 320, "sliding_window": 77}),
     ("qwen3", ["Q4_0"], {"hidden_size": 448, "head_dim": 128}),
+    ("gemma2", ["F32", "F16", "BF16"], {"intermediate_size": 256, "sliding_window": 150}),
 ]
 
 
-@pytest.mark.parametrize("family, kinds, changes", SHAPES, ids=[shape[0] for shape in SHAPES])
+@pytest.mark.parametrize(
+    "family, kinds, changes", SHAPES, ids=["-".join([shape[0], *shape[1]]) for shape in SHAPES]
+)
 def test_every_pair_of_instruction_sets_gives_the_same_bits(
     family: str, kinds: list[str], changes: dict[str, Any]
 ) -> None:
@@ -95,12 +98,12 @@ def test_the_real_model_says_what_it_says_on_every_machine(isa: str) -> None:
 
 
 def test_one_moved_bit_moves_the_digest() -> None:
-    model = digests.made("llama", "Q4_0")
+    model = digests.made("llama", "F32")  # rounding to 8 bits may swallow a bit
     logits = logits_of(model.backend(SETS[0]))
     moved = logits.copy()
     moved.view(np.uint32)[17, 3] ^= 1
     assert digests.digest(moved) != digests.digest(logits)
-    assert "1 of 6700, first node 17 token 3" in first_difference(logits, moved)
+    assert "1 of 5200, first node 17 token 3" in first_difference(logits, moved)
     vectors = {name: vector.copy() for name, vector in model.vectors.items()}
     vectors["1.ffn_norm"].view(np.uint32)[5] ^= 1
     changed = logits_of(replace(model, vectors=vectors).backend(SETS[0]))
