@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("redwood._native", reason="installed without a compiler")
 
@@ -54,6 +55,17 @@ def test_libraries_may_use_any_instructions() -> None:
     )
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout) == digests.of_libraries() | digests.of_family("llama", SETS[0])
+
+
+def test_a_caller_that_flushes_subnormal_numbers_changes_nothing() -> None:
+    model = digests.made("llama", "Q6_K")  # its scales are subnormal
+    try:
+        if not torch.set_flush_denormal(True):
+            pytest.skip("not on this processor")
+        found = logits_of(model.backend(SETS[0], threads=2))
+    finally:
+        torch.set_flush_denormal(False)
+    assert digests.digest(found) == digests.expected()["llama, Q6_K"]
 
 
 SHAPES: list[tuple[str, list[str], dict[str, Any]]] = [
