@@ -40,12 +40,6 @@ double weigh_row(Line<T> row, double high, double temperature, LineOut out) {
   return weigh(row.data(), n, high, temperature, out.data());
 }
 
-void logs_of(Line<double> x, LineOut out) {
-  if (out.size() != x.size()) throw std::invalid_argument("wrong size of out");
-  nb::gil_scoped_release free;
-  logs(x.data(), static_cast<int64_t>(x.size()), out.data());
-}
-
 double truncate_row(LineOut weights, double mass, int64_t top_k, double top_p, double min_p) {
   const int64_t n = length(weights);
   nb::gil_scoped_release free;
@@ -76,6 +70,11 @@ void uniforms_at(uint64_t key, uint64_t position, Line<int64_t> tokens, LineOut 
   }
 }
 
+void log_of_row(Line<double> row, LineOut out) {
+  if (out.size() != row.size()) throw std::invalid_argument("wrong size of out");
+  log_all(row.data(), static_cast<int64_t>(row.size()), out.data());
+}
+
 }  // namespace
 
 void bind_sampling(nb::module_& m) {
@@ -85,11 +84,11 @@ void bind_sampling(nb::module_& m) {
         nb::arg("out"));
   m.def("weigh", &weigh_row<double>, nb::arg("row"), nb::arg("high"), nb::arg("temperature"),
         nb::arg("out"));
-  m.def("logs", &logs_of, nb::arg("x"), nb::arg("out"));
   m.def("truncate", &truncate_row, nb::arg("weights"), nb::arg("mass"), nb::arg("top_k"),
         nb::arg("top_p"), nb::arg("min_p"));
   m.def("draw", &draw_from, nb::arg("weights"), nb::arg("uniform"));
   m.def("race", &race_row, nb::arg("weights"), nb::arg("key"), nb::arg("position"));
   m.def("uniforms_at", &uniforms_at, nb::arg("key"), nb::arg("position"), nb::arg("tokens"),
         nb::arg("out"));
+  m.def("log", &log_of_row, nb::arg("row"), nb::arg("out"));
 }

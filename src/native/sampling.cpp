@@ -1,10 +1,11 @@
 #include "sampling.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <functional>
 #include <limits>
+
+#include "elementary.h"
 
 // A body is compiled twice where the compiler can; both round alike (-ffp-contract=off).
 #if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
@@ -99,18 +100,6 @@ REDWOOD_INLINE double exp_of(double x) {
   double power;
   std::memcpy(&power, &bits, 8);
   return sum * power;
-}
-
-// log(x) for 0 < x < inf by the reference's operations, no library's: those differ in the last bit.
-double log_of(double x) {
-  int k;
-  double m = std::frexp(x, &k);
-  if (m < 0.7071067811865476) m += m, --k;
-  const double s = (m - 1.0) / (m + 1.0), square = s * s, twice = s + s;
-  double sum = 1.0 / 23.0;  // log(m) = 2 (s + s^3 / 3 + s^5 / 5 ...), |s| < 0.172
-  for (int odd = 21; odd > 1; odd -= 2) sum = sum * square + 1.0 / odd;
-  const double low = twice * (square * sum) + k * 1.90821492927058770002e-10;
-  return k * 6.93147180369123816490e-01 + (twice + low);
 }
 
 template <class T>
@@ -310,10 +299,6 @@ double weigh(const T* row, int64_t n, double high, double temperature, double* o
 template double weigh(const float*, int64_t, double, double, double*);
 template double weigh(const double*, int64_t, double, double, double*);
 
-void logs(const double* x, int64_t n, double* out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = log_of(x[i]);
-}
-
 double truncate(double* weights, int64_t n, double mass, int64_t top_k, double top_p,
                 double min_p) {
   const bool some = 0 < top_k && top_k < n;
@@ -363,6 +348,10 @@ int64_t draw(const double* weights, int64_t n, double uniform) {
   return n;
 }
 
+void log_all(const double* x, int64_t n, double* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = log_of(x[i]);
+}
+
 double Noise::uniform(int64_t token) const {
   return to_uniform(philox(static_cast<uint64_t>(token / 4) + 1, position, key).value[token % 4]);
 }
@@ -373,11 +362,11 @@ void race(const double* weights, int64_t n, Noise noise, std::vector<int64_t>& t
   // Token i runs in the time -log(u) / weight >= (1 - u) / weight, and the shortest time wins. The
   // margin covers all rounding, so that the winner of the exact comparison is among the tokens.
   constexpr double kMargin = 1 + 1e-9;
-  double limit = -std::log(noise.uniform(best)) / weights[best] * kMargin;
+  double limit = -log_of(noise.uniform(best)) / weights[best] * kMargin;
   std::vector<double> least;
   REDWOOD_CALL(race, weights, n, noise, limit, [&](int64_t token, double weight, double u) {
     tokens.push_back(token), uniforms.push_back(u), least.push_back((1.0 - u) / weight);
-    limit = std::min(limit, -std::log(u) / weight * kMargin);
+    limit = std::min(limit, -log_of(u) / weight * kMargin);
   });
   size_t kept = 0;
   for (size_t i = 0; i < tokens.size(); ++i) {

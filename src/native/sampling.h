@@ -18,15 +18,15 @@ Range row_range(const T* row, int64_t n);
 template <class T>
 double weigh(const T* row, int64_t n, double high, double temperature, double* out);
 
-// out[i] = log(x[i]) of positive, finite numbers: the same bits on every machine.
-void logs(const double* x, int64_t n, double* out);
-
 // Sets weights outside top-k, top-p and min-p to 0 (0, 1 and 0: off); returns the sum of the
 // others. The largest weight must be 1, `mass` the sum of all.
 double truncate(double* weights, int64_t n, double mass, int64_t top_k, double top_p, double min_p);
 
 // The token at share `uniform` of the running sum of weights; n: none, by rounding.
 int64_t draw(const double* weights, int64_t n, double uniform);
+
+// out[i] = log(x[i]); see log_of.
+void log_all(const double* x, int64_t n, double* out);
 
 // Uniforms of GumbelNoise, in (0, 1): the generator Philox4x64-10 (Salmon et al., SC 2011).
 struct Noise {

@@ -89,9 +89,6 @@ def weigh(
 ) -> float:
     """See `redwood.rowmath.weigh`."""
 
-def logs(x: NDArray[np.float64], out: NDArray[np.float64]) -> None:
-    """See `redwood.rowmath.log`."""
-
 def truncate(
     weights: NDArray[np.float64], mass: float, top_k: int, top_p: float, min_p: float
 ) -> float:
@@ -107,6 +104,9 @@ def uniforms_at(
     key: int, position: int, tokens: NDArray[np.int64], out: NDArray[np.float64]
 ) -> None:
     """See `redwood.rowmath.uniforms_at`."""
+
+def log(row: NDArray[np.float64], out: NDArray[np.float64]) -> None:
+    """See `redwood.rowmath.log`."""
 
 class TextIndex:
     """See `redwood.algorithms.sssd.TextIndex`; compares 4 tokens at most."""

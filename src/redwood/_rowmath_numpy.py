@@ -18,6 +18,8 @@ _SHIFT = 6755399441055744.0  # 1.5 * 2^52: adding it rounds to whole numbers
 _FACTORIALS = (
     *(6227020800, 479001600, 39916800, 3628800, 362880, 40320, 5040, 720, 120, 24, 6, 2, 1, 1),
 )
+_LOG2_HIGH, _LOG2_LOW = float.fromhex("0x1.62e42fefa38p-1"), float.fromhex("0x1.ef35793c7673p-45")
+_ROOT_HALF = float.fromhex("0x1.6a09e667f3bcdp-1")
 _LOOKS = (*(2.0**-n for n in (7, 11, 15, 20, 25, 30, 40)), float(np.nextafter(0.0, 1.0)))
 
 
@@ -47,6 +49,23 @@ def _exp(x: Row) -> Row:
     return series
 
 
+def log(values: Row) -> Row:
+    """Returns logarithms of numbers that are 0 or positive and finite: 2 artanh(f / (2 + f))."""
+    part, exponent = np.frexp(values)
+    small = part < _ROOT_HALF
+    f = np.where(small, part + part, part) - 1.0
+    power = (exponent - small).astype(np.float64)
+    s = f / (2.0 + f)
+    z = s * s
+    half = 0.5 * f * f
+    series = np.full_like(z, 2.0 / 23.0)
+    for odd in range(21, 1, -2):
+        series *= z
+        series += 2.0 / odd
+    low = s * (half + series * z) + power * _LOG2_LOW
+    return np.where(values == 0.0, -np.inf, power * _LOG2_HIGH + (f - (half - low)))
+
+
 def _sum(row: Row) -> float:
     padded = np.zeros((-(-len(row) // _SUMS), _SUMS))
     padded.reshape(-1)[: len(row)] = row
@@ -56,20 +75,6 @@ def _sum(row: Row) -> float:
         sums[:half] += sums[half : 2 * half]
         half //= 2
     return float(sums[0])
-
-
-def log(x: Row) -> Row:
-    """Returns log(x) of positive, finite numbers: x = m 2^k, and the series of log(m) around 1."""
-    m, k = np.frexp(x)
-    small = m < 0.7071067811865476
-    m, k = np.where(small, m + m, m), k - small
-    s = (m - 1.0) / (m + 1.0)
-    square, twice = s * s, s + s
-    series = np.full_like(s, 1.0 / 23.0)  # log(m) = 2 (s + s^3 / 3 + s^5 / 5 ...), |s| < 0.172
-    for odd in range(21, 1, -2):
-        series = series * square + 1.0 / odd
-    low = twice * (square * series) + k * 1.90821492927058770002e-10
-    return np.asarray(k * 6.93147180369123816490e-01 + (twice + low), dtype=np.float64)
 
 
 def truncate(weights: Row, mass: float, top_k: int, top_p: float, min_p: float) -> float:
@@ -124,7 +129,7 @@ def race(weights: Row, key: int, position: int) -> tuple[NDArray[np.int64], Row]
         least = (1.0 - row) / weights
     near = int(least.argmin())
     # The margin covers all rounding: the winner of the exact comparison is among the tokens.
-    limit = -float(np.log(row[near])) / float(weights[near]) * (1 + 1e-9)
+    limit = -float(log(row[near : near + 1])[0]) / float(weights[near]) * (1 + 1e-9)
     tokens = np.flatnonzero(least <= limit)
     return tokens, row[tokens]
 

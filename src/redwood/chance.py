@@ -38,7 +38,7 @@ class GumbelNoise:
 
 def gumbel(values: Row) -> Row:
     """Returns Gumbel noise from uniforms in (0, 1)."""
-    # NOTE: no library's logarithm: a token's noise has the same bits in any row, on any machine.
+    # NOTE: a token's noise must have the same bits in any row and on any processor.
     return -rowmath.log(-rowmath.log(values))
 
 
