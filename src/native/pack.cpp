@@ -257,6 +257,10 @@ float half_to_float(uint16_t bits) {
     std::memcpy(&x, &all, 4);
     return x;
   }
+  if (rest < 0x400u) {  // whole steps of 2^-24: a caller may have switched subnormal floats off
+    x = static_cast<float>(rest) * 0x1p-24f;
+    return sign ? -x : x;
+  }
   const uint32_t shifted = rest << 13;  // exponent and fraction in place, the bias still wrong
   std::memcpy(&x, &shifted, 4);
   x *= 5.192296858534828e33f;  // 2^112
