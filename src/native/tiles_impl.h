@@ -10,6 +10,7 @@
 // has just stored cannot be read at once; turns of a few hundred cycles suffer from neither.
 #pragma once
 #include <algorithm>
+#include <cstdlib>
 #include <type_traits>
 
 #include "matmul_impl.h"
@@ -18,17 +19,49 @@
 namespace {
 
 constexpr int kMostRows = 256;  // of one pass
+constexpr int kMostTiles = kMostRows / kTileRows;
+constexpr int kTurn = 8;  // tiles of sums between two turns
 constexpr int kSums = kTileRows * kLanes;  // of one tile
-constexpr int kTurn = 32;       // tiles of sums in a turn: they stay in the first-level cache
-static_assert(kTurn * kTileRows >= 2 * kMostRows, "a super-block of all rows is one turn");
 
-// Rows of a pass as tiles of one size: the last reaches back, and what it shares is not used twice.
+// Rows of a pass as tiles of one size: zeros fill the last.
 struct RowTiles {
   int rows, count, size;
   explicit RowTiles(int n)
       : rows(n), count((n + kTileRows - 1) / kTileRows), size((n + count - 1) / count) {}
-  int first(int tile) const { return std::min(tile * size, rows - size); }  // of the tile
-  int fresh(int tile) const { return tile * size - first(tile); }  // its first row that is its own
+  int first(int tile) const { return tile * size; }
+  int of(int tile) const { return std::min(size, rows - first(tile)); }
+};
+
+// Activations in the order in which tiles are loaded: [inputs / depth][tiles][rows][depth].
+// Rows of a matrix may be powers of two apart, and begin anywhere: a tile of them would not fit the
+// cache, or take two lines for each of its own.
+class PackedRows {
+ public:
+  // False: no memory.
+  bool reserve(size_t bytes) {
+    if (bytes <= size_) return true;
+    std::free(data_);
+    data_ = static_cast<int8_t*>(std::aligned_alloc(64, round_up(static_cast<int64_t>(bytes), 64)));
+    size_ = data_ ? bytes : 0;
+    return data_ != nullptr;
+  }
+  const int8_t* data() const { return data_; }
+  template <int DEPTH>
+  void fill(const int8_t* x, int64_t stride, int64_t cols, const RowTiles& tiles) {
+    const int rows = tiles.count * tiles.size;
+    for (int r = 0; r < rows; ++r) {
+      int8_t* to = data_ + r * DEPTH;
+      for (int64_t k = 0; k < cols; k += DEPTH, to += rows * DEPTH) {
+        if (r < tiles.rows) std::memcpy(to, x + r * stride + k, DEPTH);
+        else std::memset(to, 0, DEPTH);
+      }
+    }
+  }
+  ~PackedRows() { std::free(data_); }
+
+ private:
+  int8_t* data_ = nullptr;
+  size_t size_ = 0;
 };
 
 // Tiles 0 to 3: sums; 4 and 5: activations; 6 and 7: weights.
@@ -91,60 +124,62 @@ struct GroupTiles {
   static constexpr int bits = FORMAT == Format::kA8 ? 8 : FORMAT <= Format::kA4M ? 4 : 5;
   static constexpr bool minimum = FORMAT == Format::kA4M || FORMAT == Format::kA5M;
   static constexpr int quants = bits == 8 ? kBytes : kNibbles + (bits == 5 ? kPlane1 : 0);
-  static constexpr int depth = kGroup, unit_inputs = kGroup;
+  static constexpr int unit = quants + kHalf * (minimum ? 2 : 1);
+  static constexpr int depth = kGroup;
 
   struct Scratch {
     alignas(64) uint8_t bytes[kTurn][kBytes];
-    alignas(64) int32_t sums[kTurn * kSums];
+    alignas(64) float scale[kTurn][kLanes], least[kTurn][kLanes];
+    alignas(64) int32_t sums[std::max(kTurn, kMostTiles)][kSums];  // [groups][tiles]
     alignas(64) float y[kMostRows * kLanes];
-    alignas(64) float scales[kTurn][kLanes], least[kTurn][kLanes];
   };
 
   // Group `at` of a turn: bytes, signed ones where the format has no minimum.
-  static REDWOOD_INLINE void spread(const uint8_t* w, Scratch& s, int at) {
+  static REDWOOD_INLINE void spread(const uint8_t* w, int at, Scratch& s) {
     each_quad<bits>(w, [&](int quad, int h, typename Isa::Q q) {
       if constexpr (!minimum) q = Isa::template less8<1 << (bits - 1)>(q);
       Isa::store(s.bytes[at] + 64 * quad + h * Isa::W * 4, q);
     });
     REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
       const int lane = h * Isa::W;
-      Isa::storef(s.scales[at] + lane, Isa::half(w + quants + 2 * lane));
+      Isa::storef(s.scale[at] + lane, Isa::half(w + quants + 2 * lane));
       if constexpr (minimum) {
         Isa::storef(s.least[at] + lane, Isa::half(w + quants + kHalf + 2 * lane));
       }
     }
   }
 
-  template <int SLOT>
-  static REDWOOD_INLINE void multiply(const int8_t* x, int64_t stride, const uint8_t* w,
-                                      int32_t* sums) {
-    constexpr int a = 4 + SLOT % 2, b = 6 + SLOT % 2;
-    Tiles::zero<SLOT>();
-    Tiles::load<a>(x, stride);
-    Tiles::load<b>(w, 64);
+  template <int SUMS>
+  static REDWOOD_INLINE void multiply(const int8_t* x, const uint8_t* w, int32_t* to) {
+    constexpr int a = 4 + SUMS % 2, b = 6 + SUMS % 2;
+    Tiles::zero<SUMS>();
+    Tiles::load<a>(x, depth);
+    Tiles::load<b>(w, 4 * kLanes);
     if constexpr (minimum) {
-      Tiles::multiply_unsigned<SLOT, a, b>();
+      Tiles::multiply_unsigned<SUMS, a, b>();
     } else {
-      Tiles::multiply_signed<SLOT, a, b>();
+      Tiles::multiply_signed<SUMS, a, b>();
     }
-    Tiles::store<SLOT>(sums, 4 * kLanes);
+    Tiles::store<SUMS>(to, 4 * kLanes);
   }
 
-  // Scales of `count` groups, from `group` on, for R rows from `row` on; their sums are a tile apart.
+  // R rows, from `row` of the activations on, and `count` groups from `group` on.
   template <int R>
   static REDWOOD_INLINE void scale(const Activations& x, int64_t row, int64_t groups, int64_t group,
-                                   int count, const int32_t* sums, const Scratch& s, float* y) {
+                                   int count, const int32_t* sums, int step, const Scratch& s,
+                                   float* y) {
     Totals<R> total;
     REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
       REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
         total[r][h] = Isa::loadf(y + r * kLanes + h * Isa::W);
       }
     }
-    const float *scales = x.scales + row * groups + group, *offsets = x.offsets + row * groups + group;
-    for (int g = 0; g < count; ++g, sums += kSums) {
+    const float* scales = x.scales + row * groups + group;
+    const float* offsets = x.offsets + row * groups + group;
+    for (int g = 0; g < count; ++g, sums += step) {
       REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
         const int lane = h * Isa::W;
-        const auto scale = Isa::loadf(s.scales[g] + lane);
+        const auto scale = Isa::loadf(s.scale[g] + lane);
         REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
           const auto sum = Isa::load(reinterpret_cast<const uint8_t*>(sums + r * kLanes + lane));
           const auto by = Isa::mulf(scale, Isa::setf(scales[r * groups + g]));
@@ -166,42 +201,38 @@ struct GroupTiles {
   }
 
   static void block(const Matmul& m, const uint8_t* w, Fetcher& fetch, int first,
-                    const RowTiles& tiles, int64_t at) {
-    constexpr int unit = quants + kHalf * (minimum ? 2 : 1);
+                    const RowTiles& tiles, const int8_t* x, int64_t at) {
     Scratch s;
     std::fill(s.y, s.y + tiles.rows * kLanes, 0.0f);
     const int64_t groups = m.cols / kGroup;
-    const int most = kTurn / tiles.count;
+    const int of_x = tiles.size * depth, step = tiles.count * kSums;
+    const int most = std::max(1, kTurn / tiles.count);
     for (int64_t group = 0; group < groups; group += most) {
       const int count = static_cast<int>(std::min<int64_t>(most, groups - group));
       for (int g = 0; g < count; ++g, w += unit) {
         fetch();
-        spread(w, s, g);
+        spread(w, g, s);
       }
-      for (int t = 0; t < tiles.count; ++t) {
-        const int8_t* x = m.x.quants + (first + tiles.first(t)) * m.x.stride + group * kGroup;
-        int32_t* sums = s.sums + t * count * kSums;
-        int g = 0;
-        for (; g + 4 <= count; g += 4, x += 4 * kGroup, sums += 4 * kSums) {
-          multiply<0>(x, m.x.stride, s.bytes[g], sums);
-          multiply<1>(x + kGroup, m.x.stride, s.bytes[g + 1], sums + kSums);
-          multiply<2>(x + 2 * kGroup, m.x.stride, s.bytes[g + 2], sums + 2 * kSums);
-          multiply<3>(x + 3 * kGroup, m.x.stride, s.bytes[g + 3], sums + 3 * kSums);
-        }
-        for (; g < count; ++g, x += kGroup, sums += kSums) {
-          multiply<0>(x, m.x.stride, s.bytes[g], sums);
+      for (int g = 0, i = 0; g < count; ++g) {
+        for (int t = 0; t < tiles.count; ++t, ++i, x += of_x) {
+          switch (i % 4) {
+            case 0: multiply<0>(x, s.bytes[g], s.sums[i]); break;
+            case 1: multiply<1>(x, s.bytes[g], s.sums[i]); break;
+            case 2: multiply<2>(x, s.bytes[g], s.sums[i]); break;
+            default: multiply<3>(x, s.bytes[g], s.sums[i]);
+          }
         }
       }
       for (int t = 0; t < tiles.count; ++t) {
-        const int32_t* sums = s.sums + t * count * kSums;
-        for (int i = tiles.fresh(t); i < tiles.size;) {
+        for (int i = 0; i < tiles.of(t);) {
           const int row = tiles.first(t) + i;
+          const int32_t* sums = s.sums[t] + i * kLanes;
           float* y = s.y + row * kLanes;
-          if (i + 4 <= tiles.size) {
-            scale<4>(m.x, first + row, groups, group, count, sums + i * kLanes, s, y);
+          if (i + 4 <= tiles.of(t)) {
+            scale<4>(m.x, first + row, groups, group, count, sums, step, s, y);
             i += 4;
           } else {
-            scale<1>(m.x, first + row, groups, group, count, sums + i * kLanes, s, y);
+            scale<1>(m.x, first + row, groups, group, count, sums, step, s, y);
             i += 1;
           }
         }
@@ -225,85 +256,66 @@ struct SuperTiles {
   // Weight times factor is low + high << shift. 5 bits by either half of 6 make a byte; 6 bits by 8
   // signed ones are two bytes, the upper one signed.
   static constexpr int shift = bits == 6 ? 8 : 3;
-  static constexpr int depth = 64, unit_inputs = kSuper;
-  static constexpr int kUnits = kTurn / 2;  // super-blocks of a turn
+  static constexpr int depth = 64;
+  static constexpr int steps = kSuper / depth;
 
+  // Of one super-block.
   struct Factors {
+    alignas(64) int8_t of_groups[parts * kLanes], minima[parts * kLanes];
     Q least[pairs][kHalves];
     F d[kHalves], dmin[kHalves];
   };
   struct Scratch {
-    alignas(64) uint8_t low[2][kSuper * kLanes], high[2][kSuper * kLanes];
-    alignas(64) int32_t sums[kTurn * kSums];
+    alignas(64) uint8_t low[steps][depth * kLanes], high[steps][depth * kLanes];
+    alignas(64) int32_t sums[4][kSums];
     alignas(64) float y[kMostRows * kLanes];
-    alignas(64) Factors factors[kUnits];
+    Factors factors[2];
   };
 
-  static REDWOOD_INLINE void spread(const uint8_t* w, Fetcher& fetch, uint8_t* low, uint8_t* high,
-                                    Factors& to) {
-    alignas(64) int8_t unpacked[2][8 * kLanes];
+  static REDWOOD_INLINE void read_factors(const uint8_t* w, Factors& f) {
     const uint8_t* at = w + 8 * quants;
-    const auto* packed = reinterpret_cast<const int8_t*>(at);
-    const int8_t *factors = packed, *minima = packed;
-    if constexpr (bits != 6) {
-      unpack_scales(at, unpacked[0], unpacked[1]);
-      factors = unpacked[0];
-      minima = unpacked[1];
-    }
-    for (int g = 0; g < 8; ++g, w += quants, low += kBytes, high += kBytes) {
-      fetch();
-      const int8_t* f = factors + g * kLanes * (bits == 6 ? 2 : 1);
-      each_quad<bits>(w, [&](int quad, int h, Q q) {
-        const int8_t* here = f + h * Isa::W + (bits == 6 && quad >= 4 ? kLanes : 0);
-        const Q by = Isa::pairs(here, here);
-        Q lo, hi;
-        if constexpr (bits == 6) {
-          Isa::two_bytes(q, by, lo, hi);
-        } else {
-          lo = Isa::mul16(q, Isa::template bits<0, 7>(by));
-          hi = Isa::mul16(q, Isa::template bits<3, 7>(by));
-        }
-        Isa::store(low + 64 * quad + h * Isa::W * 4, lo);
-        Isa::store(high + 64 * quad + h * Isa::W * 4, hi);
-      });
+    const int8_t* minima = f.of_groups;
+    if constexpr (bits == 6) {
+      std::memcpy(f.of_groups, at, sizeof f.of_groups);
+    } else {
+      unpack_scales(at, f.of_groups, f.minima);
+      minima = f.minima;
     }
     at += scale_bytes;
     REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
       const int lane = h * Isa::W;
       REDWOOD_UNROLL for (int p = 0; p < pairs; ++p) {
         const int8_t* pair = minima + 2 * p * kLanes + lane;
-        to.least[p][h] = Isa::pairs(pair, pair + kLanes);
+        f.least[p][h] = Isa::pairs(pair, pair + kLanes);
       }
-      to.d[h] = to.dmin[h] = Isa::half(at + 2 * lane);
-      if constexpr (bits != 6) to.dmin[h] = Isa::half(at + kHalf + 2 * lane);
+      f.d[h] = f.dmin[h] = Isa::half(at + 2 * lane);
+      if constexpr (bits != 6) f.dmin[h] = Isa::half(at + kHalf + 2 * lane);
     }
   }
 
-  // One or two tiles of rows.
-  template <bool TWO>
-  static REDWOOD_INLINE void multiply(const int8_t* x, const int8_t* x2, int64_t stride,
-                                      const uint8_t* low, const uint8_t* high, int32_t* sums) {
-    Tiles::zero<0>();
-    Tiles::zero<1>();
-    if constexpr (TWO) Tiles::zero<2>();
-    if constexpr (TWO) Tiles::zero<3>();
-    for (int k = 0; k < kSuper; k += depth, low += depth * kLanes, high += depth * kLanes) {
-      Tiles::load<4>(x + k, stride);
-      Tiles::load<6>(low, 64);
-      Tiles::multiply_unsigned<0, 4, 6>();
-      Tiles::load<7>(high, 64);
-      multiply_high<1, 4>();
-      if constexpr (TWO) {
-        Tiles::load<5>(x2 + k, stride);
-        Tiles::multiply_unsigned<2, 5, 6>();
-        multiply_high<3, 5>();
-      }
+  // Two groups of a super-block, times their factors.
+  static REDWOOD_INLINE void spread(const uint8_t* w, int step, const Factors& f, Fetcher& fetch,
+                                    Scratch& s) {
+    for (int g = 2 * step; g < 2 * step + 2; ++g) {
+      fetch();
+      const int8_t* factors = f.of_groups + g * kLanes * (bits == 6 ? 2 : 1);
+      const int to = g % 2 * kBytes;
+      each_quad<bits>(w + g * quants, [&](int quad, int h, Q q) {
+        const int8_t* here = factors + h * Isa::W + (bits == 6 && quad >= 4 ? kLanes : 0);
+        const Q by = Isa::pairs(here, here);
+        Q low, high;
+        if constexpr (bits == 6) {
+          Isa::two_bytes(q, by, low, high);
+        } else {
+          low = Isa::mul16(q, Isa::template bits<0, 7>(by));
+          high = Isa::mul16(q, Isa::template bits<3, 7>(by));
+        }
+        Isa::store(s.low[step] + to + 64 * quad + h * Isa::W * 4, low);
+        Isa::store(s.high[step] + to + 64 * quad + h * Isa::W * 4, high);
+      });
     }
-    Tiles::store<0>(sums, 4 * kLanes);
-    Tiles::store<1>(sums + kSums, 4 * kLanes);
-    if constexpr (TWO) Tiles::store<2>(sums + 2 * kSums, 4 * kLanes);
-    if constexpr (TWO) Tiles::store<3>(sums + 3 * kSums, 4 * kLanes);
   }
+
   template <int SUMS, int A>
   static REDWOOD_INLINE void multiply_high() {
     if constexpr (bits == 6) {
@@ -312,91 +324,108 @@ struct SuperTiles {
       Tiles::multiply_unsigned<SUMS, A, 7>();
     }
   }
+  // Tiles of rows `x` and, if there is one, `x2`.
+  static REDWOOD_INLINE void multiply(const int8_t* x, const int8_t* x2, int step, const Scratch& s) {
+    Tiles::load<4>(x, depth);
+    Tiles::load<6>(s.low[step], 4 * kLanes);
+    Tiles::multiply_unsigned<0, 4, 6>();
+    Tiles::load<7>(s.high[step], 4 * kLanes);
+    multiply_high<1, 4>();
+    if (x2) {
+      Tiles::load<5>(x2, depth);
+      Tiles::multiply_unsigned<2, 5, 6>();
+      multiply_high<3, 5>();
+    }
+  }
 
+  // R rows: `row` of the activations is row `at` of its tile.
   template <int R>
   static REDWOOD_INLINE void scale(const Activations& x, int64_t row, int64_t supers, int64_t super,
-                                   int count, const int32_t* sums, int step, const Scratch& s,
-                                   float* y) {
-    Totals<R> out;
-    REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
-      REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
-        out[r][h] = Isa::loadf(y + r * kLanes + h * Isa::W);
-      }
-    }
+                                   const int32_t* sums, const Factors& f, float* y) {
     const int16_t* of_x = (bits == 6 ? x.sums16 : x.sums32) + (row * supers + super) * parts;
-    const float* scales = x.scales + row * supers + super;
-    for (int u = 0; u < count; ++u, sums += step, of_x += parts) {
-      const Factors& f = s.factors[u];
-      REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
-        Q least[R];
-        REDWOOD_UNROLL for (int r = 0; r < R; ++r) least[r] = Isa::zero();
-        REDWOOD_UNROLL for (int p = 0; p < pairs; ++p) {
-          REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
-            const int16_t* pair = of_x + r * supers * parts + 2 * p;
-            least[r] = Isa::mac16(least[r], f.least[p][h],
-                                  Isa::quad(reinterpret_cast<const int8_t*>(pair)));
-          }
-        }
+    REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
+      Q least[R];
+      REDWOOD_UNROLL for (int r = 0; r < R; ++r) least[r] = Isa::zero();
+      REDWOOD_UNROLL for (int p = 0; p < pairs; ++p) {
         REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
-          const auto* at = reinterpret_cast<const uint8_t*>(sums + r * kLanes + h * Isa::W);
-          const Q high = Isa::load(at + 4 * kSums);
-          const Q total = Isa::add32(Isa::load(at), Isa::template up<shift>(high));
-          const float scale = scales[r * supers + u];
-          const F by = Isa::mulf(f.d[h], Isa::setf(scale));
-          const F off = Isa::mulf(f.dmin[h], Isa::setf(bits == 6 ? -32.0f * scale : -scale));
-          out[r][h] = Isa::fmaf(Isa::to_float(total), by, out[r][h]);
-          out[r][h] = Isa::fmaf(Isa::to_float(least[r]), off, out[r][h]);
+          const int16_t* pair = of_x + r * supers * parts + 2 * p;
+          least[r] = Isa::mac16(least[r], f.least[p][h],
+                                Isa::quad(reinterpret_cast<const int8_t*>(pair)));
         }
       }
+      REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
+        const auto* at = reinterpret_cast<const uint8_t*>(sums + r * kLanes + h * Isa::W);
+        const Q high = Isa::load(at + 4 * kSums);
+        const Q total = Isa::add32(Isa::load(at), Isa::template up<shift>(high));
+        const float scale = x.scales[(row + r) * supers + super];
+        const F by = Isa::mulf(f.d[h], Isa::setf(scale));
+        const F off = Isa::mulf(f.dmin[h], Isa::setf(bits == 6 ? -32.0f * scale : -scale));
+        float* out = y + r * kLanes + h * Isa::W;
+        const F sum = Isa::fmaf(Isa::to_float(total), by, Isa::loadf(out));
+        Isa::storef(out, Isa::fmaf(Isa::to_float(least[r]), off, sum));
+      }
     }
-    REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
-      REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
-        Isa::storef(y + r * kLanes + h * Isa::W, out[r][h]);
+  }
+
+  // A super-block and up to two tiles of rows.
+  struct Job {
+    int64_t super = 0;
+    int tile = 0, tiles = 0;
+  };
+  static void scale(const Matmul& m, int first, const RowTiles& tiles, const Job& job, Scratch& s) {
+    const Factors& f = s.factors[job.super % 2];
+    for (int t = 0; t < job.tiles; ++t) {
+      const int rows = tiles.of(job.tile + t);
+      for (int at = 0; at < rows;) {
+        const int row = tiles.first(job.tile + t) + at;
+        const int32_t* sums = s.sums[2 * t] + at * kLanes;
+        float* y = s.y + row * kLanes;
+        if (at + 4 <= rows) {
+          scale<4>(m.x, first + row, m.cols / kSuper, job.super, sums, f, y);
+          at += 4;
+        } else {
+          scale<1>(m.x, first + row, m.cols / kSuper, job.super, sums, f, y);
+          at += 1;
+        }
       }
     }
   }
 
   static void block(const Matmul& m, const uint8_t* w, Fetcher& fetch, int first,
-                    const RowTiles& tiles, int64_t at) {
+                    const RowTiles& tiles, const int8_t* x, int64_t at) {
     Scratch s;
     std::fill(s.y, s.y + tiles.rows * kLanes, 0.0f);
     const int64_t supers = m.cols / kSuper;
-    const int most = kUnits / tiles.count, step = 2 * kSums * tiles.count;
-    for (int64_t super = 0; super < supers; super += most) {
-      const int count = static_cast<int>(std::min<int64_t>(most, supers - super));
-      spread(w, fetch, s.low[0], s.high[0], s.factors[0]);
-      for (int u = 0; u < count; ++u) {
-        w += unit;
-        // One ahead: what was just written cannot be loaded into a tile at once.
-        const int next = (u + 1) % 2;
-        if (u + 1 < count) spread(w, fetch, s.low[next], s.high[next], s.factors[u + 1]);
-        int32_t* sums = s.sums + u * step;
-        for (int t = 0; t < tiles.count; t += 2, sums += 4 * kSums) {
-          const int8_t* x = m.x.quants + (super + u) * kSuper + first * m.x.stride;
-          const int8_t* x1 = x + tiles.first(t) * m.x.stride;
-          if (t + 1 < tiles.count) {
-            const int8_t* x2 = x + tiles.first(t + 1) * m.x.stride;
-            multiply<true>(x1, x2, m.x.stride, s.low[u % 2], s.high[u % 2], sums);
-          } else {
-            multiply<false>(x1, nullptr, m.x.stride, s.low[u % 2], s.high[u % 2], sums);
-          }
+    read_factors(w, s.factors[0]);
+    for (int k = 0; k < steps; ++k) spread(w, k, s.factors[0], fetch, s);
+    Job last;
+    for (int64_t super = 0; super < supers; ++super) {
+      w += unit;
+      Factors& next = s.factors[(super + 1) % 2];
+      for (int t = 0; t < tiles.count; t += 2) {
+        const Job job{super, t, std::min(2, tiles.count - t)};
+        const bool ahead = t + job.tiles == tiles.count && super + 1 < supers;
+        Tiles::zero<0>();
+        Tiles::zero<1>();
+        Tiles::zero<2>();
+        Tiles::zero<3>();
+        for (int k = 0; k < steps; ++k) {
+          const int8_t* px = x + ((super * steps + k) * tiles.count + t) * tiles.size * depth;
+          multiply(px, job.tiles > 1 ? px + tiles.size * depth : nullptr, k, s);
+          if (ahead && k == 0) read_factors(w, next);
+          if (ahead) spread(w, k, next, fetch, s);
         }
-      }
-      for (int t = 0; t < tiles.count; ++t) {
-        const int32_t* sums = s.sums + 2 * t * kSums;
-        for (int i = tiles.fresh(t); i < tiles.size;) {
-          const int row = tiles.first(t) + i;
-          float* y = s.y + row * kLanes;
-          if (i + 4 <= tiles.size) {
-            scale<4>(m.x, first + row, supers, super, count, sums + i * kLanes, step, s, y);
-            i += 4;
-          } else {
-            scale<1>(m.x, first + row, supers, super, count, sums + i * kLanes, step, s, y);
-            i += 1;
-          }
+        scale(m, first, tiles, last, s);
+        Tiles::store<0>(s.sums[0], 4 * kLanes);
+        Tiles::store<1>(s.sums[1], 4 * kLanes);
+        if (job.tiles > 1) {
+          Tiles::store<2>(s.sums[2], 4 * kLanes);
+          Tiles::store<3>(s.sums[3], 4 * kLanes);
         }
+        last = job;
       }
     }
+    scale(m, first, tiles, last, s);
     finish_block(m, first, tiles.rows, at, s.y);
   }
 };
@@ -409,18 +438,21 @@ void tiled(const Matmul& m, int64_t first, int64_t last) {
   using Kind = std::conditional_t<is_super(FORMAT), SuperTiles<FORMAT>, GroupTiles<FORMAT>>;
   if (m.n < Tiles::fewest(FORMAT)) return below->matmul[static_cast<int>(FORMAT)](m, first, last);
   const int passes = (m.n + kMostRows - 1) / kMostRows;
-  const int64_t steps = m.cols / kGroup;
-  int configured = 0;
-  for (int64_t block = first; block < last; ++block) {
-    const uint8_t* w = m.weights + block * m.block_bytes;
-    Fetcher fetch{w + m.block_bytes, 0};
-    if (block + 1 < last) fetch.step = round_up(m.block_bytes / (steps * passes) + 1, 64);
-    for (int pass = 0, row = 0; pass < passes; ++pass) {
-      const RowTiles tiles((m.n - row + passes - pass - 1) / (passes - pass));
-      if (tiles.size != configured) configure(configured = tiles.size, Kind::depth);
-      Kind::block(m, w, fetch, row, tiles, block);
-      row += tiles.rows;
+  static thread_local PackedRows packed;
+  if (!packed.reserve(static_cast<size_t>(kTileRows + std::min(m.n, kMostRows)) * m.cols)) {
+    return below->matmul[static_cast<int>(FORMAT)](m, first, last);
+  }
+  for (int pass = 0, row = 0; pass < passes; ++pass) {
+    const RowTiles tiles((m.n - row + passes - pass - 1) / (passes - pass));
+    packed.fill<Kind::depth>(m.x.quants + row * m.x.stride, m.x.stride, m.cols, tiles);
+    configure(tiles.size, Kind::depth);
+    for (int64_t block = first; block < last; ++block) {
+      const uint8_t* w = m.weights + block * m.block_bytes;
+      Fetcher fetch{w + m.block_bytes, 0};
+      if (block + 1 < last) fetch.step = round_up(m.block_bytes / (m.cols / kGroup) + 1, 64);
+      Kind::block(m, w, fetch, row, tiles, packed.data(), block);
     }
+    row += tiles.rows;
   }
   Tiles::release();  // so that no thread carries tiles to what it does next
 }
