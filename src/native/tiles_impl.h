@@ -224,17 +224,15 @@ struct GroupTiles {
         }
       }
       for (int t = 0; t < tiles.count; ++t) {
-        for (int i = 0; i < tiles.of(t);) {
-          const int row = tiles.first(t) + i;
-          const int32_t* sums = s.sums[t] + i * kLanes;
-          float* y = s.y + row * kLanes;
-          if (i + 4 <= tiles.of(t)) {
-            scale<4>(m.x, first + row, groups, group, count, sums, step, s, y);
-            i += 4;
-          } else {
-            scale<1>(m.x, first + row, groups, group, count, sums, step, s, y);
-            i += 1;
-          }
+        const int row = tiles.first(t);
+        int r = 0;
+        for (; r + 4 <= tiles.of(t); r += 4) {
+          scale<4>(m.x, first + row + r, groups, group, count, s.sums[t] + r * kLanes, step, s,
+                   s.y + (row + r) * kLanes);
+        }
+        for (; r < tiles.of(t); ++r) {
+          scale<1>(m.x, first + row + r, groups, group, count, s.sums[t] + r * kLanes, step, s,
+                   s.y + (row + r) * kLanes);
         }
       }
     }
@@ -269,7 +267,7 @@ struct SuperTiles {
     alignas(64) uint8_t low[steps][depth * kLanes], high[steps][depth * kLanes];
     alignas(64) int32_t sums[4][kSums];
     alignas(64) float y[kMostRows * kLanes];
-    Factors factors[2];
+    Factors factors[2];  // of this super-block and the next
   };
 
   static REDWOOD_INLINE void read_factors(const uint8_t* w, Factors& f) {
@@ -300,15 +298,25 @@ struct SuperTiles {
       fetch();
       const int8_t* factors = f.of_groups + g * kLanes * (bits == 6 ? 2 : 1);
       const int to = g % 2 * kBytes;
+      // Of either half of the inputs, or either half of the factor's bits.
+      Q by[kHalves][2];
+      REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
+        const int8_t* at = factors + h * Isa::W;
+        const Q whole = by[h][0] = Isa::pairs(at, at);
+        if constexpr (bits == 6) {
+          by[h][1] = Isa::pairs(at + kLanes, at + kLanes);
+        } else {
+          by[h][0] = Isa::template bits<0, 7>(whole);
+          by[h][1] = Isa::template bits<3, 7>(whole);
+        }
+      }
       each_quad<bits>(w + g * quants, [&](int quad, int h, Q q) {
-        const int8_t* here = factors + h * Isa::W + (bits == 6 && quad >= 4 ? kLanes : 0);
-        const Q by = Isa::pairs(here, here);
         Q low, high;
         if constexpr (bits == 6) {
-          Isa::two_bytes(q, by, low, high);
+          Isa::two_bytes(q, by[h][quad / 4], low, high);
         } else {
-          low = Isa::mul16(q, Isa::template bits<0, 7>(by));
-          high = Isa::mul16(q, Isa::template bits<3, 7>(by));
+          low = Isa::mul16(q, by[h][0]);
+          high = Isa::mul16(q, by[h][1]);
         }
         Isa::store(s.low[step] + to + 64 * quad + h * Isa::W * 4, low);
         Isa::store(s.high[step] + to + 64 * quad + h * Isa::W * 4, high);
@@ -367,66 +375,56 @@ struct SuperTiles {
     }
   }
 
-  // A super-block and up to two tiles of rows.
-  struct Job {
-    int64_t super = 0;
-    int tile = 0, tiles = 0;
-  };
-  static void scale(const Matmul& m, int first, const RowTiles& tiles, const Job& job, Scratch& s) {
-    const Factors& f = s.factors[job.super % 2];
-    for (int t = 0; t < job.tiles; ++t) {
-      const int rows = tiles.of(job.tile + t);
-      for (int at = 0; at < rows;) {
-        const int row = tiles.first(job.tile + t) + at;
-        const int32_t* sums = s.sums[2 * t] + at * kLanes;
-        float* y = s.y + row * kLanes;
-        if (at + 4 <= rows) {
-          scale<4>(m.x, first + row, m.cols / kSuper, job.super, sums, f, y);
-          at += 4;
-        } else {
-          scale<1>(m.x, first + row, m.cols / kSuper, job.super, sums, f, y);
-          at += 1;
-        }
-      }
-    }
-  }
-
   static void block(const Matmul& m, const uint8_t* w, Fetcher& fetch, int first,
                     const RowTiles& tiles, const int8_t* x, int64_t at) {
     Scratch s;
     std::fill(s.y, s.y + tiles.rows * kLanes, 0.0f);
     const int64_t supers = m.cols / kSuper;
+    const int of_x = tiles.size * depth;
     read_factors(w, s.factors[0]);
     for (int k = 0; k < steps; ++k) spread(w, k, s.factors[0], fetch, s);
-    Job last;
     for (int64_t super = 0; super < supers; ++super) {
       w += unit;
+      const Factors& f = s.factors[super % 2];
       Factors& next = s.factors[(super + 1) % 2];
       for (int t = 0; t < tiles.count; t += 2) {
-        const Job job{super, t, std::min(2, tiles.count - t)};
-        const bool ahead = t + job.tiles == tiles.count && super + 1 < supers;
+        const bool two = t + 1 < tiles.count;
+        const bool ahead = t + 2 >= tiles.count && super + 1 < supers;
+        if (ahead) read_factors(w, next);
         Tiles::zero<0>();
         Tiles::zero<1>();
         Tiles::zero<2>();
         Tiles::zero<3>();
         for (int k = 0; k < steps; ++k) {
-          const int8_t* px = x + ((super * steps + k) * tiles.count + t) * tiles.size * depth;
-          multiply(px, job.tiles > 1 ? px + tiles.size * depth : nullptr, k, s);
-          if (ahead && k == 0) read_factors(w, next);
-          if (ahead) spread(w, k, next, fetch, s);
+          const int8_t* px = x + ((super * steps + k) * tiles.count + t) * of_x;
+          multiply(px, two ? px + of_x : nullptr, k, s);
+          if (ahead) spread(w, k, next, fetch, s);  // over what is not needed any more
         }
-        scale(m, first, tiles, last, s);
         Tiles::store<0>(s.sums[0], 4 * kLanes);
         Tiles::store<1>(s.sums[1], 4 * kLanes);
-        if (job.tiles > 1) {
+        if (two) {
           Tiles::store<2>(s.sums[2], 4 * kLanes);
           Tiles::store<3>(s.sums[3], 4 * kLanes);
         }
-        last = job;
+        scale(m, first, tiles, super, t, s.sums[0], f, s.y);
+        if (two) scale(m, first, tiles, super, t + 1, s.sums[2], f, s.y);
       }
     }
-    scale(m, first, tiles, last, s);
     finish_block(m, first, tiles.rows, at, s.y);
+  }
+
+ private:
+  static void scale(const Matmul& m, int first, const RowTiles& tiles, int64_t super, int tile,
+                    const int32_t* sums, const Factors& f, float* y) {
+    const int64_t row = first + tiles.first(tile), supers = m.cols / kSuper;
+    y += tiles.first(tile) * kLanes;
+    int r = 0;
+    for (; r + 4 <= tiles.of(tile); r += 4) {
+      scale<4>(m.x, row + r, supers, super, sums + r * kLanes, f, y + r * kLanes);
+    }
+    for (; r < tiles.of(tile); ++r) {
+      scale<1>(m.x, row + r, supers, super, sums + r * kLanes, f, y + r * kLanes);
+    }
   }
 };
 
