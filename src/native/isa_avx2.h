@@ -10,7 +10,7 @@ namespace {
 // Integer side: registers of W outputs x 4 inputs.
 struct Isa {
   static constexpr int W = 8;     // outputs per register
-  static constexpr int ROWS = 4;  // rows that fit in the registers, with 16 outputs
+  static constexpr int ROWS = 4, BLOCKS = 1;  // rows that fit in the registers, with 16 outputs
 #ifdef REDWOOD_VNNI
   static constexpr bool WIDE = true;  // sums of 8-bit products are 32 bits wide at once
 #else
@@ -47,8 +47,8 @@ struct Isa {
   }
   static Q either(Q a, Q b) { return _mm256_or_si256(a, b); }
   static Q add32(Q a, Q b) { return _mm256_add_epi32(a, b); }
-  // Products of 16-bit pairs, summed in pairs.
-  static Q madd16(Q a, Q b) { return _mm256_madd_epi16(a, b); }
+  // Adds products of 16-bit pairs, summed in pairs.
+  static Q mac16(Q sum, Q a, Q b) { return add32(sum, _mm256_madd_epi16(a, b)); }
   static F to_float(Q a) { return _mm256_cvtepi32_ps(a); }
   static F loadf(const float* p) { return _mm256_loadu_ps(p); }
   static void storef(float* p, F a) { _mm256_storeu_ps(p, a); }

@@ -14,7 +14,7 @@ namespace {
 
 struct Isa {
   static constexpr int W = 16;
-  static constexpr int ROWS = 6;  // three of 32 registers each; more would only take longer to build
+  static constexpr int ROWS = 8, BLOCKS = 2;
   static constexpr bool WIDE = true;
   using Q = __m512i;  // 8-bit quads, or 32-bit sums
   using F = __m512;
@@ -48,7 +48,8 @@ struct Isa {
   }
   static Q either(Q a, Q b) { return _mm512_or_si512(a, b); }
   static Q add32(Q a, Q b) { return _mm512_add_epi32(a, b); }
-  static Q madd16(Q a, Q b) { return _mm512_madd_epi16(a, b); }
+  // Adds products of 16-bit pairs, summed in pairs.
+  static Q mac16(Q sum, Q a, Q b) { return _mm512_dpwssd_epi32(sum, a, b); }
   static Q mac(Q sum, Q w, Q x) { return _mm512_dpbusd_epi32(sum, w, x); }
   static Q flush(Q sum) { return sum; }
   static Q flush(Q sum, Q scale) { return _mm512_mullo_epi32(sum, scale); }

@@ -61,7 +61,7 @@ inline void store_int8(int8_t* p, V8 x) {  // rounds to the nearest, ties to eve
 // Integer side: registers of 4 outputs x 4 inputs.
 struct Isa {
   static constexpr int W = 4;
-  static constexpr int ROWS = 2;  // of 16 outputs: 8 registers each for sums, totals and results
+  static constexpr int ROWS = 2, BLOCKS = 1;  // of 16 outputs: 8 registers each for sums, totals and results
   // The dot product takes weights as signed: right for those below 128, so 8-bit weights go by halves.
   static constexpr bool WIDE = false;
   using Q = int32x4_t;  // 8-bit quads, or 32-bit sums
@@ -100,9 +100,9 @@ struct Isa {
   }
   static Q either(Q a, Q b) { return vorrq_s32(a, b); }
   static Q add32(Q a, Q b) { return vaddq_s32(a, b); }
-  static Q madd16(Q a, Q b) {
+  static Q mac16(Q sum, Q a, Q b) {
     const int16x8_t x = vreinterpretq_s16_s32(a), y = vreinterpretq_s16_s32(b);
-    return vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
+    return vaddq_s32(sum, vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y)));
   }
   static Q mac(Q sum, Q w, Q x) {
     return vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));

@@ -57,7 +57,7 @@ inline void store_int8(int8_t* p, V8 a) {
 // Integer side: 4 outputs at a time in the compiler's own vectors, which it turns into whatever the
 // processor has; that compiles in a third of the time of loops over arrays, and runs faster.
 struct Isa {
-  static constexpr int W = 4, ROWS = 1;
+  static constexpr int W = 4, ROWS = 1, BLOCKS = 1;
   static constexpr bool WIDE = true;
   // One output a lane: 4 bytes, 2 numbers of 16 bits, or a sum. Unsigned, so that sums may wrap.
   typedef uint32_t Q __attribute__((vector_size(16)));
@@ -104,9 +104,9 @@ struct Isa {
   }
   static Q flush(Q sum) { return sum; }
   static Q flush(Q sum, Q scale) { return sum * scale; }
-  static Q madd16(Q a, Q b) {
+  static Q mac16(Q sum, Q a, Q b) {
     const Signed low = ((Signed)(a << 16) >> 16) * ((Signed)(b << 16) >> 16);
-    return (Q)(low + ((Signed)a >> 16) * ((Signed)b >> 16));
+    return sum + (Q)(low + ((Signed)a >> 16) * ((Signed)b >> 16));
   }
   static F to_float(Q a) { return __builtin_convertvector((Signed)a, F); }
   static F loadf(const float* p) { return read<F>(p); }

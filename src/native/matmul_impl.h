@@ -11,9 +11,9 @@
 namespace {
 using namespace redwood;
 
-constexpr int kHalves = kLanes / Isa::W;
+constexpr int kHalves = kLanes / Isa::W;  // registers of a block
 
-// Fetches a share of the next block with every group, spread over all passes over this one.
+// Fetches a share of the next blocks with every group, spread over all passes over these.
 struct Fetcher {
   const uint8_t* at;
   int64_t step;
@@ -24,55 +24,66 @@ struct Fetcher {
 };
 
 #define REDWOOD_INLINE inline __attribute__((always_inline))
-// Loops over rows and halves must vanish before the compiler assigns registers.
-#define REDWOOD_UNROLL _Pragma("GCC unroll 16")
+// Loops over rows and registers must vanish before the compiler assigns registers.
+#define REDWOOD_UNROLL _Pragma("GCC unroll 24")
 
-template <int R>
-using Sums = typename Isa::Q[R][kHalves];
-template <int R>
-using Totals = typename Isa::F[R][kHalves];
+// Registers of B blocks for each of R rows: 8-bit quads or integer sums, and floats.
+template <int R, int B>
+using Sums = typename Isa::Q[R][B * kHalves];
+template <int R, int B>
+using Totals = typename Isa::F[R][B * kHalves];
+
+// Where the outputs of register h stand, of `bytes` bytes each; the next block is `block` bytes on.
+template <class T>
+REDWOOD_INLINE const T* part(const T* first, int64_t block, int h, int bytes) {
+  return first + (h / kHalves) * block + (h % kHalves) * Isa::W * bytes;
+}
 
 // Line J (64 bytes, quads 2J and 2J + 1) of a group of BITS-bit weights, added to sums.
-template <int BITS, int J, int R>
-REDWOOD_INLINE void line_sum(const uint8_t* w, const int8_t* x, int64_t x_stride, Sums<R>& sum) {
+template <int BITS, int J, int R, int B>
+REDWOOD_INLINE void line_sum(const uint8_t* w, int64_t block, const int8_t* x, int64_t x_stride,
+                             Sums<R, B>& sum) {
   using Q = typename Isa::Q;
-  Q lo[kHalves], hi[kHalves];
-  REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
-    const int at = h * Isa::W * 4;
-    const Q v = Isa::load(w + 64 * J + at);
+  constexpr int parts = B * kHalves;
+  Q lo[parts], hi[parts];
+  REDWOOD_UNROLL for (int h = 0; h < parts; ++h) {
+    const uint8_t* at = part(w, block, h, 4);
+    const Q v = Isa::load(at + 64 * J);
     lo[h] = Isa::low(v);
     hi[h] = Isa::high(v);
     if constexpr (BITS == 5) {
-      const Q p = Isa::load(w + kNibbles + at);
+      const Q p = Isa::load(at + kNibbles);
       lo[h] = Isa::either(lo[h], Isa::template plane<2 * J, 16>(p));
       hi[h] = Isa::either(hi[h], Isa::template plane<2 * J + 1, 16>(p));
     }
     if constexpr (BITS == 6) {
-      const Q p = Isa::load(w + kNibbles + 64 * (J / 2) + at);
+      const Q p = Isa::load(at + kNibbles + 64 * (J / 2));
       lo[h] = Isa::either(lo[h], Isa::template plane<4 * (J % 2), 48>(p));
       hi[h] = Isa::either(hi[h], Isa::template plane<4 * (J % 2) + 2, 48>(p));
     }
   }
   REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
     const Q a = Isa::quad(x + r * x_stride + 8 * J), b = Isa::quad(x + r * x_stride + 8 * J + 4);
-    REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) sum[r][h] = Isa::mac(sum[r][h], lo[h], a);
-    REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) sum[r][h] = Isa::mac(sum[r][h], hi[h], b);
+    REDWOOD_UNROLL for (int h = 0; h < parts; ++h) sum[r][h] = Isa::mac(sum[r][h], lo[h], a);
+    REDWOOD_UNROLL for (int h = 0; h < parts; ++h) sum[r][h] = Isa::mac(sum[r][h], hi[h], b);
   }
 }
 
-template <int R>
-REDWOOD_INLINE void clear(Sums<R>& sum) {
+template <int R, int B>
+REDWOOD_INLINE void clear(Sums<R, B>& sum) {
   REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
-    REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) sum[r][h] = Isa::zero();
+    REDWOOD_UNROLL for (int h = 0; h < B * kHalves; ++h) sum[r][h] = Isa::zero();
   }
 }
 
-// Moves sums to the 32-bit total, times the 8-bit factors of the 16 outputs, if there are any.
-template <int R>
-REDWOOD_INLINE void flush(const Sums<R>& sum, const int8_t* factors, Sums<R>& total) {
-  REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
+// Moves sums to the 32-bit total, times the 8-bit factors of the outputs, if there are any: of the
+// next block they stand 8 kLanes bytes on (`Factors`).
+template <int R, int B>
+REDWOOD_INLINE void flush(const Sums<R, B>& sum, const int8_t* factors, int64_t block,
+                          Sums<R, B>& total) {
+  REDWOOD_UNROLL for (int h = 0; h < B * kHalves; ++h) {
     if (factors) {
-      const auto by = Isa::factor(factors + h * Isa::W);
+      const auto by = Isa::factor(part(factors, block, h, 1));
       REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
         total[r][h] = Isa::add32(total[r][h], Isa::flush(sum[r][h], by));
       }
@@ -85,122 +96,125 @@ REDWOOD_INLINE void flush(const Sums<R>& sum, const int8_t* factors, Sums<R>& to
 }
 
 // Sum over a group of 32 inputs: 16-bit sums hold 8 products of 4-bit, 4 of 5-bit or 2 of 6-bit
-// weights. `factors`: per half group (6 bits: second half at +16), per group, or null.
-template <int BITS, int R>
-REDWOOD_INLINE void group_sum(const uint8_t* w, const int8_t* x, int64_t x_stride,
-                              const int8_t* factors, Sums<R>& total) {
+// weights. `factors`: per half group (6 bits: second half at +16), per group, or null; those of the
+// next block are `factor_block` bytes on.
+template <int BITS, int R, int B>
+REDWOOD_INLINE void group_sum(const uint8_t* w, int64_t block, const int8_t* x, int64_t x_stride,
+                              const int8_t* factors, int64_t factor_block, Sums<R, B>& total) {
   constexpr bool often = BITS == 6 && !Isa::WIDE;
-  Sums<R> sum;
-  clear<R>(sum);
-  line_sum<BITS, 0, R>(w, x, x_stride, sum);
+  Sums<R, B> sum;
+  clear<R, B>(sum);
+  line_sum<BITS, 0, R, B>(w, block, x, x_stride, sum);
   if constexpr (often) {
-    flush<R>(sum, factors, total);
-    clear<R>(sum);
+    flush<R, B>(sum, factors, factor_block, total);
+    clear<R, B>(sum);
   }
-  line_sum<BITS, 1, R>(w, x, x_stride, sum);
+  line_sum<BITS, 1, R, B>(w, block, x, x_stride, sum);
   if constexpr (BITS == 6 || (BITS == 5 && !Isa::WIDE)) {
-    flush<R>(sum, factors, total);
-    clear<R>(sum);
+    flush<R, B>(sum, factors, factor_block, total);
+    clear<R, B>(sum);
   }
   if constexpr (BITS == 6) factors += kLanes;
-  line_sum<BITS, 2, R>(w, x, x_stride, sum);
+  line_sum<BITS, 2, R, B>(w, block, x, x_stride, sum);
   if constexpr (often) {
-    flush<R>(sum, factors, total);
-    clear<R>(sum);
+    flush<R, B>(sum, factors, factor_block, total);
+    clear<R, B>(sum);
   }
-  line_sum<BITS, 3, R>(w, x, x_stride, sum);
-  flush<R>(sum, factors, total);
+  line_sum<BITS, 3, R, B>(w, block, x, x_stride, sum);
+  flush<R, B>(sum, factors, factor_block, total);
 }
 
 // A group of 8-bit weights (stored plus 128). Where sums are 16 bits wide it takes two turns: low
 // halves of the bytes, then high ones times 16.
-template <int R, bool HIGH>
-REDWOOD_INLINE void turn_sum8(const uint8_t* w, const int8_t* x, int64_t x_stride, Sums<R>& total) {
+template <int R, int B, bool HIGH>
+REDWOOD_INLINE void turn_sum8(const uint8_t* w, int64_t block, const int8_t* x, int64_t x_stride,
+                              Sums<R, B>& total) {
   using Q = typename Isa::Q;
-  Sums<R> sum;
-  clear<R>(sum);
+  constexpr int parts = B * kHalves;
+  Sums<R, B> sum;
+  clear<R, B>(sum);
   REDWOOD_UNROLL for (int t = 0; t < 8; ++t) {
-    Q v[kHalves];
-    REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
-      v[h] = Isa::load(w + 64 * t + h * Isa::W * 4);
+    Q v[parts];
+    REDWOOD_UNROLL for (int h = 0; h < parts; ++h) {
+      v[h] = Isa::load(part(w, block, h, 4) + 64 * t);
       if constexpr (!Isa::WIDE) v[h] = HIGH ? Isa::high(v[h]) : Isa::low(v[h]);
     }
     REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
       const Q a = Isa::quad(x + r * x_stride + 4 * t);
-      REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) sum[r][h] = Isa::mac(sum[r][h], v[h], a);
+      REDWOOD_UNROLL for (int h = 0; h < parts; ++h) sum[r][h] = Isa::mac(sum[r][h], v[h], a);
     }
   }
   alignas(16) static constexpr int8_t sixteen[kLanes] = {16, 16, 16, 16, 16, 16, 16, 16,
                                                          16, 16, 16, 16, 16, 16, 16, 16};
-  flush<R>(sum, HIGH ? sixteen : nullptr, total);
+  flush<R, B>(sum, HIGH ? sixteen : nullptr, 0, total);
 }
 
-template <int R>
-REDWOOD_INLINE void group_sum8(const uint8_t* w, const int8_t* x, int64_t x_stride,
-                               Sums<R>& total) {
-  turn_sum8<R, false>(w, x, x_stride, total);
-  if constexpr (!Isa::WIDE) turn_sum8<R, true>(w, x, x_stride, total);
+template <int R, int B>
+REDWOOD_INLINE void group_sum8(const uint8_t* w, int64_t block, const int8_t* x, int64_t x_stride,
+                               Sums<R, B>& total) {
+  turn_sum8<R, B, false>(w, block, x, x_stride, total);
+  if constexpr (!Isa::WIDE) turn_sum8<R, B, true>(w, block, x, x_stride, total);
 }
 
-template <int R>
-REDWOOD_INLINE void store_block(const Matmul& m, int row, int64_t block, const Totals<R>& y) {
+template <int R, int B>
+REDWOOD_INLINE void store_block(const Matmul& m, int row, int64_t block, const Totals<R, B>& y) {
   REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
-    REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
+    REDWOOD_UNROLL for (int h = 0; h < B * kHalves; ++h) {
       float* out = m.out + (row + r) * m.out_stride + block * kLanes + h * Isa::W;
       Isa::storef(out, m.add ? Isa::addf(Isa::loadf(out), y[r][h]) : y[r][h]);
     }
   }
 }
 
-template <int R>
-REDWOOD_INLINE void clear(Totals<R>& y) {
+template <int R, int B>
+REDWOOD_INLINE void clear(Totals<R, B>& y) {
   REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
-    REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) y[r][h] = Isa::zerof();
+    REDWOOD_UNROLL for (int h = 0; h < B * kHalves; ++h) y[r][h] = Isa::zerof();
   }
 }
 
 // Formats with a scale (and a minimum) per group of 32.
-template <Format FORMAT, int R>
+template <Format FORMAT, int R, int B>
 void group_rows(const Matmul& m, const uint8_t* w, Fetcher& fetch, int row, int64_t block) {
   constexpr int bits = FORMAT == Format::kA8 ? 8 : FORMAT <= Format::kA4M ? 4 : 5;
   constexpr bool minimum = FORMAT == Format::kA4M || FORMAT == Format::kA5M;
   constexpr int offset = minimum ? 0 : 1 << (bits - 1);
   constexpr int quants = bits == 8 ? kBytes : kNibbles + (bits == 5 ? kPlane1 : 0);
   constexpr int unit = quants + kHalf * (minimum ? 2 : 1);
+  constexpr int parts = B * kHalves;
   const int64_t groups = m.cols / kGroup;
   const int8_t* x = m.x.quants + row * m.x.stride;
   const int32_t* sums = m.x.sums + row * groups;
   const float *scales = m.x.scales + row * groups, *offsets = m.x.offsets + row * groups;
-  Totals<R> y;
-  clear<R>(y);
+  Totals<R, B> y;
+  clear<R, B>(y);
   for (int64_t g = 0; g < groups; ++g, w += unit, x += kGroup) {
     fetch();
-    Sums<R> total;
+    Sums<R, B> total;
     REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
-      REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
-        total[r][h] = minimum ? Isa::zero() : Isa::set32(-offset * sums[r * groups + g]);
-      }
+      const auto first = minimum ? Isa::zero() : Isa::set32(-offset * sums[r * groups + g]);
+      REDWOOD_UNROLL for (int h = 0; h < parts; ++h) total[r][h] = first;
     }
     if constexpr (bits == 8) {
-      group_sum8<R>(w, x, m.x.stride, total);
+      group_sum8<R, B>(w, m.block_bytes, x, m.x.stride, total);
     } else {
-      group_sum<bits, R>(w, x, m.x.stride, nullptr, total);
+      group_sum<bits, R, B>(w, m.block_bytes, x, m.x.stride, nullptr, 0, total);
     }
-    REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
-      const auto scale = Isa::half(w + quants + 2 * h * Isa::W);
+    REDWOOD_UNROLL for (int h = 0; h < parts; ++h) {
+      const auto scale = Isa::half(part(w, m.block_bytes, h, 2) + quants);
       REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
         const auto by = Isa::mulf(scale, Isa::setf(scales[r * groups + g]));
         y[r][h] = Isa::fmaf(Isa::to_float(total[r][h]), by, y[r][h]);
       }
       if constexpr (minimum) {
-        const auto least = Isa::half(w + quants + kHalf + 2 * h * Isa::W);
+        const auto least = Isa::half(part(w, m.block_bytes, h, 2) + quants + kHalf);
         REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
           y[r][h] = Isa::fmaf(least, Isa::setf(offsets[r * groups + g]), y[r][h]);
         }
       }
     }
   }
-  store_block<R>(m, row, block, y);
+  store_block<R, B>(m, row, block, y);
 }
 
 // 6-bit scales and minima of a super-block of K4 or K5, to bytes [8 groups][16 outputs]; 32 of them
@@ -223,7 +237,7 @@ REDWOOD_INLINE void unpack_scales(const uint8_t* packed, int8_t* scales, int8_t*
 }
 
 // Formats with scales inside a super-block of 256: integers up to there, one float sum beyond.
-template <Format FORMAT, int R>
+template <Format FORMAT, int R, int B>
 void super_rows(const Matmul& m, const uint8_t* w, Fetcher& fetch, int row, int64_t block) {
   using Q = typename Isa::Q;
   constexpr int bits = FORMAT == Format::kK4 ? 4 : FORMAT == Format::kK5 ? 5 : 6;
@@ -231,45 +245,53 @@ void super_rows(const Matmul& m, const uint8_t* w, Fetcher& fetch, int row, int6
   constexpr int scale_bytes = bits == 6 ? 16 * kLanes : kScaleBytes;
   constexpr int pairs = bits == 6 ? 8 : 4;
   constexpr int per_group = bits == 6 ? 2 : 1;
+  constexpr int parts = B * kHalves;
   const int64_t supers = m.cols / kSuper;
   const int16_t* sums = (bits == 6 ? m.x.sums16 : m.x.sums32) + row * supers * 2 * pairs;
   const float* x_scales = m.x.scales + row * supers;
   const int8_t* x = m.x.quants + row * m.x.stride;
-  Totals<R> y;
-  clear<R>(y);
-  alignas(64) int8_t unpacked[2][8 * kLanes];
+  Totals<R, B> y;
+  clear<R, B>(y);
+  alignas(64) int8_t unpacked[B][2][8 * kLanes];
   for (int64_t b = 0; b < supers; ++b, x += kSuper) {
     const auto* packed = reinterpret_cast<const int8_t*>(w + 8 * quants);
-    // What multiplies the groups, and what multiplies the sums of the activations alone.
+    // What multiplies the groups, and what multiplies the sums of the activations alone; those of the
+    // next block are `next` bytes on.
     const int8_t *factors = packed, *minima = packed;
+    int64_t next = m.block_bytes;
     if constexpr (bits != 6) {
-      unpack_scales(w + 8 * quants, unpacked[0], unpacked[1]);
-      factors = unpacked[0];
-      minima = unpacked[1];
+      for (int i = 0; i < B; ++i) {
+        unpack_scales(w + i * m.block_bytes + 8 * quants, unpacked[i][0], unpacked[i][1]);
+      }
+      factors = unpacked[0][0];
+      minima = unpacked[0][1];
+      next = sizeof unpacked[0];
     }
-    Sums<R> total, least;
-    clear<R>(total);
+    Sums<R, B> total, least;
+    clear<R, B>(total);
     for (int g = 0; g < 8; ++g, w += quants) {
       fetch();
-      group_sum<bits, R>(w, x + g * kGroup, m.x.stride, factors + g * per_group * kLanes, total);
+      group_sum<bits, R, B>(w, m.block_bytes, x + g * kGroup, m.x.stride,
+                            factors + g * per_group * kLanes, next, total);
     }
-    clear<R>(least);
+    clear<R, B>(least);
     REDWOOD_UNROLL for (int p = 0; p < pairs; ++p) {
-      REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
-        const int8_t* at = minima + 2 * p * kLanes + h * Isa::W;
+      REDWOOD_UNROLL for (int h = 0; h < parts; ++h) {
+        const int8_t* at = part(minima, next, h, 1) + 2 * p * kLanes;
         const Q by = Isa::pairs(at, at + kLanes);
         REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
           const int16_t* s = sums + (r * supers + b) * 2 * pairs + 2 * p;
           const Q pair = Isa::quad(reinterpret_cast<const int8_t*>(s));
-          least[r][h] = Isa::add32(least[r][h], Isa::madd16(by, pair));
+          least[r][h] = Isa::mac16(least[r][h], by, pair);
         }
       }
     }
     w += scale_bytes;
-    REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
-      const auto d = Isa::half(w + 2 * h * Isa::W);
+    REDWOOD_UNROLL for (int h = 0; h < parts; ++h) {
+      const uint8_t* at = part(w, m.block_bytes, h, 2);
+      const auto d = Isa::half(at);
       auto dmin = d;
-      if constexpr (bits != 6) dmin = Isa::half(w + kHalf + 2 * h * Isa::W);
+      if constexpr (bits != 6) dmin = Isa::half(at + kHalf);
       REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
         const float scale = x_scales[r * supers + b];
         const auto by = Isa::mulf(d, Isa::setf(scale));
@@ -280,7 +302,7 @@ void super_rows(const Matmul& m, const uint8_t* w, Fetcher& fetch, int row, int6
     }
     w += kHalf * (bits == 6 ? 1 : 2);
   }
-  store_block<R>(m, row, block, y);
+  store_block<R, B>(m, row, block, y);
 }
 
 template <Format FORMAT, int R>
@@ -314,42 +336,51 @@ void float_rows(const Matmul& m, const uint8_t* w, Fetcher& fetch, int row, int6
   }
 }
 
-template <Format FORMAT, int R>
+template <Format FORMAT, int R, int B>
 void some_rows(const Matmul& m, const uint8_t* w, Fetcher& fetch, int row, int64_t block) {
   if constexpr (FORMAT <= Format::kA8) {
-    group_rows<FORMAT, R>(m, w, fetch, row, block);
+    group_rows<FORMAT, R, B>(m, w, fetch, row, block);
   } else if constexpr (FORMAT <= Format::kK6) {
-    super_rows<FORMAT, R>(m, w, fetch, row, block);
+    super_rows<FORMAT, R, B>(m, w, fetch, row, block);
   } else {
     float_rows<FORMAT, R>(m, w, fetch, row, block);
   }
 }
 
-template <Format FORMAT, int R>
+template <Format FORMAT, int R, int B>
 void up_to_rows(int count, const Matmul& m, const uint8_t* w, Fetcher& fetch, int row,
                 int64_t block) {
   if constexpr (R > 1) {
-    if (count < R) return up_to_rows<FORMAT, R - 1>(count, m, w, fetch, row, block);
+    if (count < R) return up_to_rows<FORMAT, R - 1, B>(count, m, w, fetch, row, block);
   }
-  some_rows<FORMAT, R>(m, w, fetch, row, block);
+  some_rows<FORMAT, R, B>(m, w, fetch, row, block);
 }
 
-template <Format FORMAT>
-void matmul(const Matmul& m, int64_t first, int64_t last) {
+// All rows of B blocks from `block`, while the blocks up to `last` are there to be fetched.
+template <Format FORMAT, int B>
+void blocks(const Matmul& m, int64_t block, int64_t last) {
   constexpr int most = is_float(FORMAT) ? 4 : Isa::ROWS;
   const int passes = (m.n + most - 1) / most;
   const int64_t per_step = is_float(FORMAT) ? 16 : kGroup;
   const int64_t steps = (m.cols + per_step - 1) / per_step;
-  for (int64_t block = first; block < last; ++block) {
-    const uint8_t* w = m.weights + block * m.block_bytes;
-    Fetcher fetch{w + m.block_bytes, 0};
-    if (block + 1 < last) fetch.step = round_up(m.block_bytes / (steps * passes) + 1, 64);
-    for (int pass = 0, row = 0; pass < passes; ++pass) {
-      // Passes of nearly equal size: 5 rows are 3 + 2, not 4 + 1.
-      const int count = (m.n - row + passes - pass - 1) / (passes - pass);
-      up_to_rows<FORMAT, most>(count, m, w, fetch, row, block);
-      row += count;
-    }
+  const uint8_t* w = m.weights + block * m.block_bytes;
+  const int64_t ahead = block + B < last ? (block + 2 * B <= last ? B : 1) * m.block_bytes : 0;
+  Fetcher fetch{w + B * m.block_bytes, ahead ? round_up(ahead / (steps * passes) + 1, 64) : 0};
+  for (int pass = 0, row = 0; pass < passes; ++pass) {
+    // Passes of nearly equal size: 5 rows are 3 + 2, not 4 + 1.
+    const int count = (m.n - row + passes - pass - 1) / (passes - pass);
+    up_to_rows<FORMAT, most, B>(count, m, w, fetch, row, block);
+    row += count;
+  }
+}
+
+template <Format FORMAT>
+void matmul(const Matmul& m, int64_t first, int64_t last) {
+  constexpr int together = is_float(FORMAT) ? 1 : Isa::BLOCKS;
+  int64_t block = first;
+  for (; block + together <= last; block += together) blocks<FORMAT, together>(m, block, last);
+  if constexpr (together > 1) {
+    for (; block < last; ++block) blocks<FORMAT, 1>(m, block, last);
   }
 }
 
