@@ -80,7 +80,6 @@ struct Isa {
     return _mm512_and_si512(_mm512_srli_epi16(v, SHIFT), _mm512_set1_epi8(MASK));
   }
   static Q mul16(Q a, Q b) { return _mm512_mullo_epi16(a, b); }
-  static Q mac16(Q sum, Q a, Q b) { return _mm512_dpwssd_epi32(sum, a, b); }
   template <int N>
   static Q up(Q v) {
     return _mm512_slli_epi32(v, N);

@@ -144,7 +144,6 @@ struct Isa {
     typedef uint16_t Words __attribute__((vector_size(16)));
     return (Q)((Words)a * (Words)b);
   }
-  static Q mac16(Q sum, Q a, Q b) { return sum + madd16(a, b); }
   template <int N>
   static Q up(Q v) {
     return v << N;

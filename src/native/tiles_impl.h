@@ -168,7 +168,7 @@ struct GroupTiles {
   static REDWOOD_INLINE void scale(const Activations& x, int64_t row, int64_t groups, int64_t group,
                                    int count, const int32_t* sums, int step, const Scratch& s,
                                    float* y) {
-    Totals<R> total;
+    typename Isa::F total[R][kHalves];
     REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
       REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
         total[r][h] = Isa::loadf(y + r * kLanes + h * Isa::W);
