@@ -81,6 +81,12 @@ int main(int count, char** arguments) {
           const auto start = std::chrono::steady_clock::now();
           for (int64_t c = 0; c < calls; ++c) {
             m.weights = weights.data() + c % copies * bytes;
+            WeightStream ahead;
+            if (stream && copies > 1) {
+              ahead.add(weights.data() + (c + 1) % copies * bytes, bytes);
+              ahead.restart();
+              m.ahead = &ahead, m.ahead_bytes = bytes;
+            }
             product(m, 0, outputs / kLanes);
           }
           const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;

@@ -6,9 +6,8 @@
 namespace redwood {
 
 // Biases, norms and rotation of one head of one node; its keys and values go to their slot.
-void Decoder::place(Task& task, const Layer& layer, int index, int64_t item) {
-  const int64_t heads = model_.heads, dim = model_.head_dim, all = heads + 2 * model_.kv_heads;
-  const int64_t node = item / all, which = item % all;
+void Decoder::place(Task& task, const Layer& layer, int index, int64_t node, int64_t which) {
+  const int64_t heads = model_.heads, dim = model_.head_dim;
   const int64_t kind = which < heads ? 0 : which < heads + model_.kv_heads ? 1 : 2;
   const int64_t head = kind == 0 ? which : (which - heads) % model_.kv_heads;
   const int64_t width = round_up((kind == 0 ? heads : model_.kv_heads) * dim, kLanes);
@@ -53,17 +52,14 @@ void Decoder::place(Task& task, const Layer& layer, int index, int64_t item) {
 
 // Attention of a few nodes of one row, for the query heads that share one key-value head. Scores are
 // put in order of position, prefix and path alike, and summed in that order.
-void Decoder::attend(Task& task, const Layer& layer, int index, int64_t item, int thread) {
+void Decoder::attend(Task& task, const Layer& layer, int index, int64_t head, int first, int end,
+                     int thread) {
   const int64_t dim = model_.head_dim, group = model_.heads / model_.kv_heads;
   const int64_t q_width = round_up(model_.heads * dim, kLanes), value_dim = shape_.value_dim;
-  const int per = static_cast<int>(std::max<int64_t>(1, kTile / group));
-  const int64_t head = item % model_.kv_heads, tile = item / model_.kv_heads;
-  const int first = static_cast<int>(tile) * per, end = std::min(task.count, first + per);
   const size_t cast = model_.half_cache ? 0 : 1;
   auto &scores = task.s.scores[static_cast<size_t>(thread)],
-       &outs = task.s.outs[static_cast<size_t>(thread)];
-  const float* queries[kTile];
-  float* sums[kTile];
+       &outs = task.s.outs[static_cast<size_t>(thread)],
+       &queries = task.s.queries[static_cast<size_t>(thread)];
 
   for (int from = first, to; from < end; from = to) {
     // Nodes of one row at a time.
@@ -82,14 +78,18 @@ void Decoder::attend(Task& task, const Layer& layer, int index, int64_t item, in
       const int64_t heads = std::min<int64_t>(kTile, group - g);
       const int n = static_cast<int>((to - from) * heads);
       std::fill(outs.begin(), outs.begin() + n * value_dim, 0.0f);
+      const auto q_of = [&](int i) {  // where a query stands, and its answer will
+        return (from + i / heads) * q_width + (head * group + g + i % heads) * dim;
+      };
       for (int i = 0; i < n; ++i) {
-        const int64_t node = from + i / heads, h = head * group + g + i % heads;
-        queries[i] = task.s.q + node * q_width + h * dim;
-        sums[i] = outs.data() + i * value_dim;
+        const float* query = task.s.q + q_of(i);
+        for (int64_t d = 0; d < dim; ++d) queries[static_cast<size_t>(d * kTile + i)] = query[d];
       }
-      for (int64_t s = start; s < slots; s += kLanes) {
-        kernels_->dot_keys[cast](queries, n, row.keys(index, head, s), dim, scores.data() + s,
-                                 stride);
+      for (int64_t s = start; s < slots;) {  // page by page
+        const int64_t some = std::min(slots, (s / kPage + 1) * kPage) - s;
+        kernels_->dot_keys[cast](queries.data(), kTile, n, row.keys(index, head, s),
+                                 round_up(some, kLanes) / kLanes, dim, scores.data() + s, stride);
+        s += some;
       }
       float totals[kTile];
       for (int i = 0; i < n; ++i) {
@@ -113,7 +113,7 @@ void Decoder::attend(Task& task, const Layer& layer, int index, int64_t item, in
       for (int64_t s = start; s < common;) {
         const int64_t some = std::min(common, (s / kPage + 1) * kPage) - s;
         kernels_->add_values[cast](scores.data() + s, stride, n, row.values(index, head, s), some,
-                                   value_dim, sums);
+                                   value_dim, outs.data());
         s += some;
       }
       for (int i = 0; i < n; ++i) {
@@ -123,11 +123,12 @@ void Decoder::attend(Task& task, const Layer& layer, int index, int64_t item, in
           const int64_t slot =
               p < own ? p : append->length + tails_[static_cast<size_t>(node.tail + p - own)];
           kernels_->add_values[cast](scores.data() + i * stride + p, stride, 1,
-                                     row.values(index, head, slot), 1, value_dim, sums + i);
+                                     row.values(index, head, slot), 1, value_dim,
+                                     outs.data() + i * value_dim);
         }
-        float* out = task.s.mixed + (queries[i] - task.s.q);
-        const float by = 1.0f / totals[i];
-        for (int64_t d = 0; d < dim; ++d) out[d] = sums[i][d] * by;
+        float* out = task.s.mixed + q_of(i);
+        const float by = 1.0f / totals[i], *sum = outs.data() + i * value_dim;
+        for (int64_t d = 0; d < dim; ++d) out[d] = sum[d] * by;
       }
     }
   }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "decoder_impl.h"
 #include "pack.h"
@@ -50,6 +51,55 @@ Decoder::Decoder(Model model, const Kernels* kernels, std::shared_ptr<Pool> pool
   s.sums32 = lines(s.sum32_store, kNodes * widest / kGroup);
   s.scores.resize(static_cast<size_t>(pool_->size()));
   s.outs.resize(static_cast<size_t>(pool_->size()));
+  s.queries.resize(static_cast<size_t>(pool_->size()));
+  plan();
+}
+
+void Decoder::plan() {
+  for (const Layer& l : model_.layers) {
+    products_.push_back({{&l.q, &l.k, &l.v}});
+    products_.push_back({{&l.o}});
+    const Format f = l.down.format;
+    const int64_t unit = is_float(f) ? 2 * kLanes : info(f).step;
+    products_.push_back({{&l.gate, &l.up}, true, unit / kLanes});
+    products_.push_back({{&l.down}});
+  }
+  products_.push_back({{&model_.head}});
+  const int64_t threads = pool_->size();
+  scratch_->streams.resize(static_cast<size_t>(threads));
+  for (Product& p : products_) {
+    int64_t blocks = 0;
+    for (const Matrix* m : p.matrices) {
+      const int64_t here = round_up(m->rows, kLanes) / kLanes;
+      blocks = p.side_by_side ? here : blocks + here;
+    }
+    for (int64_t t = 0; t <= threads; ++t) {
+      p.cuts.push_back(std::min(blocks, round_up(blocks * t / threads, p.align)));
+    }
+    for (size_t t = 0; t < scratch_->streams.size(); ++t) {
+      WeightStream& stream = scratch_->streams[t];
+      p.start.push_back(stream.total());
+      const int64_t end = p.cuts[t + 1], some = Task::quarter(end - p.cuts[t], p.align);
+      for (int64_t first = p.cuts[t]; first < end; first += some) {
+        parts(p, first, std::min(end, first + some), [&](size_t i, int64_t from, int64_t to) {
+          const Matrix& m = *p.matrices[i];
+          const int64_t bytes = block_bytes(m.format, m.cols);
+          stream.add(m.data + from * bytes, (to - from) * bytes);
+        });
+      }
+    }
+  }
+}
+
+// The blocks of each matrix in blocks [first, last) of a product.
+template <class Body>
+void Decoder::parts(const Product& p, int64_t first, int64_t last, Body body) {
+  for (size_t i = 0; i < p.matrices.size(); ++i) {
+    const int64_t here = round_up(p.matrices[i]->rows, kLanes) / kLanes;
+    const int64_t from = std::max<int64_t>(0, first), to = std::min(here, last);
+    if (from < to) body(i, from, to);
+    if (!p.side_by_side) first -= here, last -= here;
+  }
 }
 
 Decoder::~Decoder() = default;
@@ -112,24 +162,34 @@ void Decoder::forward(const Node* nodes, int count, float* logits, int64_t strid
   for (size_t t = 0; t < scratch_->scores.size(); ++t) {  // here, where running out is no disaster
     scratch_->scores[t].resize(static_cast<size_t>(kTile * round_up(slots, kLanes)));
     scratch_->outs[t].resize(static_cast<size_t>(kTile * shape_.value_dim));
+    scratch_->queries[t].resize(static_cast<size_t>(kTile * shape_.head_dim));
   }
-  task.counters = std::vector<std::atomic<int64_t>>(model_.layers.size() * 20 + 20);
+  const size_t phases = model_.layers.size() + 1;
+  task.counters = std::vector<std::atomic<int64_t>>(phases * static_cast<size_t>(16 * pool_->size()));
   pool_->run([&](int thread) { work(task, thread); });
 }
 
-void Decoder::quantise(Task& task, const float* x, int64_t cols, int64_t stride, int64_t node,
-                       bool group, bool super) {
+// Inputs [first, last) of a row for a product, as its formats want them; `first` begins a unit of theirs.
+void Decoder::quantise(Task& task, const Product& product, const float* x, int64_t stride, int64_t node,
+                       int64_t first, int64_t last) {
   Scratch& s = task.s;
-  const float* row = x + node * stride;
+  const float* row = x + node * stride + first;
+  const int64_t cols = product.matrices[0]->cols;
+  bool group = false, super = false;
+  for (const Matrix* matrix : product.matrices) {
+    group |= is_group(matrix->format);
+    super |= is_super(matrix->format);
+  }
   if (group) {
-    const int64_t w = round_up(cols, kGroup), g = w / kGroup;
-    kernels_->quantise_group(row, cols, w, s.group_quants + node * w, s.group_scales + node * g,
-                             s.offsets + node * g, s.sums + node * g);
+    const int64_t w = round_up(cols, kGroup), at = node * w + first, g = at / kGroup;
+    kernels_->quantise_group(row, std::min(cols, last) - first, std::min(w, last) - first,
+                             s.group_quants + at, s.group_scales + g, s.offsets + g, s.sums + g);
   }
   if (super) {
-    const int64_t w = round_up(cols, kSuper), b = w / kSuper;
-    kernels_->quantise_super(row, cols, w, s.super_quants + node * w, s.super_scales + node * b,
-                             s.sums16 + node * b * 16, s.sums32 + node * b * 8);
+    const int64_t w = round_up(cols, kSuper), at = node * w + first;
+    kernels_->quantise_super(row, std::min(cols, last) - first, std::min(w, last) - first,
+                             s.super_quants + at, s.super_scales + at / kSuper, s.sums16 + at / 16,
+                             s.sums32 + at / kGroup);
   }
 }
 
@@ -149,93 +209,125 @@ void Decoder::work(Task& task, int thread) {
                 kv = round_up(m.kv_heads * m.head_dim, kLanes), ffn = round_up(m.ffn, kLanes);
   int phase = 0;
 
-  struct Product {
-    const Matrix* matrix;
-    float* out;
+  WeightStream& stream = s.streams[static_cast<size_t>(thread)];
+  stream.restart();
+  // Nothing of the head is fetched where it is not read.
+  const int64_t end = products_.back().start[static_cast<size_t>(thread)];
+  const int64_t read = task.scored.empty() ? end : stream.total();
+  size_t product = 0;
+
+  struct Out {
+    float* at;
     int64_t stride;
     bool add;
   };
-  // Matrices that share the same input, together one list of blocks. `prepare` makes a row of it.
-  auto multiply = [&](int rows, const float* x, int64_t x_stride,
-                      std::initializer_list<Product> list, auto prepare) {
-    bool group = false, super = false;
-    for (const Product& p : list) {
-      group |= is_group(p.matrix->format);
-      super |= is_super(p.matrix->format);
-    }
-    const int64_t cols = list.begin()->matrix->cols;
-    task.each(phase, rows, [&](int64_t i) {
-      prepare(i);
-      quantise(task, x, cols, x_stride, i, group, super);
-    });
-    int64_t blocks = 0;
-    for (const Product& p : list) blocks += round_up(p.matrix->rows, kLanes) / kLanes;
-    const int64_t share = std::max<int64_t>(1, blocks / (task.pool.size() * 4));
-    task.each(phase, (blocks + share - 1) / share, [&](int64_t item) {
-      int64_t first = item * share, last = std::min(blocks, first + share);
-      for (const Product& p : list) {
-        const int64_t here = round_up(p.matrix->rows, kLanes) / kLanes;
-        if (first < here && last > 0) {
-          const Format f = p.matrix->format;
-          const int64_t w = round_up(cols, info(f).step);
-          const bool g = is_group(f);
-          Matmul mm{p.matrix->data, block_bytes(f, cols), w, rows, {}, p.out, p.stride, p.add};
-          mm.x = {is_float(f) ? x_stride : w, x, g ? s.group_quants : s.super_quants,
-                  g ? s.group_scales : s.super_scales, s.offsets, s.sums, s.sums16, s.sums32};
-          kernels_->matmul[static_cast<int>(f)](mm, std::max<int64_t>(0, first),
-                                                std::min(here, last));
-        }
-        first -= here;
-        last -= here;
-      }
+  constexpr int64_t all = std::numeric_limits<int64_t>::max();
+  // Rows of input of the next product. `make` writes one of them to x.
+  auto prepare = [&](int rows, const float* x, int64_t x_stride, auto make) {
+    stream.reach(products_[product].start[static_cast<size_t>(thread)], read);
+    task.each(phase, thread, rows, [&](int64_t i) {
+      make(i);
+      quantise(task, products_[product], x, x_stride, i, 0, all);
     });
   };
+  // The next product. `after` is called with outputs [first, last) of it, when they are done.
+  auto multiply = [&](int rows, const float* x, int64_t x_stride, std::initializer_list<Out> outs,
+                      auto after) {
+    const Product& p = products_[product++];
+    const int64_t cols = p.matrices[0]->cols;
+    int64_t used = p.start[static_cast<size_t>(thread)];
+    const auto cut = [&](int t) { return p.cuts[static_cast<size_t>(t)]; };
+    task.share(phase, thread, p.align, cut, [&](int64_t first, int64_t last, bool own) {
+      parts(p, first, last, [&](size_t i, int64_t from, int64_t to) {
+        const Matrix& matrix = *p.matrices[i];
+        const Out& out = outs.begin()[i];
+        const Format f = matrix.format;
+        const int64_t w = round_up(cols, info(f).step);
+        const bool g = is_group(f);
+        Matmul mm{matrix.data, block_bytes(f, cols), w, rows, {}, out.at, out.stride, out.add};
+        mm.x = {is_float(f) ? x_stride : w, x, g ? s.group_quants : s.super_quants,
+                g ? s.group_scales : s.super_scales, s.offsets, s.sums, s.sums16, s.sums32};
+        if (own) {
+          used += (to - from) * mm.block_bytes;
+          stream.reach(used, read);
+          mm.ahead = &stream;
+          mm.ahead_bytes = std::min(stream.wanted(), 2 * (to - from) * mm.block_bytes);
+        }
+        kernels_->matmul[static_cast<int>(f)](mm, from, to);
+      });
+      after(first * kLanes, round_up(last, p.align) * kLanes);
+    });
+  };
+  auto nothing = [](int64_t, int64_t) {};
   auto normed = [&](const float* from, int64_t i, const Vector& weight, float* to) {
     kernels_->rms_norm(from, weight.data(), m.hidden, m.eps, to + i * hidden);
   };
-  // Adds the product to the residual, through a norm where the model has one.
-  auto residual = [&](const float* x, int64_t x_stride, const Matrix& matrix, const Vector& norm,
-                      auto prepare) {
-    if (norm.empty()) return multiply(n, x, x_stride, {{&matrix, s.h, hidden, true}}, prepare);
-    multiply(n, x, x_stride, {{&matrix, s.y, hidden, false}}, prepare);
-    task.each(phase, n, [&](int64_t i) {
+  // Adds the next product to the residual, through a norm where the model has one.
+  auto residual = [&](const float* x, int64_t x_stride, const Vector& norm) {
+    if (norm.empty()) return multiply(n, x, x_stride, {{s.h, hidden, true}}, nothing);
+    multiply(n, x, x_stride, {{s.y, hidden, false}}, nothing);
+    task.each(phase, thread, n, [&](int64_t i) {
       normed(s.y + i * hidden, i, norm, s.y);
       kernels_->add(s.h + i * hidden, s.y + i * hidden, m.hidden);
     });
   };
 
-  task.each(phase, n, [&](int64_t i) { embed(task, i); });
+  task.each(phase, thread, n, [&](int64_t i) { embed(task, i); });
   const int64_t group = m.heads / m.kv_heads, per = std::max<int64_t>(1, kTile / group);
+  const int64_t tiles = (n + per - 1) / per, lines = m.heads + 2 * m.kv_heads;
   for (size_t l = 0; l < m.layers.size(); ++l) {
     const Layer& layer = m.layers[l];
     const int index = static_cast<int>(l);
-    multiply(n, s.x, hidden,
-             {{&layer.q, s.q, heads, false}, {&layer.k, s.k, kv, false}, {&layer.v, s.v, kv, false}},
-             [&](int64_t i) { normed(s.h + i * hidden, i, layer.attn_norm, s.x); });
-    task.each(phase, n * (m.heads + 2 * m.kv_heads),
-              [&](int64_t i) { place(task, layer, index, i); });
-    task.each(phase, (n + per - 1) / per * m.kv_heads,
-              [&](int64_t i) { attend(task, layer, index, i, thread); });
-    residual(s.mixed, heads, layer.o, layer.post_attn_norm, [&](int64_t i) {
-      if (!layer.o_bias.empty()) {
-        kernels_->add(s.h + i * hidden, layer.o_bias.data(), m.hidden);
+    prepare(n, s.x, hidden, [&](int64_t i) { normed(s.h + i * hidden, i, layer.attn_norm, s.x); });
+    multiply(n, s.x, hidden, {{s.q, heads, false}, {s.k, kv, false}, {s.v, kv, false}}, nothing);
+    // Where one item attends for all nodes of a head, nobody else reads what it places.
+    const bool alone = tiles == 1;
+    // The outputs of a head's group are whole units of the next input.
+    const bool whole = group * m.head_dim % info(layer.o.format).step == 0;
+    if (!alone) {
+      task.each(phase, thread, n * lines, [&](int64_t i) { place(task, layer, index, i / lines, i % lines); });
+    }
+    task.each(phase, thread, tiles * m.kv_heads, [&](int64_t i) {
+      const int64_t head = i % m.kv_heads, tile = i / m.kv_heads;
+      const int64_t first = tile * per, last = std::min<int64_t>(n, first + per);
+      for (int64_t node = 0; alone && node < n; ++node) {
+        for (int64_t g = 0; g < group; ++g) place(task, layer, index, node, head * group + g);
+        place(task, layer, index, node, m.heads + head);
+        place(task, layer, index, node, m.heads + m.kv_heads + head);
+      }
+      attend(task, layer, index, head, static_cast<int>(first), static_cast<int>(last), thread);
+      const int64_t width = group * m.head_dim;
+      for (int64_t node = first; whole && node < last; ++node) {
+        quantise(task, products_[product], s.mixed, heads, node, head * width, (head + 1) * width);
       }
     });
-    multiply(n, s.x, hidden, {{&layer.gate, s.gate, ffn, false}, {&layer.up, s.up, ffn, false}},
-             [&](int64_t i) { normed(s.h + i * hidden, i, layer.ffn_norm, s.x); });
-    residual(s.gate, ffn, layer.down, layer.post_ffn_norm, [&](int64_t i) {
-      kernels_->gate(s.gate + i * ffn, s.up + i * ffn, m.ffn, m.gelu, s.gate + i * ffn);
+    if (!whole) prepare(n, s.mixed, heads, [](int64_t) {});
+    if (!layer.o_bias.empty()) {
+      task.each(phase, thread, n, [&](int64_t i) {
+        kernels_->add(s.h + i * hidden, layer.o_bias.data(), m.hidden);
+      });
+    }
+    residual(s.mixed, heads, layer.post_attn_norm);
+    prepare(n, s.x, hidden, [&](int64_t i) { normed(s.h + i * hidden, i, layer.ffn_norm, s.x); });
+    multiply(n, s.x, hidden, {{s.gate, ffn, false}, {s.up, ffn, false}}, [&](int64_t first, int64_t last) {
+      for (int64_t i = 0; i < n; ++i) {
+        float* gate = s.gate + i * ffn + first;
+        kernels_->gate(gate, s.up + i * ffn + first, std::min(m.ffn, last) - first, m.gelu, gate);
+        quantise(task, products_[product], s.gate, ffn, i, first, last);
+      }
     });
+    residual(s.gate, ffn, layer.post_ffn_norm);
   }
   const int scored = static_cast<int>(task.scored.size());
   if (scored == 0) return;
   float* out = task.logits + task.scored[0]->logits * task.stride;
-  multiply(scored, s.x, hidden, {{&m.head, out, task.stride, false}}, [&](int64_t i) {
+  prepare(scored, s.x, hidden, [&](int64_t i) {
     const int64_t node = task.scored[static_cast<size_t>(i)] - task.nodes;
     normed(s.h + node * hidden, i, m.output_norm, s.x);
   });
+  multiply(scored, s.x, hidden, {{out, task.stride, false}}, nothing);
   if (m.logit_softcap != 0.0f) {
-    task.each(phase, scored, [&](int64_t i) {
+    task.each(phase, thread, scored, [&](int64_t i) {
       kernels_->softcap(out + i * task.stride, m.outputs, m.logit_softcap);
     });
   }

@@ -67,22 +67,28 @@ class Decoder {
 
  private:
   struct Node;
+  struct Product;
   struct Scratch;
   struct Task;
+
+  void plan();
+  template <class Body>
+  static void parts(const Product& product, int64_t first, int64_t last, Body body);
 
   void grow_tables(int64_t positions);
   void forward(const Node* nodes, int count, float* logits, int64_t stride);
   void work(Task& task, int thread);
   void embed(Task& task, int64_t node);
-  void place(Task& task, const Layer& layer, int index, int64_t item);
-  void attend(Task& task, const Layer& layer, int index, int64_t item, int thread);
-  void quantise(Task& task, const float* x, int64_t cols, int64_t stride, int64_t node, bool group,
-                bool super);
+  void place(Task& task, const Layer& layer, int index, int64_t node, int64_t which);
+  void attend(Task& task, const Layer& layer, int index, int64_t head, int first, int end, int thread);
+  void quantise(Task& task, const Product& product, const float* x, int64_t stride, int64_t node,
+                int64_t first, int64_t last);
 
   Model model_;
   const Kernels* kernels_;
   std::shared_ptr<Pool> pool_;
   CacheShape shape_;
+  std::vector<Product> products_;  // of a pass, in order
   std::unique_ptr<Scratch> scratch_;
   std::vector<int32_t> tails_;  // of the nodes of the present call
   std::mutex one_;

@@ -8,6 +8,7 @@
 namespace redwood {
 
 constexpr int kNodes = 256;    // of one pass; longer prompts take several
+constexpr int64_t kIdleBytes = 512;  // of weights, fetched at each look at a barrier
 constexpr int kTile = 24;      // queries of one task of the attention, about
 
 struct Decoder::Node {
@@ -18,12 +19,24 @@ struct Decoder::Node {
   int32_t token;
 };
 
+// Matrices that share one input: lists of blocks, of which each thread begins with a part of its own.
+struct Decoder::Product {
+  std::vector<const Matrix*> matrices;
+  // Side by side: a part is the same outputs of each matrix, and whole units of `align` blocks, so that
+  // who has them can make the next product's input of them. Else the lists are read one after another.
+  bool side_by_side = false;
+  int64_t align = 2;           // blocks; kernels take two together
+  std::vector<int64_t> cuts = {};   // of blocks, [threads + 1]
+  std::vector<int64_t> start = {};  // where the part of each thread begins in the stream of its weights
+};
+
 struct Decoder::Scratch {
+  std::vector<WeightStream> streams;  // per thread
   std::vector<float> stores[11];
   std::vector<int8_t> quant_store[2];
   std::vector<int32_t> sum_store;
   std::vector<int16_t> sum16_store, sum32_store;
-  std::vector<std::vector<float>> scores, outs;  // per thread
+  std::vector<std::vector<float>> scores, outs, queries;  // per thread
   float *h, *x, *q, *k, *v, *mixed, *gate, *up, *y, *group_scales, *offsets;
   std::vector<float> super_store;
   float* super_scales;
@@ -43,12 +56,40 @@ struct Decoder::Task {
   Pool& pool;
   std::vector<std::atomic<int64_t>> counters;
 
-  // Every thread calls this with the same arguments; `body` gets each item once. All wait at the end.
+  // Cuts items between the threads; each takes its own, a quarter at a time and in order, and then what
+  // others have left: then all wait. Every thread calls this with the same arguments. `cut(t)`: where
+  // the part of a thread begins. `body` gets a first and a last item, and whether they are its own.
+  template <class Cut, class Body>
+  void share(int& phase, int thread, int64_t align, Cut cut, Body body) {
+    const int threads = pool.size();
+    auto* taken = &counters[static_cast<size_t>(phase)];
+    phase += threads;
+    for (int k = 0; k < threads; ++k) {
+      const int whose = (thread + k) % threads;
+      const int64_t first = cut(whose), count = cut(whose + 1) - first, some = quarter(count, align);
+      for (int64_t i; (i = taken[whose].fetch_add(some, std::memory_order_relaxed)) < count;) {
+        body(first + i, first + std::min(count, i + some), k == 0);
+      }
+    }
+    // Weights come while a thread waits.
+    WeightStream& stream = s.streams[static_cast<size_t>(thread)];
+    pool.barrier([&] {
+      const auto run = stream.next(kIdleBytes);
+      for (const uint8_t* at = run.at; at < run.end; at += 64) __builtin_prefetch(at, 0, 2);
+    });
+  }
+  static int64_t quarter(int64_t count, int64_t align) {
+    return std::max(align, round_up((count + 3) / 4, align));
+  }
+
+  // `body` gets each item once.
   template <class Body>
-  void each(int& phase, int64_t items, Body body) {
-    auto& next = counters[static_cast<size_t>(phase++)];
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < items;) body(i);
-    pool.barrier();
+  void each(int& phase, int thread, int64_t items, Body body) {
+    const int threads = pool.size();
+    share(phase, thread, 1, [&](int t) { return items * t / threads; },
+          [&](int64_t first, int64_t last, bool) {
+            for (int64_t i = first; i < last; ++i) body(i);
+          });
   }
 };
 

@@ -134,7 +134,13 @@ void rms_norm(const float* x, const float* weight, int64_t n, float eps, float* 
 }
 
 void rotate(float* x, const float* cos, const float* sin, int64_t half) {
-  for (int64_t i = 0; i < half; ++i) {
+  int64_t i = 0;
+  for (; i + 8 <= half; i += 8) {  // no fused operation, here and below
+    const V8 a = load(x + i), b = load(x + half + i), c = load(cos + i), s = load(sin + i);
+    store(x + i, sub(mul(a, c), mul(b, s)));
+    store(x + half + i, add(mul(b, c), mul(a, s)));
+  }
+  for (; i < half; ++i) {
     const float a = x[i], b = x[i + half];
     x[i] = a * cos[i] - b * sin[i];
     x[i + half] = b * cos[i] + a * sin[i];
@@ -170,15 +176,27 @@ void to_half(const float* x, int64_t n, uint16_t* out) {
 
 constexpr int kQueries = 6;  // rows of a tile: 12 sums of 8 lanes stay in registers
 
+// Calls `tile` with 1 to MOST rows at a time, tiles of nearly equal size: its first row and their number.
+template <int MOST, class Tile>
+inline void in_tiles(int n, Tile tile) {
+  const int tiles = (n + MOST - 1) / MOST;
+  for (int t = 0, row = 0; t < tiles; ++t) {
+    const int count = (n - row + tiles - t - 1) / (tiles - t);
+    tile(row, count);
+    row += count;
+  }
+}
+
 template <class T, int R>
-void dot_some(const float* const* q, const T* keys, int64_t dim, float* scores, int64_t stride) {
+void dot_some(const float* q, int64_t q_stride, const T* keys, int64_t dim, float* scores,
+              int64_t stride) {
   V8 sum[R][2];
   for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = set1(0.0f);
-  for (int64_t d = 0; d < dim; ++d, keys += kLanes) {
+  for (int64_t d = 0; d < dim; ++d, keys += kLanes, q += q_stride) {
     const V8 a = load(keys), b = load(keys + 8);
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
-      const V8 v = set1(q[r][d]);
+      const V8 v = set1(q[r]);
       sum[r][0] = fma(a, v, sum[r][0]);
       sum[r][1] = fma(b, v, sum[r][1]);
     }
@@ -190,31 +208,33 @@ void dot_some(const float* const* q, const T* keys, int64_t dim, float* scores, 
 }
 
 template <class T, int R = kQueries>
-void dot_up_to(const float* const* q, int n, const T* keys, int64_t dim, float* scores,
+void dot_up_to(const float* q, int64_t q_stride, int n, const T* keys, int64_t dim, float* scores,
                int64_t stride) {
   if constexpr (R > 1) {
-    if (n < R) return dot_up_to<T, R - 1>(q, n, keys, dim, scores, stride);
+    if (n < R) return dot_up_to<T, R - 1>(q, q_stride, n, keys, dim, scores, stride);
   }
-  dot_some<T, R>(q, keys, dim, scores, stride);
+  dot_some<T, R>(q, q_stride, keys, dim, scores, stride);
 }
 
 template <class T>
-void dot_keys(const float* const* q, int n, const void* keys, int64_t dim, float* scores,
-              int64_t stride) {
-  for (int r = 0; r < n; r += kQueries) {
-    dot_up_to<T>(q + r, n - r < kQueries ? n - r : kQueries, static_cast<const T*>(keys), dim,
-                 scores + r * stride, stride);
+void dot_keys(const float* q, int64_t q_stride, int n, const void* keys, int64_t blocks, int64_t dim,
+              float* scores, int64_t stride) {
+  for (int64_t b = 0; b < blocks; ++b) {
+    const T* k = static_cast<const T*>(keys) + b * dim * kLanes;
+    in_tiles<kQueries>(n, [&](int r, int count) {
+      dot_up_to<T>(q + r, q_stride, count, k, dim, scores + r * stride + b * kLanes, stride);
+    });
   }
 }
 
 template <class T, int R>
 void add_some(const float* weights, int64_t stride, const T* values, int64_t slots, int64_t dim,
-              float* const* out) {
+              float* out) {
   for (int64_t d = 0; d < dim; d += kLanes) {
     V8 sum[R][2];
     for (int r = 0; r < R; ++r) {
-      sum[r][0] = load(out[r] + d);
-      sum[r][1] = load(out[r] + d + 8);
+      sum[r][0] = load(out + r * dim + d);
+      sum[r][1] = load(out + r * dim + d + 8);
     }
     const T* v = values + d;
     for (int64_t s = 0; s < slots; ++s, v += dim) {
@@ -227,15 +247,15 @@ void add_some(const float* weights, int64_t stride, const T* values, int64_t slo
       }
     }
     for (int r = 0; r < R; ++r) {
-      store(out[r] + d, sum[r][0]);
-      store(out[r] + d + 8, sum[r][1]);
+      store(out + r * dim + d, sum[r][0]);
+      store(out + r * dim + d + 8, sum[r][1]);
     }
   }
 }
 
 template <class T, int R = kQueries>
 void add_up_to(const float* weights, int64_t stride, int n, const T* values, int64_t slots,
-               int64_t dim, float* const* out) {
+               int64_t dim, float* out) {
   if constexpr (R > 1) {
     if (n < R) return add_up_to<T, R - 1>(weights, stride, n, values, slots, dim, out);
   }
@@ -244,11 +264,11 @@ void add_up_to(const float* weights, int64_t stride, int n, const T* values, int
 
 template <class T>
 void add_values(const float* weights, int64_t stride, int n, const void* values, int64_t slots,
-                int64_t dim, float* const* out) {
-  for (int r = 0; r < n; r += kQueries) {
-    add_up_to<T>(weights + r * stride, stride, n - r < kQueries ? n - r : kQueries,
-                 static_cast<const T*>(values), slots, dim, out + r);
-  }
+                int64_t dim, float* out) {
+  in_tiles<kQueries>(n, [&](int r, int count) {
+    add_up_to<T>(weights + r * stride, stride, count, static_cast<const T*>(values), slots, dim,
+                 out + r * dim);
+  });
 }
 
 void softcap(float* x, int64_t n, float cap) {

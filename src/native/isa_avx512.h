@@ -65,7 +65,7 @@ struct Isa {
   static F addf(F a, F b) { return _mm512_add_ps(a, b); }
   static F fmaf(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static void prefetch(const uint8_t* p) {
-    _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1);
   }
 
   // For tiles (tiles_impl.h).
@@ -84,7 +84,7 @@ struct Isa {
   static Q up(Q v) {
     return _mm512_slli_epi32(v, N);
   }
-  // Unsigned bytes times signed numbers of 16 bits that fit a byte: the products' lower and upper bytes.
+  // Lower and upper bytes of unsigned bytes times signed numbers of 16 bits that fit a byte.
   static void two_bytes(Q w, Q by, Q& low, Q& high) {
     const Q mask = _mm512_set1_epi16(255);
     const Q even = _mm512_maddubs_epi16(w, _mm512_and_si512(by, mask));

@@ -118,7 +118,7 @@ struct Isa {
   static F mulf(F a, F b) { return vmulq_f32(a, b); }
   static F addf(F a, F b) { return vaddq_f32(a, b); }
   static F fmaf(F a, F b, F c) { return vfmaq_f32(c, a, b); }
-  static void prefetch(const uint8_t* p) { __builtin_prefetch(p); }
+  static void prefetch(const uint8_t* p) { __builtin_prefetch(p, 0, 2); }
 };
 
 }  // namespace

@@ -40,7 +40,9 @@ inline V8 add(V8 a, V8 b) { return make8([&](int i) { return a.v[i] + b.v[i]; })
 inline V8 sub(V8 a, V8 b) { return make8([&](int i) { return a.v[i] - b.v[i]; }); }
 inline V8 mul(V8 a, V8 b) { return make8([&](int i) { return a.v[i] * b.v[i]; }); }
 inline V8 div(V8 a, V8 b) { return make8([&](int i) { return a.v[i] / b.v[i]; }); }
-inline V8 fma(V8 a, V8 b, V8 c) { return make8([&](int i) { return a.v[i] * b.v[i] + c.v[i]; }); }
+inline V8 fma(V8 a, V8 b, V8 c) {
+  return make8([&](int i) { return __builtin_fmaf(a.v[i], b.v[i], c.v[i]); });
+}
 inline V8 max(V8 a, V8 b) { return make8([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
 inline V8 min(V8 a, V8 b) { return make8([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
 inline V8 round(V8 a) { return make8([&](int i) { return std::nearbyintf(a.v[i]); }); }
@@ -122,11 +124,13 @@ struct Isa {
   }
   static F mulf(F a, F b) { return a * b; }
   static F addf(F a, F b) { return a + b; }
+<<<<<<< HEAD
   static F fmaf(F a, F b, F c) {
-    for (int i = 0; i < W; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
-    return c;
+    F out{};
+    for (int i = 0; i < W; ++i) out[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return out;
   }
-  static void prefetch(const uint8_t* p) { __builtin_prefetch(p); }
+  static void prefetch(const uint8_t* p) { __builtin_prefetch(p, 0, 2); }
 
   // For tiles (tiles_impl.h).
   static void store(uint8_t* p, Q v) { std::memcpy(p, &v, sizeof v); }
@@ -148,12 +152,15 @@ struct Isa {
   static Q up(Q v) {
     return v << N;
   }
-  // Unsigned bytes times signed numbers of 16 bits that fit a byte: the products' lower and upper bytes.
+  // Lower and upper bytes of unsigned bytes times signed numbers of 16 bits that fit a byte.
   static void two_bytes(Q w, Q by, Q& low, Q& high) {
     const Q even = mul16(w & 0x00ff00ffu, by), odd = mul16(w >> 8 & 0x00ff00ffu, by);
     low = (even & 0x00ff00ffu) | (odd & 0x00ff00ffu) << 8;
     high = (even >> 8 & 0x00ff00ffu) | (odd & 0xff00ff00u);
   }
+=======
+  static F fmaf(F a, F b, F c) { return a * b + c; }
+>>>>>>> main
 };
 
 }  // namespace

@@ -2,6 +2,7 @@
 // fixed order of operations, so a row's result does not depend on the rows beside it.
 #pragma once
 #include "formats.h"
+#include "stream.h"
 
 namespace redwood {
 
@@ -26,6 +27,8 @@ struct Matmul {
   float* out;  // [n, out_stride], columns padded to 16
   int64_t out_stride;
   bool add;  // add to what `out` holds
+  WeightStream* ahead = nullptr;  // weights of later calls, of which so many bytes are brought near meanwhile
+  int64_t ahead_bytes = 0;
 };
 
 // Keys of 16 slots: [head_dim][16]; values: [slot][head_dim padded to 16].
@@ -45,12 +48,14 @@ struct Kernels {
   void (*gate)(const float* gate, const float* up, int64_t n, bool gelu, float* out);
   void (*add)(float* x, const float* y, int64_t n);
   void (*to_half)(const float* x, int64_t n, uint16_t* out);
-  // scores[r * score_stride + 0..15] = q[r] . keys of 16 slots; r < n. Keys are fp16 or float32.
-  void (*dot_keys[2])(const float* const* q, int n, const void* keys, int64_t head_dim,
-                      float* scores, int64_t score_stride);
-  // out[r][0..dim) += sum over slots of weights[r * weight_stride + slot] * values[slot], in order.
+  // scores[r * score_stride + s] = query r . key of slot s, for `blocks` of 16 slots; r < n. Queries are
+  // [head_dim][q_stride], so that those of one dimension stand together. Keys are fp16 or float32.
+  void (*dot_keys[2])(const float* q, int64_t q_stride, int n, const void* keys, int64_t blocks,
+                      int64_t head_dim, float* scores, int64_t score_stride);
+  // out[r * dim + 0..dim) += sum over slots of weights[r * weight_stride + slot] * values[slot], in
+  // order of slots.
   void (*add_values[2])(const float* weights, int64_t weight_stride, int n, const void* values,
-                        int64_t slots, int64_t dim, float* const* out);
+                        int64_t slots, int64_t dim, float* out);
   // Scales (with a soft cap if it is not 0) and turns n scores into exp(score - max); n is a
   // multiple of 16, masked ones are -inf. Returns the sum.
   float (*softmax)(float* scores, int64_t n, float scale, float softcap);

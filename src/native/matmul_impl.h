@@ -4,6 +4,7 @@
 // rows. Sums inside a group (or super-block) are integers, so only the order of the groups matters,
 // and that is always the same. While a block is worked on, the next one is fetched from memory.
 #pragma once
+#include <algorithm>
 #include <cstring>
 
 #include "kernels.h"
@@ -13,13 +14,31 @@ using namespace redwood;
 
 constexpr int kHalves = kLanes / Isa::W;  // registers of a block
 
-// Fetches a share of the next blocks with every group, spread over all passes over these.
+// Brings weights of later calls to the second-level cache while others are worked on, line by line: an
+// even flow, since a burst fills the queue of what is under way, and then all loads wait.
 struct Fetcher {
-  const uint8_t* at;
-  int64_t step;
+  const uint8_t *at = nullptr, *end = nullptr;
+  int64_t step, due = 0;  // bytes of a turn, and those not asked for yet
+  WeightStream* stream;
+  int64_t left;
+
+  // `turns`: how often it will be called.
+  Fetcher(const Matmul& m, int64_t turns)
+      : step((m.ahead_bytes + turns - 1) / turns), stream(m.ahead), left(m.ahead_bytes) {}
   inline void operator()() {
-    for (int64_t b = 0; b < step; b += 64) Isa::prefetch(at + b);
-    at += step;
+    for (due += step; due >= 64; due -= 64, at += 64) {
+      if (at >= end && !more()) return;
+      Isa::prefetch(at);
+    }
+  }
+  __attribute__((noinline)) bool more() {
+    const auto run = stream->next(left);
+    at = run.at;
+    end = run.end;
+    left -= end - at;
+    if (at < end) return true;
+    step = 0;
+    return false;
   }
 };
 
@@ -356,20 +375,18 @@ void up_to_rows(int count, const Matmul& m, const uint8_t* w, Fetcher& fetch, in
   some_rows<FORMAT, R, B>(m, w, fetch, row, block);
 }
 
-// All rows of B blocks from `block`, while the blocks up to `last` are there to be fetched.
+constexpr int64_t fetch_step(Format f) { return is_float(f) ? 16 : kGroup; }  // inputs
+template <Format FORMAT>
+constexpr int kMostRows = is_float(FORMAT) ? 4 : Isa::ROWS;
+
+// All rows of B blocks from `block`.
 template <Format FORMAT, int B>
-void blocks(const Matmul& m, int64_t block, int64_t last) {
-  constexpr int most = is_float(FORMAT) ? 4 : Isa::ROWS;
-  const int passes = (m.n + most - 1) / most;
-  const int64_t per_step = is_float(FORMAT) ? 16 : kGroup;
-  const int64_t steps = (m.cols + per_step - 1) / per_step;
+void blocks(const Matmul& m, Fetcher& fetch, int passes, int64_t block) {
   const uint8_t* w = m.weights + block * m.block_bytes;
-  const int64_t ahead = block + B < last ? (block + 2 * B <= last ? B : 1) * m.block_bytes : 0;
-  Fetcher fetch{w + B * m.block_bytes, ahead ? round_up(ahead / (steps * passes) + 1, 64) : 0};
   for (int pass = 0, row = 0; pass < passes; ++pass) {
     // Passes of nearly equal size: 5 rows are 3 + 2, not 4 + 1.
     const int count = (m.n - row + passes - pass - 1) / (passes - pass);
-    up_to_rows<FORMAT, most, B>(count, m, w, fetch, row, block);
+    up_to_rows<FORMAT, kMostRows<FORMAT>, B>(count, m, w, fetch, row, block);
     row += count;
   }
 }
@@ -377,10 +394,15 @@ void blocks(const Matmul& m, int64_t block, int64_t last) {
 template <Format FORMAT>
 void matmul(const Matmul& m, int64_t first, int64_t last) {
   constexpr int together = is_float(FORMAT) ? 1 : Isa::BLOCKS;
+  const int passes = (m.n + kMostRows<FORMAT> - 1) / kMostRows<FORMAT>;
+  const int64_t turns = (last - first + together - 1) / together * passes;
+  Fetcher fetch(m, (m.cols + fetch_step(FORMAT) - 1) / fetch_step(FORMAT) * turns);
   int64_t block = first;
-  for (; block + together <= last; block += together) blocks<FORMAT, together>(m, block, last);
+  for (; block + together <= last; block += together) {
+    blocks<FORMAT, together>(m, fetch, passes, block);
+  }
   if constexpr (together > 1) {
-    for (; block < last; ++block) blocks<FORMAT, 1>(m, block, last);
+    for (; block < last; ++block) blocks<FORMAT, 1>(m, fetch, passes, block);
   }
 }
 

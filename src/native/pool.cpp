@@ -14,8 +14,6 @@ namespace {
 // About 50 microseconds: longer than the gap between two forwards of a busy decoder's inner steps,
 // short enough not to take a processor from the Python beside us.
 constexpr int kSpins = 2000;
-// A thread that waits inside a forward gives way only if its peer has lost its processor.
-constexpr int kYieldAfter = 1000;
 
 void pin(const std::vector<int>& cpus, int thread) {
 #ifdef __linux__
@@ -79,19 +77,6 @@ void Pool::serve(int thread) {
     if (stop_) return;
     (*work_)(thread);
     working_.fetch_sub(1, std::memory_order_release);
-  }
-}
-
-void Pool::barrier() {
-  if (size_ == 1) return;
-  const uint64_t round = passed_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
-    arrived_.store(0, std::memory_order_relaxed);
-    passed_.fetch_add(1, std::memory_order_release);
-    return;
-  }
-  for (int spins = 0; passed_.load(std::memory_order_acquire) == round; ++spins) {
-    spins < kYieldAfter ? relax() : std::this_thread::yield();
   }
 }
 

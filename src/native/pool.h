@@ -19,6 +19,8 @@ inline void relax() {
 }
 
 class Pool {
+  static constexpr int kYieldAfter = 1000;
+
  public:
   // `cpus`: one processor per thread to pin to, or empty.
   Pool(int threads, const std::vector<int>& cpus);
@@ -32,8 +34,22 @@ class Pool {
   // at a time; others wait. Work must not throw.
   void run(const std::function<void(int)>& work);
 
-  // Inside run: waits until every thread is here.
-  void barrier();
+  // Inside run: waits until every thread is here, and calls `idle` meanwhile, which must be short.
+  template <class Idle>
+  void barrier(Idle idle) {
+    if (size_ == 1) return;
+    const uint64_t round = passed_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+      arrived_.store(0, std::memory_order_relaxed);
+      passed_.fetch_add(1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; passed_.load(std::memory_order_acquire) == round; ++spins) {
+      idle();
+      // Gives way only if a peer has lost its processor.
+      spins < kYieldAfter ? relax() : std::this_thread::yield();
+    }
+  }
 
   // Pools are shared by all models of the process: idle teams would fight for the processors.
   static std::shared_ptr<Pool> shared(int threads, const std::vector<int>& cpus);

@@ -1,10 +1,11 @@
-// Tile instructions in plain C++, which end the program where a processor would refuse: kernels that
-// pass with these on any machine do what they should on one with tiles.
+// Tile instructions in plain C++, which end the program where a processor would refuse: so the
+// logic of kernels with tiles is tested on every machine.
 #pragma once
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
+#include "formats.h"
 #include "tiles.h"
 
 namespace {
@@ -76,18 +77,18 @@ struct Tiles {
   // Sums += A times B; signed bytes by unsigned ones (TDPBSUD) or by signed ones (TDPBSSD).
   template <int SUMS, int A, int B>
   static void multiply_unsigned() {
-    product<SUMS, A, B>([](uint8_t byte) { return static_cast<int32_t>(byte); });
+    product<SUMS, A, B>([](uint8_t byte) { return int32_t{byte}; });
   }
   template <int SUMS, int A, int B>
   static void multiply_signed() {
-    product<SUMS, A, B>([](uint8_t byte) { return static_cast<int32_t>(static_cast<int8_t>(byte)); });
+    product<SUMS, A, B>([](uint8_t byte) { return int32_t{static_cast<int8_t>(byte)}; });
   }
 
  private:
   template <int SUMS, int A, int B, class Read>
   static void product(Read read) {
     static_assert(SUMS != A && SUMS != B && A != B, "three tiles");
-    demand(width<SUMS>() % 4 == 0 && width<A>() % 4 == 0 && width<B>() % 4 == 0, "parts of a number");
+    demand((width<SUMS>() | width<A>() | width<B>()) % 4 == 0, "parts of a number");
     demand(rows<SUMS>() == rows<A>() && width<SUMS>() == width<B>() && width<A>() == 4 * rows<B>(),
            "tiles that do not fit each other");
     auto& s = state();

@@ -8,6 +8,8 @@
 namespace {
 using namespace check;
 
+constexpr const char* kKinds[] = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q3_K",
+                                  "Q4_K", "Q5_K", "Q6_K", "F32",  "F16",  "BF16"};
 const float kNone = -std::numeric_limits<float>::infinity();
 
 // Activations of n rows as the format wants them, in vectors of exactly their size, so that a read
@@ -63,6 +65,18 @@ struct Rows {
   }
 };
 
+// Rows [first, first + n) of `in`; blocks in two parts, as two threads would do them.
+std::vector<float> product(const Kernels& k, Format f, const std::vector<uint8_t>& weights,
+                           int64_t cols, int64_t width, const Rows& in, int first, int n,
+                           bool add = false, float start = 7.0f) {
+  std::vector<float> out(static_cast<size_t>(n * width), start);
+  const Matmul m{weights.data(), block_bytes(f, cols), in.stride, n, in.view(first, f), out.data(),
+                 width, add};
+  k.matmul[static_cast<int>(f)](m, 0, 1);
+  k.matmul[static_cast<int>(f)](m, 1, width / kLanes);
+  return out;
+}
+
 void check_product(const Kernels& k, const std::string& kind, Format f, int64_t cols, bool full) {
   const std::string what = std::string(k.name) + " " + kind + " as " + info(f).name;
   const int64_t rows = 40, width = round_up(rows, kLanes);
@@ -84,13 +98,7 @@ void check_product(const Kernels& k, const std::string& kind, Format f, int64_t 
   if (full) std::fill(x.begin() + cols, x.begin() + 2 * cols, -1.0f);
   const Rows in(k, f, x, most, cols);
   const auto run = [&](int first, int n, bool add, float start) {
-    std::vector<float> out(static_cast<size_t>(n * width), start);
-    const Matmul m{weights.data(), block_bytes(f, cols), in.stride, n, in.view(first, f), out.data(),
-                   width, add};
-    const auto product = k.matmul[static_cast<int>(f)];
-    product(m, 0, 1);  // in two parts, as two threads would
-    product(m, 1, width / kLanes);
-    return out;
+    return product(k, f, weights, cols, width, in, first, n, add, start);
   };
   const std::vector<float> all = run(0, most, false, 7.0f);
   for (int r = 0; r < most; ++r) {
@@ -121,9 +129,7 @@ void check_product(const Kernels& k, const std::string& kind, Format f, int64_t 
 }
 
 void check_products(const Kernels& k) {
-  const char* kinds[] = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q3_K",
-                         "Q4_K", "Q5_K", "Q6_K", "F32",  "F16",  "BF16"};
-  for (const char* name : kinds) {
+  for (const char* name : kKinds) {
     const Kind& kind = *find_kind(name);
     const bool super = is_super(kind.format), real = is_float(kind.format);
     check_product(k, name, kind.format, super ? 768 : real ? 75 : 352, false);
@@ -132,6 +138,26 @@ void check_products(const Kernels& k) {
   // Made from floats, of a width that is no whole number of groups.
   for (Format f : {Format::kA4, Format::kA4M, Format::kA5, Format::kA5M, Format::kA8}) {
     check_product(k, "F32", f, 75, false);
+  }
+}
+
+// All instruction sets against the first, bit for bit, for every number of rows that takes another way.
+void check_same_bits(const std::vector<const Kernels*>& sets) {
+  const int64_t outputs = 40, width = round_up(outputs, kLanes);
+  const int most = 70;
+  for (const char* name : kKinds) {
+    const Format f = find_kind(name)->format;
+    const int64_t cols = is_super(f) ? 768 : is_float(f) ? 75 : 352;
+    const auto weights = packed(name, file_rows(name, outputs, cols), outputs, cols, f);
+    const Rows in(*sets[0], f, normals(most * cols), most, cols);
+    const auto want = product(*sets[0], f, weights, cols, width, in, 0, most);
+    for (const Kernels* k : sets) {
+      for (int n = 1; n <= most; n += n < 40 ? 1 : n < 64 ? 24 : 6) {
+        const auto got = product(*k, f, weights, cols, width, in, 0, n);
+        expect(same_bits(got.data(), want.data(), n * width),
+               std::string(k->name) + " " + name + ": the bits of " + sets[0]->name);
+      }
+    }
   }
 }
 
@@ -263,44 +289,42 @@ struct Cache {
 
 void check_attention(const Kernels& k) {
   const std::string what = k.name;
-  const int64_t dim = 48, slots = 23, n = 9;
-  const Cache keys(dim * kLanes), values(slots * dim);
-  const auto q = normals(n * dim), weights = normals(n * slots), start = normals(n * dim);
-  const float* queries[n];
-  for (int64_t r = 0; r < n; ++r) queries[r] = q.data() + r * dim;
+  const int64_t dim = 48, blocks = 3, lanes = blocks * kLanes, slots = 23, n = 29;
+  const Cache keys(dim * lanes), values(slots * dim);
+  const auto q = normals(n * dim), weights = normals(n * slots), start = normals(n * dim);  // q: [dim][n]
   for (int cast : {0, 1}) {
-    std::vector<float> scores(n * kLanes), sums = start, score(kLanes), sum(dim);
-    float* outs[n];
-    for (int64_t r = 0; r < n; ++r) outs[r] = sums.data() + r * dim;
-    k.dot_keys[cast](queries, n, keys.of(cast), dim, scores.data(), kLanes);
-    k.add_values[cast](weights.data(), slots, n, values.of(cast), slots, dim, outs);
+    std::vector<float> scores(n * lanes), sums = start, score(lanes), sum(dim);
+    k.dot_keys[cast](q.data(), n, n, keys.of(cast), blocks, dim, scores.data(), lanes);
+    k.add_values[cast](weights.data(), slots, n, values.of(cast), slots, dim, sums.data());
     for (int64_t r = 0; r < n; ++r) {
-      for (int64_t s = 0; s < kLanes; ++s) {
+      for (int64_t s = 0; s < lanes; ++s) {
         double want = 0;
         for (int64_t d = 0; d < dim; ++d) {
-          want += static_cast<double>(queries[r][d]) * keys.floats[static_cast<size_t>(d * kLanes + s)];
+          const int64_t at = s / kLanes * dim * kLanes + d * kLanes + s % kLanes;
+          want += static_cast<double>(q[static_cast<size_t>(d * n + r)]) *
+                  keys.floats[static_cast<size_t>(at)];
         }
-        expect(near(scores[static_cast<size_t>(r * kLanes + s)], want, 1e-5), what + " dot_keys");
+        expect(near(scores[static_cast<size_t>(r * lanes + s)], want, 1e-5), what + " dot_keys");
       }
+      const float* added = sums.data() + r * dim;
       for (int64_t d = 0; d < dim; ++d) {
         double want = start[static_cast<size_t>(r * dim + d)];
         for (int64_t s = 0; s < slots; ++s) {
           want += static_cast<double>(weights[static_cast<size_t>(r * slots + s)]) *
                   values.floats[static_cast<size_t>(s * dim + d)];
         }
-        expect(near(outs[r][d], want, 1e-5), what + " add_values");
+        expect(near(added[d], want, 1e-5), what + " add_values");
       }
-      k.dot_keys[cast](queries + r, 1, keys.of(cast), dim, score.data(), kLanes);
-      expect(same_bits(score.data(), scores.data() + r * kLanes, kLanes), what + " dot_keys alone");
+      k.dot_keys[cast](q.data() + r, n, 1, keys.of(cast), blocks, dim, score.data(), lanes);
+      expect(same_bits(score.data(), scores.data() + r * lanes, lanes), what + " dot_keys alone");
       // Slot by slot, as the path of a tree is read.
       sum.assign(start.begin() + r * dim, start.begin() + (r + 1) * dim);
-      float* one = sum.data();
       for (int64_t s = 0; s < slots; ++s) {
         const size_t bytes = static_cast<size_t>(s * dim) * (cast ? 4 : 2);
         k.add_values[cast](weights.data() + r * slots + s, slots, 1,
-                           static_cast<const uint8_t*>(values.of(cast)) + bytes, 1, dim, &one);
+                           static_cast<const uint8_t*>(values.of(cast)) + bytes, 1, dim, sum.data());
       }
-      expect(same_bits(one, outs[r], dim), what + " add_values alone");
+      expect(same_bits(sum.data(), added, dim), what + " add_values alone");
     }
   }
 }
@@ -309,10 +333,11 @@ void check_attention(const Kernels& k) {
 
 int main() {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);  // lines come as they are said, in a file too
+  std::vector<const Kernels*> sets;
   for (const char* name : {"amx", "avx512vnni", "avxvnni", "avx2", "neon", "portable", "amx-emulated"}) {
     const Kernels* k = choose_kernels(name);
     if (!k) {
-      std::printf("%-10s not on this machine\n", name);
+      std::printf("%-12s not on this machine\n", name);
       continue;
     }
     const int before = check::failures;
@@ -321,7 +346,11 @@ int main() {
     check_rows(*k);
     check_softmax(*k);
     check_attention(*k);
-    std::printf("%-10s %s\n", name, check::failures == before ? "ok" : "FAILED");
+    std::printf("%-12s %s\n", name, check::failures == before ? "ok" : "FAILED");
+    sets.insert(std::strcmp(name, "avx2") == 0 ? sets.begin() : sets.end(), k);
   }
+  const int before = check::failures;
+  check_same_bits(sets);
+  std::printf("%-12s %s\n", "same bits", check::failures == before ? "ok" : "FAILED");
   return check::failures ? 1 : 0;
 }
