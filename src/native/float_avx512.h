@@ -170,7 +170,10 @@ void silu(const float* gate, const float* up, int64_t n, float* out) {
 // 16 values to 8 bits; returns them as 32-bit numbers, too.
 inline __m512i to_int8(const float* x, __m512 by, int8_t* q) {
   __m512 v = _mm512_mul_ps(_mm512_loadu_ps(x), by);
-  v = _mm512_max_ps(_mm512_min_ps(v, _mm512_set1_ps(127.0f)), _mm512_set1_ps(-127.0f));
+  // 127 where it is NaN, too (0 times infinity), as min does in 256 bits; compilers may swap the
+  // operands of this one.
+  const __mmask16 less = _mm512_cmp_ps_mask(v, _mm512_set1_ps(127.0f), _CMP_LT_OQ);
+  v = _mm512_max_ps(_mm512_mask_mov_ps(_mm512_set1_ps(127.0f), less, v), _mm512_set1_ps(-127.0f));
   const __m512i i = _mm512_cvtps_epi32(v);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtsepi32_epi8(i));
   return i;

@@ -71,7 +71,7 @@ inline float largest(const float* x, int64_t n) {
   }
   float peak = max_lanes(most);
   for (; i < n; ++i) peak = std::fabs(x[i]) > peak ? std::fabs(x[i]) : peak;
-  return peak;
+  return std::fabs(peak);  // zeros have no sign, in whatever order they came
 }
 
 // Rounds n (a multiple of 8) values to x / scale in [-127, 127]; values past `cols` are 0.

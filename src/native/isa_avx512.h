@@ -67,6 +67,32 @@ struct Isa {
   static void prefetch(const uint8_t* p) {
     _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1);
   }
+
+  // For tiles (tiles_impl.h).
+  static void store(uint8_t* p, Q v) { _mm512_storeu_si512(p, v); }
+  template <int N>
+  static Q less8(Q v) {
+    return _mm512_sub_epi8(v, _mm512_set1_epi8(static_cast<char>(N)));
+  }
+  // Bits from SHIFT of each byte, those of MASK.
+  template <int SHIFT, int MASK>
+  static Q bits(Q v) {
+    return _mm512_and_si512(_mm512_srli_epi16(v, SHIFT), _mm512_set1_epi8(MASK));
+  }
+  static Q mul16(Q a, Q b) { return _mm512_mullo_epi16(a, b); }
+  template <int N>
+  static Q up(Q v) {
+    return _mm512_slli_epi32(v, N);
+  }
+  // Lower and upper bytes of unsigned bytes times signed numbers of 16 bits that fit a byte.
+  static void two_bytes(Q w, Q by, Q& low, Q& high) {
+    const Q mask = _mm512_set1_epi16(255);
+    const Q even = _mm512_maddubs_epi16(w, _mm512_and_si512(by, mask));
+    const Q odd = _mm512_maddubs_epi16(w, _mm512_slli_epi16(by, 8));
+    // a where the mask has ones, else b
+    low = _mm512_ternarylogic_epi32(mask, even, _mm512_slli_epi16(odd, 8), 0xca);
+    high = _mm512_ternarylogic_epi32(mask, _mm512_srli_epi16(even, 8), odd, 0xca);
+  }
 };
 
 }  // namespace

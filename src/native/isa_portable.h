@@ -143,6 +143,33 @@ struct Isa {
     return out;
   }
   static void prefetch(const uint8_t* p) { __builtin_prefetch(p, 0, 2); }
+
+  // For tiles (tiles_impl.h).
+  static void store(uint8_t* p, Q v) { std::memcpy(p, &v, sizeof v); }
+  template <int N>
+  static Q less8(Q v) {
+    typedef uint8_t Bytes __attribute__((vector_size(16)));
+    return (Q)((Bytes)v - static_cast<uint8_t>(N));
+  }
+  // Bits from SHIFT of each byte, those of MASK.
+  template <int SHIFT, int MASK>
+  static Q bits(Q v) {
+    return v >> SHIFT & MASK * 0x01010101u;
+  }
+  static Q mul16(Q a, Q b) {
+    typedef uint16_t Words __attribute__((vector_size(16)));
+    return (Q)((Words)a * (Words)b);
+  }
+  template <int N>
+  static Q up(Q v) {
+    return v << N;
+  }
+  // Lower and upper bytes of unsigned bytes times signed numbers of 16 bits that fit a byte.
+  static void two_bytes(Q w, Q by, Q& low, Q& high) {
+    const Q even = mul16(w & 0x00ff00ffu, by), odd = mul16(w >> 8 & 0x00ff00ffu, by);
+    low = (even & 0x00ff00ffu) | (odd & 0x00ff00ffu) << 8;
+    high = (even >> 8 & 0x00ff00ffu) | (odd & 0xff00ff00u);
+  }
 };
 
 }  // namespace

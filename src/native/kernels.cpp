@@ -5,12 +5,22 @@
 namespace redwood {
 
 const Kernels* choose_kernels(const char* name) {
-  const Kernels* all[] = {kernels_avx512vnni(), kernels_avxvnni(), kernels_avx2(), kernels_i8mm(),
-                          kernels_neon(), kernels_portable()};
-  for (const Kernels* kernels : all) {
-    if (kernels && (std::strcmp(name, "auto") == 0 || std::strcmp(name, kernels->name) == 0)) {
-      return kernels;
-    }
+  // Best first. What is asked for by name alone is looked at alone: AMX asks the system for leave.
+  // Portable kernels are everywhere, so that "auto" never gets past them.
+  static constexpr struct {
+    const char* name;
+    const Kernels* (*find)();
+  } sets[] = {{"amx", kernels_amx},
+              {"avx512vnni", kernels_avx512vnni},
+              {"avxvnni", kernels_avxvnni},
+              {"avx2", kernels_avx2},
+              {"neon", kernels_neon},
+              {"portable", kernels_portable},
+              {"amx-emulated", kernels_amx_emulated}};
+  const bool best = std::strcmp(name, "auto") == 0;
+  for (const auto& set : sets) {
+    if (!best && std::strcmp(name, set.name) != 0) continue;
+    if (const Kernels* kernels = set.find()) return kernels;
   }
   return nullptr;
 }

@@ -67,8 +67,11 @@ const Kernels* kernels_portable();
 const Kernels* kernels_avx2();
 const Kernels* kernels_avxvnni();
 const Kernels* kernels_avx512vnni();
+const Kernels* kernels_amx();
 const Kernels* kernels_neon();
 const Kernels* kernels_i8mm();
+// A second opinion in tests; never chosen by "auto".
+const Kernels* kernels_amx_emulated();
 
 // The best of them here; a name chooses one. Null: no such name, or it cannot run here.
 const Kernels* choose_kernels(const char* name);

@@ -8,6 +8,8 @@
 namespace {
 using namespace check;
 
+constexpr const char* kKinds[] = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q3_K",
+                                  "Q4_K", "Q5_K", "Q6_K", "F32",  "F16",  "BF16"};
 const float kNone = -std::numeric_limits<float>::infinity();
 
 // Activations of n rows as the format wants them, in vectors of exactly their size, so that a read
@@ -63,10 +65,22 @@ struct Rows {
   }
 };
 
+// Rows [first, first + n) of `in`; blocks in two parts, as two threads would do them.
+std::vector<float> product(const Kernels& k, Format f, const std::vector<uint8_t>& weights,
+                           int64_t cols, int64_t width, const Rows& in, int first, int n,
+                           bool add = false, float start = 7.0f) {
+  std::vector<float> out(static_cast<size_t>(n * width), start);
+  const Matmul m{weights.data(), block_bytes(f, cols), in.stride, n, in.view(first, f), out.data(),
+                 width, add};
+  k.matmul[static_cast<int>(f)](m, 0, 1);
+  k.matmul[static_cast<int>(f)](m, 1, width / kLanes);
+  return out;
+}
+
 void check_product(const Kernels& k, const std::string& kind, Format f, int64_t cols, bool full) {
   const std::string what = std::string(k.name) + " " + kind + " as " + info(f).name;
   const int64_t rows = 40, width = round_up(rows, kLanes);
-  const int most = 9;
+  const int most = is_float(f) ? 9 : 70;
   const auto file = file_rows(kind, rows, cols, full);
   const auto weights = packed(kind, file, rows, cols, f);
   std::vector<float> w(static_cast<size_t>(rows * cols)), plain(static_cast<size_t>(cols));
@@ -84,13 +98,7 @@ void check_product(const Kernels& k, const std::string& kind, Format f, int64_t 
   if (full) std::fill(x.begin() + cols, x.begin() + 2 * cols, -1.0f);
   const Rows in(k, f, x, most, cols);
   const auto run = [&](int first, int n, bool add, float start) {
-    std::vector<float> out(static_cast<size_t>(n * width), start);
-    const Matmul m{weights.data(), block_bytes(f, cols), in.stride, n, in.view(first, f), out.data(),
-                   width, add};
-    const auto product = k.matmul[static_cast<int>(f)];
-    product(m, 0, 1);  // in two parts, as two threads would
-    product(m, 1, width / kLanes);
-    return out;
+    return product(k, f, weights, cols, width, in, first, n, add, start);
   };
   const std::vector<float> all = run(0, most, false, 7.0f);
   for (int r = 0; r < most; ++r) {
@@ -113,16 +121,15 @@ void check_product(const Kernels& k, const std::string& kind, Format f, int64_t 
       expect(added[i] == alone[i] + 0.5f, what + ": added");
     }
   }
-  for (int n = 2; n < most; ++n) {
+  for (int n : {2, 3, 4, 5, 6, 7, 8, 11, 15, 16, 17, 31, 33, 48, 50, 69}) {
+    if (n >= most) break;
     const auto some = run(0, n, false, 7.0f);
     expect(same_bits(some.data(), all.data(), n * width), what + ": rows in a batch");
   }
 }
 
 void check_products(const Kernels& k) {
-  const char* kinds[] = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q3_K",
-                         "Q4_K", "Q5_K", "Q6_K", "F32",  "F16",  "BF16"};
-  for (const char* name : kinds) {
+  for (const char* name : kKinds) {
     const Kind& kind = *find_kind(name);
     const bool super = is_super(kind.format), real = is_float(kind.format);
     check_product(k, name, kind.format, super ? 768 : real ? 75 : 352, false);
@@ -131,6 +138,26 @@ void check_products(const Kernels& k) {
   // Made from floats, of a width that is no whole number of groups.
   for (Format f : {Format::kA4, Format::kA4M, Format::kA5, Format::kA5M, Format::kA8}) {
     check_product(k, "F32", f, 75, false);
+  }
+}
+
+// All instruction sets against the first, bit for bit, for every number of rows that takes another way.
+void check_same_bits(const std::vector<const Kernels*>& sets) {
+  const int64_t outputs = 40, width = round_up(outputs, kLanes);
+  const int most = 70;
+  for (const char* name : kKinds) {
+    const Format f = find_kind(name)->format;
+    const int64_t cols = is_super(f) ? 768 : is_float(f) ? 75 : 352;
+    const auto weights = packed(name, file_rows(name, outputs, cols), outputs, cols, f);
+    const Rows in(*sets[0], f, normals(most * cols), most, cols);
+    const auto want = product(*sets[0], f, weights, cols, width, in, 0, most);
+    for (const Kernels* k : sets) {
+      for (int n = 1; n <= most; n += n < 40 ? 1 : n < 64 ? 24 : 6) {
+        const auto got = product(*k, f, weights, cols, width, in, 0, n);
+        expect(same_bits(got.data(), want.data(), n * width),
+               std::string(k->name) + " " + name + ": the bits of " + sets[0]->name);
+      }
+    }
   }
 }
 
@@ -306,10 +333,11 @@ void check_attention(const Kernels& k) {
 
 int main() {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);  // lines come as they are said, in a file too
-  for (const char* name : {"avx512vnni", "avxvnni", "avx2", "i8mm", "neon", "portable"}) {
+  std::vector<const Kernels*> sets;
+  for (const char* name : {"amx", "avx512vnni", "avxvnni", "avx2", "i8mm", "neon", "portable", "amx-emulated"}) {
     const Kernels* k = choose_kernels(name);
     if (!k) {
-      std::printf("%-10s not on this machine\n", name);
+      std::printf("%-12s not on this machine\n", name);
       continue;
     }
     const int before = check::failures;
@@ -318,7 +346,11 @@ int main() {
     check_rows(*k);
     check_softmax(*k);
     check_attention(*k);
-    std::printf("%-10s %s\n", name, check::failures == before ? "ok" : "FAILED");
+    std::printf("%-12s %s\n", name, check::failures == before ? "ok" : "FAILED");
+    sets.insert(std::strcmp(name, "avx2") == 0 ? sets.begin() : sets.end(), k);
   }
+  const int before = check::failures;
+  check_same_bits(sets);
+  std::printf("%-12s %s\n", "same bits", check::failures == before ? "ok" : "FAILED");
   return check::failures ? 1 : 0;
 }
