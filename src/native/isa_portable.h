@@ -124,7 +124,6 @@ struct Isa {
   }
   static F mulf(F a, F b) { return a * b; }
   static F addf(F a, F b) { return a + b; }
-<<<<<<< HEAD
   static F fmaf(F a, F b, F c) {
     F out{};
     for (int i = 0; i < W; ++i) out[i] = __builtin_fmaf(a[i], b[i], c[i]);
@@ -158,9 +157,6 @@ struct Isa {
     low = (even & 0x00ff00ffu) | (odd & 0x00ff00ffu) << 8;
     high = (even >> 8 & 0x00ff00ffu) | (odd & 0xff00ff00u);
   }
-=======
-  static F fmaf(F a, F b, F c) { return a * b + c; }
->>>>>>> main
 };
 
 }  // namespace
