@@ -1,12 +1,14 @@
 # make run: answer a prompt with a real model. make test: lint, types, tests. make venv: the
 # environment alone. make native-check: the C++ code alone, under sanitizers. make slow: the long
-# runs on real models. make bench: the table beside peers, which it fetches and builds (hours).
+# runs on real models. make digests: whether this machine says bit for bit what all others say
+# (WRITE=1: write down what it says). make bench: the table beside peers, which it fetches and
+# builds (hours).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test venv slow lint native-check bench clean
+.PHONY: run test venv slow lint native-check digests bench clean
 
 run: venv
 	@$(BIN)/redwood demo
@@ -39,6 +41,9 @@ test: lint native-check
 native-check:
 	@command -v $(CXX) >/dev/null || { echo "native-check: no C++ compiler ($(CXX)); skipped"; exit 0; }; \
 		$(MAKE) --no-print-directory -C tests/native -j2
+
+digests: venv
+	$(BIN)/python tests/digests.py $(if $(WRITE),--write)
 
 slow: venv
 	$(BIN)/pytest -m slow

@@ -86,12 +86,20 @@ def test_frequencies_equal_those_of_the_rotary_module(architecture: str) -> None
     kinds = ("full_attention_", "sliding_attention_") if architecture == "gemma3" else ("",)
     assert len(spec.ropes) == len(kinds)
     for kind, rope in zip(kinds, spec.ropes, strict=True):
-        assert ulps(rope.inv_freq, getattr(rotary, f"{kind}inv_freq")) == 0
+        # Ours are rounded right; PyTorch's powers may be off by one, and then their inverse by two.
+        assert ulps(rope.inv_freq, getattr(rotary, f"{kind}inv_freq")) <= 2
         assert rope.attention_factor == getattr(rotary, f"{kind}attention_scaling") == 1
     assert spec.ropes[0].rotary_dim == (4 if architecture == "phi3" else spec.head_dim)
     if architecture == "gemma3":
         assert spec.rope_of_layer == (1, 1, 1, 1, 1, 0, 1)
         assert spec.ropes[0].inv_freq[1] < spec.ropes[1].inv_freq[1]
+
+
+def test_frequencies_are_the_same_on_every_processor() -> None:
+    # Where torch's powers differ between processors, one or two of these do.
+    rope = make_rope({"rope_theta": 150000.0}, 64, context=2048, capacity=None, where=HERE)
+    exact = [1 / float(np.float32(150000.0 ** float(np.float32(i / 64)))) for i in range(0, 64, 2)]
+    assert ulps(rope.inv_freq, torch.tensor(exact)) == 0
 
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
@@ -134,7 +142,7 @@ def test_each_scaling_equals_transformers(scaling: dict[str, Any], theta: float)
     for capacity in (512, 513, None):
         want, factor = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](config, seq_len=capacity or 2048)
         rope = make_rope(fields, 32, context=2048, capacity=capacity, where=HERE)
-        assert ulps(rope.inv_freq, want) <= 1
+        assert ulps(rope.inv_freq, want) <= 4
         assert rope.attention_factor == pytest.approx(factor, rel=1e-7)
         if scaling["rope_type"] == "longrope":
             longer = capacity != 512

@@ -264,6 +264,20 @@ def test_a_text_does_not_depend_on_the_extension(
         assert answer() == fast
 
 
+def test_logarithms_have_one_value_everywhere() -> None:
+    rng = np.random.default_rng(11)
+    uniforms = reference.uniforms(3, 4, 20_000)
+    values = np.concatenate(
+        [uniforms, 1.0 - uniforms * 2.0 ** -rng.integers(0, 53, 20_000), -np.log(uniforms)]
+        + [np.ldexp(uniforms, rng.integers(-1073, 1024, 20_000)), [1.0, 5e-324, 2.0, 0.5, 1e308]]
+    )
+    values = values[values > 0.0]
+    np.testing.assert_allclose(reference.log(values), np.log(values), rtol=4e-16, atol=0)
+    np.testing.assert_array_equal(rowmath.log(values), reference.log(values))
+    np.testing.assert_array_equal(rowmath.log(np.array([0.0, 1.0])), [-math.inf, 0.0])
+    assert len(rowmath.log(np.empty(0))) == 0
+
+
 def test_coupled_choices_equal_those_by_whole_rows_of_noise() -> None:
     logits = torch.from_numpy(np.stack([shaped(FULL, i, "random") for i in range(3)]))
     for params in (

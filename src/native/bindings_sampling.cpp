@@ -70,6 +70,11 @@ void uniforms_at(uint64_t key, uint64_t position, Line<int64_t> tokens, LineOut 
   }
 }
 
+void log_of_row(Line<double> row, LineOut out) {
+  if (out.size() != row.size()) throw std::invalid_argument("wrong size of out");
+  log_all(row.data(), static_cast<int64_t>(row.size()), out.data());
+}
+
 }  // namespace
 
 void bind_sampling(nb::module_& m) {
@@ -85,4 +90,5 @@ void bind_sampling(nb::module_& m) {
   m.def("race", &race_row, nb::arg("weights"), nb::arg("key"), nb::arg("position"));
   m.def("uniforms_at", &uniforms_at, nb::arg("key"), nb::arg("position"), nb::arg("tokens"),
         nb::arg("out"));
+  m.def("log", &log_of_row, nb::arg("row"), nb::arg("out"));
 }

@@ -1,11 +1,13 @@
 #include "decoder.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
+#include <stdexcept>
+#include <string>
 
 #include "decoder_impl.h"
 #include "pack.h"
+#include "trig.h"
 
 namespace redwood {
 namespace {
@@ -41,14 +43,16 @@ Decoder::Decoder(Model model, const Kernels* kernels, std::shared_ptr<Pool> pool
   s.gate = floats(6, model_.ffn);
   s.up = floats(7, model_.ffn);
   s.y = floats(8, model_.hidden);
-  s.group_scales = floats(9, widest / kGroup);
-  s.offsets = floats(10, widest / kGroup);
-  s.super_scales = lines(s.super_store, kNodes * widest / kSuper);
-  s.group_quants = lines(s.quant_store[0], kNodes * widest);
-  s.super_quants = lines(s.quant_store[1], kNodes * widest);
-  s.sums = lines(s.sum_store, kNodes * widest / kGroup);
-  s.sums16 = lines(s.sum16_store, kNodes * widest / 16);
-  s.sums32 = lines(s.sum32_store, kNodes * widest / kGroup);
+  for (Quantised& in : s.inputs) {
+    in.group_scales = lines(in.scale_store[0], kNodes * widest / kGroup);
+    in.offsets = lines(in.scale_store[1], kNodes * widest / kGroup);
+    in.super_scales = lines(in.scale_store[2], kNodes * widest / kSuper);
+    in.group_quants = lines(in.quant_store[0], kNodes * widest);
+    in.super_quants = lines(in.quant_store[1], kNodes * widest);
+    in.sums = lines(in.sum_store, kNodes * widest / kGroup);
+    in.sums16 = lines(in.sum16_store, kNodes * widest / 16);
+    in.sums32 = lines(in.sum32_store, kNodes * widest / kGroup);
+  }
   s.scores.resize(static_cast<size_t>(pool_->size()));
   s.outs.resize(static_cast<size_t>(pool_->size()));
   s.queries.resize(static_cast<size_t>(pool_->size()));
@@ -110,14 +114,18 @@ void Decoder::grow_tables(int64_t positions) {
     const size_t have = half ? rope.cos.size() / half : 0;
     if (half == 0 || static_cast<int64_t>(have) >= positions) continue;
     const size_t want = static_cast<size_t>(round_up(positions, 1024));
+    const float fastest = *std::max_element(rope.inv_freq.begin(), rope.inv_freq.end());
+    if (!(static_cast<float>(want) * fastest <= kMostAngle)) {
+      throw std::length_error("rotary angles above " + std::to_string(kMostAngle) + " radians");
+    }
     rope.cos.resize(want * half);
     rope.sin.resize(want * half);
     for (size_t p = have; p < want; ++p) {
       for (size_t i = 0; i < half; ++i) {
         // The angle is rounded to float32, as the models were trained.
-        const double angle = static_cast<float>(p) * rope.inv_freq[i];
-        rope.cos[p * half + i] = static_cast<float>(std::cos(angle)) * rope.factor;
-        rope.sin[p * half + i] = static_cast<float>(std::sin(angle)) * rope.factor;
+        const SineCosine turn = sine_cosine(static_cast<float>(p) * rope.inv_freq[i]);
+        rope.cos[p * half + i] = static_cast<float>(turn.cosine) * rope.factor;
+        rope.sin[p * half + i] = static_cast<float>(turn.sine) * rope.factor;
       }
     }
   }
@@ -170,9 +178,10 @@ void Decoder::forward(const Node* nodes, int count, float* logits, int64_t strid
 }
 
 // Inputs [first, last) of a row for a product, as its formats want them; `first` begins a unit of theirs.
-void Decoder::quantise(Task& task, const Product& product, const float* x, int64_t stride, int64_t node,
+void Decoder::quantise(Task& task, size_t index, const float* x, int64_t stride, int64_t node,
                        int64_t first, int64_t last) {
-  Scratch& s = task.s;
+  const Product& product = products_[index];
+  Quantised& in = task.s.inputs[index % 2];
   const float* row = x + node * stride + first;
   const int64_t cols = product.matrices[0]->cols;
   bool group = false, super = false;
@@ -183,13 +192,13 @@ void Decoder::quantise(Task& task, const Product& product, const float* x, int64
   if (group) {
     const int64_t w = round_up(cols, kGroup), at = node * w + first, g = at / kGroup;
     kernels_->quantise_group(row, std::min(cols, last) - first, std::min(w, last) - first,
-                             s.group_quants + at, s.group_scales + g, s.offsets + g, s.sums + g);
+                             in.group_quants + at, in.group_scales + g, in.offsets + g, in.sums + g);
   }
   if (super) {
     const int64_t w = round_up(cols, kSuper), at = node * w + first;
     kernels_->quantise_super(row, std::min(cols, last) - first, std::min(w, last) - first,
-                             s.super_quants + at, s.super_scales + at / kSuper, s.sums16 + at / 16,
-                             s.sums32 + at / kGroup);
+                             in.super_quants + at, in.super_scales + at / kSuper, in.sums16 + at / 16,
+                             in.sums32 + at / kGroup);
   }
 }
 
@@ -227,12 +236,13 @@ void Decoder::work(Task& task, int thread) {
     stream.reach(products_[product].start[static_cast<size_t>(thread)], read);
     task.each(phase, thread, rows, [&](int64_t i) {
       make(i);
-      quantise(task, products_[product], x, x_stride, i, 0, all);
+      quantise(task, product, x, x_stride, i, 0, all);
     });
   };
   // The next product. `after` is called with outputs [first, last) of it, when they are done.
   auto multiply = [&](int rows, const float* x, int64_t x_stride, std::initializer_list<Out> outs,
                       auto after) {
+    const Quantised& in = s.inputs[product % 2];
     const Product& p = products_[product++];
     const int64_t cols = p.matrices[0]->cols;
     int64_t used = p.start[static_cast<size_t>(thread)];
@@ -245,8 +255,8 @@ void Decoder::work(Task& task, int thread) {
         const int64_t w = round_up(cols, info(f).step);
         const bool g = is_group(f);
         Matmul mm{matrix.data, block_bytes(f, cols), w, rows, {}, out.at, out.stride, out.add};
-        mm.x = {is_float(f) ? x_stride : w, x, g ? s.group_quants : s.super_quants,
-                g ? s.group_scales : s.super_scales, s.offsets, s.sums, s.sums16, s.sums32};
+        mm.x = {is_float(f) ? x_stride : w, x, g ? in.group_quants : in.super_quants,
+                g ? in.group_scales : in.super_scales, in.offsets, in.sums, in.sums16, in.sums32};
         if (own) {
           used += (to - from) * mm.block_bytes;
           stream.reach(used, read);
@@ -298,7 +308,7 @@ void Decoder::work(Task& task, int thread) {
       attend(task, layer, index, head, static_cast<int>(first), static_cast<int>(last), thread);
       const int64_t width = group * m.head_dim;
       for (int64_t node = first; whole && node < last; ++node) {
-        quantise(task, products_[product], s.mixed, heads, node, head * width, (head + 1) * width);
+        quantise(task, product, s.mixed, heads, node, head * width, (head + 1) * width);
       }
     });
     if (!whole) prepare(n, s.mixed, heads, [](int64_t) {});
@@ -313,7 +323,7 @@ void Decoder::work(Task& task, int thread) {
       for (int64_t i = 0; i < n; ++i) {
         float* gate = s.gate + i * ffn + first;
         kernels_->gate(gate, s.up + i * ffn + first, std::min(m.ffn, last) - first, m.gelu, gate);
-        quantise(task, products_[product], s.gate, ffn, i, first, last);
+        quantise(task, product, s.gate, ffn, i, first, last);
       }
     });
     residual(s.gate, ffn, layer.post_ffn_norm);

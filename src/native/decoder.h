@@ -81,7 +81,7 @@ class Decoder {
   void embed(Task& task, int64_t node);
   void place(Task& task, const Layer& layer, int index, int64_t node, int64_t which);
   void attend(Task& task, const Layer& layer, int index, int64_t head, int first, int end, int thread);
-  void quantise(Task& task, const Product& product, const float* x, int64_t stride, int64_t node,
+  void quantise(Task& task, size_t product, const float* x, int64_t stride, int64_t node,
                 int64_t first, int64_t last);
 
   Model model_;

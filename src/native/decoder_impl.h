@@ -30,19 +30,24 @@ struct Decoder::Product {
   std::vector<int64_t> start = {};  // where the part of each thread begins in the stream of its weights
 };
 
-struct Decoder::Scratch {
-  std::vector<WeightStream> streams;  // per thread
-  std::vector<float> stores[11];
+// Rows of input of a product, in 8 bits.
+struct Quantised {
   std::vector<int8_t> quant_store[2];
+  std::vector<float> scale_store[3];
   std::vector<int32_t> sum_store;
   std::vector<int16_t> sum16_store, sum32_store;
-  std::vector<std::vector<float>> scores, outs, queries;  // per thread
-  float *h, *x, *q, *k, *v, *mixed, *gate, *up, *y, *group_scales, *offsets;
-  std::vector<float> super_store;
-  float* super_scales;
   int8_t *group_quants, *super_quants;
+  float *group_scales, *offsets, *super_scales;
   int32_t* sums;
   int16_t *sums16, *sums32;
+};
+
+struct Decoder::Scratch {
+  std::vector<WeightStream> streams;  // per thread
+  std::vector<float> stores[9];
+  Quantised inputs[2];  // of products in turn: one's are made while those of the one before are read
+  std::vector<std::vector<float>> scores, outs, queries;  // per thread
+  float *h, *x, *q, *k, *v, *mixed, *gate, *up, *y;
 };
 
 // One pass through the model: its nodes, and counters that hand out the work of each phase.

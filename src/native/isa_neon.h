@@ -34,8 +34,13 @@ inline V8 sub(V8 x, V8 y) { return {vsubq_f32(x.a, y.a), vsubq_f32(x.b, y.b)}; }
 inline V8 mul(V8 x, V8 y) { return {vmulq_f32(x.a, y.a), vmulq_f32(x.b, y.b)}; }
 inline V8 div(V8 x, V8 y) { return {vdivq_f32(x.a, y.a), vdivq_f32(x.b, y.b)}; }
 inline V8 fma(V8 x, V8 y, V8 z) { return {vfmaq_f32(z.a, x.a, y.a), vfmaq_f32(z.b, x.b, y.b)}; }
-inline V8 max(V8 x, V8 y) { return {vmaxq_f32(x.a, y.a), vmaxq_f32(x.b, y.b)}; }
-inline V8 min(V8 x, V8 y) { return {vminq_f32(x.a, y.a), vminq_f32(x.b, y.b)}; }
+// As on x86, and not as Arm's own instructions: the second where either is NaN or both are zeros.
+inline V8 max(V8 x, V8 y) {
+  return {vbslq_f32(vcgtq_f32(x.a, y.a), x.a, y.a), vbslq_f32(vcgtq_f32(x.b, y.b), x.b, y.b)};
+}
+inline V8 min(V8 x, V8 y) {
+  return {vbslq_f32(vcltq_f32(x.a, y.a), x.a, y.a), vbslq_f32(vcltq_f32(x.b, y.b), x.b, y.b)};
+}
 inline V8 round(V8 x) { return {vrndnq_f32(x.a), vrndnq_f32(x.b)}; }
 // 2 to the power of whole numbers in [-126, 127].
 inline V8 power2(V8 n) {

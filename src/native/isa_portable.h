@@ -1,10 +1,15 @@
-// Plain C++, for processors without kernels of their own, and as a second opinion in tests.
+// Plain C++, for processors without kernels of their own, and as a second opinion in tests. Its bits
+// are those of every other instruction set: a fused operation is one here too, by a call of the C
+// library where the compiler may not use the processor's.
 #pragma once
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 
 #include "formats.h"
 #include "pack.h"
+
+static_assert(FLT_EVAL_METHOD == 0, "float arithmetic must round to float at every step");
 
 namespace {
 
@@ -43,12 +48,20 @@ inline V8 div(V8 a, V8 b) { return make8([&](int i) { return a.v[i] / b.v[i]; })
 inline V8 fma(V8 a, V8 b, V8 c) {
   return make8([&](int i) { return __builtin_fmaf(a.v[i], b.v[i], c.v[i]); });
 }
+// As on x86: the second where either is NaN or both are zeros.
 inline V8 max(V8 a, V8 b) { return make8([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
 inline V8 min(V8 a, V8 b) { return make8([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
 inline V8 round(V8 a) { return make8([&](int i) { return std::nearbyintf(a.v[i]); }); }
+// 2 to the power of whole numbers in [-126, 127].
 inline V8 power2(V8 n) {
-  return make8([&](int i) { return std::ldexp(1.0f, static_cast<int>(n.v[i])); });
+  return make8([&](int i) {
+    const uint32_t bits = static_cast<uint32_t>(static_cast<int>(n.v[i]) + 127) << 23;
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+  });
 }
+// a where x >= bound, else 0.
 inline V8 keep_above(V8 a, V8 x, float bound) {
   return make8([&](int i) { return x.v[i] >= bound ? a.v[i] : 0.0f; });
 }

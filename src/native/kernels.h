@@ -69,6 +69,7 @@ const Kernels* kernels_avxvnni();
 const Kernels* kernels_avx512vnni();
 const Kernels* kernels_amx();
 const Kernels* kernels_neon();
+const Kernels* kernels_i8mm();
 // A second opinion in tests; never chosen by "auto".
 const Kernels* kernels_amx_emulated();
 

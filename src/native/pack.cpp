@@ -251,10 +251,15 @@ Format find_format(const std::string& name) {
 float half_to_float(uint16_t bits) {
   const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16, rest = bits & 0x7fffu;
   float x;
-  if (rest >= 0x7c00u) {
-    const uint32_t all = sign | 0x7f800000u | (rest & 0x3ffu) << 13;
+  if (rest >= 0x7c00u) {  // a NaN becomes a quiet one, as in the processors' own conversions
+    const uint32_t quiet = rest > 0x7c00u ? 0x400000u : 0u;
+    const uint32_t all = sign | 0x7f800000u | quiet | (rest & 0x3ffu) << 13;
     std::memcpy(&x, &all, 4);
     return x;
+  }
+  if (rest < 0x400u) {  // whole steps of 2^-24: a caller may have switched subnormal floats off
+    x = static_cast<float>(rest) * 0x1p-24f;
+    return sign ? -x : x;
   }
   const uint32_t shifted = rest << 13;  // exponent and fraction in place, the bias still wrong
   std::memcpy(&x, &shifted, 4);
@@ -267,7 +272,7 @@ uint16_t float_to_half(float x) {
   std::memcpy(&bits, &x, 4);
   const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
   bits &= 0x7fffffffu;
-  if (bits > 0x7f800000u) return sign | 0x7e00u;
+  if (bits > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | (bits >> 13 & 0x3ffu));
   if (bits >= 0x47800000u) return sign | 0x7c00u;
   if (bits < 0x38800000u) {  // subnormal: the adder rounds for us
     float tiny;

@@ -1,10 +1,11 @@
 #include "sampling.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <functional>
 #include <limits>
+
+#include "elementary.h"
 
 // A body is compiled twice where the compiler can; both round alike (-ffp-contract=off).
 #if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
@@ -347,6 +348,10 @@ int64_t draw(const double* weights, int64_t n, double uniform) {
   return n;
 }
 
+void log_all(const double* x, int64_t n, double* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = log_of(x[i]);
+}
+
 double Noise::uniform(int64_t token) const {
   return to_uniform(philox(static_cast<uint64_t>(token / 4) + 1, position, key).value[token % 4]);
 }
@@ -357,11 +362,11 @@ void race(const double* weights, int64_t n, Noise noise, std::vector<int64_t>& t
   // Token i runs in the time -log(u) / weight >= (1 - u) / weight, and the shortest time wins. The
   // margin covers all rounding, so that the winner of the exact comparison is among the tokens.
   constexpr double kMargin = 1 + 1e-9;
-  double limit = -std::log(noise.uniform(best)) / weights[best] * kMargin;
+  double limit = -log_of(noise.uniform(best)) / weights[best] * kMargin;
   std::vector<double> least;
   REDWOOD_CALL(race, weights, n, noise, limit, [&](int64_t token, double weight, double u) {
     tokens.push_back(token), uniforms.push_back(u), least.push_back((1.0 - u) / weight);
-    limit = std::min(limit, -std::log(u) / weight * kMargin);
+    limit = std::min(limit, -log_of(u) / weight * kMargin);
   });
   size_t kept = 0;
   for (size_t i = 0; i < tokens.size(); ++i) {

@@ -25,6 +25,9 @@ double truncate(double* weights, int64_t n, double mass, int64_t top_k, double t
 // The token at share `uniform` of the running sum of weights; n: none, by rounding.
 int64_t draw(const double* weights, int64_t n, double uniform);
 
+// out[i] = log(x[i]); see log_of.
+void log_all(const double* x, int64_t n, double* out);
+
 // Uniforms of GumbelNoise, in (0, 1): the generator Philox4x64-10 (Salmon et al., SC 2011).
 struct Noise {
   uint64_t key, position;

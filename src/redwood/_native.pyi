@@ -105,6 +105,9 @@ def uniforms_at(
 ) -> None:
     """See `redwood.rowmath.uniforms_at`."""
 
+def log(row: NDArray[np.float64], out: NDArray[np.float64]) -> None:
+    """See `redwood.rowmath.log`."""
+
 class TextIndex:
     """See `redwood.algorithms.sssd.TextIndex`; compares 4 tokens at most."""
 

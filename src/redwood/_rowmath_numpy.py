@@ -18,6 +18,8 @@ _SHIFT = 6755399441055744.0  # 1.5 * 2^52: adding it rounds to whole numbers
 _FACTORIALS = (
     *(6227020800, 479001600, 39916800, 3628800, 362880, 40320, 5040, 720, 120, 24, 6, 2, 1, 1),
 )
+_LOG2_HIGH, _LOG2_LOW = float.fromhex("0x1.62e42fefa38p-1"), float.fromhex("0x1.ef35793c7673p-45")
+_ROOT_HALF = float.fromhex("0x1.6a09e667f3bcdp-1")
 _LOOKS = (*(2.0**-n for n in (7, 11, 15, 20, 25, 30, 40)), float(np.nextafter(0.0, 1.0)))
 
 
@@ -45,6 +47,23 @@ def _exp(x: Row) -> Row:
     series *= power.view(np.float64)
     series[x < -708.0] = 0.0
     return series
+
+
+def log(values: Row) -> Row:
+    """Returns logarithms of numbers that are 0 or positive and finite: 2 artanh(f / (2 + f))."""
+    part, exponent = np.frexp(values)
+    small = part < _ROOT_HALF
+    f = np.where(small, part + part, part) - 1.0
+    power = (exponent - small).astype(np.float64)
+    s = f / (2.0 + f)
+    z = s * s
+    half = 0.5 * f * f
+    series = np.full_like(z, 2.0 / 23.0)
+    for odd in range(21, 1, -2):
+        series *= z
+        series += 2.0 / odd
+    low = s * (half + series * z) + power * _LOG2_LOW
+    return np.where(values == 0.0, -np.inf, power * _LOG2_HIGH + (f - (half - low)))
 
 
 def _sum(row: Row) -> float:
@@ -110,7 +129,7 @@ def race(weights: Row, key: int, position: int) -> tuple[NDArray[np.int64], Row]
         least = (1.0 - row) / weights
     near = int(least.argmin())
     # The margin covers all rounding: the winner of the exact comparison is among the tokens.
-    limit = -float(np.log(row[near])) / float(weights[near]) * (1 + 1e-9)
+    limit = -float(log(row[near : near + 1])[0]) / float(weights[near]) * (1 + 1e-9)
     tokens = np.flatnonzero(least <= limit)
     return tokens, row[tokens]
 

@@ -38,8 +38,8 @@ class GumbelNoise:
 
 def gumbel(values: Row) -> Row:
     """Returns Gumbel noise from uniforms in (0, 1)."""
-    # NOTE: never in place, and by NumPy alone: a token's noise must have the same bits in any row.
-    return -np.log(-np.log(values))
+    # NOTE: a token's noise must have the same bits in any row and on any processor.
+    return -rowmath.log(-rowmath.log(values))
 
 
 def draw(probs: Row, uniform: float) -> int:
@@ -56,4 +56,4 @@ def draw(probs: Row, uniform: float) -> int:
 def coupled_choice(probs: Row, noise: Row) -> int:
     """Returns the arg-max of log probs + noise, both float64 [V]; lowest id among equals."""
     ids = np.flatnonzero(probs > 0.0)
-    return int(ids[np.argmax(np.log(probs[ids]) + noise[ids])])
+    return int(ids[np.argmax(rowmath.log(probs[ids]) + noise[ids])])

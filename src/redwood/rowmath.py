@@ -20,7 +20,7 @@ from redwood._rowmath_numpy import Row as Row
 try:
     from redwood import _native
 
-    _native.row_range  # noqa: B018  # an extension built from older sources lacks these functions
+    _native.log  # noqa: B018  # an extension built from older sources lacks these functions
     compiled = True
 except (ImportError, AttributeError):
     compiled = False
@@ -110,6 +110,18 @@ def uniforms_at(key: int, position: int, tokens: NDArray[np.int64]) -> Row:
         return reference.uniforms_at(key, position, tokens)
     out = np.empty(len(tokens))
     _native.uniforms_at(key, position, np.ascontiguousarray(tokens, np.int64), out)
+    return out
+
+
+def log(values: Row) -> Row:
+    """Returns the logarithms of numbers [M] that are 0 or positive and finite, float64.
+
+    The same bits on every processor; those of `np.log` depend on it.
+    """
+    if not compiled:
+        return reference.log(values)
+    out = np.empty(len(values))
+    _native.log(np.ascontiguousarray(values, np.float64), out)
     return out
 
 

@@ -2,7 +2,9 @@
 // plain decoding, one token at a time, bit for bit. Run by check.sh, under sanitizers.
 #include <algorithm>
 #include <numeric>
+#include <stdexcept>
 
+#include "bits.h"
 #include "decoder.h"
 #include "weights.h"
 
@@ -190,6 +192,45 @@ void check_long(const Kernels* kernels, int threads) {
   expect(same(whole, 0, got, 0), std::string(kernels->name) + ": a long prompt in parts");
 }
 
+// Logits of a whole model are the same on every processor: digests of one with keys and values in
+// fp16, and of one with float32.
+void check_bits(const Kernels* kernels) {
+  constexpr uint64_t want[] = {0x3c0a956e8b6560c6u, 0xb8e95dd3a59b63a5u};
+  for (bool half_cache : {true, false}) {
+    chance().seed(17);
+    Made made(half_cache);
+    Decoder decoder(made.model, kernels, Pool::shared(1, {}));
+    Ints prompt;
+    for (int i = 0; i < 30; ++i) prompt.push_back(i * 11 % kVocab);
+    Row row(decoder.shape());
+    const Logits got = extend(decoder, {some(row, 0, chain(30), 0, prompt, 30)});
+    Hash hash;
+    for (size_t i = 0; i < got.size(); ++i) {
+      if (i % kStride < kVocab) hash.add(got[i]);
+    }
+    const unsigned long long value = hash.value;
+    char text[17];
+    std::snprintf(text, sizeof text, "%016llx", value);
+    expect(value == want[half_cache ? 0 : 1],
+           std::string(kernels->name) + ": other logits than elsewhere, " + text);
+  }
+}
+
+// Rotary angles beyond those that are computed exactly are refused, before anything is kept.
+void check_angles(const Kernels* kernels) {
+  Made made(true);
+  made.model.ropes[0].inv_freq[0] = 1e5f;
+  Decoder decoder(made.model, kernels, Pool::shared(1, {}));
+  Row row(decoder.shape());
+  bool refused = false;
+  try {
+    extend(decoder, {some(row, 0, chain(1), 0, {1}, 1)});
+  } catch (const std::length_error&) {
+    refused = true;
+  }
+  expect(refused, std::string(kernels->name) + ": angles without end");
+}
+
 // Two models on one pool, called from two threads.
 void check_sharing(const Kernels* kernels) {
   Made made(true);
@@ -205,12 +246,16 @@ void check_sharing(const Kernels* kernels) {
 
 }  // namespace
 
-// Arguments: the instruction sets to check; none: the best here (the others differ in their kernels
-// alone, which check_kernels goes through).
+// Arguments: the instruction sets to check; none: the best here, and the logits of all others.
 int main(int argc, char** argv) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);  // lines come as they are said, in a file too
   std::vector<std::string> names(argv + 1, argv + argc);
-  if (names.empty()) names = {"auto"};
+  if (names.empty()) {
+    names = {"auto"};
+    for (const char* name : {"amx", "avx512vnni", "avxvnni", "avx2", "i8mm", "neon", "portable"}) {
+      if (const Kernels* k = choose_kernels(name)) check_bits(k);
+    }
+  }
   for (const std::string& name : names) {
     const Kernels* k = choose_kernels(name.c_str());
     if (!k) continue;
@@ -218,6 +263,8 @@ int main(int argc, char** argv) {
     for (bool half_cache : {true, false}) check_decoder(k, half_cache);
     check_long(k, 3);
     check_sharing(k);
+    check_bits(k);
+    check_angles(k);
     std::printf("decoder on %-10s %s\n", k->name, check::failures == before ? "ok" : "FAILED");
   }
   return check::failures ? 1 : 0;

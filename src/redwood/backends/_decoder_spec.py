@@ -6,6 +6,7 @@ RMS norm, grouped attention with rotary positions, a gated MLP; they differ in t
 
 from __future__ import annotations
 
+import decimal
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from redwood.errors import ModelError, UnsupportedError, check_count
 
@@ -24,6 +24,12 @@ QK_NORM = ("qwen3", "gemma3")
 MOST_LAYERS = 4096
 MOST_HEAD_DIM = 65536
 """Far above any model: what is made per layer or per component stays small for damaged files."""
+
+_DIGITS = decimal.Context(prec=40, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN, traps=[])
+"""Logarithms and powers are those of decimal numbers, rounded once: a processor's libraries differ
+in the last bit, and rotary frequencies with them."""
+
+_Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,8 @@ def make_rope(
     """Returns rotary frequencies for parameters as Transformers names them.
 
     Source: the formulas are those of transformers.modeling_rope_utils, version 5.23, and so is the
-    order of the float32 operations.
+    order of the float32 operations. Powers are exact before they are rounded to float32; those of
+    PyTorch may be off by one unit in the last place, elsewhere on each processor.
 
     Args:
         parameters: "rope_type" default, linear, llama3, yarn or longrope; "rope_theta"; and what
@@ -187,9 +194,10 @@ def make_rope(
         )
     try:
         theta = _positive(parameters, "rope_theta")
-        inv_freq, factor = _SCALINGS[kind](
-            parameters, theta, rotary_dim, (context, capacity or context)
-        )
+        with np.errstate(all="ignore"):  # what is not finite is refused by `check_spec`
+            inv_freq, factor = _SCALINGS[kind](
+                parameters, theta, rotary_dim, (context, capacity or context)
+            )
     except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
         raise ModelError(
             f"{where}: the rotary parameters of type {kind} are incomplete or wrong ({error})"
@@ -201,8 +209,9 @@ def rope_with_factors(
     theta: float, factors: Sequence[float] | np.ndarray[Any, Any], attention_factor: float
 ) -> Rope:
     """Returns default frequencies divided by factors [rotary_dim / 2], as GGUF files store them."""
-    divisors = torch.tensor(np.asarray(factors, np.float32))
-    inv_freq = 1.0 / (divisors * theta ** _exponents(2 * len(divisors)))
+    divisors = np.asarray(factors, np.float32)
+    with np.errstate(all="ignore"):
+        inv_freq = 1.0 / (divisors * _waves(theta, 2 * len(divisors)))
     return Rope(tuple(inv_freq.tolist()), float32(attention_factor))
 
 
@@ -217,46 +226,57 @@ def _positive(parameters: Mapping[str, Any], name: str, default: float | None = 
     return float(value)
 
 
-def _exponents(dim: int) -> Tensor:
-    return torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
+def _waves(theta: float, dim: int) -> _Floats:
+    """The powers theta ** (0, 2 / dim, 4 / dim ...), float32 [dim / 2]."""
+    base = _DIGITS.ln(decimal.Decimal(float32(theta)))
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    powers = [
+        float(_DIGITS.exp(_DIGITS.multiply(base, decimal.Decimal(exponent))))
+        for exponent in exponents.tolist()
+    ]
+    return np.array(powers).astype(np.float32)
 
 
-def _default(theta: float, dim: int) -> Tensor:
-    return 1.0 / (theta ** _exponents(dim))
+def _log(value: float) -> float:
+    return float(_DIGITS.ln(decimal.Decimal(value)))
+
+
+def _default(theta: float, dim: int) -> _Floats:
+    return 1.0 / _waves(theta, dim)
 
 
 def _plain(
     parameters: Mapping[str, Any], theta: float, dim: int, lengths: tuple[int, int]
-) -> tuple[Tensor, float]:
+) -> tuple[_Floats, float]:
     return _default(theta, dim), 1.0
 
 
 def _linear(
     parameters: Mapping[str, Any], theta: float, dim: int, lengths: tuple[int, int]
-) -> tuple[Tensor, float]:
+) -> tuple[_Floats, float]:
     return _default(theta, dim) / _positive(parameters, "factor"), 1.0
 
 
 def _llama3(
     parameters: Mapping[str, Any], theta: float, dim: int, lengths: tuple[int, int]
-) -> tuple[Tensor, float]:
+) -> tuple[_Floats, float]:
     """Long waves are stretched, short ones kept, those between are mixed."""
     factor = _positive(parameters, "factor")
     low = _positive(parameters, "low_freq_factor")
     high = _positive(parameters, "high_freq_factor")
     trained = _positive(parameters, "original_max_position_embeddings", lengths[0])
     inv_freq = _default(theta, dim)
-    waves = 2 * math.pi / inv_freq
-    stretched = torch.where(waves > trained / low, inv_freq / factor, inv_freq)
-    share = (trained / waves - low) / (high - low)
+    waves = 1.0 / inv_freq * (2 * math.pi)  # as PyTorch divides a number by a tensor
+    stretched = np.where(waves > trained / low, inv_freq / factor, inv_freq)
+    share = (1.0 / waves * trained - low) / (high - low)
     mixed = (1 - share) * stretched / factor + share * stretched
     between = ~(waves < trained / high) & ~(waves > trained / low)
-    return torch.where(between, mixed, stretched), 1.0
+    return np.where(between, mixed, stretched), 1.0
 
 
 def _yarn(
     parameters: Mapping[str, Any], theta: float, dim: int, lengths: tuple[int, int]
-) -> tuple[Tensor, float]:
+) -> tuple[_Floats, float]:
     """Source: arXiv 2309.00071: interpolates slow components, keeps fast ones, ramps between."""
     factor = _positive(parameters, "factor")
     trained = _positive(parameters, "original_max_position_embeddings", lengths[0])
@@ -264,7 +284,7 @@ def _yarn(
     slow = _positive(parameters, "beta_slow", 1)
 
     def component(turns: float) -> float:
-        return dim * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        return dim * _log(trained / (turns * 2 * math.pi)) / (2 * _log(theta))
 
     low, high = component(fast), component(slow)
     if parameters.get("truncate", True):
@@ -272,8 +292,8 @@ def _yarn(
     low, high = max(low, 0), min(high, dim - 1)
     if low == high:
         high += 0.001
-    ramp = torch.clamp((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low), 0, 1)
-    waves = theta ** _exponents(dim)
+    ramp = np.clip((np.arange(dim // 2, dtype=np.float32) - low) / (high - low), 0, 1)
+    waves = _waves(theta, dim)
     kept = 1 - ramp
     inv_freq = 1.0 / (factor * waves) * (1 - kept) + 1.0 / waves * kept
     return inv_freq, _yarn_attention_factor(parameters, factor)
@@ -285,7 +305,7 @@ def _yarn_attention_factor(parameters: Mapping[str, Any], factor: float) -> floa
         return float(given)
 
     def scale(multiplier: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * multiplier * math.log(factor) + 1.0
+        return 1.0 if factor <= 1 else 0.1 * multiplier * _log(factor) + 1.0
 
     mscale, mscale_all = parameters.get("mscale"), parameters.get("mscale_all_dim")
     return scale(mscale) / scale(mscale_all) if mscale and mscale_all else scale(1)
@@ -293,18 +313,18 @@ def _yarn_attention_factor(parameters: Mapping[str, Any], factor: float) -> floa
 
 def _longrope(
     parameters: Mapping[str, Any], theta: float, dim: int, lengths: tuple[int, int]
-) -> tuple[Tensor, float]:
+) -> tuple[_Floats, float]:
     context, capacity = lengths
     trained = _positive(parameters, "original_max_position_embeddings", context)
     name = "long_factor" if capacity > trained else "short_factor"
-    divisors = torch.tensor(parameters[name], dtype=torch.float32)
+    divisors = np.array(parameters[name], dtype=np.float32)
     if divisors.shape != (dim // 2,) or not bool((divisors > 0).all()):
         raise ValueError(f"{name} must be {dim // 2} positive numbers")
     given = parameters.get("attention_factor")
     factor = _positive(parameters, "factor", context / trained)
     if given is None:
-        given = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
-    return 1.0 / (divisors * theta ** _exponents(dim)), float(given)
+        given = math.sqrt(1 + _log(factor) / _log(trained)) if factor > 1 else 1.0
+    return 1.0 / (divisors * _waves(theta, dim)), float(given)
 
 
 _SCALINGS = {

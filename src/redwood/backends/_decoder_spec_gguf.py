@@ -89,7 +89,7 @@ def spec_from_gguf(file: GGUFFile, capacity: int | None = None) -> DecoderSpec:
         logit_softcap=float32(
             keys.number("final_logit_softcapping", 30.0 if arch == "gemma2" else 0.0)
         ),
-        embedding_scale=float32(hidden**0.5) if gemma else 1.0,
+        embedding_scale=float32(math.sqrt(hidden)) if gemma else 1.0,
         windows=windows,
         rope_of_layer=tuple(int(bool(window)) for window in windows)
         if len(ropes) > 1
@@ -196,8 +196,8 @@ def _attention_scale(keys: _Keys, hidden: int, heads: int, head_dim: int, layers
     if given:
         return given
     if _BIGGEST.get(keys.architecture) == layers:
-        return float((hidden // heads) ** -0.5)
-    return float(head_dim**-0.5)
+        return 1 / math.sqrt(hidden // heads)
+    return 1 / math.sqrt(head_dim)
 
 
 def _windows(keys: _Keys, layers: int) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ Transformers fills in the defaults, since those are what its own model would com
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -99,10 +100,10 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
         context=_count(config, "max_position_embeddings", where),
         norm_eps=float32(config.rms_norm_eps),
         activation=_activation(config, gemma, where),
-        attention_scale=float32(max(scalar, 0) ** -0.5 if scalar > 0 else 0),
+        attention_scale=float32(1 / math.sqrt(scalar) if scalar > 0 else 0),
         attention_softcap=float32(softcap),
         logit_softcap=float32(_number(config, "final_logit_softcapping", where) if gemma else 0),
-        embedding_scale=float32(hidden**0.5) if gemma else 1.0,
+        embedding_scale=float32(math.sqrt(hidden)) if gemma else 1.0,
         windows=_windows(config, architecture, where),
         rope_of_layer=rope_of_layer,
         ropes=ropes,
