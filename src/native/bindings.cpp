@@ -317,7 +317,8 @@ NB_MODULE(_native, m) {
   }, nb::arg("kind"), "The format that holds a kind of weights exactly; None: it is not read.");
   m.def("instruction_sets", [] {
     std::vector<std::string> names;
-    for (const char* name : {"amx", "avx512vnni", "avxvnni", "avx2", "i8mm", "neon", "portable"}) {
+    for (const char* name :
+         {"amx", "avx512vnni", "avxvnni", "avx2", "i8mm", "neon", "portable"}) {
       if (choose_kernels(name)) names.push_back(name);
     }
     return names;

@@ -14,6 +14,7 @@ const Kernels* choose_kernels(const char* name) {
               {"avx512vnni", kernels_avx512vnni},
               {"avxvnni", kernels_avxvnni},
               {"avx2", kernels_avx2},
+              {"i8mm", kernels_i8mm},
               {"neon", kernels_neon},
               {"portable", kernels_portable},
               {"amx-emulated", kernels_amx_emulated}};

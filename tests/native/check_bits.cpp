@@ -286,7 +286,8 @@ int main(int argc, char** argv) {
     }
     return 0;
   }
-  for (const char* name : {"amx", "avx512vnni", "avxvnni", "avx2", "i8mm", "neon", "portable", "amx-emulated"}) {
+  for (const char* name : {"amx", "avx512vnni", "avxvnni", "avx2", "i8mm", "neon", "portable",
+                           "amx-emulated"}) {
     const Kernels* k = choose_kernels(name);
     if (asked == "--sets") {
       if (k || argc > 2) std::printf("%s ", name);

@@ -252,7 +252,8 @@ int main(int argc, char** argv) {
   std::vector<std::string> names(argv + 1, argv + argc);
   if (names.empty()) {
     names = {"auto"};
-    for (const char* name : {"amx", "avx512vnni", "avxvnni", "avx2", "i8mm", "neon", "portable", "amx-emulated"}) {
+    for (const char* name : {"amx", "avx512vnni", "avxvnni", "avx2", "i8mm", "neon", "portable",
+                           "amx-emulated"}) {
       if (const Kernels* k = choose_kernels(name)) check_bits(k);
     }
   }

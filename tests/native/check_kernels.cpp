@@ -334,7 +334,8 @@ void check_attention(const Kernels& k) {
 int main() {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);  // lines come as they are said, in a file too
   std::vector<const Kernels*> sets;
-  for (const char* name : {"amx", "avx512vnni", "avxvnni", "avx2", "i8mm", "neon", "portable", "amx-emulated"}) {
+  for (const char* name : {"amx", "avx512vnni", "avxvnni", "avx2", "i8mm", "neon", "portable",
+                           "amx-emulated"}) {
     const Kernels* k = choose_kernels(name);
     if (!k) {
       std::printf("%-12s not on this machine\n", name);
