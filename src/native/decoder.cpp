@@ -72,18 +72,20 @@ void Decoder::plan() {
   const int64_t threads = pool_->size();
   scratch_->streams.resize(static_cast<size_t>(threads));
   for (Product& p : products_) {
-    int64_t blocks = 0;
+    int64_t blocks = 0, bytes = 0;  // bytes: of a block, or of those that lie side by side
     for (const Matrix* m : p.matrices) {
-      const int64_t here = round_up(m->rows, kLanes) / kLanes;
+      const int64_t here = round_up(m->rows, kLanes) / kLanes, each = block_bytes(m->format, m->cols);
       blocks = p.side_by_side ? here : blocks + here;
+      bytes = p.side_by_side ? bytes + each : std::max(bytes, each);
     }
+    p.most = kTaken / bytes;
     for (int64_t t = 0; t <= threads; ++t) {
       p.cuts.push_back(std::min(blocks, round_up(blocks * t / threads, p.align)));
     }
     for (size_t t = 0; t < scratch_->streams.size(); ++t) {
       WeightStream& stream = scratch_->streams[t];
       p.start.push_back(stream.total());
-      const int64_t end = p.cuts[t + 1], some = Task::quarter(end - p.cuts[t], p.align);
+      const int64_t end = p.cuts[t + 1], some = Task::portion(end - p.cuts[t], p.align, p.most);
       for (int64_t first = p.cuts[t]; first < end; first += some) {
         parts(p, first, std::min(end, first + some), [&](size_t i, int64_t from, int64_t to) {
           const Matrix& m = *p.matrices[i];
@@ -247,7 +249,7 @@ void Decoder::work(Task& task, int thread) {
     const int64_t cols = p.matrices[0]->cols;
     int64_t used = p.start[static_cast<size_t>(thread)];
     const auto cut = [&](int t) { return p.cuts[static_cast<size_t>(t)]; };
-    task.share(phase, thread, p.align, cut, [&](int64_t first, int64_t last, bool own) {
+    task.share(phase, thread, p.align, p.most, cut, [&](int64_t first, int64_t last, bool own) {
       parts(p, first, last, [&](size_t i, int64_t from, int64_t to) {
         const Matrix& matrix = *p.matrices[i];
         const Out& out = outs.begin()[i];

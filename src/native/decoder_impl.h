@@ -8,6 +8,7 @@
 namespace redwood {
 
 constexpr int kNodes = 256;    // of one pass; longer prompts take several
+constexpr int64_t kTaken = 96 << 10;  // bytes of weights of a portion, about
 constexpr int64_t kIdleBytes = 512;  // of weights, fetched at each look at a barrier
 constexpr int kTile = 24;      // queries of one task of the attention, about
 
@@ -26,6 +27,7 @@ struct Decoder::Product {
   // who has them can make the next product's input of them. Else the lists are read one after another.
   bool side_by_side = false;
   int64_t align = 2;           // blocks; kernels take two together
+  int64_t most = 0;            // blocks that a thread takes at once, so that what it fetches comes soon
   std::vector<int64_t> cuts = {};   // of blocks, [threads + 1]
   std::vector<int64_t> start = {};  // where the part of each thread begins in the stream of its weights
 };
@@ -61,17 +63,17 @@ struct Decoder::Task {
   Pool& pool;
   std::vector<std::atomic<int64_t>> counters;
 
-  // Cuts items between the threads; each takes its own, a quarter at a time and in order, and then what
+  // Cuts items between the threads; each takes its own, a quarter of them or `most` at a time and in order, and then what
   // others have left: then all wait. Every thread calls this with the same arguments. `cut(t)`: where
   // the part of a thread begins. `body` gets a first and a last item, and whether they are its own.
   template <class Cut, class Body>
-  void share(int& phase, int thread, int64_t align, Cut cut, Body body) {
+  void share(int& phase, int thread, int64_t align, int64_t most, Cut cut, Body body) {
     const int threads = pool.size();
     auto* taken = &counters[static_cast<size_t>(phase)];
     phase += threads;
     for (int k = 0; k < threads; ++k) {
       const int whose = (thread + k) % threads;
-      const int64_t first = cut(whose), count = cut(whose + 1) - first, some = quarter(count, align);
+      const int64_t first = cut(whose), count = cut(whose + 1) - first, some = portion(count, align, most);
       for (int64_t i; (i = taken[whose].fetch_add(some, std::memory_order_relaxed)) < count;) {
         body(first + i, first + std::min(count, i + some), k == 0);
       }
@@ -83,15 +85,15 @@ struct Decoder::Task {
       for (const uint8_t* at = run.at; at < run.end; at += 64) __builtin_prefetch(at, 0, 2);
     });
   }
-  static int64_t quarter(int64_t count, int64_t align) {
-    return std::max(align, round_up((count + 3) / 4, align));
+  static int64_t portion(int64_t count, int64_t align, int64_t most) {
+    return std::max(align, round_up(std::min((count + 3) / 4, most), align));
   }
 
   // `body` gets each item once.
   template <class Body>
   void each(int& phase, int thread, int64_t items, Body body) {
     const int threads = pool.size();
-    share(phase, thread, 1, [&](int t) { return items * t / threads; },
+    share(phase, thread, 1, items, [&](int t) { return items * t / threads; },
           [&](int64_t first, int64_t last, bool) {
             for (int64_t i = first; i < last; ++i) body(i);
           });
