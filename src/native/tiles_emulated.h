@@ -85,6 +85,11 @@ struct Tiles {
   }
 
  private:
+  static uint32_t word(const uint8_t* p) {
+    uint32_t bits;
+    std::memcpy(&bits, p, 4);
+    return bits;
+  }
   template <int SUMS, int A, int B, class Read>
   static void product(Read read) {
     static_assert(SUMS != A && SUMS != B && A != B, "three tiles");
@@ -92,13 +97,16 @@ struct Tiles {
     demand(rows<SUMS>() == rows<A>() && width<SUMS>() == width<B>() && width<A>() == 4 * rows<B>(),
            "tiles that do not fit each other");
     auto& s = state();
-    for (int r = 0; r < rows<SUMS>(); ++r) {
-      for (int o = 0; o < width<SUMS>() / 4; ++o) {
-        uint32_t sum;  // wraps, as the instruction's does
-        std::memcpy(&sum, s.bytes[SUMS][r] + 4 * o, 4);
-        for (int k = 0; k < width<A>(); ++k) {
-          const int32_t a = static_cast<int8_t>(s.bytes[A][r][k]);
-          sum += static_cast<uint32_t>(a * read(s.bytes[B][k / 4][4 * o + k % 4]));
+    const int row_count = rows<SUMS>(), outputs = width<SUMS>() / 4, quads = width<A>() / 4;
+    for (int r = 0; r < row_count; ++r) {
+      for (int o = 0; o < outputs; ++o) {
+        uint32_t sum = word(s.bytes[SUMS][r] + 4 * o);  // wraps, as the instruction's does
+        for (int q = 0; q < quads; ++q) {
+          const uint32_t a = word(s.bytes[A][r] + 4 * q), b = word(s.bytes[B][q] + 4 * o);
+          for (int i = 0; i < 32; i += 8) {
+            const int32_t x = static_cast<int8_t>(a >> i);
+            sum += static_cast<uint32_t>(x * read(static_cast<uint8_t>(b >> i)));
+          }
         }
         std::memcpy(s.bytes[SUMS][r] + 4 * o, &sum, 4);
       }
