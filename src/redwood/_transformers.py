@@ -122,7 +122,8 @@ def cache_argument(model: Any) -> str:
     Raises:
         UnsupportedError: it has none.
     """
-    return _cache_argument(type(model))
+    kind: Any = type(model)
+    return _cache_argument(kind)
 
 
 @cache
@@ -155,9 +156,10 @@ def cached_logits(
         handle: gets the keys and values.
         kept: at least 1.
     """
-    given = {cache_argument(model): handle, "position_ids": positions}
+    kind: Any = type(model)
+    given = {_cache_argument(kind): handle, "position_ids": positions}
     usual = {"use_cache": True, "logits_to_keep": kept}
-    given |= {name: value for name, value in usual.items() if _takes(type(model), name)}
+    given |= {name: value for name, value in usual.items() if _takes(kind, name)}
     logits: Tensor = model(input_ids=token_ids, **given).logits[:, -kept:]
     return logits
 
@@ -217,7 +219,7 @@ def added_inputs(model: Any, input_ids: Tensor, config: Any, given: Mapping[str,
     added = [
         name
         for name, cache in caches.items()
-        if getattr(cache, "_is_user_defined", False) or cache.get_seq_length() > 0
+        if getattr(cache, "_is_user_defined", False) or _length(cache) > 0
     ]
     others = {
         name: value
@@ -228,6 +230,14 @@ def added_inputs(model: Any, input_ids: Tensor, config: Any, given: Mapping[str,
         usual = _usual_inputs(model, input_ids, config, given.get("attention_mask"))
         added += [n for n, v in others.items() if n not in usual or not _same(v, usual[n])]
     return added
+
+
+def _length(cache: Any) -> int:
+    try:
+        length: int = cache.get_seq_length()
+    except ValueError:  # of a model without attention, which is refused where that is looked at
+        return 0
+    return length
 
 
 def _usual_inputs(model: Any, input_ids: Tensor, config: Any, mask: Any) -> dict[str, Any]:
