@@ -116,7 +116,7 @@ def test_what_cannot_be_split_is_refused_with_the_reason(
             ("flat", "pipeline"),
         )
     ]
-    launch = kit.Launch(tmp_path / "ranks", kit.answers, [cases], [cases])
+    launch = kit.Launch(tmp_path / "ranks", kit.answers, [cases, True], [cases, True])
     found, other = launch.results()
     assert found == other
     assert [line.split(":")[0] for line in found] == ["UnsupportedError"] * 4

@@ -1,8 +1,8 @@
 """The versions that the tests run with: written for pip, from pyproject.toml or an environment.
 
-    python tools/versions.py oldest          # every requirement at its lower bound
-    python tools/versions.py torch           # torch alone, as constraints.txt has it
-    ENVIRONMENT/bin/python tools/versions.py lock > constraints.txt
+python tools/versions.py oldest          # every requirement at its lower bound
+python tools/versions.py torch           # torch alone, as constraints.txt has it
+ENVIRONMENT/bin/python tools/versions.py lock > constraints.txt
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-_HEADER = "# Versions that the tests last passed with; `make lock` writes them, `make venv` obeys.\n"
+_HEADER = (
+    "# Versions that the tests last passed with; `make lock` writes them, `make venv` obeys.\n"
+)
 _NOT_LOCKED = {"pip", "redwood", "setuptools", "wheel"}
 _NOT_IN_DEV = {"ray"}
 
