@@ -1,4 +1,4 @@
-"""The Transformers door as its users open it, on three architectures: streams, assistants, chats."""
+"""The Transformers door as users open it, on three architectures: streams, assistants, chats."""
 
 from __future__ import annotations
 
