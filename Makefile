@@ -1,7 +1,7 @@
 # make run: answer a prompt with a real model. make test: lint, types, tests. make venv: the
 # environment alone. make native-check: the C++ code alone, under sanitizers. make slow: the long
 # runs on real models. make bench: the table beside peers, which it fetches and builds (hours).
-# make dist: wheel and sdist, built and tried in empty environments.
+# make dist: wheel and sdist, in dist/. make dist-check: both installed where nothing is, answering.
 # make test-newest, make test-oldest: what touches other packages, with the newest versions of them
 # and at the lower bounds of pyproject.toml. make lock: writes constraints.txt from the environment
 # in FROM, in which the tests have passed.
@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test venv slow lint native-check bench clean dist lock test-newest test-oldest
+.PHONY: run test venv slow lint native-check bench clean dist dist-check lock test-newest test-oldest
 
 NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	{ echo "error: Redwood needs Python 3.11 or newer (PYTHON=... chooses one)"; exit 1; }
@@ -77,6 +77,21 @@ SHOWN := transformers|tokenizers|huggingface_hub|numpy|safetensors|gguf|fastapi|
 		$(if $(shell command -v cmake),--no-build-isolation) -e '.[dev]'
 	@touch $@
 
+dist: venv
+	@rm -rf dist
+	$(BIN)/python -m build -o dist .
+
+CHECK := .venv-dist
+
+dist-check: dist
+	@for made in dist/redwood-*.whl dist/redwood-*.tar.gz; do \
+		rm -rf $(CHECK) && $(PYTHON) -m venv $(CHECK) && \
+		$(CHECK)/bin/python -m pip install -q -c constraints.txt torch && \
+		$(CHECK)/bin/python -m pip install -q -c constraints.txt $$made && \
+		(cd $(CHECK) && bin/redwood generate --target smollm2-135m-instruct --drafter ngram \
+			--backend native --max-tokens 16 "Name three trees.") && echo "$$made answers" || exit 1; \
+	done; rm -rf $(CHECK)
+
 FROM ?= $(VENV)
 
 lock:
@@ -106,4 +121,4 @@ bench: venv
 	$(BIN)/python benchmarks/compare.py --show benchmarks/results/compare_*.json
 
 clean:
-	rm -rf $(VENV) .venv-newest .venv-oldest build dist
+	rm -rf $(VENV) .venv-newest .venv-oldest $(CHECK) build dist

@@ -197,6 +197,14 @@ def _forget_a_commit() -> None:
     EagerBackend.commit = forgetful  # type: ignore[method-assign]
 
 
+def one_fails(others_sleep_s: float) -> None:
+    """Rank 0 fails at once; the others wait for nobody, and then write that they did."""
+    if os.environ["RANK"] == "0":
+        raise RuntimeError("rank 0 fails")
+    time.sleep(others_sleep_s)
+    (Path(os.environ["FOLDER"]) / "slept").write_text("yes")
+
+
 def command(*words: str) -> None:
     """Runs the command line."""
     from redwood.cli import main
