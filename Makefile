@@ -40,13 +40,13 @@ lint: venv
 
 test: lint native-check
 	@# Two at a time, with one thread of torch each: threads that wait for each other cost more.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -rs -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -rfEs -m "not slow"
 
 # Environments of their own, with the other packages as they are today (renewed once a day), or as
 # old as pyproject.toml allows. PyTorch is that of constraints.txt in both: see tools/versions.py.
 SURFACE := tests/test_transformers.py tests/test_versions.py tests/test_hf*.py tests/test_load.py \
 	tests/test_backends.py tests/test_parallel.py tests/test_cuda_graph.py tests/test_native.py \
-	tests/test_models*.py tests/test_gguf.py tests/test_weights.py tests/test_offload.py \
+	tests/test_models.py tests/test_gguf.py tests/test_offload.py \
 	tests/test_datastore.py tests/test_plotting.py tests/test_sampling.py tests/test_cli.py \
 	tests/test_server_api.py tests/test_server_real.py tests/test_server_grammar.py \
 	tests/test_server_document.py tests/test_server_clients.py tests/test_tuning.py tests/test_page.py
@@ -56,7 +56,7 @@ test-newest: .venv-newest/.installed-$(TODAY)
 test-oldest: .venv-oldest/.installed
 test-newest test-oldest: test-%:
 	.venv-$*/bin/python tools/versions.py lock > .venv-$*/versions.txt
-	OMP_NUM_THREADS=1 .venv-$*/bin/pytest -n 2 -rs -m "not slow" $(SURFACE)
+	OMP_NUM_THREADS=1 .venv-$*/bin/pytest -n 2 -rfEs -m "not slow" $(SURFACE)
 	@echo "passed with: $$(grep -iE '^($(SHOWN))==' .venv-$*/versions.txt | tr '\n' ' ')"
 
 SHOWN := transformers|tokenizers|huggingface_hub|numpy|safetensors|gguf|fastapi|starlette|pydantic|openai|typer

@@ -20,18 +20,31 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import redwood
+from redwood._transformers import split_options
 from redwood.backends import _parallel_load as _parallel_load  # for the fork server to import
 from redwood.backends import load as _load  # noqa: F401
-from redwood.backends._ranks import Line, Place, Ranks
+from redwood.backends._ranks import PARALLEL, Line, Place, Ranks
 from redwood.backends.base import Kept
 from redwood.backends.eager import EagerBackend
 from redwood.backends.load import wrap_model
 from redwood.backends.parallel import Member, ParallelBackend, follow
+from redwood.errors import UnsupportedError
 from redwood.loading import load as _whole  # noqa: F401
 
 PATIENCE_S = 120.0  # a loaded machine is slow
 GRACE_S = 25.0  # for the others, once one has failed: a rank ends within 15 s of its peer's end
+
+
+def need_parallel_loading() -> None:
+    """Skips a module of tests where Transformers cannot load parts of a model."""
+    try:
+        for parallel in PARALLEL:
+            split_options(parallel, 2)
+    except UnsupportedError as error:
+        pytest.skip(str(error), allow_module_level=True)
 
 
 class Launch:

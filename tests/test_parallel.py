@@ -16,6 +16,8 @@ import transformers
 import parallel_kit as kit
 from conftest import save_model, tiny_llama, tiny_tokenizer
 
+kit.need_parallel_loading()
+
 # Single tokens, repeated ones for the n-grams, and rows of different lengths.
 PROMPTS = [[5, 9, 17, 33, 65, 5, 9, 17], [2, 77], [40, 41, 42, 40, 41, 42, 40, 41]]
 PARAMS: list[dict[str, Any]] = [

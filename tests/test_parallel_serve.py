@@ -12,8 +12,10 @@ from pathlib import Path
 import httpx
 
 import redwood
-from parallel_kit import PATIENCE_S
+from parallel_kit import PATIENCE_S, need_parallel_loading
 from server_kit import CHAT
+
+need_parallel_loading()
 
 
 def test_a_server_under_torchrun_answers_and_stops(tiny_model_folder: Path, tmp_path: Path) -> None:
