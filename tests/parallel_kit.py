@@ -16,20 +16,35 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import redwood
+from redwood._transformers import split_options
 from redwood.backends import _parallel_load as _parallel_load  # for the fork server to import
 from redwood.backends import load as _load  # noqa: F401
-from redwood.backends._ranks import Line, Place, Ranks
+from redwood.backends._ranks import PARALLEL, Line, Place, Ranks
 from redwood.backends.base import Kept
 from redwood.backends.eager import EagerBackend
 from redwood.backends.load import wrap_model
 from redwood.backends.parallel import Member, ParallelBackend, follow
+from redwood.errors import UnsupportedError
 from redwood.loading import load as _whole  # noqa: F401
 
 PATIENCE_S = 120.0  # a loaded machine is slow
+GRACE_S = 25.0  # for the others, once one has failed: a rank ends within 15 s of its peer's end
+
+
+def need_parallel_loading() -> None:
+    """Skips a module of tests where Transformers cannot load parts of a model."""
+    try:
+        for parallel in PARALLEL:
+            split_options(parallel, 2)
+    except UnsupportedError as error:
+        pytest.skip(str(error), allow_module_level=True)
 
 
 class Launch:
@@ -57,13 +72,24 @@ class Launch:
             process.start()
 
     def codes(self) -> list[int | None]:
-        """Waits for the ends of all; returns the exit codes."""
-        for process in self.processes:
-            process.join(PATIENCE_S)
+        """Waits for the ends of all; returns the exit codes, None of one that did not end.
+
+        Once a rank has failed, the others have `GRACE_S`: they may be waiting for it.
+        """
+        deadline, failed = time.monotonic() + PATIENCE_S, False
+        while running := [process for process in self.processes if process.exitcode is None]:
+            if not failed and self._failed():
+                failed, deadline = True, min(deadline, time.monotonic() + GRACE_S)
+            left = deadline - time.monotonic()
+            if left <= 0 or not wait([process.sentinel for process in running], left):
+                break
         codes = [process.exitcode for process in self.processes]
         for process in self.processes:
             process.kill()
         return codes
+
+    def _failed(self) -> bool:
+        return any(process.exitcode not in (None, 0) for process in self.processes)
 
     def results(self) -> list[Any]:
         """What the ranks returned, once all have ended well; None of a follower."""
@@ -80,10 +106,10 @@ class Launch:
         return [(self.folder / f"{r}.out").read_text() for r in range(len(self.processes))]
 
     def wait_for(self, name: str) -> None:
-        """Waits until a rank has written to a file of this name."""
+        """Waits until a rank has written to a file of this name; a rank that fails ends that."""
         deadline, file = time.monotonic() + PATIENCE_S, self.folder / name
         while not file.exists() or not file.stat().st_size:
-            assert time.monotonic() < deadline, self.errors()
+            assert time.monotonic() < deadline and not self._failed(), self.errors()
             time.sleep(0.01)
 
 
@@ -137,8 +163,12 @@ def _run(
         sys.stderr.flush()
 
 
-def answers(cases: Sequence[dict[str, Any]]) -> list[Any]:
-    """Loads one engine after the other and returns the tokens of each; of followers nothing."""
+def answers(cases: Sequence[dict[str, Any]], refused: bool = False) -> list[Any]:
+    """Loads one engine after the other and returns the tokens of each; of followers nothing.
+
+    Args:
+        refused: errors are what is looked for; they stand in the place of tokens.
+    """
     found = []
     for case in cases:
         try:
@@ -147,6 +177,8 @@ def answers(cases: Sequence[dict[str, Any]]) -> list[Any]:
             assert ended.code == 0
             continue
         except redwood.RedwoodError as error:
+            if not refused:
+                raise  # the other ranks may be gone, and the next case would wait for them
             found.append(f"{type(error).__name__}: {error}")
             continue
         told = [engine.generate(case["prompts"], **params) for params in case["params"]]
@@ -176,6 +208,14 @@ def _forget_a_commit() -> None:
         commit(self, [Kept(k.row, k.nodes[:-1]) if len(calls) > 8 else k for k in rows])
 
     EagerBackend.commit = forgetful  # type: ignore[method-assign]
+
+
+def one_fails(others_sleep_s: float) -> None:
+    """Rank 0 fails at once; the others wait for nobody, and then write that they did."""
+    if os.environ["RANK"] == "0":
+        raise RuntimeError("rank 0 fails")
+    time.sleep(others_sleep_s)
+    (Path(os.environ["FOLDER"]) / "slept").write_text("yes")
 
 
 def command(*words: str) -> None:

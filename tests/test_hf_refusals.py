@@ -15,6 +15,7 @@ from transformers.generation import LogitsProcessor
 from conftest import tiny_llama
 from hf_kit import LOOP, _gpt2, _one
 from redwood import hf
+from redwood._transformers import cache_argument
 from redwood.errors import (
     ArgumentError,
     CapacityError,
@@ -88,9 +89,10 @@ def test_other_inputs_of_the_model_are_refused(llama: Any) -> None:
     embeddings = llama.get_input_embeddings()(torch.tensor([LOOP])).detach()
     with pytest.raises(UnsupportedError, match="inputs_embeds"):
         hf.tree_generate(llama, inputs_embeds=embeddings, max_new_tokens=3)
-    cache = llama(torch.tensor([LOOP[:-1]]), use_cache=True).past_key_values
-    with pytest.raises(UnsupportedError, match="past_key_values"):
-        hf.tree_generate(llama, **_one(), max_new_tokens=3, past_key_values=cache)
+    name = cache_argument(llama)
+    cache = llama(torch.tensor([LOOP[:-1]]), use_cache=True)[name]
+    with pytest.raises(UnsupportedError, match=f"{name} is not supported"):
+        hf.tree_generate(llama, **_one(), max_new_tokens=3, **{name: cache})
     model = _gpt2()
     with pytest.raises(UnsupportedError, match="token_type_ids"):
         hf.tree_generate(

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "redwood"
 LAYERS = [
     {"errors", "_native", "_rowmath_numpy"},
-    {"rowmath"},
+    {"rowmath", "_transformers"},
     {"chance"},
     {"tree", "stats", "text", "models", "tokenizers", "time_curve"},
     {"_profile_file"},

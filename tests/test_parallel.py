@@ -16,6 +16,8 @@ import transformers
 import parallel_kit as kit
 from conftest import save_model, tiny_llama, tiny_tokenizer
 
+kit.need_parallel_loading()
+
 # Single tokens, repeated ones for the n-grams, and rows of different lengths.
 PROMPTS = [[5, 9, 17, 33, 65, 5, 9, 17], [2, 77], [40, 41, 42, 40, 41, 42, 40, 41]]
 PARAMS: list[dict[str, Any]] = [
@@ -116,7 +118,7 @@ def test_what_cannot_be_split_is_refused_with_the_reason(
             ("flat", "pipeline"),
         )
     ]
-    launch = kit.Launch(tmp_path / "ranks", kit.answers, [cases], [cases])
+    launch = kit.Launch(tmp_path / "ranks", kit.answers, [cases, True], [cases, True])
     found, other = launch.results()
     assert found == other
     assert [line.split(":")[0] for line in found] == ["UnsupportedError"] * 4

@@ -111,6 +111,17 @@ def test_noise_on_a_line_ends_it(sent: bytes, left: list[str]) -> None:
     theirs.close()
 
 
+def test_a_test_waits_for_no_rank_once_another_has_failed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(kit, "GRACE_S", 0.1)
+    launch = kit.Launch(tmp_path / "ranks", kit.one_fails, [60.0], [60.0])
+    with pytest.raises(AssertionError, match="rank 0 fails"):
+        launch.wait_for("slept")
+    assert launch.codes() == [1, None]
+    assert not (tmp_path / "ranks" / "slept").exists()
+
+
 def _join_both(theirs: About, store: _Store | None = None) -> list[Any]:
     """Joins rank 0 and rank 1, in threads; returns what each got, or its error."""
     store, found = store or _Store(), [None, None]

@@ -12,8 +12,10 @@ from pathlib import Path
 import httpx
 
 import redwood
-from parallel_kit import PATIENCE_S
+from parallel_kit import PATIENCE_S, need_parallel_loading
 from server_kit import CHAT
+
+need_parallel_loading()
 
 
 def test_a_server_under_torchrun_answers_and_stops(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -23,7 +25,7 @@ def test_a_server_under_torchrun_answers_and_stops(tiny_model_folder: Path, tmp_
     with log.open("w") as stderr:
         running = subprocess.Popen([*launch, "2", *serve, str(tiny_model_folder)], stderr=stderr)
     try:
-        url = _url(log)
+        url = _url(log, running)
         answer = httpx.post(f"{url}/chat/completions", json=CHAT, timeout=PATIENCE_S).json()
         running.send_signal(signal.SIGTERM)
         began = time.monotonic()
@@ -39,9 +41,9 @@ def test_a_server_under_torchrun_answers_and_stops(tiny_model_folder: Path, tmp_
     assert "error: " not in said and "ends, too" not in said
 
 
-def _url(log: Path) -> str:
+def _url(log: Path, running: subprocess.Popen[bytes]) -> str:
     deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and running.poll() is None:
         found = re.search(r"serving .* at (http\S+)", log.read_text())
         if found:
             return found[1]

@@ -15,6 +15,7 @@ import transformers
 from torch import Tensor
 
 from redwood import __version__
+from redwood._transformers import pipeline_plan, plain_logits, split_options, tensor_plan
 from redwood.backends._packing import pack_linears
 from redwood.backends._ranks import JOIN_S, About, Place, Ranks, find_place, join
 from redwood.backends.eager import EagerBackend
@@ -145,26 +146,16 @@ def _device(name: str | torch.device, place: Place) -> torch.device:
 def _refuse(config: Any, parallel: str, size: int) -> None:
     """Raises UnsupportedError where Transformers has no plan for this, or it would not come out."""
     text, kind = config.get_text_config(), config.model_type
-    try:
-        from transformers.distributed import DistributedConfig
-    except ImportError:
-        fields = set()
-    else:
-        fields = set(DistributedConfig.__dataclass_fields__)
-    if _size_of(parallel) not in fields:
-        raise UnsupportedError(
-            f"Transformers {transformers.__version__} has no {parallel} parallel loading of this "
-            "kind: pip install -U 'transformers>=5.23'"
-        )
+    split_options(parallel, size)
     if parallel == "pipeline":
-        if set(getattr(text, "base_model_pp_plan", None) or ()) != _STAGES:
+        if set(pipeline_plan(config)) != _STAGES:
             raise UnsupportedError(f"Transformers cannot cut {kind} models into a pipeline")
         if text.num_hidden_layers < size:
             raise UnsupportedError(
                 f"{text.num_hidden_layers} layers do not make {size} stages: start fewer processes"
             )
         return
-    plan = getattr(text, "base_model_tp_plan", None)
+    plan = tensor_plan(config)
     if not plan:
         raise UnsupportedError(f"Transformers has no tensor parallel plan for {kind} models")
     heads = text.num_attention_heads
@@ -178,10 +169,6 @@ def _refuse(config: Any, parallel: str, size: int) -> None:
             f"{heads} heads with {kv_heads} heads of keys cannot be split over {size} processes "
             "evenly: start another number, or use parallel pipeline"
         )
-
-
-def _size_of(parallel: str) -> str:
-    return {"tensor": "tp_size", "pipeline": "pp_size"}[parallel]
 
 
 def _store(place: Place) -> Any:
@@ -218,12 +205,9 @@ def _load_part(
     folder: Path, parallel: str, place: Place, dtype: torch.dtype, slots: int
 ) -> EagerBackend:
     """Loads what this rank computes, and checks it together with the others."""
-    from transformers.distributed import DistributedConfig
-
     from redwood.backends.load import load_stock, wrap_model
 
-    split = DistributedConfig(**{_size_of(parallel): place.size})
-    model = load_stock(folder, dtype, distributed_config=split)
+    model = load_stock(folder, dtype, **split_options(parallel, place.size))
     if parallel == "pipeline":
         _check_stage(model, place)
         if model.device.type == "cpu":
@@ -261,7 +245,7 @@ def _check_stage(model: Any, place: Place) -> None:
         base.register_forward_hook(lambda _, args, made: note("gave", made[0])),
     ]
     try:
-        model(input_ids=torch.arange(4, device=model.device)[None], use_cache=False)
+        plain_logits(model, torch.arange(4, device=model.device)[None])
     finally:
         for hook in hooks:
             hook.remove()

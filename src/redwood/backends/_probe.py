@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from redwood._transformers import plain_logits
 from redwood.backends.base import Kept, Nodes
 from redwood.backends.eager import EagerBackend
 from redwood.errors import UnsupportedError
@@ -38,9 +39,7 @@ def stock_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     # A shorter path is filled up behind its end, where nothing before it can see.
     places = [[*range(_PROMPT), *(_PROMPT + node for node in path)] for path in paths]
     ids = tokens[torch.tensor([(p + [0] * longest)[: _PROMPT + longest] for p in places])]
-    logits = (
-        model(input_ids=ids.to(model.device), use_cache=False).logits[:, _PROMPT:].float().cpu()
-    )
+    logits = plain_logits(model, ids.to(model.device))[:, _PROMPT:].float().cpu()
     rows = {node: logits[i, at] for i, path in enumerate(paths) for at, node in enumerate(path)}
     return torch.stack([rows[node] for node in sorted(rows)])
 

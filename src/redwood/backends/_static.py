@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from redwood._transformers import CacheHandle, attention_of, cached_logits
 from redwood.backends import eager
 from redwood.backends._rows import RowState
 from redwood.backends.base import Nodes
@@ -103,10 +104,8 @@ class StaticSlots:
             )
 
 
-class StaticForward:
+class StaticForward(CacheHandle):
     """One forward of a fixed shape: its inputs, and the cache handle that the module is given."""
-
-    is_compileable = False
 
     def __init__(self, model: PreTrainedModel, slots: StaticSlots, shape: Shape) -> None:
         self._model, self._slots, self.shape = model, slots, shape
@@ -152,32 +151,12 @@ class StaticForward:
 
     def run(self) -> Tensor:
         """Returns logits [rows, kept, V], and stores keys and values of the nodes."""
-        if self._model.config._attn_implementation != ATTENTION:
+        if attention_of(self._model.config) != ATTENTION:
             self._model.set_attn_implementation(ATTENTION)
         try:
-            output = self._model(
-                input_ids=self._ids,
-                position_ids=self._positions,
-                past_key_values=self,
-                use_cache=True,
-                logits_to_keep=self.shape.kept,
-            )
+            return cached_logits(self._model, self._ids, self._positions, self, self.shape.kept)
         finally:
             self._biases = {}  # they hold for these inputs only
-        logits: Tensor = output.logits
-        return logits
-
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
-        """Returns, in place of keys and values, what our attention needs to find them."""
-        return (self, layer_idx, keys), values
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Asked for by modules that number positions themselves; ours are always given."""
-        return 0
-
-    def get_mask_sizes(self, *_: Any, **__: Any) -> tuple[int, int]:
-        """Asked for where a module makes a mask; ours is made in the attention."""
-        return 0, 0
 
     def attend(
         self,

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from redwood._transformers import CacheHandle, cached_logits
 from redwood.backends._rows import RowState, check_distinct
 from redwood.backends.base import Kept, Nodes
 from redwood.errors import ArgumentError, UnsupportedError
@@ -97,26 +98,12 @@ class _Span:
         return seen
 
 
-class _Forward:
+class _Forward(CacheHandle):
     """One forward: the cache handed to the module, and the handle handed to our attention."""
-
-    is_compileable = False
 
     def __init__(self, spans: list[_Span]) -> None:
         self.spans = spans
         self.served = 0  # layers that came through our attention
-
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
-        """Returns, in place of keys and values, what our attention needs to find them."""
-        return (self, layer_idx, keys), values
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Asked for by modules that number positions themselves; ours are always given."""
-        return 0
-
-    def get_mask_sizes(self, *_: Any, **__: Any) -> tuple[int, int]:
-        """Asked for where a module makes a mask; ours is made in the attention."""
-        return 0, 0
 
 
 def _attention(
@@ -220,18 +207,18 @@ class EagerBackend:
             spans.append(span)
         counts = [len(n.token_ids) if n.num_logits is None else n.num_logits for n in rows]
         forward = _Forward(spans)
-        output = self.model(
-            input_ids=ids.to(self.device),
-            position_ids=positions.to(self.device),
-            past_key_values=forward,
-            use_cache=True,
-            logits_to_keep=max(1, *counts),
+        logits = cached_logits(
+            self.model,
+            ids.to(self.device),
+            positions.to(self.device),
+            forward,
+            max(1, *counts),
         )
         if forward.served == 0:
             raise UnsupportedError(
                 f"{type(self.model).__name__} does not use Transformers' attention interface"
             )
-        return [output.logits[i, output.logits.shape[1] - n :] for i, n in enumerate(counts)]
+        return [logits[i, logits.shape[1] - n :] for i, n in enumerate(counts)]
 
     @torch.inference_mode()
     def commit(self, rows: Sequence[Kept]) -> None:

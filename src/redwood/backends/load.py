@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from redwood._transformers import attention_of, check_version
 from redwood.backends._native_load import check_options, default_threads, load_native
 from redwood.backends._offload_load import open_offloaded
 from redwood.backends._packing import pack_linears
@@ -283,9 +284,10 @@ def wrap_model(
         UnsupportedError: the model cannot be served exactly, with the reason.
         NumericalError: its logits are NaN or infinite.
     """
+    check_version()
     _refuse_unsupported(model.config)
     slots = _capacity(capacity, model.config)
-    before = model.config._attn_implementation
+    before = attention_of(model.config)
     try:
         # Transformers' own eager attention is the reference: others leave out what they lack, such
         # as the soft cap of Gemma 2.

@@ -28,6 +28,7 @@ from transformers.generation import (
     StopStringCriteria,
 )
 
+from redwood._transformers import pad_id
 from redwood.backends.base import Backend
 from redwood.drafting import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
 from redwood.engine import RowEngine
@@ -133,7 +134,7 @@ class TreeGenerate:
             TokenizerMismatchError: a draft model with other tokens.
             CapacityError: a prompt, a tree or an answer that the model's context does not hold.
         """
-        refuse_options(generation_config, model_kwargs)
+        refuse_options(model, input_ids, generation_config, model_kwargs)
         check_processors(logits_processor, trusted=self.trust_processors)
         padding = left_padding(input_ids, model_kwargs)
         criteria = StoppingCriteriaList(stopping_criteria)
@@ -151,14 +152,13 @@ class TreeGenerate:
             params = self._params(generation_config, criteria, input_ids, target)
             seeds = _row_seeds(params.seed, len(padding))
             rows = []
-            for i, pad in enumerate(padding):
-                apply = path_processor(logits_processor, input_ids, i, pad, target.vocab_size)
+            for i, padded in enumerate(padding):
+                apply = path_processor(logits_processor, input_ids, i, padded, target.vocab_size)
                 own = replace(params, seed=seeds[i], logits_processor=apply)
-                rows.append((input_ids[i, pad:].tolist(), own))
-            pad_token = getattr(generation_config, "_pad_token_tensor", None)
-            pad_id = None if pad_token is None else int(pad_token)
+                rows.append((input_ids[i, padded:].tolist(), own))
+            pad = pad_id(generation_config)
             text = decode_batch(
-                engine, rows, input_ids, criteria, pad_id, streamer=self.streamer, stats=self.stats
+                engine, rows, input_ids, criteria, pad, streamer=self.streamer, stats=self.stats
             )
         if generation_config.return_dict_in_generate:
             return GenerateDecoderOnlyOutput(sequences=text)

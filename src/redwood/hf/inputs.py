@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from redwood._transformers import added_inputs, is_sharded
 from redwood.errors import UnsupportedError
 
 _CACHES = (None, "dynamic", "dynamic_full")
@@ -20,15 +21,6 @@ _REFUSED_OPTIONS = (
     "low_memory",
     "prefill_chunk_size",
 )
-# What `generate` prepares by itself; any other input of the model is refused.
-_PREPARED = (
-    "attention_mask",
-    "cache_position",
-    "logits_to_keep",
-    "past_key_values",
-    "position_ids",
-    "use_cache",
-)
 
 
 def refuse_state(model: Any) -> None:
@@ -39,17 +31,17 @@ def refuse_state(model: Any) -> None:
         )
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
-        from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_managed_module
-
-        sharded = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model)
-        if sharded and distributed.get_world_size() > 1:
+        if distributed.get_world_size() > 1 and is_sharded(model):
             raise UnsupportedError("synced_gpus (FSDP, ZeRO-3): ranks would do unequal forwards")
 
 
-def refuse_options(config: Any, model_kwargs: Mapping[str, Any]) -> None:
+def refuse_options(
+    model: Any, input_ids: Tensor, config: Any, model_kwargs: Mapping[str, Any]
+) -> None:
     """Raises UnsupportedError for modes, options and inputs that a tree cannot carry, by name.
 
     Args:
+        input_ids: int64 [batch, length].
         config: the GenerationConfig that `generate` made.
         model_kwargs: what it would hand to the model.
     """
@@ -60,14 +52,9 @@ def refuse_options(config: Any, model_kwargs: Mapping[str, Any]) -> None:
             "penalty_alpha, dola_layers, prompt_lookup_num_tokens and their like"
         )
     asked = {name: getattr(config, name, None) for name in _REFUSED_OPTIONS}
-    asked |= {name: value for name, value in model_kwargs.items() if name not in _PREPARED}
     if config.cache_implementation not in _CACHES:
         asked["cache_implementation"] = config.cache_implementation
-    cache = model_kwargs.get("past_key_values")
-    if cache is not None and (
-        getattr(cache, "_is_user_defined", False) or cache.get_seq_length() > 0
-    ):
-        asked["past_key_values"] = True
+    asked |= dict.fromkeys(added_inputs(model, input_ids, config, model_kwargs), True)
     for name, value in asked.items():
         if value is not None and value is not False:
             raise UnsupportedError(f"{name} is not supported with redwood.hf: leave it out")

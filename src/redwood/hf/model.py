@@ -8,8 +8,7 @@ from threading import Lock, RLock
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from transformers import PreTrainedModel
-
+from redwood._transformers import attention_of, attentions_of, restore_attentions
 from redwood.backends.eager import ATTENTION, EagerBackend
 from redwood.backends.load import wrap_model
 
@@ -34,9 +33,9 @@ def borrowed(model: Any) -> Iterator[EagerBackend]:
     with _KNOWN_LOCK:
         known = _KNOWN.setdefault(model, _Known())
     with known.lock:
-        before = [(config, config._attn_implementation) for config in _configs(model)]
+        before = attentions_of(model)
         # Within a call of the same thread the attention is ours already.
-        check = (model.config._attn_implementation, model.dtype, model.device)
+        check = (attention_of(model.config), model.dtype, model.device)
         try:
             if check not in known.checked and not (check[0] == ATTENTION and known.checked):
                 known.capacity = wrap_model(model).capacity
@@ -44,14 +43,4 @@ def borrowed(model: Any) -> Iterator[EagerBackend]:
             model.set_attn_implementation(ATTENTION)
             yield EagerBackend(model, known.capacity)
         finally:
-            for config, attention in before:
-                config._attn_implementation = attention
-
-
-def _configs(model: Any) -> list[Any]:
-    """The configs of a model, those of its parts last."""
-    found = [part.config for part in model.modules() if isinstance(part, PreTrainedModel)]
-    for config in found:  # grows
-        parts = (getattr(config, name, None) for name in config.sub_configs)
-        found.extend(part for part in parts if part is not None)
-    return found
+            restore_attentions(before)

@@ -8,51 +8,14 @@ several times per token, one row at a time and in no fixed order; so it must be 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import copy
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.generation import PrefixConstrainedLogitsProcessor
 
+from redwood._transformers import processor_of_row, pure_processor
 from redwood.errors import UnsupportedError
-
-# Read in their source (5.10 and 5.23) to be pure. Left out: those that keep state (SynthID), run a
-# model (guidance), are made for audio models, or hide NaN logits.
-_PURE = frozenset(
-    {
-        "EncoderNoRepeatNGramLogitsProcessor",
-        "EncoderRepetitionPenaltyLogitsProcessor",
-        "EpsilonLogitsWarper",
-        "EtaLogitsWarper",
-        "ExponentialDecayLengthPenalty",
-        "ForcedBOSTokenLogitsProcessor",
-        "ForcedEOSTokenLogitsProcessor",
-        "LogitNormalization",
-        "MinLengthLogitsProcessor",
-        "MinNewTokensLengthLogitsProcessor",
-        "MinPLogitsWarper",
-        "NoBadWordsLogitsProcessor",
-        "NoRepeatNGramLogitsProcessor",
-        "PrefixConstrainedLogitsProcessor",
-        "RepetitionPenaltyLogitsProcessor",
-        "SequenceBiasLogitsProcessor",
-        "SuppressTokensAtBeginLogitsProcessor",
-        "SuppressTokensLogitsProcessor",
-        "TemperatureLogitsWarper",
-        "TopHLogitsWarper",
-        "TopKLogitsWarper",
-        "TopPLogitsWarper",
-        "TypicalLogitsWarper",
-        "WatermarkLogitsProcessor",
-    }
-)
-_HELD_PER_ROW = {
-    "EncoderNoRepeatNGramLogitsProcessor": "generated_ngrams",
-    "EncoderRepetitionPenaltyLogitsProcessor": "encoder_input_ids",
-    "RepetitionPenaltyLogitsProcessor": "prompt_ignore_length",
-}
 
 
 def check_processors(processors: Sequence[Any], *, trusted: bool) -> None:
@@ -64,7 +27,7 @@ def check_processors(processors: Sequence[Any], *, trusted: bool) -> None:
     """
     for processor in processors:
         name = getattr(processor, "__qualname__", type(processor).__qualname__)
-        if _known_name(processor) is None and not trusted:
+        if pure_processor(processor) is None and not trusted:
             raise UnsupportedError(
                 f"logits processor {name} is not known to depend on (input_ids, scores) alone, as "
                 "a token tree needs: remove it, or pass trust_processors=True if it does"
@@ -88,7 +51,7 @@ def path_processor(
     """
     if not processors:
         return None
-    own = [_for_row(processor, row, len(input_ids)) for processor in processors]
+    own = [processor_of_row(processor, row, len(input_ids)) for processor in processors]
     before = input_ids[row : row + 1, :padding]
 
     def apply(token_ids: Tensor, scores: Tensor) -> Tensor:
@@ -100,27 +63,3 @@ def path_processor(
         return scores.cpu()
 
     return apply
-
-
-def _known_name(processor: Any) -> str | None:
-    kind = type(processor)
-    known = kind.__module__ == "transformers.generation.logits_process" and kind.__name__ in _PURE
-    return kind.__name__ if known else None
-
-
-def _for_row(processor: Any, row: int, batch: int) -> Any:
-    """The processor as it is for one row of the batch alone."""
-    name = _known_name(processor)
-    if name == "PrefixConstrainedLogitsProcessor":
-        allowed = processor._prefix_allowed_tokens_fn
-        return PrefixConstrainedLogitsProcessor(lambda _, text: allowed(row, text), 1)
-    held = getattr(processor, _HELD_PER_ROW.get(name or "", ""), None)
-    if not isinstance(held, Tensor | list):
-        return processor
-    # Fewer entries than rows: each prompt was repeated for num_return_sequences.
-    index = row * len(held) // batch
-    made = copy(processor)
-    setattr(made, _HELD_PER_ROW[name or ""], held[index : index + 1])
-    if isinstance(held, list):
-        made.batch_size = 1
-    return made

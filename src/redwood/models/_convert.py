@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from redwood._transformers import gguf_options
 from redwood.errors import ModelError
 
 NO_WEIGHTS = "none"
@@ -83,15 +84,12 @@ def run(source_name: str, target_name: str, dtype: str) -> None:
     _restore_splitting(tokenizer, source)
     if dtype == NO_WEIGHTS:
         return _describe(source, target, tokenizer)
-    options: dict[str, Any] = {}
-    if hasattr(transformers, "GgufConfig"):  # earlier versions know only the way we want
-        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
         source.parent,
         gguf_file=source.name,
         dtype=getattr(torch, dtype),
         output_loading_info=True,
-        **options,
+        **gguf_options(),
     )
     if absent := sorted(report["missing_keys"]):  # they would hold random numbers
         raise ModelError(f"{len(absent)} weights are not in the file, for instance {absent[0]}")

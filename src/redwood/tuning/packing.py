@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from redwood._transformers import plain_logits
 from redwood.tuning.corpus import Sample
 
 Marks = list[NDArray[np.bool_]]
@@ -95,15 +96,14 @@ def row_logits(model: Any, row: Row) -> Tensor:
     mask.masked_fill_(~seen, torch.finfo(model.dtype).min)
     known = model.get_input_embeddings().num_embeddings
     tokens = torch.tensor([token if token < known else 0 for token in row.tokens], device=device)
-    made = model(
-        input_ids=tokens[None],
+    logits = plain_logits(
+        model,
+        tokens[None],
         position_ids=torch.tensor(row.positions, device=device)[None],
         attention_mask=mask[None, None],
         logits_to_keep=torch.tensor(row.scored, device=device),
-        use_cache=False,
     )
-    logits: Tensor = made.logits[0].float()
-    return logits
+    return logits[0].float()
 
 
 def agreement(model: Any, samples: Sequence[Sample], most_tokens: int = 2048) -> Marks:
