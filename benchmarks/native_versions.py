@@ -1,4 +1,4 @@
-"""Two checkouts of Redwood, or two instruction sets of one, step by step in turns on the same model.
+"""Two checkouts of Redwood, or two instruction sets of one, in turns on the same model.
 
 Each runs in a process of its own with the compiled module that lies in its `src/redwood` (copy it
 there, or build in place). Beside the medians stands the median of the ratios, pair by pair, with
@@ -55,18 +55,12 @@ def serve(checkout: Path, options: argparse.Namespace) -> None:
     sys.meta_path[:] = [f for f in sys.meta_path if "ScikitBuild" not in type(f).__name__]
     sys.path.insert(0, str(checkout.resolve() / "src"))
     import redwood
-    from redwood.backends import native
+    from redwood.backends import _native_load
     from redwood.backends.base import Kept, Nodes
 
     if options.isa != "auto":
-        plain = native.extension().Decoder
-
-        class Chosen:
-            @staticmethod
-            def Decoder(*arguments: Any) -> Any:
-                return plain(*arguments[:-1], options.isa)
-
-        native.extension = lambda: Chosen
+        make: Any = _native_load.NativeBackend
+        _native_load.NativeBackend = lambda *a, **more: make(*a, **more | {"isa": options.isa})
     engine = redwood.load(options.model, "none", backend="native", threads=options.threads)
     backend: Any = engine.target
     rows: dict[int, int] = {}

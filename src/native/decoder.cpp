@@ -176,6 +176,9 @@ void Decoder::forward(const Node* nodes, int count, float* logits, int64_t strid
   }
   const size_t phases = model_.layers.size() + 1;
   task.counters = std::vector<std::atomic<int64_t>>(phases * static_cast<size_t>(16 * pool_->size()));
+  // Numbers of inputs are never used twice, by whatever decoder: threads may serve several.
+  static std::atomic<uint64_t> inputs{1};
+  task.inputs = inputs.fetch_add(products_.size(), std::memory_order_relaxed);
   pool_->run([&](int thread) { work(task, thread); });
 }
 
@@ -245,6 +248,7 @@ void Decoder::work(Task& task, int thread) {
   auto multiply = [&](int rows, const float* x, int64_t x_stride, std::initializer_list<Out> outs,
                       auto after) {
     const Quantised& in = s.inputs[product % 2];
+    const uint64_t inputs = task.inputs + product;
     const Product& p = products_[product++];
     const int64_t cols = p.matrices[0]->cols;
     int64_t used = p.start[static_cast<size_t>(thread)];
@@ -259,6 +263,7 @@ void Decoder::work(Task& task, int thread) {
         Matmul mm{matrix.data, block_bytes(f, cols), w, rows, {}, out.at, out.stride, out.add};
         mm.x = {is_float(f) ? x_stride : w, x, g ? in.group_quants : in.super_quants,
                 g ? in.group_scales : in.super_scales, in.offsets, in.sums, in.sums16, in.sums32};
+        mm.inputs = inputs;
         if (own) {
           used += (to - from) * mm.block_bytes;
           stream.reach(used, read);

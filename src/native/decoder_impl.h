@@ -62,6 +62,7 @@ struct Decoder::Task {
   Scratch& s;
   Pool& pool;
   std::vector<std::atomic<int64_t>> counters;
+  uint64_t inputs = 0;  // the number of the first product's
 
   // Cuts items between the threads; each takes its own, a quarter of them or `most` at a time and in order, and then what
   // others have left: then all wait. Every thread calls this with the same arguments. `cut(t)`: where

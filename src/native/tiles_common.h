@@ -31,34 +31,45 @@ class PackedRows {
   bool reserve(int64_t bytes) {
     if (bytes <= size_) return true;
     clear();
+    inputs_ = 0;
     data_ = new (std::align_val_t{64}, std::nothrow) int8_t[static_cast<size_t>(bytes)];
     size_ = data_ ? bytes : 0;
     return data_ != nullptr;
   }
-  template <int DEPTH>
-  void fill(const int8_t* x, int64_t stride, int64_t cols, const RowTiles& tiles) {
-    for (int t = 0; t < tiles.count; ++t) {
-      const int8_t* from = x + tiles.first(t) * stride;
-      for (int64_t k = 0; k < cols; k += DEPTH) {
-        int8_t* to = data_ + (k * tiles.count + t * DEPTH) * tiles.size;
-        for (int r = 0; r < tiles.size; ++r, to += DEPTH) {
-          if (r < tiles.of(t)) {
-            std::memcpy(to, from + r * stride + k, DEPTH);
-          } else {
-            std::memset(to, 0, DEPTH);
-          }
-        }
-      }
-    }
+  int8_t* data() const { return data_; }
+
+  // Whether these activations, by their number, are here already; from now on they are meant to be.
+  bool has(uint64_t inputs, int depth, int rows) {
+    const bool here = inputs != 0 && inputs == inputs_ && depth == depth_ && rows == rows_;
+    inputs_ = inputs, depth_ = depth, rows_ = rows;
+    return here;
   }
-  const int8_t* data() const { return data_; }
 
  private:
   void clear() { operator delete[](data_, std::align_val_t{64}); }
 
   int8_t* data_ = nullptr;
   int64_t size_ = 0;
+  uint64_t inputs_ = 0;
+  int depth_ = 0, rows_ = 0;
 };
+
+template <int DEPTH>
+void pack_rows(const int8_t* x, int64_t stride, int64_t cols, const RowTiles& tiles, int8_t* out) {
+  for (int t = 0; t < tiles.count; ++t) {
+    const int8_t* from = x + tiles.first(t) * stride;
+    for (int64_t k = 0; k < cols; k += DEPTH) {
+      int8_t* to = out + (k * tiles.count + t * DEPTH) * tiles.size;
+      for (int r = 0; r < tiles.size; ++r, to += DEPTH) {
+        if (r < tiles.of(t)) {
+          std::memcpy(to, from + r * stride + k, DEPTH);
+        } else {
+          std::memset(to, 0, DEPTH);
+        }
+      }
+    }
+  }
+}
 
 // Tiles 0 to 3: sums; 4 and 5: activations; 6 and 7: weights.
 void configure(int rows, int depth) {

@@ -18,6 +18,7 @@ struct GroupTiles {
   static constexpr int quants = bits == 8 ? kBytes : kNibbles + (bits == 5 ? kPlane1 : 0);
   static constexpr int unit = quants + kHalf * (minimum ? 2 : 1);
   static constexpr int depth = kGroup;
+  static constexpr int most_rows = 64;  // of a pass: every group goes over all their sums
 
   struct Scratch {
     alignas(64) uint8_t bytes[kTurn][kBytes];

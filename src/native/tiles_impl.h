@@ -21,21 +21,25 @@ template <Format FORMAT>
 void tiled(const Matmul& m, int64_t first, int64_t last) {
   using Kind = std::conditional_t<is_super(FORMAT), SuperTiles<FORMAT>, GroupTiles<FORMAT>>;
   PackedRows& x = packed_rows();
-  if (m.n < Tiles::fewest(FORMAT) ||
-      !x.reserve((std::min(m.n, kPassRows) + kPassTiles) * m.cols)) {
+  const int passes = (m.n + Kind::most_rows - 1) / Kind::most_rows;
+  if (m.n < Tiles::fewest(FORMAT) || !x.reserve((m.n + passes * kPassTiles) * m.cols)) {
     return below->matmul[static_cast<int>(FORMAT)](m, first, last);
   }
-  const int passes = (m.n + kPassRows - 1) / kPassRows;
+  const bool packed = x.has(m.inputs, Kind::depth, m.n);
   Fetcher fetch(m, std::max<int64_t>(1, m.cols / kGroup * (last - first) * passes));
+  int8_t* at = x.data();
   for (int pass = 0, row = 0; pass < passes; ++pass) {
     const RowTiles tiles((m.n - row + passes - pass - 1) / (passes - pass));
-    x.fill<Kind::depth>(m.x.quants + row * m.x.stride, m.x.stride, m.cols, tiles);
+    if (!packed) {
+      pack_rows<Kind::depth>(m.x.quants + row * m.x.stride, m.x.stride, m.cols, tiles, at);
+    }
     configure(tiles.size, Kind::depth);
     for (int64_t block = first; block < last; ++block) {
       const uint8_t* w = m.weights + block * m.block_bytes;
-      Kind::block(m, w, fetch, row, tiles, x.data(), block);
+      Kind::block(m, w, fetch, row, tiles, at, block);
     }
     row += tiles.rows;
+    at += tiles.size * tiles.count * m.cols;
   }
   Tiles::release();  // a thread carries no tiles to what it does next
 }

@@ -20,6 +20,7 @@ struct SuperTiles {
   // signed ones are two bytes, the upper one signed.
   static constexpr int shift = bits == 6 ? 8 : 3;
   static constexpr int depth = 64;
+  static constexpr int most_rows = kPassRows;
   static constexpr int steps = kSuper / depth;
 
   // Of one super-block.
