@@ -1,7 +1,8 @@
-// Times products of packed weights, kernel by kernel: microseconds (median of many bursts) for one matrix and some
-// numbers of rows, in turns between instruction sets. Build and run: make -C tests/native bench [ARGS="..."]
-//   native_kernels [--isa a,b] [--formats k4,a4m] [--rows 1,8,16] [--cols N] [--outputs N] [--stream MB]
-// --stream: walks over that many megabytes of weights, so that they come from memory; else from the cache.
+// Times products of packed weights, kernel by kernel: microseconds for one matrix and some numbers of
+// rows, on one thread, in turns between instruction sets. The best of many bursts: beside other
+// tenants of a processor, medians say more of them. Build and run: make -C tests/native bench
+//   [ARGS="--isa avx512vnni,amx --formats k4,a4m --rows 1,8,16 --cols N --outputs N --stream MB"]
+// --stream: walks over that many megabytes of weights, so that they come from memory, not from a cache.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -53,10 +54,11 @@ int main(int count, char** arguments) {
     const Format f = find_format(format);
     const int64_t w = round_up(cols, info(f).step), bytes = packed_bytes(f, outputs, cols);
     const int64_t copies = std::max<int64_t>(1, (stream << 20) / bytes);
-    std::vector<uint8_t> weights(static_cast<size_t>(bytes * copies));
-    for (size_t i = 0; i + 4 <= weights.size(); i += 4) {
+    const size_t size = static_cast<size_t>(round_up(bytes * copies, 64));
+    auto* weights = static_cast<uint8_t*>(std::aligned_alloc(64, size));
+    for (size_t i = 0; i + 4 <= size; i += 4) {
       const uint32_t bits = next() & 0x3bff3bffu;  // no infinity in any fp16 number
-      std::memcpy(weights.data() + i, &bits, 4);
+      std::memcpy(weights + i, &bits, 4);
     }
     for (const auto& text : parts(rows_text)) {
       const int n = std::atoi(text.c_str());
@@ -72,18 +74,19 @@ int main(int count, char** arguments) {
       std::vector<std::vector<double>> times(sets.size());
       for (int b = 0; b < bursts; ++b) {
         for (size_t s = 0; s < sets.size(); ++s) {
-          Matmul m{weights.data(), block_bytes(f, cols), w, n,
+          Matmul m{weights, block_bytes(f, cols), w, n,
                    {w, values.data(), quants.data(), scales.data(), offsets.data(), sums.data(), sums16.data(),
                     sums32.data()},
                    out.data(), outputs, false};
           const auto product = sets[s]->matmul[static_cast<int>(f)];
-          const int64_t calls = copies > 1 ? copies : std::max<int64_t>(1, 4000000 / (outputs * cols * n / 64 + 1));
+          const int64_t once = outputs * cols * n / 64 + 1;
+          const int64_t calls = copies > 1 ? copies : std::max<int64_t>(1, 4000000 / once);
           const auto start = std::chrono::steady_clock::now();
           for (int64_t c = 0; c < calls; ++c) {
-            m.weights = weights.data() + c % copies * bytes;
+            m.weights = weights + c % copies * bytes;
             WeightStream ahead;
-            if (stream && copies > 1) {
-              ahead.add(weights.data() + (c + 1) % copies * bytes, bytes);
+            if (copies > 1) {
+              ahead.add(weights + (c + 1) % copies * bytes, bytes);
               ahead.restart();
               m.ahead = &ahead, m.ahead_bytes = bytes;
             }
@@ -94,12 +97,12 @@ int main(int count, char** arguments) {
         }
       }
       for (auto& t : times) {
-        std::sort(t.begin(), t.end());
-        const double us = t[t.size() / 2];
+        const double us = *std::min_element(t.begin(), t.end());
         std::printf(" %8.1f (%3.0f)", us, static_cast<double>(outputs * cols * n) / us * 1e-3);
       }
       std::printf("\n");
       std::fflush(stdout);
     }
+    std::free(weights);
   }
 }

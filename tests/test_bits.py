@@ -20,6 +20,7 @@ pytest.importorskip("redwood._native", reason="installed without a compiler")
 import digests
 from bits_kit import Made, first_difference, instruction_sets, logits_of, made_spec
 from decoder_kit import CLASSES
+from redwood.backends._decoder_spec import make_rope
 
 SETS = instruction_sets()
 
@@ -140,3 +141,10 @@ def test_the_command_tells_what_differs_and_does_not_write_it(
         assert digests.main(["--write"]) == status
     assert digests.expected() == wanted
     assert "two differs" in capsys.readouterr().out
+
+
+def test_frequencies_are_the_nearest_float32() -> None:
+    # Where torch's powers differ between processors, one or two of these do.
+    rope = make_rope({"rope_theta": 150000.0}, 64, context=2048, capacity=None, where=Path("here"))
+    exact = [1 / float(np.float32(150000.0 ** float(np.float32(i / 64)))) for i in range(0, 64, 2)]
+    assert np.array_equal(np.float32(rope.inv_freq), np.float32(exact))

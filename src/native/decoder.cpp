@@ -120,8 +120,8 @@ void Decoder::grow_tables(int64_t positions) {
     if (!(static_cast<float>(want) * fastest <= kMostAngle)) {
       throw std::length_error("rotary angles above " + std::to_string(kMostAngle) + " radians");
     }
+    rope.sin.resize(want * half);  // first: `have` is counted by the other
     rope.cos.resize(want * half);
-    rope.sin.resize(want * half);
     for (size_t p = have; p < want; ++p) {
       for (size_t i = 0; i < half; ++i) {
         // The angle is rounded to float32, as the models were trained.
@@ -169,6 +169,7 @@ void Decoder::forward(const Node* nodes, int count, float* logits, int64_t strid
     if (nodes[i].logits >= 0) task.scored.push_back(nodes + i);
     slots = std::max(slots, nodes[i].slot + 1);
   }
+  task.slots = slots;
   for (size_t t = 0; t < scratch_->scores.size(); ++t) {  // here, where running out is no disaster
     scratch_->scores[t].resize(static_cast<size_t>(kTile * round_up(slots, kLanes)));
     scratch_->outs[t].resize(static_cast<size_t>(kTile * shape_.value_dim));
@@ -290,8 +291,14 @@ void Decoder::work(Task& task, int thread) {
   };
 
   task.each(phase, thread, n, [&](int64_t i) { embed(task, i); });
-  const int64_t group = m.heads / m.kv_heads, per = std::max<int64_t>(1, kTile / group);
-  const int64_t tiles = (n + per - 1) / per, lines = m.heads + 2 * m.kv_heads;
+  const int64_t group = m.heads / m.kv_heads, lines = m.heads + 2 * m.kv_heads;
+  int64_t per = std::max<int64_t>(1, kTile / group), tiles = (n + per - 1) / per;
+  // Behind a long text, halves of tiles where whole ones would leave threads waiting: 3 heads for 2.
+  const int64_t threads = task.pool.size(), items = tiles * m.kv_heads;
+  if (task.slots > kLong && items % threads != 0 && items < 4 * threads) {
+    per = std::max<int64_t>(1, std::min<int64_t>(per, n + 1) / 2);
+    tiles = (n + per - 1) / per;
+  }
   for (size_t l = 0; l < m.layers.size(); ++l) {
     const Layer& layer = m.layers[l];
     const int index = static_cast<int>(l);

@@ -10,6 +10,7 @@ namespace redwood {
 constexpr int kNodes = 256;    // of one pass; longer prompts take several
 constexpr int64_t kTaken = 96 << 10;  // bytes of weights of a portion, about
 constexpr int64_t kIdleBytes = 512;  // of weights, fetched at each look at a barrier
+constexpr int64_t kLong = 512;  // slots behind which attention outweighs a barrier
 constexpr int kTile = 24;      // queries of one task of the attention, about
 
 struct Decoder::Node {
@@ -63,10 +64,12 @@ struct Decoder::Task {
   Pool& pool;
   std::vector<std::atomic<int64_t>> counters;
   uint64_t inputs = 0;  // the number of the first product's
+  int64_t slots = 0;    // of the longest row
 
-  // Cuts items between the threads; each takes its own, a quarter of them or `most` at a time and in order, and then what
-  // others have left: then all wait. Every thread calls this with the same arguments. `cut(t)`: where
-  // the part of a thread begins. `body` gets a first and a last item, and whether they are its own.
+  // Cuts items between the threads; each takes its own, a quarter of them or `most` at a time and in
+  // order, and then what others have left: then all wait. Every thread calls this with the same
+  // arguments. `cut(t)`: where the part of a thread begins. `body` gets a first and a last item, and
+  // whether they are its own.
   template <class Cut, class Body>
   void share(int& phase, int thread, int64_t align, int64_t most, Cut cut, Body body) {
     const int threads = pool.size();
@@ -74,7 +77,8 @@ struct Decoder::Task {
     phase += threads;
     for (int k = 0; k < threads; ++k) {
       const int whose = (thread + k) % threads;
-      const int64_t first = cut(whose), count = cut(whose + 1) - first, some = portion(count, align, most);
+      const int64_t first = cut(whose), count = cut(whose + 1) - first;
+      const int64_t some = portion(count, align, most);
       for (int64_t i; (i = taken[whose].fetch_add(some, std::memory_order_relaxed)) < count;) {
         body(first + i, first + std::min(count, i + some), k == 0);
       }

@@ -225,6 +225,7 @@ inline Matmul one_row(const Matmul& m, int row, int unit) {
   const int64_t stride = m.x.stride, at = row * stride;
   Matmul one = m;
   one.n = 1;
+  one.ahead_bytes = 0;
   one.x = {stride, nullptr, m.x.quants + at, m.x.scales + at / unit,
            from(m.x.offsets, at / kGroup), from(m.x.sums, at / kGroup),
            from(m.x.sums16, at / 16), from(m.x.sums32, at / kGroup)};

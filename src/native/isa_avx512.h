@@ -14,7 +14,7 @@ namespace {
 
 struct Isa {
   static constexpr int W = 16;
-  static constexpr int ROWS = 8, BLOCKS = 2;
+  static constexpr int ROWS = 8, BLOCKS = 2;  // 16 of 32 registers hold sums; the rest is in memory
   static constexpr bool WIDE = true;
   using Q = __m512i;  // 8-bit quads, or 32-bit sums
   using F = __m512;

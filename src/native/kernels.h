@@ -29,7 +29,7 @@ struct Matmul {
   bool add;  // add to what `out` holds
   // Another number for other activations, by which a thread knows what it has prepared; 0: unknown.
   uint64_t inputs = 0;
-  WeightStream* ahead = nullptr;  // weights of later calls, of which so many bytes are brought near meanwhile
+  WeightStream* ahead = nullptr;  // weights of later calls: so many bytes are brought near meanwhile
   int64_t ahead_bytes = 0;
 };
 

@@ -20,7 +20,7 @@ class alignas(64) WeightStream {  // each thread writes its own
   int64_t total() const { return total_; }
 
   void restart() {
-    used_ = fetched_ = 0, piece_ = 0;
+    used_ = fetched_ = end_ = 0, piece_ = 0;
     open();
   }
 
