@@ -38,9 +38,19 @@ def call(*command: str | Path, **environment: str) -> None:
     """Runs a command at low priority, and ends all with it if it fails."""
     words = [str(word) for word in command]
     print("+", *words, file=sys.stderr)
-    done = subprocess.run(["nice", "-n", "10", *words], env={**os.environ, **environment})
+    environment = {**os.environ, **compilers(), **environment}
+    done = subprocess.run(["nice", "-n", "10", *words], env=environment)
     if done.returncode != 0:
         raise SystemExit(f"{words[0]} ended with {done.returncode}")
+
+
+def compilers() -> dict[str, str]:
+    """Flags of the compilers: llama.cpp's AMX kernels die of an illegal instruction (0.3.36)."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists() or "amx_tile" not in cpuinfo.read_text():
+        return {}
+    flags = " ".join(f"-mno-amx-{part}" for part in ("tile", "int8", "bf16"))
+    return {"CFLAGS": flags, "CXXFLAGS": flags}
 
 
 def venv(folder: Path) -> Path:
