@@ -12,7 +12,7 @@ EXPECTED = (
     "no CUDA device",
     "there is a CUDA device here",
     "device auto is CUDA here",
-    'needs Ray: pip install "redwood[ray]"',
+    r'needs Ray: pip install "redwood\[ray\]"',
     r"Transformers \S+ has no (tensor|pipeline) parallel loading",
 )
 """Beginnings of reasons, as patterns: hardware and packages that tests do without."""

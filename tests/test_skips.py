@@ -35,6 +35,7 @@ def _run(folder: Path, text: str, ci: str, *more: str) -> subprocess.CompletedPr
         ("no Chromium here", "true", 1),
         ("no Chromium here", "", 0),
         ("no CUDA device", "true", 0),
+        ('needs Ray: pip install "redwood[ray]"', "true", 0),
     ],
 )
 def test_an_unexpected_skip_fails_in_ci_alone(
