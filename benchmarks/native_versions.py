@@ -135,6 +135,10 @@ def main() -> None:
         return serve(options.serve, options)
     if not options.baseline:
         parser.error("--baseline is missing")
+    for checkout in (options.baseline, options.here):
+        # Else the installed Redwood would be timed under its name.
+        if not any((checkout / "src" / "redwood").glob("_native*.so")):
+            parser.error(f"{checkout}: no compiled module in src/redwood")
     sides = [
         Side(options.baseline, options.baseline_isa, options),
         Side(options.here, options.isa, options),

@@ -1,6 +1,8 @@
 // What an instruction set must provide. Every function treats each row of activations alone and in a
 // fixed order of operations, so a row's result does not depend on the rows beside it.
 #pragma once
+#include <type_traits>
+
 #include "formats.h"
 #include "stream.h"
 
@@ -63,6 +65,19 @@ struct Kernels {
   float (*softmax)(float* scores, int64_t n, float scale, float softcap);
   void (*softcap)(float* x, int64_t n, float cap);
 };
+
+// Calls body(format) for every quantised format, each as a constant; to fill a table.
+template <class Body>
+void each_quantised(Body body) {
+  body(std::integral_constant<Format, Format::kA4>{});
+  body(std::integral_constant<Format, Format::kA4M>{});
+  body(std::integral_constant<Format, Format::kA5>{});
+  body(std::integral_constant<Format, Format::kA5M>{});
+  body(std::integral_constant<Format, Format::kA8>{});
+  body(std::integral_constant<Format, Format::kK4>{});
+  body(std::integral_constant<Format, Format::kK5>{});
+  body(std::integral_constant<Format, Format::kK6>{});
+}
 
 // Null where the library was built without that instruction set, or this processor lacks it.
 const Kernels* kernels_portable();

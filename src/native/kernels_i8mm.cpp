@@ -27,11 +27,6 @@ bool has_matrix_product() {
 #endif
 }
 
-template <Format FORMAT>
-void set(Kernels& kernels) {
-  kernels.matmul[static_cast<int>(FORMAT)] = matmul_pairs<FORMAT>;
-}
-
 }  // namespace
 
 const redwood::Kernels* redwood::kernels_i8mm() {
@@ -40,8 +35,9 @@ const redwood::Kernels* redwood::kernels_i8mm() {
   static const Kernels kernels = [&] {
     Kernels k = *neon;
     k.name = "i8mm";
-    set<Format::kA4>(k), set<Format::kA4M>(k), set<Format::kA5>(k), set<Format::kA5M>(k);
-    set<Format::kA8>(k), set<Format::kK4>(k), set<Format::kK5>(k), set<Format::kK6>(k);
+    each_quantised([&](auto format) {
+      k.matmul[static_cast<int>(format())] = matmul_pairs<format()>;
+    });
     return k;
   }();
   return &kernels;

@@ -49,17 +49,7 @@ const Kernels* with_tiles(const Kernels& base, const char* name) {
     below = &base;
     Kernels k = base;
     k.name = name;
-    const auto set = [&](Format format, auto* function) {
-      k.matmul[static_cast<int>(format)] = function;
-    };
-    set(Format::kA4, tiled<Format::kA4>);
-    set(Format::kA4M, tiled<Format::kA4M>);
-    set(Format::kA5, tiled<Format::kA5>);
-    set(Format::kA5M, tiled<Format::kA5M>);
-    set(Format::kA8, tiled<Format::kA8>);
-    set(Format::kK4, tiled<Format::kK4>);
-    set(Format::kK5, tiled<Format::kK5>);
-    set(Format::kK6, tiled<Format::kK6>);
+    each_quantised([&](auto format) { k.matmul[static_cast<int>(format())] = tiled<format()>; });
     return k;
   }();
   return &kernels;

@@ -1,5 +1,5 @@
 // Checks a small random decoder: logits of chains, trees, batches and committed rows equal those of
-// plain decoding, one token at a time, bit for bit. Run by check.sh, under sanitizers.
+// plain decoding, one token at a time, bit for bit. Run by make, under sanitizers.
 #include <algorithm>
 #include <numeric>
 #include <stdexcept>

@@ -1,5 +1,5 @@
 // Checks every instruction set that runs on this machine against plain arithmetic in double, and that
-// a row's result does not depend on the rows beside it. Run by check.sh, under sanitizers.
+// a row's result does not depend on the rows beside it. Run by make, under sanitizers.
 #include <algorithm>
 #include <limits>
 
