@@ -1,7 +1,11 @@
 #include "pool.h"
 
 #include <map>
-#include <utility>
+#include <tuple>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
 
 #ifdef __linux__
 #include <pthread.h>
@@ -25,6 +29,14 @@ void pin(const std::vector<int>& cpus, int thread) {
 #else
   (void)cpus;
   (void)thread;
+#endif
+}
+
+long this_process() {
+#if defined(__unix__) || defined(__APPLE__)
+  return static_cast<long>(getpid());
+#else
+  return 0;
 #endif
 }
 
@@ -82,12 +94,15 @@ void Pool::serve(int thread) {
 
 std::shared_ptr<Pool> Pool::shared(int threads, const std::vector<int>& cpus) {
   static std::mutex mutex;
-  static std::map<std::pair<int, std::vector<int>>, std::weak_ptr<Pool>> pools;
+  static std::map<std::tuple<long, int, std::vector<int>>, std::weak_ptr<Pool>> pools;
   std::lock_guard<std::mutex> lock(mutex);
-  auto& known = pools[{threads, cpus}];
+  const long process = this_process();
+  auto& known = pools[{process, threads, cpus}];
   auto pool = known.lock();
   if (!pool) {
-    pool = std::make_shared<Pool>(threads, cpus);
+    pool = std::shared_ptr<Pool>(new Pool(threads, cpus), [process](Pool* made) {
+      if (process == this_process()) delete made;
+    });
     known = pool;
   }
   return pool;

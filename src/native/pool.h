@@ -51,7 +51,9 @@ class Pool {
     }
   }
 
-  // Pools are shared by all models of the process: idle teams would fight for the processors.
+  // Pools are shared by all models of the process: idle teams would fight for the processors. A
+  // forked child has none of its parent's threads: it gets pools of its own, and leaves the others
+  // as they are, since nobody is there to be joined.
   static std::shared_ptr<Pool> shared(int threads, const std::vector<int>& cpus);
 
  private:

@@ -15,6 +15,8 @@ from redwood.datastore import Datastore
 from redwood.errors import ArgumentError, check_count
 from redwood.model_drafter import ModelDrafter
 from redwood.ngram_drafter import NgramDrafter, join_ngrams, open_datastore_drafter
+from redwood.proposing import prefill as prefill
+from redwood.proposing import proposals, release
 from redwood.tree import TokenTree
 
 __all__ = [
@@ -29,7 +31,11 @@ __all__ = [
 
 
 class Drafter(Protocol):
-    """Proposes trees below the last token of each context."""
+    """Proposes trees below the last token of each context.
+
+    What goes wrong in one costs drafts and no answer: where it raises, or its trees cannot be
+    verified, texts go on by plain decoding, and the log says why.
+    """
 
     @property
     def name(self) -> str:
@@ -99,7 +105,7 @@ class UnionDrafter:
             else:
                 last = left == 1
                 parts = [room if last else min(room, self._shares[i]) for room in rooms]
-            trees = drafter.propose(contexts, [1 + part for part in parts])
+            trees = proposals(drafter, contexts, [1 + part for part in parts])
             merged = [merge_trees(pair) for pair in zip(merged, trees, strict=True)]
         return merged
 
@@ -111,14 +117,7 @@ class UnionDrafter:
     def release(self, key: int) -> None:
         """Forgets the request everywhere."""
         for drafter in self.parts:
-            drafter.release(key)
-
-
-def prefill(drafter: Drafter, contexts: Sequence[Context]) -> None:
-    """Lets a drafter with a `prefill` read texts that are new to it, before it is timed."""
-    read = getattr(drafter, "prefill", None)
-    if read is not None:
-        read(contexts)
+            release(drafter, key)
 
 
 def attach(drafter: Drafter, key: int, datastores: Sequence[Datastore]) -> None:

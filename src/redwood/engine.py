@@ -2,16 +2,18 @@
 
 `step` is the whole loop: waiting requests get a row, prompts are filled in chunks beside the rows
 that decode, and every row that has its prompt in place takes one tree through the target. Rows join
-and leave between steps. What goes wrong in one row ends that row alone.
+and leave between steps. What goes wrong in one row ends that row alone, and what goes wrong in a
+drafter ends none.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
-from time import perf_counter
+from queue import SimpleQueue
 
 from torch import Tensor
 
@@ -19,16 +21,24 @@ from redwood import verify
 from redwood.algorithms.specinfer import merge_trees
 from redwood.backends.base import Backend, Kept, Nodes
 from redwood.context import Context
-from redwood.drafting import Drafter, NoDrafter, prefill
-from redwood.errors import ArgumentError, CapacityError, check_count
-from redwood.planner import Plan, Planner
+from redwood.drafting import Drafter, NoDrafter
+from redwood.errors import (
+    ArgumentError,
+    CapacityError,
+    RedwoodError,
+    check_count,
+    check_process,
+)
+from redwood.planner import Plan, Planner, planned
+from redwood.proposing import prefill, proposals, release
 from redwood.requests import Request, new_request, token_list
 from redwood.requests import Step as Step
 from redwood.sampling import PathRows, SamplingParams
-from redwood.scheduling import admitted, chunks, one_pool, propose_each
-from redwood.stats import Stats
+from redwood.scheduling import admitted, chunks, one_pool
+from redwood.stats import Clock, Stats
 from redwood.text import Tokenizer
 from redwood.tree import TokenTree
+from redwood.turns import turn, when_free
 
 _log = logging.getLogger(__name__)
 _keys = count(1)  # of all engines: those on one target may share a drafter
@@ -36,7 +46,7 @@ _PREDICTED = 8  # nodes for a predicted output where the budget is less
 
 
 class RowEngine:
-    """Decodes requests through token trees, exactly.
+    """Decodes requests through token trees, exactly. May be called from several threads.
 
     Args:
         target: the model to be true to.
@@ -95,7 +105,10 @@ class RowEngine:
         self.eos_ids = frozenset(eos_ids)
         self.budget, self.max_rows, self.kv_tokens = budget, max_rows, kv_tokens
         self.prefill_chunk, self.prefill_beside = prefill_chunk, prefill_beside
+        self._pid = os.getpid()
+        # From any thread and at any moment; what follows them belongs to whoever has the turn.
         self._requests: dict[int, Request] = {}
+        self._arrived, self._dropped = SimpleQueue[int](), SimpleQueue[int]()
         self._waiting: deque[int] = deque()
         self._active: list[int] = []
         self._unclaimed: list[Step] = []  # for the caller of `step`
@@ -111,7 +124,14 @@ class RowEngine:
                 vocabulary, stop strings without a tokenizer.
             CapacityError: a prompt that leaves no room for one token, a request that may need more
                 than `kv_tokens`.
+            UnsupportedError: a process forked from the one that made this engine.
         """
+        return self._queue(prompt, params, None).context.key
+
+    def _queue(
+        self, prompt: Sequence[int], params: SamplingParams | None, inbox: deque[Step] | None
+    ) -> Request:
+        check_process(self._pid)
         request = new_request(
             next(_keys),
             token_list(prompt),
@@ -125,10 +145,10 @@ class RowEngine:
                 f"prompt and answer may take {request.most_tokens} tokens, all rows together have "
                 f"{self.kv_tokens}: shorten the prompt, or lower max_tokens"
             )
-        key = request.context.key
-        self._requests[key] = request
-        self._waiting.append(key)
-        return key
+        request.inbox = inbox
+        self._requests[request.context.key] = request
+        self._arrived.put(request.context.key)
+        return request
 
     @property
     def busy(self) -> bool:
@@ -141,38 +161,80 @@ class RowEngine:
         Raises:
             ArgumentError: there is none of this number.
         """
-        if request not in self._requests:
+        known = self._requests.get(request)
+        if known is None:
             raise ArgumentError(f"there is no request {request}: it ended, or never began")
-        return self._requests[request].stats
+        return known.stats
 
     def cancel(self, request: int) -> None:
-        """Drops a request and frees its row; unknown numbers are fine."""
-        dropped = self._requests.pop(request, None)
+        """Drops a request and frees its row; unknown numbers are fine.
+
+        During a step, of this or of another thread, it is dropped at the end of that step.
+        """
+        if request not in self._requests:
+            return
+        if os.getpid() != self._pid:  # a forked child: the row is its parent's
+            self._requests.pop(request, None)
+            return
+        self._dropped.put(request)
+        when_free(self._things(), self._end_dropped)
+
+    def _end_dropped(self) -> None:
+        while not self._dropped.empty():
+            self._end(self._dropped.get())
+
+    def _end(self, key: int) -> None:
+        """Forgets a request and frees its row."""
+        self._sort_in()
+        dropped = self._requests.pop(key, None)
         if dropped is None:
             return
-        if request in self._active:
-            self._active.remove(request)
-        else:
-            self._waiting.remove(request)
+        (self._active if key in self._active else self._waiting).remove(key)
         try:
             if dropped.row >= 0:
                 self.target.release(dropped.row)
         finally:
-            self.drafter.release(request)
+            release(self.drafter, key)
             if self.planner is not None:
-                self.planner.release(request)
+                self.planner.release(key)
+
+    def _sort_in(self) -> None:
+        while not self._arrived.empty():
+            self._waiting.append(self._arrived.get())
+
+    def _things(self) -> list[object]:
+        """What a step uses, which no other may use meanwhile."""
+        parts = [self.drafter, *getattr(self.drafter, "parts", ())]
+        return [self, self.target, *parts, *(getattr(part, "backend", None) for part in parts)]
 
     def step(self) -> list[Step]:
         """Does one step for all rows; returns what each decoding row got.
 
         A row whose prompt is still being filled returns nothing yet. A row that fails alone ends
         with the reason "error". When this raises, all requests that ran are dropped and their rows
-        freed; waiting ones stay. Steps for `generate` and `stream` go to them.
-        """
-        with one_pool(self.target, self.drafter):
-            return self._step()
+        freed; waiting ones stay. Steps for `generate` and `stream` go to them. One thread makes a
+        step at a time, on this engine or on others with its models or drafters; others wait.
 
-    def _step(self) -> list[Step]:
+        Raises:
+            UnsupportedError: a process forked from the one that made this engine, or a call from
+                inside of a step.
+        """
+        return self._step(lambda: False, claimed=True)
+
+    def _step(self, needless: Callable[[], bool], *, claimed: bool) -> list[Step]:
+        """A step, unless it becomes needless while others have their turn."""
+        check_process(self._pid)
+        with turn(self._things(), needless) as mine:
+            if mine:
+                with one_pool(self.target, self.drafter):
+                    self._step_all()
+                self._end_dropped()
+            if not (mine and claimed):
+                return []
+            steps, self._unclaimed = self._unclaimed, []
+            return steps
+
+    def _step_all(self) -> None:
         try:
             self._admit()
             running = [self._requests[key] for key in self._active]
@@ -185,15 +247,29 @@ class RowEngine:
                 ready = [request for request in filling if not self._unfilled(request)]
                 if ready:
                     self._decode(ready, [])
-        except BaseException:
-            for key in list(self._active):
-                self.cancel(key)
+        except BaseException as error:
+            self._end_all(error)
             raise
-        steps, self._unclaimed = self._unclaimed, []
-        return steps
+        finally:
+            if self.planner is not None:
+                self.planner.clear()
+
+    def _end_all(self, error: BaseException) -> None:
+        """Ends all rows; those of other threads' `generate` and `stream` are told why."""
+        told = error if isinstance(error, Exception) else RedwoodError("its step was interrupted")
+        for key in list(self._active):
+            request = self._requests[key]
+            try:
+                self._end(key)
+                if request.inbox is not None:
+                    request.inbox.append(request.fail(told))
+            except Exception:  # the others' rows are to be freed all the same
+                _log.exception("a row could not be given back")
 
     def _admit(self) -> None:
         """Gives rows to those who may have one."""
+        self._end_dropped()
+        self._sort_in()
         waiting = [self._requests[key] for key in self._waiting]
         running = [self._requests[key] for key in self._active]
         for request in admitted(waiting, running, self.max_rows, self.kv_tokens):
@@ -205,20 +281,18 @@ class RowEngine:
 
     def _fill(self, parts: Sequence[tuple[Request, Nodes]]) -> None:
         """Puts parts of prompts in place, no row decoding beside."""
-        clock = _Clock([request.stats for request, _ in parts])
+        clock = Clock([request.stats for request, _ in parts])
         self.target.extend([nodes for _, nodes in parts])
         self.target.commit([_whole(nodes) for _, nodes in parts])
         clock.lap("prefill")
 
     def _decode(self, ready: Sequence[Request], parts: Sequence[tuple[Request, Nodes]]) -> None:
         """One step of rows that have their prompt, and parts of other prompts beside them."""
-        clock = _Clock([request.stats for request in ready])
-        trees, planner, plan = self._draft(ready, clock)
+        clock = Clock([request.stats for request in ready])
+        trees, plan = self._draft(ready, clock)
         nodes = [
             Nodes(request.row, tree.token_list, tree.parent_list) for request, tree in trees
         ] + [nodes for _, nodes in parts]
-        if not nodes:
-            return
         logits = self.target.extend(nodes)
         target_s = clock.lap("target")
         judged = []
@@ -242,71 +316,55 @@ class RowEngine:
         other_s += clock.lap("other")
         for request, _ in parts:
             request.stats.seconds["prefill"] += target_s
-        if planner is not None and plan is not None and len(steps) == len(ready):
+        if self.planner is not None and plan is not None and len(steps) == len(ready):
             counts = [len(step.token_ids) for _, step in steps]
             contexts = [request.context for request in ready]
-            planner.end(plan, contexts, counts, None if parts else target_s, other_s)
+            self.planner.end(plan, contexts, counts, None if parts else target_s, other_s)
         for request, step in steps:
             self._give(request, step)
         clock.lap("other")
 
     def _give(self, request: Request, step: Step) -> None:
         """Hands a step to whom it belongs, and ends the request if it was the last."""
-        if step.finish_reason is not None:
-            self.cancel(step.request)
         (self._unclaimed if request.inbox is None else request.inbox).append(step)
+        if step.finish_reason is not None:
+            self._end(step.request)
 
     def _draft(
-        self, ready: Sequence[Request], clock: _Clock
-    ) -> tuple[list[tuple[Request, TokenTree]], Planner | None, Plan | None]:
-        """Trees of the rows whose drafting went well, and the plan they follow, if there is one."""
+        self, ready: Sequence[Request], clock: Clock
+    ) -> tuple[list[tuple[Request, TokenTree]], Plan | None]:
+        """A tree for every row, and the plan they follow, if there is one."""
         contexts, rooms = [r.context for r in ready], [self._room(r) for r in ready]
-        planner, plan, drafter = self.planner, None, self.drafter
+        drafter, plan = self.drafter, None
         budgets, most = [min(self.budget, room) for room in rooms], max(self.budget, _PREDICTED)
         # The text of some requests may not depend on what was measured, nor may their company.
-        if max(rooms) == 1 or any(context.unsteered for context in contexts):
-            planner = None
-        if planner is not None:
-            known = planner.prepared
-            plan = planner.begin(contexts, rooms, [request.room for request in ready])
-            drafter, budgets, most = plan.drafter, plan.budgets, planner.most
+        steered = max(rooms) > 1 and not any(context.unsteered for context in contexts)
+        if steered and self.planner is not None:
+            known, most = self.planner.prepared, self.planner.most
+            plan = planned(self.planner, contexts, rooms, [request.room for request in ready])
+            budgets = [1] * len(ready) if plan is None else plan.budgets
+            drafter = drafter if plan is None else plan.drafter
             clock.lap("draft" if known else "prefill")  # times are measured once
         drafting = [i for i, budget in enumerate(budgets) if budget > 1]
-        try:
-            prefill(drafter, [contexts[i] for i in drafting])
-        except Exception:  # a drafter that cannot go on says so below, where it is known for whom
-            _log.warning("a drafter could not read its texts beforehand", exc_info=True)
+        prefill(drafter, [contexts[i] for i in drafting])
         clock.lap("prefill")
-        made: dict[int, TokenTree | Exception]
         if plan is not None and plan.drafted is not None:
             made = {i: plan.drafted[i] for i in drafting}
         else:
-            proposed = propose_each(
-                drafter, [contexts[i] for i in drafting], [budgets[i] for i in drafting]
-            )
-            made = dict(zip(drafting, proposed, strict=True))
+            asked, sizes = [contexts[i] for i in drafting], [budgets[i] for i in drafting]
+            made = dict(zip(drafting, proposals(drafter, asked, sizes), strict=True))
         trees = []
         for i, (request, room) in enumerate(zip(ready, rooms, strict=True)):
-            if i in made:
-                drafted = _checked(contexts[i], made[i], budgets[i])
-            else:
-                drafted = TokenTree.chain(contexts[i].token_ids[-1:])
-            if isinstance(drafted, Exception):
-                self._give(request, request.fail(drafted))
-                continue
+            drafted = made.get(i) or TokenTree.chain(contexts[i].token_ids[-1:])
             if request.prediction is not None and room > 1:
                 size = min(room - len(drafted) + 1, most)
                 chain = request.prediction.tree(drafted.token_list[0], size)
                 drafted = merge_trees([drafted, chain])
-            trees.append((request, drafted))
+            trees.append(drafted)
         drafting_s = clock.lap("draft")
-        if planner is not None and plan is not None:
-            if len(trees) < len(ready):
-                planner.drop(plan)
-                return trees, None, None
-            kept = planner.trim(plan, [tree for _, tree in trees], drafting_s)
-            trees = list(zip(ready, kept, strict=True))
-        return trees, planner, plan
+        if self.planner is not None and plan is not None:
+            trees = self.planner.trim(plan, trees, drafting_s)
+        return list(zip(ready, trees, strict=True)), plan
 
     def _room(self, request: Request) -> int:
         """Nodes that fit; none is drafted for a last token, nor where the caller wants none."""
@@ -336,33 +394,5 @@ def judge_rows(context: Context, tree: TokenTree, rows: PathRows) -> verify.Acce
     return rule(tree, rows, context.rng.random(len(tree)))
 
 
-def _checked(context: Context, tree: TokenTree | Exception, budget: int) -> TokenTree | Exception:
-    """A drafter may be anyone's: a wrong root would be verified as if it were the text."""
-    if isinstance(tree, Exception):
-        return tree
-    tokens = tree.token_list
-    if tokens[0] != context.token_ids[-1]:
-        return ArgumentError(f"the drafter's root is {tokens[0]}, not {context.token_ids[-1]}")
-    if len(tokens) > budget:
-        return CapacityError(f"the drafter made {len(tokens)} nodes for a budget of {budget}")
-    if max(tokens) >= context.vocab_size:
-        return ArgumentError(f"the drafter's token {max(tokens)} is beyond the vocabulary")
-    return tree
-
-
 def _whole(nodes: Nodes) -> Kept:
     return Kept(nodes.row, range(len(nodes.token_ids)))
-
-
-class _Clock:
-    """Adds the seconds since the last lap to a stage of several requests."""
-
-    def __init__(self, stats: Sequence[Stats]) -> None:
-        self._stats, self._last = stats, perf_counter()
-
-    def lap(self, stage: str) -> float:
-        now = perf_counter()
-        taken, self._last = now - self._last, now
-        for stats in self._stats:
-            stats.seconds[stage] += taken
-        return taken

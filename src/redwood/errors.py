@@ -15,6 +15,7 @@ A message says what was wrong, with the value, and what to do; the command line 
 line.
 """
 
+import os
 from numbers import Integral
 
 
@@ -64,3 +65,15 @@ def check_count(name: str, value: object, least: int = 1) -> None:
         raise ArgumentError(f"{name} {value!r} must be a whole number")
     if value < least:
         raise ArgumentError(f"{name} {value} must be at least {least}")
+
+
+def check_process(pid: int) -> None:
+    """Raises UnsupportedError unless this is the process `pid`, where a model was loaded.
+
+    Threads do not survive a fork, and a child that waits for them would wait for ever.
+    """
+    if os.getpid() != pid:
+        raise UnsupportedError(
+            f"a model loaded in process {pid} cannot be used in process {os.getpid()}, forked from "
+            'it: load it there, or start processes by "spawn"'
+        )

@@ -10,7 +10,7 @@ from numbers import Integral
 from typing import Any, Self, TypeGuard, overload
 
 from redwood.engine import RowEngine, Step
-from redwood.errors import ArgumentError, RedwoodError
+from redwood.errors import ArgumentError, RedwoodError, check_process
 from redwood.requests import TokenLogprobs, token_list
 from redwood.sampling import SamplingParams
 from redwood.stats import Stats
@@ -131,7 +131,9 @@ class Engine(RowEngine):
         Raises:
             ArgumentError: an unknown or wrong parameter, an empty prompt.
             CapacityError: a prompt longer than the context.
+            UnsupportedError: a process forked from the one that made this engine.
         """
+        check_process(self._pid)
         settings = self._settings(params)
         single = _is_single(prompts)
         encoded = [self.encode(prompt) for prompt in ([prompts] if single else prompts)]
@@ -159,6 +161,7 @@ class Engine(RowEngine):
 
         Closing the iterator frees the row. Wrong arguments raise at once, not at the first piece.
         """
+        check_process(self._pid)
         pieces = self._pieces(self.encode(prompt), self._settings(params))
         next(pieces)
         return pieces
@@ -180,9 +183,8 @@ class Engine(RowEngine):
         served = _Served()
         try:
             for prompt in prompts:
-                key = self.add(prompt, settings)
-                served.stats[key] = self.stats(key)
-                self._requests[key].inbox = served.inbox
+                request = self._queue(prompt, settings, served.inbox)
+                served.stats[request.context.key] = request.stats
             yield served
         finally:
             for key in served.stats:
@@ -191,11 +193,16 @@ class Engine(RowEngine):
     def _steps(self, served: _Served) -> Iterator[Step]:
         """Yields the steps of these requests until all have ended, whoever makes them."""
         left = set(served.stats)
+
+        def gone() -> bool:
+            return not left <= self._requests.keys()
+
         while left:
             if not served.inbox:
-                if not left <= self._requests.keys():
+                ended = gone()  # its last step was handed out before
+                if ended and not served.inbox:
                     raise RedwoodError("a request was dropped: cancelled, or its step failed")
-                self._unclaimed = self.step()
+                self._step(lambda: bool(served.inbox) or gone(), claimed=False)
                 continue
             step = served.inbox.popleft()
             if step.error is not None:

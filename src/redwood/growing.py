@@ -8,7 +8,7 @@ only nodes chosen without chance of their own, so that the best can be kept in t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isqrt
+from math import inf, isqrt
 
 import numpy as np
 import torch
@@ -19,12 +19,14 @@ from redwood.algorithms.dynamic import MODEL_BINS, Reliability, learn_below, mod
 from redwood.algorithms.sequoia import draw_without_replacement
 from redwood.algorithms.specinfer import draw_with_replacement
 from redwood.context import Context
+from redwood.errors import NumericalError
 from redwood.sampling import check_finite, draft_law, scores, top
 from redwood.tree import Law, TokenTree, children_of
 
 _BRANCH, _NARROW = 3, 3  # children of a node of a dynamic tree, and nodes of a level that get any
 _NARROW_SHARE = 8  # or this part of the budget, in trees of hundreds of nodes
 _LAST = 1e-6  # what a drawn law keeps of the tokens that its truncation leaves out
+_ABSENT = -1e30  # logit of a token that a draft model has not
 _CACHED = 1 << 18  # logits whose temporaries stay in the cache
 
 
@@ -105,10 +107,7 @@ class Growing:
         check_finite(logits)
         if context.params.needs_history or context.params.logit_bias:
             logits = torch.stack(
-                [
-                    scores(row, context.params, context.history, self.path(node))
-                    for node, row in zip(nodes, logits, strict=True)
-                ]
+                [_scored(row, context, self.path(n)) for n, row in zip(nodes, logits, strict=True)]
             )
         most = min(max(self.num_children(node) for node in nodes), logits.shape[1])
         if self.law == Law.POINT:
@@ -205,6 +204,22 @@ class Growing:
         self.estimates += [believed * self.rates[kind] for kind in kinds]
         if self.shape is not None:
             self._origins += self.shape.children[self._origins[node]][:count]
+
+
+def _scored(row: Tensor, context: Context, path: Sequence[int]) -> Tensor:
+    """Scores [M] of a draft model's row [M]; penalties, bias and processor see the target's width.
+
+    Tokens that the draft model lacks are nearly impossible there. Where a processor leaves none of
+    the others, the row is as it was: what is drawn from it will be refused, by the right law.
+    """
+    width = len(row)
+    more = context.vocab_size - width
+    whole = row if more <= 0 else torch.nn.functional.pad(row.float(), (0, more), value=_ABSENT)
+    try:
+        made = scores(whole, context.params, context.history, path)[:width]
+    except NumericalError:
+        return row.double().cpu()
+    return made if float(made.max()) > -inf else row.double().cpu()
 
 
 def _log_mass(logits: Tensor) -> Tensor:

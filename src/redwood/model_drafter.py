@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,7 +89,18 @@ class ModelDrafter:
         return self._parents is not None or law not in (Law.POINT, Law.COUPLED)
 
     def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
-        """Returns trees drawn from this model; one forward per level for all contexts."""
+        """Returns trees drawn from this model; one forward per level for all contexts.
+
+        Where it raises, it goes on from the committed text at the next call.
+        """
+        try:
+            return self._propose(contexts, budgets)
+        except BaseException:
+            for context in contexts:
+                self._forget_drafts(context.key)
+            raise
+
+    def _propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
         growing = [self._begin(c, budget) for c, budget in zip(contexts, budgets, strict=True)]
         level = 0
         while chosen := self._chosen(growing, level):
@@ -235,6 +247,19 @@ class ModelDrafter:
         row = self._rows.pop(key, None)
         if row is not None:
             self.backend.release(row.row)
+
+    def _forget_drafts(self, key: int) -> None:
+        """Drops what is not text; the text as well if the backend cannot."""
+        row = self._rows.get(key)
+        if row is None:
+            return
+        row.below, row.count, row.last = {}, 0, None
+        try:
+            self.backend.truncate(row.row, self.backend.length(row.row))
+        except Exception:
+            del self._rows[key]
+            with suppress(Exception):
+                self.backend.release(row.row)
 
 
 def readable(backend: Backend, tokens: Sequence[int]) -> list[int]:

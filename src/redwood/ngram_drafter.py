@@ -73,7 +73,14 @@ class NgramDrafter:
 
     def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
         """Returns trees of POINT nodes, most probable first; a bare root where nothing matches."""
-        return [self._tree(c, budget) for c, budget in zip(contexts, budgets, strict=True)]
+        made = []
+        for context, budget in zip(contexts, budgets, strict=True):
+            try:
+                made.append(self._tree(context, budget))
+            except BaseException:  # half of a text may be in its index: it is read anew
+                self._texts.pop(context.key, None)
+                raise
+        return made
 
     def attach(self, key: int, datastores: Sequence[Datastore]) -> None:
         """Lets one request draft from further datastores, until it is released.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -103,19 +104,35 @@ class StepTimes:
     drafting_ms: float = 0.0
 
     def of(self, nodes: int) -> float:
-        """The time of a pass over this many nodes, roots included."""
-        return float(self.times[min(nodes - self.rows, len(self.times) - 1)])
+        """The time of a pass over this many nodes, roots included.
+
+        Past the last known time it goes on as over the last half.
+        """
+        last, added = len(self.times) - 1, max(0, nodes - self.rows)
+        if added <= last:
+            return float(self.times[added])
+        return float(self.times[last]) + self._slope * (added - last)
 
     def growth(self, nodes: int, more: int) -> list[float]:
         """The times of passes over so many nodes, and over up to `more` further ones; see `of`."""
-        first = min(max(0, nodes - self.rows), len(self.times) - 1)
+        first = max(0, nodes - self.rows)
         known: list[float] = self.times[first : first + more + 1].tolist()
-        return known + known[-1:] * (more + 1 - len(known))
+        return known + [self.of(self.rows + first + i) for i in range(len(known), more + 1)]
+
+    @cached_property
+    def _slope(self) -> float:
+        """Milliseconds of a node past the known ones; in proportion where these cost the same."""
+        last = len(self.times) - 1
+        for first in (last // 2, 0):
+            if self.times[first] < self.times[last]:
+                return float(self.times[last] - self.times[first]) / (last - first)
+        return float(self.times[last]) / (self.rows + last)
 
     def trim(self, trees: Sequence[TokenTree], drafting_ms: float) -> list[TokenTree]:
         """Returns the trees less the nodes whose scoring would not pay.
 
-        Nodes that were drawn, or of which nothing is believed, stay.
+        Nodes that were drawn, or of which nothing is believed, stay, and so does what they hang
+        from.
 
         Args:
             drafting_ms: that this step has cost so far, in the curve's milliseconds.
@@ -127,8 +144,9 @@ class StepTimes:
         free, sure = [], 0.0
         for row, tree in enumerate(trees):
             believed = () if tree.estimates is None else tree.estimates
+            stays = _staying(tree)
             for node, (chance, law) in enumerate(zip(believed, tree.law_list, strict=False)):
-                if node and law in (_POINT, _COUPLED):
+                if node and law in (_POINT, _COUPLED) and node not in stays:
                     free.append((-chance, row, node))
                 elif node:
                     sure += chance
@@ -146,6 +164,19 @@ class StepTimes:
         ]
         self.nodes = sum(map(len, made))
         return made
+
+
+def _staying(tree: TokenTree) -> set[int]:
+    """The nodes above drawn ones, the root left out."""
+    found: set[int] = set()
+    if set(tree.law_list[1:]) <= {_POINT, _COUPLED}:
+        return found
+    for node, law in enumerate(tree.law_list):
+        above = tree.parent_list[node] if law not in (_POINT, _COUPLED) else 0
+        while above > 0 and above not in found:
+            found.add(above)
+            above = tree.parent_list[above]
+    return found
 
 
 @dataclass

@@ -17,6 +17,7 @@ import numpy as np
 from redwood.context import Context
 from redwood.drafting import NgramDrafter
 from redwood.pacing import StepTimes
+from redwood.proposing import proposals
 from redwood.tree import TokenTree
 
 _SHARE = 0.005  # of the target's time may go to asking in vain
@@ -54,8 +55,8 @@ class Peek:
 
     def ask(
         self, contexts: Sequence[Context], budgets: Sequence[int], times: StepTimes, speed: float
-    ) -> Seen | None:
-        """Returns what the n-grams promise; None if they cannot answer.
+    ) -> Seen:
+        """Returns what the n-grams promise.
 
         Args:
             budgets: nodes of each row at most; a row with 1 gets a bare root.
@@ -71,9 +72,7 @@ class Peek:
         start = perf_counter()
         self._drafter.least = _least_paying(times) if self._answers % _ALL else 0.0
         try:
-            trees = self._drafter.propose(contexts, budgets)
-        except Exception:  # it says so again where it is known for whom, if it is to draft
-            return None
+            trees = proposals(self._drafter, contexts, budgets)
         finally:
             self._drafter.least = 0.0
         if self._known.issuperset(context.key for context in contexts):

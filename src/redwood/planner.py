@@ -25,6 +25,7 @@ from redwood.context import Context
 from redwood.drafting import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
 from redwood.pacing import Correction, Levels, Mean, StepTimes
 from redwood.peek import Peek, Seen
+from redwood.proposing import tell
 from redwood.time_curve import TimeCurve
 from redwood.tree import TokenTree
 
@@ -63,6 +64,23 @@ def arms_of(drafter: Drafter) -> list[Arm]:
     if len(drafting) > 1:
         arms.append(Arm(drafter, tuple(p for p in drafting if isinstance(p, ModelDrafter))))
     return arms
+
+
+def planned(
+    planner: Planner, contexts: Sequence[Context], rooms: Sequence[int], left: Sequence[int]
+) -> Plan | None:
+    """Returns the plan of a step, see `Planner.begin`; None where planning failed.
+
+    It measures models and asks drafters, of which none may cost a request: the log says why.
+    """
+    try:
+        return planner.begin(contexts, rooms, left)
+    except MemoryError:
+        raise
+    except Exception as error:
+        planner.clear()
+        tell(planner, error)
+        return None
 
 
 @dataclass
@@ -230,17 +248,18 @@ class Planner:
 
     def trim(self, plan: Plan, trees: Sequence[TokenTree], drafting_s: float) -> list[TokenTree]:
         """Returns the trees less the nodes whose scoring would not pay."""
-        self.drop(plan)
+        self.clear()
         drafting_ms = 1e3 * drafting_s / self._correction.speed
         if plan.drafted is not None and all(map(is_, trees, plan.drafted)):  # nothing was joined
             plan.times.drafting_ms = drafting_ms
             return list(trees)
         return plan.times.trim(trees, drafting_ms)
 
-    def drop(self, plan: Plan) -> None:
-        """Ends a step that went wrong: nothing is learned from it."""
-        for model in self.arms[plan.arm].models:
-            model.pace = model.most_drawn = None
+    def clear(self) -> None:
+        """Takes back what `begin` told the models for one step, however that step ended."""
+        for arm in self.arms:
+            for model in arm.models:
+                model.pace = model.most_drawn = None
 
     def end(
         self,

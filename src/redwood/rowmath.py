@@ -126,7 +126,13 @@ def log(values: Row) -> Row:
 
 
 def top(row: AnyRow, count: int) -> tuple[AnyRow, NDArray[np.int64]]:
-    """Returns the `count` largest values of [V] and their ids, largest first, then lowest id."""
+    """Returns the `count` largest values of [V] and their ids, largest first, then lowest id.
+
+    All of them where `count` is V or more.
+    """
+    count = min(count, len(row))
+    if count <= 0:
+        return row[:0], np.empty(0, np.int64)
     groups = len(row) // _GROUP
     some = row
     if groups >= max(count, _FEWEST_GROUPS):

@@ -5,16 +5,17 @@ And which threads work: PyTorch's must not stand in the way of a backend that ha
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import RLock, get_ident
 
 import torch
 
 from redwood.backends.base import Backend, Nodes
-from redwood.context import Context
 from redwood.drafting import Drafter, ModelDrafter, NgramDrafter, NoDrafter
 from redwood.requests import Request
-from redwood.tree import TokenTree
 
 
 def admitted(
@@ -57,47 +58,53 @@ def chunks(
     return made
 
 
-def propose_each(
-    drafter: Drafter, contexts: Sequence[Context], budgets: Sequence[int]
-) -> list[TokenTree | Exception]:
-    """Returns a tree per context, or what went wrong with it alone.
-
-    Where a call for all fails, each is asked alone, with the chance that it had before.
-    """
-    several = len(contexts) > 1
-    states = [context.rng.bit_generator.state for context in contexts] if several else []
-    try:
-        return list(drafter.propose(contexts, budgets))
-    except Exception as error:
-        if not several:
-            return [error]
-    made: list[TokenTree | Exception] = []
-    for context, budget, state in zip(contexts, budgets, states, strict=True):
-        drafter.release(context.key)
-        context.rng.bit_generator.state = state
-        try:
-            made += drafter.propose([context], [budget])
-        except Exception as error:
-            made.append(error)
-    return made
-
-
 @contextmanager
 def one_pool(target: Backend, drafter: Drafter) -> Iterator[None]:
     """Keeps PyTorch to one thread where the target, and what drafts, compute with their own.
 
     Its threads spin for a while after each small operation, on processors that the next pass needs:
-    on two cores, with a draft model, that costs a fifth of the speed.
+    on two cores, with a draft model, that costs a fifth of the speed. PyTorch keeps the number by
+    thread and for threads to come: each thread gets it back after the last of its blocks.
     """
     if not (_owns(target) and all(map(_quiet, getattr(drafter, "parts", [drafter])))):
         yield
         return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    thread = get_ident()
     try:
+        _pools.enter(thread)
         yield
     finally:
-        torch.set_num_threads(threads)
+        _pools.leave(thread)
+
+
+class _Pools:
+    """The blocks of `one_pool` under way, by thread, and PyTorch's threads outside of them."""
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+        self._blocks: Counter[int] = Counter()
+        self._usual = 1
+
+    def enter(self, thread: int) -> None:
+        with self._lock:
+            if not self._blocks:
+                self._usual = torch.get_num_threads()
+            self._blocks[thread] += 1
+            torch.set_num_threads(1)
+
+    def leave(self, thread: int) -> None:
+        with self._lock:
+            if thread not in self._blocks:  # interrupted before it was noted
+                return
+            self._blocks[thread] -= 1
+            if self._blocks[thread] <= 0:
+                del self._blocks[thread]
+                torch.set_num_threads(self._usual)
+
+
+_pools = _Pools()
+if hasattr(os, "register_at_fork"):  # the threads of these blocks are not in the child
+    os.register_at_fork(after_in_child=_pools.__init__)  # type: ignore[misc]
 
 
 def _owns(backend: Backend) -> bool:

@@ -1,8 +1,10 @@
-"""Counters and seconds of one request. No clock inside: the engine fills them in."""
+"""Counters and seconds of one request, and the clock by which the engine fills them in."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 
 STAGES = ("prefill", "draft", "target", "verify", "other")
 
@@ -62,3 +64,18 @@ class Stats:
             "tokens_per_s": self.tokens_per_s,
             "seconds": dict(self.seconds),
         }
+
+
+class Clock:
+    """Adds the seconds since the last lap to a stage of several requests."""
+
+    def __init__(self, stats: Sequence[Stats]) -> None:
+        self._stats, self._last = stats, perf_counter()
+
+    def lap(self, stage: str) -> float:
+        """Ends a stage; returns its seconds."""
+        now = perf_counter()
+        taken, self._last = now - self._last, now
+        for stats in self._stats:
+            stats.seconds[stage] += taken
+        return taken

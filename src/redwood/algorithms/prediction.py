@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
 
+import numpy as np
+from numpy.typing import NDArray
+
 from redwood.algorithms.dynamic import Reliability
-from redwood.algorithms.sssd import TextIndex
 from redwood.tree import TokenTree
 
 _LEAST_MATCH = 2  # tokens in a row that show where the answer goes on
@@ -29,7 +31,7 @@ class Prediction:
 
     def __init__(self, token_ids: Sequence[int]) -> None:
         self._tokens = list(token_ids)
-        self._index = TextIndex(self._tokens)
+        self._array = np.array(self._tokens, np.int64)
         self._rates = Reliability(_PRIOR)
         self._tail: list[int] = []
         self._at, self._run = 0, _BEGINNING
@@ -70,11 +72,27 @@ class Prediction:
         return len(self._seen) - before
 
     def _find(self) -> None:
-        """Looks for the end of the answer in the prediction, from the cursor on rather."""
-        for length, places in self._index.matches(self._tail):
-            if length < _LEAST_MATCH:
-                return
-            ahead = [place for place in places if place >= self._at]
-            self._at, self._run = (ahead or places[-1:])[0], length
+        """Moves the cursor behind the longest match of the answer's end, to the nearest of them.
+
+        Of two as near the one ahead is taken. The whole prediction is looked through: in a file of
+        similar lines the latest places of an index are at its far end.
+        """
+        length, places = self._matches()
+        if length >= _LEAST_MATCH:
+            away = np.abs(places - self._at)
+            near = places[away == away.min()]
+            self._at, self._run = int(near[-1]), length
             self._seen.update(range(self._at - length, self._at))
-            return
+
+    def _matches(self) -> tuple[int, NDArray[np.int64]]:
+        """The longest tail of the answer that stands in the prediction, and the places behind it.
+
+        The end of the prediction is no place: nothing follows there.
+        """
+        found, length = np.arange(1, len(self._array)), 0
+        for token in reversed(self._tail):
+            more = found[(found > length) & (self._array[found - 1 - length] == token)]
+            if not len(more):
+                break
+            found, length = more, length + 1
+        return length, found

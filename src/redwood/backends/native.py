@@ -8,6 +8,7 @@ then not change one token of what plain decoding on this backend says (`docs/nat
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from redwood.backends._decoder_spec import DecoderSpec
 from redwood.backends._rows import RowState, check_distinct
 from redwood.backends.base import Kept, Nodes
-from redwood.errors import ArgumentError, UnsupportedError
+from redwood.errors import ArgumentError, UnsupportedError, check_process
 
 _LANES = 16  # the decoder writes logits in blocks of this many columns
 
@@ -113,6 +114,7 @@ class NativeBackend:
         self.isa: str = self._decoder.isa
         self.weight_bytes = {name: data.nbytes for name, (_, data) in matrices.items()}
         self._rows: dict[int, RowState] = {}
+        self._pid = os.getpid()
 
     def open(self) -> int:
         """Returns a new, empty row."""
@@ -125,7 +127,12 @@ class NativeBackend:
         return self._row(row).length
 
     def extend(self, rows: Sequence[Nodes]) -> list[Tensor]:
-        """Appends provisional nodes and scores them in one call; see `Backend.extend`."""
+        """Appends provisional nodes and scores them in one call; see `Backend.extend`.
+
+        Raises:
+            UnsupportedError: a forked child, which has none of the threads that compute.
+        """
+        check_process(self._pid)
         check_distinct(rows)
         grown = [self._row(nodes.row).grown(nodes, self.capacity) for nodes in rows]
         counts = [len(n.token_ids) if n.num_logits is None else n.num_logits for n in rows]

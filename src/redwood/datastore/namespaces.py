@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +23,7 @@ from redwood.errors import ArgumentError, DatastoreError, RedwoodError, check_co
 INTERVAL_S = 1200.0
 _MOST_TOKENS = 1 << 24
 _MOST_QUEUED = 1 << 20
+_MOST_OPEN = 256
 _PARTS = 8  # chunks of a full namespace: the oldest eighth makes room
 _log = logging.getLogger(__name__)
 
@@ -41,6 +42,9 @@ class Namespaces:
             default: every namespace is alone.
         most_tokens: of one namespace on disk; the oldest make room.
         most_queued: tokens of one namespace that wait; the oldest answers are dropped beyond that.
+        most_open: files of chunks that are kept open, those of the namespaces used last; each
+            takes a file descriptor. A request that drafts from others keeps them until it ends.
+            None: 256, or an eighth of what the process may open, if that is less.
 
     Raises:
         ArgumentError: a count out of range.
@@ -57,19 +61,23 @@ class Namespaces:
         shared: Mapping[str, str] | None = None,
         most_tokens: int = _MOST_TOKENS,
         most_queued: int = _MOST_QUEUED,
+        most_open: int | None = None,
     ) -> None:
         check_count("most_tokens", most_tokens, least=128)
         check_count("most_queued", most_queued)
+        most_open = _most_open() if most_open is None else most_open
+        check_count("most_open", most_open)
         check_sorter()
         given = isinstance(tokenizer, TokenizerId)
         self._tokenizer = tokenizer if given else TokenizerId.of(tokenizer, name)
         self._folder = Path(folder) / self._tokenizer.sha256[:16]
         self._shared = dict(shared or {})
         self._most_tokens, self._most_queued = most_tokens, most_queued
+        self._most_open = most_open
         self._lock = threading.Lock()  # of the queues and the open datastores
         self._flushing = threading.Lock()
         self._queues: dict[str, deque[Values]] = {}
-        self._open: dict[str, Datastore | None] = {}
+        self._open: OrderedDict[str, Datastore | None] = OrderedDict()  # the latest used is last
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.num_dropped = 0
@@ -94,10 +102,17 @@ class Namespaces:
         """
         key = self._key(namespace)
         with self._lock:
-            if key not in self._open:
-                self._open[key] = self._opened(key)
-            store = self._open[key]
+            store = self._open[key] if key in self._open else self._opened(key)
+            self._keep_open(key, store)
         return [] if store is None else [store]
+
+    def _keep_open(self, key: str, store: Datastore | None) -> None:
+        """Notes a datastore as the latest used, and lets go of those that are one too many."""
+        self._open[key] = store
+        self._open.move_to_end(key)
+        held = sum(map(_num_files, self._open.values()))
+        while held > self._most_open and len(self._open) > 1:
+            held -= _num_files(self._open.popitem(last=False)[1])
 
     def flush(self) -> int:
         """Writes what waits; returns the number of answers written. One thread at a time."""
@@ -109,7 +124,7 @@ class Namespaces:
                 try:
                     self._write(key, queue)
                     written += len(queue)
-                except RedwoodError as error:
+                except (RedwoodError, OSError) as error:
                     _log.warning("answers could not be kept for drafting: %s", error)
                     with self._lock:
                         later = self._queues.pop(key, deque())
@@ -185,9 +200,9 @@ class Namespaces:
         if queue:
             answers = (values[:-1].astype("int64") - 1 for values in queue)
             add(path, answers, most_tokens=self._most_tokens)
-            opened = self._opened(key)
             with self._lock:
-                self._open[key] = opened
+                if key in self._open:  # in use, so that the next request does not wait for it
+                    self._open[key] = self._opened(key)
 
     def _opened(self, key: str) -> Datastore | None:
         path = self._folder / key
@@ -196,6 +211,20 @@ class Namespaces:
         except RedwoodError as error:
             _log.warning("answers kept for drafting are not used: %s", error)
             return None
+
+
+def _num_files(store: Datastore | None) -> int:
+    """What a namespace counts for; one without a datastore as one file, since it takes memory."""
+    return 1 if store is None else max(1, len(store.chunks))
+
+
+def _most_open() -> int:
+    try:
+        from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
+    except ImportError:  # not on Windows
+        return _MOST_OPEN
+    limit = getrlimit(RLIMIT_NOFILE)[0]
+    return _MOST_OPEN if limit == RLIM_INFINITY else max(1, min(_MOST_OPEN, limit // 8))
 
 
 def _private(folder: Path) -> None:
