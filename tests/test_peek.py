@@ -164,17 +164,19 @@ def test_asking_in_vain_takes_its_share_of_the_time_and_no_more(
 
 
 @pytest.mark.usefixtures("always")
-def test_a_drafter_that_fails_is_blamed_where_it_drafts() -> None:
+def test_a_drafter_that_fails_promises_nothing() -> None:
     class Broken(NgramDrafter):
         def propose(self, contexts: Any, budgets: Any) -> list[TokenTree]:
             raise RuntimeError("no index")
 
     broken = Broken()
-    assert Peek(broken).ask([context(COPIED)], [8], StepTimes(1, np.full(17, 10.0)), 1.0) is None
+    seen = Peek(broken).ask([context(COPIED)], [8], StepTimes(1, np.full(17, 10.0)), 1.0)
+    assert [len(tree) for tree in seen.trees] == [1] and seen.tokens == 1.0
     engine = RowEngine(wrap_model(tiny_llama()), broken, planner=Planner(broken, curve(0.01)))
     key = engine.add(COPIED, SamplingParams(max_tokens=3, temperature=0.0))
     steps = []
     while engine.busy:
         steps += engine.step()
     assert steps[-1].request == key
-    assert all(step.error is None or "no index" in str(step.error) for step in steps)
+    assert sum(len(step.token_ids) for step in steps) == 3
+    assert all(step.error is None for step in steps)

@@ -272,7 +272,7 @@ def test_rows_that_draft_nothing_take_their_part_of_the_pass() -> None:
 
     assert going_on(2, 1) == going_on(0, 3) == 1
     step = StepTimes(3, np.array([30.0, 31.0]))
-    assert step.growth(1, 2) == step.growth(3, 2) == [30.0, 31.0, 31.0]  # rows asked one by one
+    assert step.growth(1, 2) == step.growth(3, 2) == [30.0, 31.0, 32.0]  # rows asked one by one
 
 
 def test_the_machines_speed_is_told_from_the_curves_shape() -> None:

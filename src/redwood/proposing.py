@@ -12,14 +12,11 @@ import weakref
 from collections.abc import Iterable, Sequence
 from itertools import starmap
 from operator import le
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from redwood.context import Context
 from redwood.errors import ArgumentError, CapacityError
 from redwood.tree import Law, TokenTree
-
-if TYPE_CHECKING:
-    from redwood.drafting import Drafter
 
 _log = logging.getLogger(__name__)
 _told: dict[int, set[str]] = {}  # what the log said of a drafter, by its id
@@ -27,8 +24,15 @@ _UNDRAWN = frozenset((int(Law.POINT), int(Law.COUPLED)))
 _ROUNDING = 1e-6
 
 
+class _Proposer(Protocol):
+    """What is asked of a drafter here; see `redwood.drafting.Drafter`."""
+
+    def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]: ...
+    def release(self, key: int) -> None: ...
+
+
 def proposals(
-    drafter: Drafter, contexts: Sequence[Context], budgets: Sequence[int]
+    drafter: _Proposer, contexts: Sequence[Context], budgets: Sequence[int]
 ) -> list[TokenTree]:
     """Returns a tree per context, within its budget; a bare root where the drafter failed.
 
@@ -58,7 +62,7 @@ def proposals(
     return trees
 
 
-def prefill(drafter: Drafter, contexts: Sequence[Context]) -> None:
+def prefill(drafter: _Proposer, contexts: Sequence[Context]) -> None:
     """Lets a drafter with a `prefill` read texts that are new to it, before it is timed."""
     try:
         read = getattr(drafter, "prefill", None)
@@ -70,7 +74,7 @@ def prefill(drafter: Drafter, contexts: Sequence[Context]) -> None:
         tell(drafter, error)
 
 
-def release(drafter: Drafter, key: int) -> None:
+def release(drafter: _Proposer, key: int) -> None:
     """Lets a drafter forget a request."""
     try:
         drafter.release(key)
@@ -81,7 +85,7 @@ def release(drafter: Drafter, key: int) -> None:
 
 
 def _asked(
-    drafter: Drafter, contexts: Sequence[Context], budgets: Sequence[int]
+    drafter: _Proposer, contexts: Sequence[Context], budgets: Sequence[int]
 ) -> list[Any] | Exception:
     """As many answers as contexts, or what went wrong."""
     try:
@@ -96,7 +100,7 @@ def _asked(
     return made
 
 
-def _fault(drafter: Drafter, context: Context, tree: Any, budget: int) -> Exception | None:
+def _fault(drafter: _Proposer, context: Context, tree: Any, budget: int) -> Exception | None:
     """What makes this answer unfit to be verified, if anything does."""
     try:
         _check(context, tree, budget)
@@ -145,7 +149,7 @@ def _check_rows(context: Context, tree: TokenTree) -> None:
             raise ArgumentError(f"its draft row {index} is no law over the vocabulary")
 
 
-def _is_ours(drafter: Drafter) -> bool:
+def _is_ours(drafter: _Proposer) -> bool:
     """Whether its trees are right by construction, and it stays usable after it raised."""
     return type(drafter).__module__.split(".")[0] == "redwood"
 

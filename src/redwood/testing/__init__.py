@@ -14,6 +14,13 @@ once per node and `chance.draw(probs)` at most once, and returns an `Acceptance`
 plain `uniforms [N]` instead is wrapped in `bisected`; one that carries something from step to step,
 in `Stateful`; one that shares noise with the target is checked by `check_coupled`.
 
+Drafters and engines are tried on a `TableBackend`, which is a model of a few tokens by table:
+
+    target = testing.TableBackend(vocab_size=12, seed=0)
+    engine = redwood.Engine(target, MyDrafter(), budget=8)
+    plain = redwood.Engine(target, budget=1)
+    assert engine.generate([1, 2]).token_ids == plain.generate([1, 2]).token_ids
+
 Guarantee: a rule that passes is exact on these cases, up to the tolerance. Mistakes known from
 published code show up as a total variation of 0.01 to 0.4.
 """
@@ -30,12 +37,14 @@ from redwood.testing.exactness import (
     total_variation,
 )
 from redwood.testing.generation import random_cases
+from redwood.testing.toy import TableBackend
 
 __all__ = [
     "Case",
     "Draft",
     "ExactnessError",
     "Stateful",
+    "TableBackend",
     "bisected",
     "check_coupled",
     "check_exact",
