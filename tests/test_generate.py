@@ -142,7 +142,7 @@ class _Stranger:
 
 @pytest.mark.parametrize(
     ("tokens", "own_root", "what"),
-    [([7, 8], True, "root"), ([7] * 40, False, "40|41"), ([300], False, "vocabulary")],
+    [([7, 8], True, "root"), ([7] * 40, False, "40|41"), ([300], False, "beyond 300 tokens")],
 )
 def test_a_draft_that_does_not_fit_the_text_is_left_out(
     tiny_model_folder: Path,
