@@ -192,3 +192,67 @@ def test_without_the_sorter_nothing_is_collected(
     monkeypatch.setitem(sys.modules, "pydivsufsort", None)
     with pytest.raises(UnsupportedError, match="pydivsufsort"):
         Namespaces(tmp_path, TOKENIZER)
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="descriptors do not show there")
+@pytest.mark.parametrize("used", ["written", "read", "both"])
+def test_datastores_of_many_users_keep_few_files_open(tmp_path: Path, used: str) -> None:
+    kept = Namespaces(tmp_path, TOKENIZER, most_open=5)
+    before, names = _descriptors(), [f"user {i}" for i in range(30)]
+    for turn in range(2):
+        for i, name in enumerate(names):
+            kept.append(name, [[turn, i]])
+            if used == "both":
+                kept.stores(name)
+        assert kept.flush() == len(names)
+        if used != "written":
+            assert all(_documents(kept, name) for name in names)
+        assert _descriptors() <= before + 5
+    assert [_documents(kept, name) for name in names] == [[[0, i], [1, i]] for i in range(30)]
+    assert _descriptors() <= before + 5 and len(kept._open) <= 5
+
+
+def test_the_datastores_used_last_stay_open_and_those_in_use_stay_readable(tmp_path: Path) -> None:
+    kept = Namespaces(tmp_path, TOKENIZER, most_open=2)
+    for name in "abc":
+        kept.append(name, [[ord(name)]])
+    kept.flush()
+    (first,) = kept.stores("a")
+    (second,) = kept.stores("b")
+    assert kept.stores("a") == [first]
+    kept.stores("c")  # b was used longest ago
+    assert kept.stores("a") == [first]
+    assert kept.stores("b") != [second]
+    assert documents_in(second) == [[ord("b")]], "a request that has it keeps it"
+    for i in range(10):
+        assert kept.stores(f"nobody {i}") == []
+    assert len(kept._open) <= 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such limit there")
+def test_few_files_are_kept_open_where_the_process_may_open_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import resource
+
+    for limit, most in ((64, 8), (4, 1), (1024, 128), (10**6, 256), (resource.RLIM_INFINITY, 256)):
+        monkeypatch.setattr(resource, "getrlimit", lambda kind, limit=limit: (limit, limit))
+        assert Namespaces(tmp_path, TOKENIZER)._most_open == most
+    with pytest.raises(ArgumentError, match="most_open"):
+        Namespaces(tmp_path, TOKENIZER, most_open=0)
+
+
+def test_an_error_of_the_system_while_writing_is_logged_and_what_waits_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = Namespaces(tmp_path, TOKENIZER)
+    kept.append("a", [[1]])
+    with monkeypatch.context() as patched:
+        patched.setattr(namespaces, "create", lambda *a, **k: os.open(tmp_path / "no", os.O_RDONLY))
+        assert kept.flush() == 0
+    assert "could not be kept" in caplog.text
+    assert kept.flush() == 1 and _documents(kept, "a") == [[1]]

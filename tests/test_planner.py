@@ -11,6 +11,7 @@ import torch
 from scipy.stats import chisquare
 
 from conftest import tiny_llama
+from redwood.algorithms.specinfer import merge_trees
 from redwood.backends.base import Nodes
 from redwood.backends.load import wrap_model
 from redwood.context import Context
@@ -246,6 +247,35 @@ def test_a_drawn_node_cannot_be_left_out() -> None:
     for wrong in ([], [1], [0, 2], [0, 2, 1]):
         with pytest.raises(ArgumentError):
             chain.kept(wrong)
+
+
+@pytest.mark.parametrize(
+    ("times", "node_ms"),
+    [
+        ([10.0, 11.0, 12.0, 14.0, 16.0], 2.0),  # as over the last half
+        ([10.0, 12.0, 14.0, 14.0, 14.0], 1.0),  # which is flat: as over the whole
+        ([10.0, 10.0, 10.0], 2.5),  # all flat: in proportion, with two roots
+        ([10.0], 5.0),
+    ],
+)
+def test_nodes_past_the_table_of_times_are_never_free(times: list[float], node_ms: float) -> None:
+    step, last = StepTimes(2, np.array(times)), 2 + len(times) - 1
+    assert step.of(last) == times[-1]
+    assert step.of(last + 3) == pytest.approx(times[-1] + 3 * node_ms)
+    assert step.growth(last, 2) == pytest.approx(
+        [times[-1], times[-1] + node_ms, times[-1] + 2 * node_ms]
+    )
+    assert step.growth(last + 4, 1) == [step.of(last + 4), step.of(last + 5)]
+
+
+def test_a_chain_merged_on_a_full_tree_is_trimmed_where_it_does_not_pay() -> None:
+    sure = TokenTree.point(list(range(16)), range(-1, 15), [0.97**i for i in range(16)])
+    rest = TokenTree.point([0, *range(100, 115)], range(-1, 15), [1.0] + [0.002] * 15)
+    step = StepTimes(1, curve(1.0, 20.0).growth([10], 15))
+    (kept,) = step.trim([merge_trees([sure, rest])], 0.0)
+    assert kept.token_list == sure.token_list
+    free = StepTimes(1, curve(1e-9, 20.0).growth([10], 15))
+    assert len(free.trim([merge_trees([sure, rest])], 0.0)[0]) == 31
 
 
 def test_levels_are_drafted_while_they_pay() -> None:

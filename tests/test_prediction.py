@@ -52,6 +52,50 @@ def test_after_a_deletion_the_next_place_ahead_is_taken() -> None:
     assert _chain(prediction, 3) == [6, 7]
 
 
+def _similar_lines(count: int) -> list[list[int]]:
+    return [[1, 2, 3, 4, 1000 + line] for line in range(count)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: [*lines[:3], [1, 2, 3, 4, 7, 8], *lines[4:]],  # one token becomes two
+        lambda lines: [*lines[:3], [1, 2, 3, 4], *lines[4:]],  # one is left out
+        lambda lines: [*lines[:3], [1, 2, 9, 9, 9], *lines[3:]],  # a line is put in
+        lambda lines: [*lines[:3], *lines[5:]],  # two lines are left out
+        lambda lines: [*lines[:300], [1, 2, 3, 4, 7, 8], *lines[301:]],  # in the middle
+    ],
+)
+def test_the_cursor_stays_near_where_a_file_of_similar_lines_was_changed(change: Any) -> None:
+    lines = _similar_lines(600)
+    prediction = Prediction([token for line in lines for token in line])
+    answer = [token for line in change(lines)[:400] for token in line]
+    at = steps = 0
+    while at < len(answer):
+        drafted, kept = _chain(prediction, 9), 0
+        while kept < len(drafted) and answer[at + kept : at + kept + 1] == [drafted[kept]]:
+            kept += 1
+        prediction.follow(answer[at : at + kept + 1])
+        at, steps = at + kept + 1, steps + 1
+        assert abs(prediction._at - at) <= 15
+    assert steps <= len(answer) / 9 + 8
+
+
+def test_the_cursor_goes_back_to_what_stands_nearer_behind_it_than_ahead() -> None:
+    prediction = Prediction([1, 2, 3, 4, 5, 6, 7, 8, *range(20, 40), 2, 3, 50])
+    prediction.follow([1, 9, 9, 9, 9, 2, 3])
+    assert _chain(prediction) == [4, 5, 6, 7]
+
+
+def test_a_text_of_the_far_end_is_found_where_it_stands_nowhere_else() -> None:
+    tokens = [token for line in _similar_lines(600) for token in line]
+    prediction = Prediction([*tokens, 5, 6, 7, 8, 9])
+    prediction.follow([1, 2, 77, 5, 6])
+    assert _chain(prediction) == [7, 8, 9]
+    prediction.follow([7, 8, 9, 5, 6])
+    assert _chain(prediction) == [7, 8, 9]
+
+
 def test_no_token_of_the_prediction_counts_twice() -> None:
     prediction = Prediction([1, 2, 3, 1, 2, 3])
     assert prediction.follow([1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3]) == 6

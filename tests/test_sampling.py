@@ -18,6 +18,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from redwood import rowmath
 from redwood.errors import ArgumentError, NumericalError
 from redwood.sampling import (
     GumbelNoise,
@@ -356,3 +357,15 @@ def test_a_processor_that_returns_no_scores_is_named(given: Any) -> None:
     params = SamplingParams(logits_processor=lambda ids, row: given)
     with pytest.raises(ArgumentError, match="logits_processor"):
         scores(torch.zeros(4), params, History([1]))
+
+
+@pytest.mark.parametrize("size", [1, 12, 200, 9000])
+@pytest.mark.parametrize("more", [-1, 0, 1, 8, 10**6])
+def test_the_top_of_a_row_is_all_of_it_where_more_is_asked_for(size: int, more: int) -> None:
+    row = np.random.default_rng(size).normal(size=size).round(1)
+    count = max(0, size + more)
+    values, ids = rowmath.top(row, count)
+    order = np.argsort(-row, kind="stable")[:count]
+    np.testing.assert_array_equal(ids, order)
+    np.testing.assert_array_equal(values, row[order])
+    assert len(rowmath.top(row, 0)[1]) == 0
