@@ -41,15 +41,15 @@ def proposals(
 
     Raises: nothing but MemoryError, and what is no `Exception`.
     """
-    states = [context.rng.bit_generator.state for context in contexts]
+    several = len(contexts) > 1
+    states = [context.rng.bit_generator.state for context in contexts] if several else []
     made = _asked(drafter, contexts, budgets)
     if isinstance(made, Exception):
-        made = [made] if len(contexts) == 1 else []
-        for context, budget, state in zip(contexts, budgets, states, strict=True):
-            if len(contexts) > 1:
-                context.rng.bit_generator.state = state
-                alone = _asked(drafter, [context], [budget])
-                made += [alone] if isinstance(alone, Exception) else alone
+        made = [] if several else [made]
+        for context, budget, state in zip(contexts, budgets, states, strict=False):  # if several
+            context.rng.bit_generator.state = state
+            alone = _asked(drafter, [context], [budget])
+            made += [alone] if isinstance(alone, Exception) else alone
     trees = []
     for context, budget, tree in zip(contexts, budgets, made, strict=True):
         error = tree if isinstance(tree, Exception) else _fault(drafter, context, tree, budget)
