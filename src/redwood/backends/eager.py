@@ -237,7 +237,7 @@ def _run_group(
         )
     if padded:
         return [logits[i, logits.shape[1] - count :] for i, count in enumerate(counts)]
-    return list(logits[0, logits.shape[1] - len(wanted) :].split(counts))
+    return list(torch.split(logits[0, logits.shape[1] - len(wanted) :], counts))
 
 
 class EagerBackend:
@@ -301,15 +301,13 @@ class EagerBackend:
         """Keeps a path of provisional nodes per row; see `Backend.commit`."""
         for kept in rows:
             self._row(kept.row).check_path(kept)
-        index = SlotIndex([slot for kept in rows for slot in self._row(kept.row).moved(kept.nodes)])
-        done = 0
-        for kept in rows:
-            row = self._row(kept.row)
-            count = len(row.moved(kept.nodes))
-            if count:
-                end = row.length + len(kept.nodes)
-                row.pack(end - count, slice(done, done + count), index)
-            done += count
+        moves = [self._row(kept.row).moved(kept.nodes) for kept in rows]
+        index, done = SlotIndex([slot for sources in moves for slot in sources]), 0
+        for kept, sources in zip(rows, moves, strict=True):
+            row, end = self._row(kept.row), done + len(sources)
+            if sources:
+                row.pack(row.length + len(kept.nodes) - len(sources), slice(done, end), index)
+            done = end
             row.keep(len(kept.nodes))
 
     def truncate(self, row: int, length: int) -> None:
