@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from time import perf_counter
 
+import torch
 from torch import Tensor
 
 from redwood import verify
@@ -28,6 +29,7 @@ from redwood.sampling import PathRows, SamplingParams
 from redwood.scheduling import admitted, chunks, one_pool, propose_each
 from redwood.stats import Stats
 from redwood.text import Tokenizer
+from redwood.timing import recordings_of, wait_for
 from redwood.tree import TokenTree
 
 _log = logging.getLogger(__name__)
@@ -205,22 +207,24 @@ class RowEngine:
 
     def _fill(self, parts: Sequence[tuple[Request, Nodes]]) -> None:
         """Puts parts of prompts in place, no row decoding beside."""
-        clock = _Clock([request.stats for request, _ in parts])
+        clock = _Clock([request.stats for request, _ in parts], self.target.device)
         self.target.extend([nodes for _, nodes in parts])
         self.target.commit([_whole(nodes) for _, nodes in parts])
         clock.lap("prefill")
 
     def _decode(self, ready: Sequence[Request], parts: Sequence[tuple[Request, Nodes]]) -> None:
         """One step of rows that have their prompt, and parts of other prompts beside them."""
-        clock = _Clock([request.stats for request in ready])
+        clock = _Clock([request.stats for request in ready], self.target.device)
         trees, planner, plan = self._draft(ready, clock)
         nodes = [
             Nodes(request.row, tree.token_list, tree.parent_list) for request, tree in trees
         ] + [nodes for _, nodes in parts]
         if not nodes:
             return
+        before = recordings_of(self.target)
         logits = self.target.extend(nodes)
-        target_s = clock.lap("target")
+        usual = recordings_of(self.target) == before
+        target_s = clock.lap("target" if usual else "prefill")  # a graph is recorded once
         judged = []
         for (request, tree), scored in zip(trees, logits, strict=False):
             try:
@@ -245,7 +249,8 @@ class RowEngine:
         if planner is not None and plan is not None and len(steps) == len(ready):
             counts = [len(step.token_ids) for _, step in steps]
             contexts = [request.context for request in ready]
-            planner.end(plan, contexts, counts, None if parts else target_s, other_s)
+            timed_s = target_s if usual and not parts else None
+            planner.end(plan, contexts, counts, timed_s, other_s)
         for request, step in steps:
             self._give(request, step)
         clock.lap("other")
@@ -278,6 +283,7 @@ class RowEngine:
             _log.warning("a drafter could not read its texts beforehand", exc_info=True)
         clock.lap("prefill")
         made: dict[int, TokenTree | Exception]
+        before = recordings_of(*_backends(drafter))
         if plan is not None and plan.drafted is not None:
             made = {i: plan.drafted[i] for i in drafting}
         else:
@@ -299,9 +305,10 @@ class RowEngine:
                 chain = request.prediction.tree(drafted.token_list[0], size)
                 drafted = merge_trees([drafted, chain])
             trees.append((request, drafted))
-        drafting_s = clock.lap("draft")
+        usual = recordings_of(*_backends(drafter)) == before
+        drafting_s = clock.lap("draft" if usual else "prefill")
         if planner is not None and plan is not None:
-            if len(trees) < len(ready):
+            if len(trees) < len(ready) or not usual:  # nothing is to be learned from its time
                 planner.drop(plan)
                 return trees, None, None
             kept = planner.trim(plan, [tree for _, tree in trees], drafting_s)
@@ -350,17 +357,26 @@ def _checked(context: Context, tree: TokenTree | Exception, budget: int) -> Toke
     return tree
 
 
+def _backends(drafter: Drafter) -> list[Backend]:
+    parts = getattr(drafter, "parts", [drafter])
+    return [part.backend for part in parts if hasattr(part, "backend")]
+
+
 def _whole(nodes: Nodes) -> Kept:
     return Kept(nodes.row, range(len(nodes.token_ids)))
 
 
 class _Clock:
-    """Adds the seconds since the last lap to a stage of several requests."""
+    """Adds the seconds since the last lap to a stage of several requests.
 
-    def __init__(self, stats: Sequence[Stats]) -> None:
-        self._stats, self._last = stats, perf_counter()
+    A stage ends when the device has done what was launched in it.
+    """
+
+    def __init__(self, stats: Sequence[Stats], device: torch.device) -> None:
+        self._stats, self._device, self._last = stats, device, perf_counter()
 
     def lap(self, stage: str) -> float:
+        wait_for(self._device)
         now = perf_counter()
         taken, self._last = now - self._last, now
         for stats in self._stats:
