@@ -170,8 +170,8 @@ def _forward(
     for _ in range(2):  # what is recorded the first time is there the second time
         before = recordings_of(backend)
         start = perf_counter()
-        logits = backend.extend(entries)
-        wait_for(logits[0])
+        backend.extend(entries)
+        wait_for(backend.device)
         took = 1000.0 * (perf_counter() - start)
         for row in used:
             backend.truncate(row, kind.context)

@@ -2,8 +2,8 @@
 
 A module whose tokens meet elsewhere than in our attention may still be right for one row alone,
 and wrong for several: rotary angles may follow the longest row of a forward, a layer may count on
-a line of token ids being one text. So a small tree is scored beside another row that stands at the
-far end of the context, and must get what it gets alone.
+a line of token ids being one text. So a small tree is scored between rows that stand at the far end
+of the context, and must get what it gets alone.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ def together_of(backend: EagerBackend) -> Together:
 
 
 def _tree_logits(backend: EagerBackend, *, beside: bool) -> Tensor:
-    """Logits [nodes, V] of a small tree, on the CPU: alone, or beside another row."""
+    """Logits [nodes, V] of a small tree, on the CPU: alone, or between two rows without logits."""
     tokens = [(7 * i + 1) % backend.vocab_size for i in range(len(_PARENTS) + _BESIDE)]
     count = min(len(_PARENTS), backend.capacity)
-    added = [Nodes(backend.open(), tokens[:count], _PARENTS[:count])]
-    first = [0]
-    if beside:
-        count = min(_BESIDE, backend.capacity)
-        added.insert(0, Nodes(backend.open(), tokens[-count:], num_logits=1))
-        first.insert(0, backend.capacity - count)
+    others = min(_BESIDE, backend.capacity)
+    added, first, tree = [Nodes(backend.open(), tokens[:count], _PARENTS[:count])], [0], 0
+    for place in (0, 2) if beside else ():
+        added.insert(place, Nodes(backend.open(), tokens[-others:], num_logits=0))
+        first.insert(place, backend.capacity - others)
+        tree = 1
     try:
         for nodes, position in zip(added, first, strict=True):
             row = backend._row(nodes.row)
             row.parents, depths = row.grown(nodes, backend.capacity)
             row.depths = [position + depth for depth in depths]
-        return backend._forward(added)[-1].float().cpu()
+        return backend._forward(added)[tree].float().cpu()
     finally:
         for nodes in added:
             backend.release(nodes.row)
