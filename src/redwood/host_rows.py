@@ -2,7 +2,7 @@
 
 Every copy from a device waits for it, and costs about as much as a few megabytes do on the way. So
 the row that is asked for comes with others that the rules are likely to read next: the nodes below
-it, first children first, which is the order of leaf-to-root verification.
+it, first children first, and, where nodes were drawn, those that follow.
 """
 
 from __future__ import annotations
@@ -44,18 +44,22 @@ class HostRows:
         return self._copied[node]
 
     def _next_to(self, node: int) -> list[int]:
-        """This node, and nodes below it whose rows are not here, in the order of a descent."""
-        wanted, rest = list[int](), [node]
+        """This node, and those likely to be read next whose rows are not here."""
+        wanted = dict[int, None]()
+        rest = [node]
+        if any(self._tree.law_list[1:]):  # after a child that was drawn and refused, its siblings
+            rest = [*range(len(self._tree) - 1, node, -1), node]
         while rest and len(wanted) < self._at_once:
             at = rest.pop()
+            if at in wanted:
+                continue
             if at not in self._copied:
-                wanted.append(at)
+                wanted[at] = None
             rest.extend(reversed(self._tree.children[at]))
-        return wanted
+        return sorted(wanted)
 
     def _copy(self, nodes: list[int]) -> None:
         every = len(nodes) == len(self._logits)
-        nodes = sorted(nodes)
         rows = self._logits if every else self._logits[_run_or_index(nodes)]
         for node, row in zip(nodes, array_of(to_host(rows)), strict=True):
             self._copied[node] = row
