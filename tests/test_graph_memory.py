@@ -162,7 +162,7 @@ def test_memory_that_runs_out_while_growing_leaves_all_as_it_was(
             if rows:
                 made.open()
             else:
-                made._recordable(1, 1, 2000, 1)
+                made._make_room(2000)
     want = _tree(eager, _filled(eager, TEXT[:300]))
     _close(_tree(made, row), want)
     other = _filled(made, TEXT[:2000], chunk=700)
@@ -197,6 +197,16 @@ def test_inputs_and_logits_of_graphs_keep_within_their_bound() -> None:
     small.prepare([1, 2, 4, 8, 16, 32], [100, 300, 700])
     assert 1 <= small.num_recorded < 18 and small.graph_bytes <= bound
     assert small.recordings == 18
+
+
+def test_graphs_prepared_for_long_rows_leave_those_for_short_ones() -> None:
+    made = _graphs()
+    made.prepare([1, 4], [100, 5000])
+    assert made.num_recorded == made.recordings == 4
+    row = _filled(made, TEXT[:10])
+    _tree(made, row)
+    made.extend([Nodes(row, [5])])
+    assert made.recordings == 6  # a prompt of 16 and a tree of 8 nodes
 
 
 def test_graphs_share_their_logits_and_callers_get_copies_of_theirs_alone() -> None:

@@ -108,6 +108,28 @@ def test_a_model_that_takes_a_line_for_one_text_is_padded_little() -> None:
     assert sum(lines * columns for lines, columns in shapes) < 2 * (len(TOKENS) + 60)
 
 
+class LongestOfAll(LlamaForCausalLM):
+    """Looks at the longest text of the whole forward, without asking the device for a number."""
+
+    def forward(self, input_ids: Any = None, position_ids: Any = None, **given: Any) -> Any:  # type: ignore[override]
+        embeds = self.model.embed_tokens(input_ids)
+        if position_ids is not None:
+            embeds = embeds * torch.where(position_ids.amax() >= 100, 3.0, 1.0)
+        return super().forward(inputs_embeds=embeds, position_ids=position_ids, **given)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_model_that_looks_at_all_rows_sees_one_at_a_time(graphs: bool) -> None:
+    torch.manual_seed(0)
+    eager = wrap_model(LongestOfAll(_config()).eval())
+    assert eager.together == "apart"
+    made: Backend = CudaGraphBackend(eager, recorder=Tape) if graphs else eager
+    short, long = _filled(made, PROMPT), _filled(made, [9] * 120)
+    tree, _ = made.extend([Nodes(short, TOKENS, PARENTS), Nodes(long, [9])])
+    (want,) = eager.extend([Nodes(_filled(eager, PROMPT), TOKENS, PARENTS)])
+    _close(tree, want)
+
+
 def _longrope() -> Phi3ForCausalLM:
     torch.manual_seed(0)
     rope = {

@@ -140,6 +140,9 @@ class CudaGraphBackend:
 
     @torch.inference_mode()
     def _forward(self, named: Sequence[StaticRow], rows: Sequence[Nodes]) -> list[Tensor]:
+        if self._together == "apart" and len(rows) > 1:  # in a graph, too, rows share a forward
+            return [self._forward([row], [n])[0] for row, n in zip(named, rows, strict=True)]
+        self._make_room(max(row.end for row in named))
         counts = [len(n.token_ids) if n.num_logits is None else n.num_logits for n in rows]
         places = [row.place for row in named]
         shape = self._recordable(
@@ -177,22 +180,27 @@ class CudaGraphBackend:
         """
         if rows > self._slots.rows:
             raise ArgumentError(f"there are slots for {self._slots.rows} rows, not {rows}")
+        self._make_room(max(lengths, default=0))  # growing would void what is recorded
         for count in nodes:
             for length in lengths:
                 shape = self._recordable(rows, count, length, count)
                 if shape is not None:
                     self._recording(shape)
 
+    def _make_room(self, length: int) -> None:
+        """Makes slots for rows of this many tokens and nodes."""
+        if length >= self._slots.slots:  # the last one is scratch
+            slots = min(self._slots_read(length) + 64, self._most_slots)
+            self._grow(self._slots.rows, slots)
+
     def _recordable(self, rows: int, nodes: int, length: int, tree: int) -> Shape | None:
-        """The padded shape that serves these, with slots for it; None: there is none.
+        """The padded shape that serves these, its slots ready; None: there is none.
 
         Args:
             length: tokens and provisional nodes of the longest row.
             tree: most provisional nodes of a row.
         """
         slots = self._slots_read(length)
-        if length >= self._slots.slots:  # the last one is scratch
-            self._grow(self._slots.rows, min(slots + 64, self._most_slots))
         rows = _power_of_two(rows)
         width = next((count for count in self._nodes if count >= nodes), None)
         if width is None or rows * width > _MOST_TOKENS or tree > _TREES[-1]:
