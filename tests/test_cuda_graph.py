@@ -37,6 +37,12 @@ def _tree(backend: Backend, text: list[int]) -> Tensor:
     return logits
 
 
+def _read(made: CudaGraphBackend, rows: int) -> Tensor:
+    """A copy of all slots of these places that may be read."""
+    slots = min(made._slots._finite[:rows])
+    return torch.cat([block[:, :rows, :, :slots].clone() for block in made._slots._blocks])
+
+
 def _close(got: Tensor, want: Tensor) -> None:
     torch.testing.assert_close(got, want, atol=2e-4, rtol=2e-4)
 
@@ -53,6 +59,7 @@ def test_attention_reads_little_more_than_what_is_held() -> None:
     for needed in (1, 128, 129, 192, 193, 256, 257, 1000, 1537, 4000, 4096):
         read = made._slots_read(needed)
         assert needed <= read <= max(128, 1.5 * needed) and read % 64 == 0
+    made._slots.grow(1, made._most_slots)
     assert made._slots_read(4096) == 4096 < made._slots.slots  # the scratch slot lies behind
 
 
@@ -175,13 +182,11 @@ def test_rows_and_their_texts_survive_growth_and_the_release_of_others() -> None
 def test_a_forward_touches_no_slot_of_other_rows() -> None:
     made = CudaGraphBackend(wrap_model(tiny_llama()), recorder=Tape)
     rows = [_filled(made, TEXT[:20]) for _ in range(4)]
-    (block,) = made._slots._blocks
-    before = block.clone()
+    before = _read(made, 4)
     made.extend([Nodes(rows[2], TOKENS, PARENTS)])
-    after = block.clone()
-    with torch.inference_mode():
-        after[:, 2, :, 20 : 20 + len(TOKENS)] = before[:, 2, :, 20 : 20 + len(TOKENS)]
-    assert torch.equal(after[..., :-1, :], before[..., :-1, :])  # all but the scratch slots
+    after = _read(made, 4)
+    after[:, 2, :, 20 : 20 + len(TOKENS)] = before[:, 2, :, 20 : 20 + len(TOKENS)]
+    assert torch.equal(after, before)
 
 
 def test_a_row_reads_nothing_that_was_there_before_it() -> None:
@@ -189,9 +194,9 @@ def test_a_row_reads_nothing_that_was_there_before_it() -> None:
     want = _tree(made, TEXT[:10])
     _filled(made, TEXT[:200])
     row = _filled(made, TEXT[:200])
-    (block,) = made._slots._blocks
     with torch.inference_mode():
-        block[:, 1] = float("nan")  # as an overflow would leave it
+        for block in made._slots._blocks:
+            block[:, 1] = float("nan")  # as an overflow would leave it
     made.release(row)
     (got,) = made.extend([Nodes(_filled(made, TEXT[:10]), TOKENS, PARENTS)])
     _close(got, want)
@@ -204,8 +209,10 @@ def test_padding_never_makes_a_number_that_is_not_finite(kind: str) -> None:
     made.extend([Nodes(row, [5, 6, 7])])
     for _, recording in made._recorded.values():
         assert torch.isfinite(recording.output).all()
+    assert made._slots._finite == [128, 0, 0, 0]  # the others are not read
+    assert torch.isfinite(_read(made, 1)).all()
     for block in made._slots._blocks:
-        assert torch.isfinite(block).all()
+        assert torch.isfinite(block[:, 0, :, -1]).all()  # the scratch slot
 
 
 def test_one_model_serves_the_eager_backend_and_this_one_in_turn() -> None:

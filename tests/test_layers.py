@@ -15,7 +15,7 @@ LAYERS = [
     {"chance"},
     {"tree", "stats", "text", "models", "tokenizers", "time_curve"},
     {"_profile_file"},
-    {"profile", "datastore"},
+    {"profile", "datastore", "host_rows"},
     {"sampling"},
     {"verify", "drawing"},
     {"algorithms", "backends.base", "context"},

@@ -337,3 +337,45 @@ def test_pieces_on_a_device_are_the_pieces_of_the_file(tmp_path: Path, room: int
         with pieces.piece(index) as data:
             assert bytes(data.numpy()) == contents[index]
     assert pieces.held_bytes == 0 and pieces.host.bytes_read > before
+
+
+def test_whether_a_piece_stays_is_one_look_whatever_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, spans, _ = _file(tmp_path, [4096] * 60)
+    stream = Stream(path, spans)
+
+    def held() -> list[bool]:
+        found = []
+        for index in range(60):
+            with stream.piece(index) as data:
+                found.append(stream.is_held(data))
+        stream.end()
+        return found
+
+    stream.keep(1 << 20)
+    assert held() == [False] * 60 and held() == [True] * 60
+    looks, usual = [0], torch.Tensor.data_ptr
+
+    def data_ptr(self: torch.Tensor) -> int:
+        looks[0] += 1
+        return usual(self)
+
+    monkeypatch.setattr(torch.Tensor, "data_ptr", data_ptr)
+    assert held() == [True] * 60 and looks[0] == 60
+    stream.keep(30 * 4096)
+    assert sum(held()) == 30 == len(stream._addresses)
+    stream.keep(0)
+    assert held() == [False] * 60 and not stream._addresses
+
+
+def test_a_piece_that_is_lent_twice_at_once_is_held_once(tmp_path: Path) -> None:
+    path, spans, contents = _file(tmp_path, SIZES)
+    stream = Stream(path, spans)
+    stream.keep(1 << 20)
+    with stream.piece(0) as outer, stream.piece(0) as inner:
+        assert bytes(inner.numpy()) == bytes(outer.numpy()) == contents[0]
+    with stream.piece(0) as data:
+        assert stream.is_held(data) and len(stream._addresses) == len(stream._held)
+    stream.keep(0)
+    assert not stream._addresses

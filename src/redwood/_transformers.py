@@ -147,21 +147,23 @@ def _takes(kind: Any, name: str) -> bool:
 
 
 def cached_logits(
-    model: Any, token_ids: Tensor, positions: Tensor, handle: CacheHandle, kept: int
+    model: Any, token_ids: Tensor, positions: Tensor, handle: CacheHandle, kept: int | Tensor
 ) -> Tensor:
-    """Returns logits [rows, kept, V] of the last `kept` columns, through our attention.
+    """Returns logits [rows, kept, V] of the last columns, or of named ones, through our attention.
 
     Args:
         token_ids, positions: int64 [rows, width], on the model's device.
         handle: gets the keys and values.
-        kept: at least 1.
+        kept: how many of the last, at least 1; or columns, int64 [kept].
     """
     kind: Any = type(model)
     given = {_cache_argument(kind): handle, "position_ids": positions}
     usual = {"use_cache": True, "logits_to_keep": kept}
     given |= {name: value for name, value in usual.items() if _takes(kind, name)}
-    logits: Tensor = model(input_ids=token_ids, **given).logits[:, -kept:]
-    return logits
+    logits: Tensor = model(input_ids=token_ids, **given).logits
+    if isinstance(kept, int):
+        return logits[:, -kept:]
+    return logits if logits.shape[1] == len(kept) else logits[:, kept]
 
 
 def plain_logits(model: Any, token_ids: Tensor, **given: Any) -> Tensor:

@@ -12,6 +12,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from queue import SimpleQueue
 
@@ -37,6 +38,7 @@ from redwood.sampling import PathRows, SamplingParams
 from redwood.scheduling import admitted, chunks, one_pool
 from redwood.stats import Clock, Stats
 from redwood.text import Tokenizer
+from redwood.timing import recordings_of, wait_for
 from redwood.tree import TokenTree
 from redwood.turns import turn, when_free
 
@@ -279,22 +281,28 @@ class RowEngine:
     def _unfilled(self, request: Request) -> bool:
         return self.target.length(request.row) < len(request.context.token_ids) - 1
 
+    def _clock(self, requests: Sequence[Request]) -> Clock:
+        """Stages end when the device has done what was launched in them."""
+        return Clock([request.stats for request in requests], partial(wait_for, self.target.device))
+
     def _fill(self, parts: Sequence[tuple[Request, Nodes]]) -> None:
         """Puts parts of prompts in place, no row decoding beside."""
-        clock = Clock([request.stats for request, _ in parts])
+        clock = self._clock([request for request, _ in parts])
         self.target.extend([nodes for _, nodes in parts])
         self.target.commit([_whole(nodes) for _, nodes in parts])
         clock.lap("prefill")
 
     def _decode(self, ready: Sequence[Request], parts: Sequence[tuple[Request, Nodes]]) -> None:
         """One step of rows that have their prompt, and parts of other prompts beside them."""
-        clock = Clock([request.stats for request in ready])
+        clock = self._clock(ready)
         trees, plan = self._draft(ready, clock)
         nodes = [
             Nodes(request.row, tree.token_list, tree.parent_list) for request, tree in trees
         ] + [nodes for _, nodes in parts]
+        before = recordings_of(self.target)
         logits = self.target.extend(nodes)
-        target_s = clock.lap("target")
+        usual = recordings_of(self.target) == before
+        target_s = clock.lap("target" if usual else "prefill")  # a graph is recorded once
         judged = []
         for (request, tree), scored in zip(trees, logits, strict=False):
             try:
@@ -319,7 +327,8 @@ class RowEngine:
         if self.planner is not None and plan is not None and len(steps) == len(ready):
             counts = [len(step.token_ids) for _, step in steps]
             contexts = [request.context for request in ready]
-            self.planner.end(plan, contexts, counts, None if parts else target_s, other_s)
+            timed_s = target_s if usual and not parts else None
+            self.planner.end(plan, contexts, counts, timed_s, other_s)
         for request, step in steps:
             self._give(request, step)
         clock.lap("other")
@@ -348,6 +357,7 @@ class RowEngine:
         drafting = [i for i, budget in enumerate(budgets) if budget > 1]
         prefill(drafter, [contexts[i] for i in drafting])
         clock.lap("prefill")
+        before = recordings_of(*_backends(drafter))
         if plan is not None and plan.drafted is not None:
             made = {i: plan.drafted[i] for i in drafting}
         else:
@@ -361,7 +371,10 @@ class RowEngine:
                 chain = request.prediction.tree(drafted.token_list[0], size)
                 drafted = merge_trees([drafted, chain])
             trees.append(drafted)
-        drafting_s = clock.lap("draft")
+        usual = recordings_of(*_backends(drafter)) == before
+        drafting_s = clock.lap("draft" if usual else "prefill")
+        if not usual:  # nothing is to be learned from its time
+            plan = None
         if self.planner is not None and plan is not None:
             trees = self.planner.trim(plan, trees, drafting_s)
         return list(zip(ready, trees, strict=True)), plan
@@ -392,6 +405,11 @@ def judge_rows(context: Context, tree: TokenTree, rows: PathRows) -> verify.Acce
     if params.verifier == "recursive":
         rule = verify.recursive
     return rule(tree, rows, context.rng.random(len(tree)))
+
+
+def _backends(drafter: Drafter) -> list[Backend]:
+    parts = getattr(drafter, "parts", [drafter])
+    return [part.backend for part in parts if hasattr(part, "backend")]
 
 
 def _whole(nodes: Nodes) -> Kept:

@@ -22,6 +22,8 @@ from redwood.chance import GumbelNoise as GumbelNoise
 from redwood.chance import coupled_choice, gumbel
 from redwood.chance import draw as draw
 from redwood.errors import ArgumentError, NumericalError
+from redwood.host_rows import HostRows
+from redwood.host_rows import array_of as _array
 from redwood.rowmath import AnyRow, Row
 from redwood.tree import TokenTree
 
@@ -210,7 +212,10 @@ def scores(
         ArgumentError: a logit_bias token outside the vocabulary, a logits_processor that returns
             something else than scores.
     """
-    row = _array(logits)
+    return _scores(_array(logits), params, history, path)
+
+
+def _scores(row: AnyRow, params: SamplingParams, history: History, path: Sequence[int]) -> Tensor:
     if not rowmath.row_range(row).finite:
         raise NumericalError(_NOT_FINITE)
     row = row.astype(np.float64)
@@ -230,15 +235,6 @@ def scores(
         if not float(row.max()) > -math.inf:
             raise NumericalError("logits_processor left no token to choose from")
     return torch.from_numpy(row)
-
-
-def _array(row: Tensor) -> AnyRow:
-    """The row on the CPU, as it is or widened to float32."""
-    row = row.detach()
-    if row.dtype not in (torch.float32, torch.float64):
-        row = row.float()
-    array: AnyRow = row.cpu().numpy()
-    return array
 
 
 def check_finite(logits: Tensor) -> None:
@@ -345,20 +341,20 @@ class PathRows:
     def __init__(
         self, logits: Tensor, tree: TokenTree, params: SamplingParams, history: History
     ) -> None:
-        self._logits, self._tree, self._params, self._history = logits, tree, params, history
+        self._tree, self._params, self._history = tree, params, history
         self._best: list[int] | None = None
         self._bare = not (params.needs_history or params.logit_bias)
         self._plain = self._bare and params.temperature > 0.0
-        self._arrays = _array(logits) if logits.device.type == "cpu" else None
+        self._rows = HostRows(logits, tree)
         if self._bare and params.temperature == 0.0:
-            self._best = _best_of_rows(logits, self._arrays)
+            self._best = _best_of_rows(logits, self._rows.all)
 
     def scores(self, node: int) -> Tensor:
         """Returns float64 [V]: the logits after `node` with everything but temperature applied."""
         path: list[int] = []
         if self._params.needs_history:
             path = [self._tree.token_list[i] for i in self._tree.path(node)[1:]]
-        return scores(self._logits[node], self._params, self._history, path)
+        return _scores(self._rows[node], self._params, self._history, path)
 
     def weights(self, node: int) -> tuple[Row, float]:
         """Returns the probabilities after `node` times their mass, float64 [V], and that mass.
@@ -367,7 +363,7 @@ class PathRows:
         """
         if self._params.temperature == 0.0:
             return probs_from_scores(self.scores(node), self._params).numpy(), 1.0
-        row = self._array(node) if self._plain else self.scores(node).numpy()
+        row = self._rows[node] if self._plain else self.scores(node).numpy()
         held = rowmath.row_range(row)
         if self._plain and not held.finite:
             raise NumericalError(_NOT_FINITE)
@@ -382,11 +378,8 @@ class PathRows:
         """Returns the arg-max after `node`; the lowest id among equals."""
         if self._best is not None:
             return self._best[node]
-        row = self._array(node) if self._bare else self.scores(node).numpy()
+        row = self._rows[node] if self._bare else self.scores(node).numpy()
         return int(row.argmax())
-
-    def _array(self, node: int) -> AnyRow:
-        return _array(self._logits[node]) if self._arrays is None else self._arrays[node]
 
     def choice(self, node: int, noise: GumbelNoise, position: int) -> int:
         """Returns the arg-max of log p + noise(position) after `node`, as `coupled_choice` would.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -67,13 +67,18 @@ class Stats:
 
 
 class Clock:
-    """Adds the seconds since the last lap to a stage of several requests."""
+    """Adds the seconds since the last lap to a stage of several requests.
 
-    def __init__(self, stats: Sequence[Stats]) -> None:
-        self._stats, self._last = stats, perf_counter()
+    Args:
+        wait: waits until what was launched is done: a stage has no end before.
+    """
+
+    def __init__(self, stats: Sequence[Stats], wait: Callable[[], None]) -> None:
+        self._stats, self._wait, self._last = stats, wait, perf_counter()
 
     def lap(self, stage: str) -> float:
         """Ends a stage; returns its seconds."""
+        self._wait()
         now = perf_counter()
         taken, self._last = now - self._last, now
         for stats in self._stats:

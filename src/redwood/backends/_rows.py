@@ -49,6 +49,18 @@ class RowState:
         ):
             raise ArgumentError(f"commit: {list(kept.nodes)} is not a path of row {kept.row}")
 
+    def moved(self, nodes: Sequence[int]) -> list[int]:
+        """Returns the slots of kept nodes that must move, if these are to close up: the last ones.
+
+        Those before them stand behind the prefix already.
+        """
+        first = next((i for i, node in enumerate(nodes) if node != i), len(nodes))
+        return [self.length + node for node in nodes[first:]]
+
+    def keep(self, count: int) -> None:
+        """Counts `count` nodes, which stand behind the prefix by now, as committed."""
+        self.length, self.parents, self.depths = self.length + count, [], []
+
     def cut(self, length: int) -> None:
         """Drops provisional nodes and committed tokens past `length`; ArgumentError if it grew."""
         if not 0 <= length <= self.length:

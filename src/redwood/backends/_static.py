@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -20,39 +21,34 @@ from redwood._transformers import CacheHandle, attention_of, cached_logits
 from redwood.backends import eager
 from redwood.backends._rows import RowState
 from redwood.backends.base import Nodes
+from redwood.backends.eager import SlotIndex
 from redwood.tree import ancestor_mask
 
 ATTENTION = "redwood_static"  # the name under which this attention is registered
-
-
-class StaticRow(RowState):
-    """One sequence; `place` is its index in the static slots."""
-
-    def __init__(self, place: int) -> None:
-        super().__init__()
-        self.place = place
+_BLOCKS = 8  # that layers of one size lie in
 
 
 class Shape(NamedTuple):
     """What one forward computes.
 
     Args:
-        first: place of the first row.
-        rows: number of places from there on, those without nodes in this forward included.
+        rows: number of places, those without nodes in this forward included.
         nodes: nodes per row; rows with fewer are padded in front.
         slots: how many slots of a row attention reads.
-        kept: how many of the last nodes get logits.
+        tree: provisional nodes that a row may have, those of earlier forwards included.
     """
 
-    first: int
     rows: int
     nodes: int
     slots: int
-    kept: int
+    tree: int
 
 
 class StaticSlots:
     """Keys and values of all layers and rows. The last slot of a row is scratch, for padding.
+
+    Layers lie in a few blocks: one copy serves many of them, and growing needs the old and the new
+    of one block at a time. Nothing is zeroed or copied but what a forward reads or a row holds.
 
     Args:
         layers: keys and values [heads, any, dim] by layer, for their sizes, dtype and device.
@@ -64,63 +60,145 @@ class StaticSlots:
         self.rows, self.slots = rows, slots
         self._blocks: list[Tensor] = []  # [layers and parts of one size, rows, heads, slots, dim]
         self._index: dict[tuple[int, int], tuple[int, int]] = {}
+        # NOTE: a slot that is read must hold a number, masked or not: its weight is 0, and 0 times
+        # NaN is NaN. Of each place, this many slots from 0 on do.
+        self._finite = [0] * rows
         sizes: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for layer, pair in layers.items():
             for part, tensor in enumerate(pair):
                 sizes.setdefault((tensor.shape[0], tensor.shape[2]), []).append((layer, part))
         like = next(iter(layers.values()))[0]
         for (heads, dim), members in sizes.items():
-            for i, member in enumerate(members):
-                self._index[member] = (len(self._blocks), i)
-            # NOTE: zeros, not empty: a masked slot has weight 0, and 0 times NaN is NaN.
-            self._blocks.append(like.new_zeros(len(members), rows, heads, slots, dim))
+            share = -(-len(members) // _BLOCKS)
+            for first in range(0, len(members), share):
+                some = members[first : first + share]
+                self._index |= {one: (len(self._blocks), i) for i, one in enumerate(some)}
+                self._blocks.append(like.new_empty(len(some), rows, heads, slots, dim))
 
     def view(self, layer: int, part: int, first: int, rows: int) -> Tensor:
         """Returns keys (part 0) or values (1) of these rows, [rows, heads, slots, dim]."""
         block, i = self._index[layer, part]
         return self._blocks[block][i, first : first + rows]
 
-    def grow(self) -> None:
-        """Doubles the rows. Everything moves: what was recorded before is void."""
-        self._blocks = [torch.cat([block, torch.zeros_like(block)], 1) for block in self._blocks]
-        self.rows *= 2
+    def grow(self, rows: int, slots: int) -> None:
+        """Makes room, and keeps what is held. Everything moves: what was recorded before is void.
 
-    def clear(self, place: int) -> None:
-        """Empties a row, so that nothing of the one that had it before can be read."""
-        for block in self._blocks:
-            block[:, place].zero_()
+        When memory runs out on the way, all is as before.
+        """
+        for i in range(len(self._blocks)):
+            old = self._blocks[i]
+            members, _, heads, _, dim = old.shape
+            new = old.new_empty(members, rows, heads, slots, dim)
+            for last in (self.slots - 1, slots - 1):  # scratch, now and if a later block fails
+                new[:, :, :, last] = 0.0
+            for place, count in enumerate(self._finite):
+                new[:, place, :, :count] = old[:, place, :, :count]
+            self._blocks[i] = new
+        self._finite += [0] * (rows - self.rows)
+        self.rows, self.slots = rows, slots
 
-    def move(self, source: int, place: int) -> None:
-        """Copies a row to another place."""
-        for block in self._blocks:
-            block[:, place] = block[:, source]
+    def ready(self, first: int, rows: int, slots: int) -> None:
+        """Lets attention read this many slots of these places: what was never written gets 0."""
+        for place in range(first, first + rows):
+            held = self._finite[place]
+            if held >= slots:
+                continue
+            for block in self._blocks:
+                block[:, place, :, held:slots] = 0.0
+            if held == 0:
+                self._clean_scratch(place)
+            self._finite[place] = slots
 
-    def pack(self, place: int, start: int, sources: Sequence[int]) -> None:
-        """Copies these slots of a row, in order, to the slots from `start` on."""
+    def forget(self, place: int) -> None:
+        """Lets nothing be read any more of the row that was here."""
+        self._finite[place] = 0
+
+    def move(self, source: int, place: int, count: int) -> None:
+        """Copies the first `count` slots of a row to another place, and forgets the first one."""
+        self._clean_scratch(place)
         for block in self._blocks:
-            index = torch.tensor(sources, device=block.device)
-            block[:, place, :, start : start + len(sources)] = block[:, place].index_select(
-                2, index
-            )
+            block[:, place, :, :count] = block[:, source, :, :count]
+        self._finite[place] = count
+        self.forget(source)
+
+    def _clean_scratch(self, place: int) -> None:
+        for block in self._blocks:
+            block[:, place, :, self.slots - 1] = 0.0
+
+    def pack(self, moves: Sequence[tuple[int, int, Sequence[int]]]) -> None:
+        """Copies slots within rows: (place, first slot to copy to, slots to copy from) each."""
+        index = SlotIndex([slot for _, _, sources in moves for slot in sources])
+        for block in self._blocks:
+            rest = index.on(block.device)
+            for place, start, sources in moves:
+                chosen, rest = rest[: len(sources)], rest[len(sources) :]
+                end = start + len(sources)
+                block[:, place, :, start:end] = block[:, place].index_select(2, chosen)
+
+
+class StaticRow(RowState):
+    """One sequence; `place` is its index in the static slots."""
+
+    def __init__(self, place: int, slots: StaticSlots) -> None:
+        super().__init__()
+        self.place, self._slots = place, slots
+
+    @property
+    def end(self) -> int:
+        """Slots in use."""
+        return self.length + len(self.parents)
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Stores keys and values [kv_heads, n, dim] from slot `start`; returns all up to there."""
+        end = start + keys.shape[1]
+        held = [self._slots.view(layer, part, self.place, 1)[0] for part in (0, 1)]
+        for part, new in zip(held, (keys, values), strict=True):
+            part[:, start:end] = new
+        return held[0][:, :end], held[1][:, :end]
 
 
 class StaticForward(CacheHandle):
-    """One forward of a fixed shape: its inputs, and the cache handle that the module is given."""
+    """One forward of a fixed shape: its inputs, and the cache handle that the module is given.
 
-    def __init__(self, model: PreTrainedModel, slots: StaticSlots, shape: Shape) -> None:
+    Inputs are of the size of the nodes, not of the context: which slots a node sees, and what
+    position they hold, is worked out on the device from the rows' lengths.
+
+    Args:
+        outputs: where forwards with as many logits put them, each after the other.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        slots: StaticSlots,
+        shape: Shape,
+        outputs: WeakValueDictionary[int, Tensor],
+    ) -> None:
         self._model, self._slots, self.shape = model, slots, shape
+        self._outputs, self._output = outputs, outputs.get(shape.rows * shape.nodes)
         nodes, device = shape.nodes, model.device
         self._numbers = torch.zeros(
-            (shape.rows, 3 * nodes + shape.slots), dtype=torch.int64, device=device
+            (shape.rows, 4 * nodes + 1 + shape.tree), dtype=torch.int64, device=device
         )
-        self._ids, self._positions, self._targets = self._numbers[:, : 3 * nodes].chunk(3, 1)
-        self._held = self._numbers[:, 3 * nodes :]  # positions of what the slots hold
-        self._seen = torch.zeros(
-            (shape.rows, nodes, shape.slots), dtype=torch.bool, device=device
-        )  # whether a node sees a slot
+        four = self._numbers[:, : 4 * nodes].chunk(4, 1)
+        self._ids, self._positions, self._targets, self._before = four
+        self._length = self._numbers[:, 4 * nodes : 4 * nodes + 1]
+        self._depths = self._numbers[:, 4 * nodes + 1 :]
+        # Whether a node sees a provisional one.
+        self._tree = torch.zeros((shape.rows, nodes, shape.tree), dtype=torch.bool, device=device)
         self._row_index = torch.arange(shape.rows, device=device)[:, None]
+        self._slot = torch.arange(shape.slots, device=device)[None]
+        self._seen: tuple[Tensor, Tensor] | None = None
         self._biases: dict[tuple[int | None, int], Tensor] = {}
         self.fill([], [])
+
+    @property
+    def buffers(self) -> dict[int, int]:
+        """Bytes of what it holds, by address; forwards may share some."""
+        held = [self._numbers, self._tree, self._row_index, self._slot]
+        if self._output is not None:
+            held.append(self._output)
+        return {tensor.data_ptr(): tensor.nbytes for tensor in held}
 
     def fill(self, rows: Sequence[StaticRow], nodes: Sequence[Nodes]) -> None:
         """Writes the inputs: these new nodes, already counted in their rows, and padding.
@@ -130,33 +208,39 @@ class StaticForward(CacheHandle):
         """
         width = self.shape.nodes
         numbers = np.zeros(self._numbers.shape, dtype=np.int64)
-        ids, positions, targets = np.split(numbers[:, : 3 * width], 3, axis=1)
-        held = numbers[:, 3 * width :]
+        ids, positions, targets, before = np.split(numbers[:, : 4 * width], 4, axis=1)
+        lengths, depths = numbers[:, 4 * width], numbers[:, 4 * width + 1 :]
         targets[:] = self._slots.slots - 1
-        seen = np.zeros(self._seen.shape, dtype=np.bool_)
-        seen[:, :, 0] = True
+        before[:] = 1
+        tree = np.zeros(self._tree.shape, dtype=np.bool_)
         for row, added in zip(rows, nodes, strict=True):
-            i, count = row.place - self.shape.first, len(added.token_ids)
-            end = row.length + len(row.parents)
-            depths = np.array(row.depths) + row.length
+            i, count, held = row.place, len(added.token_ids), len(row.parents)
+            lengths[i] = before[i, -count:] = row.length
+            depths[i, :held] = row.depths
             ids[i, -count:] = added.token_ids
-            positions[i, -count:] = depths[-count:]
-            targets[i, -count:] = np.arange(end - count, end)
-            held[i, : row.length] = np.arange(row.length)
-            held[i, row.length : end] = depths
-            seen[i, -count:, : row.length] = True
-            seen[i, -count:, row.length : end] = ancestor_mask(row.parents, count)
+            positions[i, -count:] = row.length + depths[i, held - count : held]
+            targets[i, -count:] = np.arange(row.end - count, row.end)
+            tree[i, -count:, :held] = ancestor_mask(row.parents, count)
         self._numbers.copy_(torch.from_numpy(numbers))
-        self._seen.copy_(torch.from_numpy(seen))
+        self._tree.copy_(torch.from_numpy(tree))
 
     def run(self) -> Tensor:
-        """Returns logits [rows, kept, V], and stores keys and values of the nodes."""
+        """Returns logits [rows, nodes, V], and stores keys and values of the nodes.
+
+        They are good until the next forward with as many of them.
+        """
         if attention_of(self._model.config) != ATTENTION:
             self._model.set_attn_implementation(ATTENTION)
+        nodes = self.shape.nodes
         try:
-            return cached_logits(self._model, self._ids, self._positions, self, self.shape.kept)
+            logits = cached_logits(self._model, self._ids, self._positions, self, nodes)
         finally:
-            self._biases = {}  # they hold for these inputs only
+            self._seen, self._biases = None, {}  # they hold for these inputs only
+        if self._output is None:
+            # NOTE: made in the warm-up. What is made while recording stays for this graph alone.
+            made = self._output = torch.empty_like(logits, memory_format=torch.contiguous_format)
+            self._outputs[self.shape.rows * nodes] = made
+        return self._output.view(logits.shape).copy_(logits)
 
     def attend(
         self,
@@ -193,7 +277,7 @@ class StaticForward(CacheHandle):
 
     def _write(self, layer: int, part: int, new: Tensor) -> Tensor:
         """Stores the nodes' keys or values; returns the slots that attention reads."""
-        held = self._slots.view(layer, part, self.shape.first, self.shape.rows)
+        held = self._slots.view(layer, part, 0, self.shape.rows)
         held.transpose(1, 2)[self._row_index, self._targets] = new.transpose(1, 2)
         return held[:, :, : self.shape.slots]
 
@@ -201,15 +285,26 @@ class StaticForward(CacheHandle):
         """0 where a node sees a slot, else -inf: [rows, 1, groups * nodes, slots]."""
         key = (window, groups)
         if key not in self._biases:
-            seen = self._seen
+            if self._seen is None:
+                self._seen = self._look()
+            seen, held = self._seen
             if window is not None:
-                near = self._held[:, None, :] > self._positions[:, :, None] - window
                 # Slot 0 stays open to padded nodes, whose position is 0.
-                seen = seen & near
+                seen = seen & (held[:, None] > self._positions[:, :, None] - window)
             bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
             bias = bias.masked_fill(~seen, float("-inf"))
             self._biases[key] = bias.repeat(1, groups, 1)[:, None]
         return self._biases[key]
+
+    def _look(self) -> tuple[Tensor, Tensor]:
+        """Whether a node sees a slot, [rows, nodes, slots], and its position, [rows, slots]."""
+        rows, nodes, slots, tree = self.shape
+        place = self._slot - self._length  # among the provisional nodes of the row
+        inside, place = (place >= 0) & (place < tree), place.clamp(0, tree - 1)
+        drafted = self._tree.gather(2, place[:, None].expand(rows, nodes, slots))
+        prefix = self._slot[None] < self._before[:, :, None]
+        deep = self._length + self._depths.gather(1, place)
+        return prefix | drafted & inside[:, None], torch.where(inside, deep, self._slot)
 
 
 _EAGER = AttentionInterface()[eager.ATTENTION]

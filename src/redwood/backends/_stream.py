@@ -72,9 +72,10 @@ class Stream:
         self._ahead: deque[_Ahead] = deque()
         self._keep: frozenset[int] = frozenset()
         self._held: dict[int, Tensor] = {}
+        self._addresses: set[int] = set()  # of these
         self.left_out: frozenset[int] = frozenset()
         """Pieces that stay elsewhere."""
-        self._lent: frozenset[int] = frozenset()  # of these, those that are there by now
+        self._lent: set[int] = set()  # of these, those that are there by now
         self._threads = ThreadPoolExecutor(_READERS, "redwood-read")
         weakref.finalize(self, _close, self._threads, handle)
         self.bytes_read = 0
@@ -117,7 +118,7 @@ class Stream:
         """Lets as many pieces stay in memory as fit into `room` bytes, and no more."""
         self._keep = self.evenly(room)
         for piece in set(self._held) - self._keep:
-            del self._held[piece]
+            self._addresses.remove(self._held.pop(piece).data_ptr())
 
     def evenly(self, room: int) -> frozenset[int]:
         """Returns pieces that fit into `room` bytes, as evenly over a forward as may be."""
@@ -142,7 +143,7 @@ class Stream:
 
     def is_held(self, data: Tensor) -> bool:
         """Returns whether these lent bytes stay where they are."""
-        return any(held.data_ptr() == data.data_ptr() for held in self._held.values())
+        return data.data_ptr() in self._addresses
 
     @contextmanager
     def piece(self, index: int) -> Iterator[Tensor]:
@@ -161,11 +162,12 @@ class Stream:
         try:
             size = self._spans[index].size
             yield buffer[:size]
-            if index in self._keep:
-                self._held[index] = self._memory(size)
-                self._held[index][:] = buffer[:size]
+            if index in self._keep and index not in self._held:
+                held = self._held[index] = self._memory(size)
+                held[:] = buffer[:size]
+                self._addresses.add(held.data_ptr())
             if index in self.left_out:
-                self._lent |= {index}
+                self._lent.add(index)
         finally:
             self._free.append(buffer)
             self._read_on()

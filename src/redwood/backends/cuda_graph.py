@@ -2,23 +2,27 @@
 
 A small forward on a GPU is bound by launching its kernels one by one. A graph launches all of them
 at once, but repeats fixed work on fixed memory, so trees are padded: a graph is recorded for each
-(rows, nodes, slots read), when it is first needed. Prefill and larger trees run without a graph, on
-the same slots. What is recorded is in `_static.py`.
+(rows, nodes, slots read), when it is first needed, and dropped when others are used more. Prefill
+and larger trees run without a graph, as on the eager backend but for the slots. What is recorded is
+in `_static.py`.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from redwood._transformers import attention_of
 from redwood.backends._recording import CudaRecorder, Recorder, Recording
 from redwood.backends._rows import check_distinct
 from redwood.backends._static import ATTENTION, Shape, StaticForward, StaticRow, StaticSlots
 from redwood.backends.base import Kept, Nodes
-from redwood.backends.eager import EagerBackend
+from redwood.backends.eager import EagerBackend, run_rows
 from redwood.errors import ArgumentError, UnsupportedError
 
 NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -26,6 +30,8 @@ NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 _MOST_TOKENS = 2048  # of rows x nodes: from there on a launch costs little beside the work
 _FEWEST_SLOTS = 128
+_FIRST_SLOTS = 1024  # made for every row at once; more come when a row needs them
+_TREES = (64, 512)  # provisional nodes per row that graphs are recorded for
 _PROMPT, _PARENTS = 8, [-1, 0, 0, 1, 2, 3]  # what `with_graphs` checks
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}
 
@@ -35,15 +41,16 @@ class CudaGraphBackend:
 
     Args:
         eager: its model and capacity are taken; it may be used beside this one.
-        rows: rows that slots are made for at once. They double when more are opened, and then
-            every graph is recorded anew.
+        rows: rows that slots are made for at once. They double when more are opened, and slots grow
+            with the longest row; then every graph is recorded anew.
         nodes: nodes per row that graphs are recorded for; larger trees run without one.
+        graphs: most recordings to hold; the one unused for longest goes first.
+        graph_bytes: most bytes of their inputs and logits.
         recorder: makes the recordings; None: CUDA graphs.
 
-    Memory is taken at once: `rows` x capacity slots.
-
     Raises:
-        ArgumentError: no CUDA device and no recorder, rows below 1, no or wrong node counts.
+        ArgumentError: no CUDA device and no recorder, rows or graphs below 1, no or wrong node
+            counts.
     """
 
     name = "cuda_graph"
@@ -54,10 +61,14 @@ class CudaGraphBackend:
         *,
         rows: int = 1,
         nodes: Sequence[int] = NODES,
+        graphs: int = 64,
+        graph_bytes: int = 1 << 30,
         recorder: Recorder | None = None,
     ) -> None:
-        if rows < 1 or not nodes or min(nodes) < 1:
-            raise ArgumentError(f"rows {rows} and nodes {list(nodes)} must be at least 1")
+        if rows < 1 or not nodes or min(nodes) < 1 or graphs < 1:
+            raise ArgumentError(
+                f"rows {rows}, graphs {graphs} and nodes {list(nodes)} must be at least 1"
+            )
         if recorder is None:
             if eager.device.type != "cuda":
                 raise ArgumentError(f"CUDA graphs need a CUDA device, not {eager.device}")
@@ -67,11 +78,18 @@ class CudaGraphBackend:
         self._record, self._nodes = recorder, sorted(nodes)
         row = eager.open()
         eager.extend([Nodes(row, [0])])
-        slots = -(-(eager.capacity + 1) // 64) * 64  # attention kernels want aligned masks
+        # Attention kernels want aligned masks.
+        self._most_slots = -(-(eager.capacity + 1) // 64) * 64
+        slots = min(_FIRST_SLOTS + 64, self._most_slots)
         self._slots = StaticSlots(eager._row(row).layers, _power_of_two(rows), slots)
         eager.release(row)
         self.model.set_attn_implementation(ATTENTION)
-        self._recorded: dict[Shape, tuple[StaticForward, Recording]] = {}
+        self._together = eager.together
+        self._recorded: OrderedDict[Shape, tuple[StaticForward, Recording]] = OrderedDict()
+        self._outputs: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+        self._graphs, self._graph_bytes = graphs, graph_bytes
+        self.recordings = 0
+        """How many were made so far: a forward that made one took longer than the next will."""
         self._rows: dict[int, StaticRow] = {}
         self._next_row = 0
 
@@ -92,11 +110,9 @@ class CudaGraphBackend:
         # Open rows fill the places from 0 on without a gap: a graph for n rows serves the first n.
         place = len(self._rows)
         if place == self._slots.rows:
-            self._recorded.clear()
-            self._slots.grow()
-        self._slots.clear(place)
+            self._grow(2 * place, self._slots.slots)
         self._next_row += 1
-        self._rows[self._next_row] = StaticRow(place)
+        self._rows[self._next_row] = StaticRow(place, self._slots)
         return self._next_row
 
     def length(self, row: int) -> int:
@@ -124,26 +140,32 @@ class CudaGraphBackend:
 
     @torch.inference_mode()
     def _forward(self, named: Sequence[StaticRow], rows: Sequence[Nodes]) -> list[Tensor]:
-        most = max(len(nodes.token_ids) for nodes in rows)
+        if self._together == "apart" and len(rows) > 1:  # in a graph, too, rows share a forward
+            return [self._forward([row], [n])[0] for row, n in zip(named, rows, strict=True)]
+        self._make_room(max(row.end for row in named))
         counts = [len(n.token_ids) if n.num_logits is None else n.num_logits for n in rows]
-        slots = self._slots_read(max(row.length + len(row.parents) for row in named))
         places = [row.place for row in named]
-        shape = self._recordable(max(places) + 1, most, slots)
+        shape = self._recordable(
+            max(places) + 1,
+            max(len(nodes.token_ids) for nodes in rows),
+            max(row.end for row in named),
+            max(len(row.parents) for row in named),
+        )
         if shape is None:
-            first, last = min(places), max(places)
-            shape = Shape(first, last - first + 1, most, slots, max(1, *counts))
-            forward = StaticForward(self.model, self._slots, shape)
-            forward.fill(named, rows)
-            logits = forward.run()
-        else:
-            forward, recording = self._recording(shape)
-            forward.fill(named, rows)
-            recording.replay()
-            logits = recording.output.clone()  # the next replay overwrites it
-        return [
-            logits[place - shape.first, shape.kept - count :]
+            for row in named:
+                self._slots.ready(row.place, 1, row.end)
+            if attention_of(self.model.config) != ATTENTION:
+                self.model.set_attn_implementation(ATTENTION)
+            return run_rows(self.model, named, rows, self._together)
+        forward, recording = self._recording(shape)
+        forward.fill(named, rows)
+        recording.replay()
+        # NOTE: copies of what was asked for, no more: the next replay overwrites the output.
+        wanted = [
+            recording.output[place, shape.nodes - count :]
             for place, count in zip(places, counts, strict=True)
         ]
+        return list(torch.split(torch.cat(wanted), counts))
 
     @torch.inference_mode()
     def prepare(self, nodes: Sequence[int], lengths: Sequence[int], rows: int = 1) -> None:
@@ -158,52 +180,102 @@ class CudaGraphBackend:
         """
         if rows > self._slots.rows:
             raise ArgumentError(f"there are slots for {self._slots.rows} rows, not {rows}")
+        self._make_room(max(lengths, default=0))  # growing would void what is recorded
         for count in nodes:
             for length in lengths:
-                shape = self._recordable(rows, count, self._slots_read(length))
+                shape = self._recordable(rows, count, length, count)
                 if shape is not None:
                     self._recording(shape)
 
-    def _recordable(self, rows: int, nodes: int, slots: int) -> Shape | None:
-        """The padded shape that serves these; None: there is none."""
+    def _make_room(self, length: int) -> None:
+        """Makes slots for rows of this many tokens and nodes."""
+        if length >= self._slots.slots:  # the last one is scratch
+            slots = min(self._slots_read(length) + 64, self._most_slots)
+            self._grow(self._slots.rows, slots)
+
+    def _recordable(self, rows: int, nodes: int, length: int, tree: int) -> Shape | None:
+        """The padded shape that serves these, its slots ready; None: there is none.
+
+        Args:
+            length: tokens and provisional nodes of the longest row.
+            tree: most provisional nodes of a row.
+        """
+        slots = self._slots_read(length)
         rows = _power_of_two(rows)
         width = next((count for count in self._nodes if count >= nodes), None)
-        if width is None or rows * width > _MOST_TOKENS:
+        if width is None or rows * width > _MOST_TOKENS or tree > _TREES[-1]:
             return None
-        return Shape(0, rows, width, slots, width)
+        shape = Shape(rows, width, min(slots, self._slots.slots), _tree_width(width, tree))
+        self._slots.ready(0, shape.rows, shape.slots)
+        return shape
 
     def _recording(self, shape: Shape) -> tuple[StaticForward, Recording]:
-        if shape not in self._recorded:
-            forward = StaticForward(self.model, self._slots, shape)  # padding: harms no row
-            try:
-                self._recorded[shape] = forward, self._record(forward.run)
-            except torch.cuda.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                raise UnsupportedError(
-                    f"{type(self.model).__name__} cannot be recorded as a CUDA graph: {error}"
-                ) from error
-        return self._recorded[shape]
+        if shape in self._recorded:
+            self._recorded.move_to_end(shape)
+            return self._recorded[shape]
+        self._drop(self._graphs - 1, self._graph_bytes)
+        # Inputs are padding so far: that harms no row.
+        forward = StaticForward(self.model, self._slots, shape, self._outputs)
+        try:
+            made = forward, self._record(forward.run)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise UnsupportedError(
+                f"{type(self.model).__name__} cannot be recorded as a CUDA graph: {error}"
+            ) from error
+        self._recorded[shape] = made
+        self.recordings += 1
+        self._drop(self._graphs, self._graph_bytes)
+        return made
+
+    def _drop(self, graphs: int, size: int) -> None:
+        """Drops recordings until there are no more than these, but for the last one used."""
+        while len(self._recorded) > max(graphs, 0) or (
+            len(self._recorded) > 1 and self.graph_bytes > size
+        ):
+            self._finish()
+            self._recorded.popitem(last=False)
+
+    @property
+    def graph_bytes(self) -> int:
+        """Bytes that inputs and logits of the recordings take."""
+        held: dict[int, int] = {}
+        for forward, _ in self._recorded.values():
+            held |= forward.buffers
+        return sum(held.values())
+
+    def _grow(self, rows: int, slots: int) -> None:
+        self._finish()
+        self._recorded.clear()
+        self._slots.grow(rows, slots)
+
+    def _finish(self) -> None:
+        """Waits for what was launched: a graph must not go while it runs."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _slots_read(self, needed: int) -> int:
         """Slots that attention reads: 128, 192, 256, 384, .. so that cost follows the context."""
         high = max(_FEWEST_SLOTS, _power_of_two(needed))
         low = high // 4 * 3
-        return min(low if _FEWEST_SLOTS < needed <= low else high, self._slots.slots)
+        return min(low if _FEWEST_SLOTS < needed <= low else high, self._most_slots)
 
     @torch.inference_mode()
     def commit(self, rows: Sequence[Kept]) -> None:
         """Keeps a path of provisional nodes per row; see `Backend.commit`."""
         for kept in rows:
             self._row(kept.row).check_path(kept)
+        moves = []
         for kept in rows:
-            row, nodes = self._row(kept.row), kept.nodes
-            moved = next((i for i, node in enumerate(nodes) if node != i), len(nodes))
-            if moved < len(nodes):
-                sources = [row.length + node for node in nodes[moved:]]
-                self._slots.pack(row.place, row.length + moved, sources)
-            row.cut(row.length)
-            row.length += len(nodes)
+            row = self._row(kept.row)
+            sources = row.moved(kept.nodes)
+            if sources:
+                moves.append((row.place, row.length + len(kept.nodes) - len(sources), sources))
+        if moves:
+            self._slots.pack(moves)
+        for kept in rows:
+            self._row(kept.row).keep(len(kept.nodes))
 
     def truncate(self, row: int, length: int) -> None:
         """Drops provisional nodes and committed tokens past `length`."""
@@ -214,9 +286,10 @@ class CudaGraphBackend:
         """Forgets the row; the last place moves into its gap."""
         gap = self._row(row).place
         del self._rows[row]
+        self._slots.forget(gap)
         for other in self._rows.values():
             if other.place == len(self._rows) and other.place != gap:
-                self._slots.move(other.place, gap)
+                self._slots.move(other.place, gap, other.end)
                 other.place = gap
 
     def _row(self, row: int) -> StaticRow:
@@ -265,3 +338,8 @@ def _tree_logits(backend: EagerBackend | CudaGraphBackend) -> Tensor:
 
 def _power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
+
+
+def _tree_width(nodes: int, tree: int) -> int:
+    """Provisional nodes that a shape has inputs for: few sizes, as each is a graph of its own."""
+    return next(width for width in (max(nodes, _TREES[0]), *_TREES) if width >= tree)

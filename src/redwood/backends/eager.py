@@ -2,13 +2,15 @@
 
 Transformers calls the attention function registered for a model with whatever its cache returned as
 keys and values. Our cache returns a handle on the slots of every row, so the stock module runs
-unchanged, on any device, while keys and values of the past are never moved or joined.
+unchanged, on any device, while keys and values of the past are never moved or joined. Attention is
+the one place where tokens meet, and it knows the rows: so the nodes of all rows stand behind each
+other as one text, and no position is computed for padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +27,35 @@ from redwood.tree import ancestor_mask
 
 ATTENTION = "redwood"  # the name under which our attention is registered
 _FIRST_SLOTS = 256
+
+Together = Literal["flat", "padded", "apart"]
+"""How rows share a forward: behind each other, padded to one length, or not at all."""
+
+
+class Slots(Protocol):
+    """A row as a forward sees it."""
+
+    length: int
+    parents: list[int]
+    depths: list[int]
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Stores keys and values [kv_heads, n, dim] from slot `start`; returns all up to there."""
+        ...
+
+
+class SlotIndex:
+    """Slots to copy from: their numbers go to a device once, for all its layers and rows."""
+
+    def __init__(self, sources: Sequence[int]) -> None:
+        self._sources = torch.tensor(sources)
+        self._there: dict[torch.device, Tensor] = {}
+
+    def on(self, device: torch.device) -> Tensor:
+        """Returns the numbers, int64, on this device."""
+        if device not in self._there:
+            self._there[device] = self._sources.to(device)
+        return self._there[device]
 
 
 class _Row(RowState):
@@ -48,25 +79,26 @@ class _Row(RowState):
         held[1][:, start:end] = values
         return held[0][:, :end], held[1][:, :end]
 
-    def keep(self, nodes: Sequence[int]) -> None:
-        """Closes up the slots of these provisional nodes behind the prefix; drops the others."""
-        moved = next((i for i, node in enumerate(nodes) if node != i), len(nodes))
-        if moved < len(nodes):
-            source = torch.tensor([self.length + node for node in nodes[moved:]])
-            start, end = self.length + moved, self.length + len(nodes)
-            for keys, values in self.layers.values():
-                index = source.to(keys.device)
-                keys[:, start:end] = keys[:, index]
-                values[:, start:end] = values[:, index]
-        self.length += len(nodes)
-        self.parents, self.depths = [], []
+    def pack(self, start: int, sources: slice, index: SlotIndex) -> None:
+        """Copies the slots index[sources], in order, to those from `start` on."""
+        end = start + sources.stop - sources.start
+        for keys, values in self.layers.values():
+            chosen = index.on(keys.device)[sources]
+            keys[:, start:end] = keys.index_select(1, chosen)
+            values[:, start:end] = values.index_select(1, chosen)
 
 
 class _Span:
-    """The new nodes of one row within one forward: where they stand and what they see."""
+    """The new nodes of one row within one forward: where they stand and what they see.
 
-    def __init__(self, row: _Row, nodes: Nodes, pad: int) -> None:
-        self.row, self.pad, self.num_new = row, pad, len(nodes.token_ids)
+    Args:
+        at: column of the first of them.
+        line: of the forward's token ids.
+    """
+
+    def __init__(self, row: Slots, nodes: Nodes, at: int, line: int = 0) -> None:
+        self.row, self.line, self.num_new = row, line, len(nodes.token_ids)
+        self.columns = slice(at, at + self.num_new)
         self.start = row.length + len(row.parents) - self.num_new  # first slot written
         self.positions = np.array(row.depths[-self.num_new :]) + row.length
         self._seen = ancestor_mask(row.parents, self.num_new)
@@ -118,16 +150,17 @@ def _attention(
     forward.served += 1
     scale = given.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    rows, heads, width, _ = query.shape
-    out = query.new_zeros(rows, width, heads, value.shape[-1])
-    for i, span in enumerate(forward.spans):
+    lines, heads, width, _ = query.shape
+    out = query.new_zeros(lines, width, heads, value.shape[-1])
+    for span in forward.spans:
+        line, columns = span.line, span.columns
         held_keys, held_values = span.row.write(
-            layer, keys[i, :, span.pad :], value[i, :, span.pad :], span.start
+            layer, keys[line, :, columns], value[line, :, columns], span.start
         )
         # Heads that share keys become more queries of the same head: no copy of the keys is made.
         kv_heads = held_keys.shape[0]
         groups = heads // kv_heads
-        q = query[i, :, span.pad :].reshape(1, kv_heads, groups * span.num_new, -1)
+        q = query[line, :, columns].reshape(1, kv_heads, groups * span.num_new, -1)
         mask = span.mask(given.get("sliding_window"), groups, query)
         softcap = given.get("softcap")
         if softcap is None:
@@ -138,11 +171,73 @@ def _attention(
             scores = torch.tanh((q @ held_keys.transpose(1, 2)[None]) * (scale / softcap)) * softcap
             weights = (scores if mask is None else scores + mask).float().softmax(-1)
             o = weights.to(q.dtype) @ held_values[None]
-        out[i, span.pad :] = o.reshape(heads, span.num_new, -1).transpose(0, 1)
+        out[line, columns] = o.reshape(heads, span.num_new, -1).transpose(0, 1)
     return out, None
 
 
 AttentionInterface.register(ATTENTION, _attention)
+
+
+def run_rows(
+    model: PreTrainedModel, rows: Sequence[Slots], added: Sequence[Nodes], together: Together
+) -> list[Tensor]:
+    """Returns logits [n or num_logits, V] of these nodes, which their rows have counted already.
+
+    Raises:
+        UnsupportedError: a model whose attention does not come to us.
+    """
+    logits: list[Tensor] = [torch.empty(0)] * len(rows)
+    for group in _groups([len(nodes.token_ids) for nodes in added], together):
+        made = _run_group(
+            model, [rows[i] for i in group], [added[i] for i in group], together == "padded"
+        )
+        for i, scored in zip(group, made, strict=True):
+            logits[i] = scored
+    return logits
+
+
+def _groups(lengths: Sequence[int], together: Together) -> Iterator[list[int]]:
+    """Which rows go into one forward. Padding to the longest is at most half of it."""
+    if together == "flat":
+        yield list(range(len(lengths)))
+        return
+    kinds: dict[int, list[int]] = {}
+    for i, length in enumerate(lengths):
+        kinds.setdefault(i if together == "apart" else (length - 1).bit_length(), []).append(i)
+    yield from kinds.values()
+
+
+def _run_group(
+    model: PreTrainedModel, rows: Sequence[Slots], added: Sequence[Nodes], padded: bool
+) -> list[Tensor]:
+    """One forward: a line of token ids for all rows, or, padded in front, one for each."""
+    lengths = [len(nodes.token_ids) for nodes in added]
+    counts = [len(n.token_ids) if n.num_logits is None else n.num_logits for n in added]
+    width = max(lengths) if padded else sum(lengths)
+    numbers = np.zeros((2, len(rows) if padded else 1, width), dtype=np.int64)
+    spans, wanted, at = [], list[int](), 0
+    for i, (row, nodes) in enumerate(zip(rows, added, strict=True)):
+        # Padded rows end together: the last logits of all of them are then one slice.
+        line, at = (i, width - lengths[i]) if padded else (0, at)
+        span = _Span(row, nodes, at, line)
+        numbers[0, line, span.columns] = nodes.token_ids
+        numbers[1, line, span.columns] = span.positions
+        spans.append(span)
+        at += lengths[i]
+        wanted += range(at - counts[i], at)
+    forward = _Forward(spans)
+    ids, positions = torch.from_numpy(numbers).to(model.device)
+    kept: int | Tensor = max(1, *counts) if padded else max(1, len(wanted))
+    if not padded and wanted and wanted[0] != width - len(wanted):
+        kept = torch.tensor(wanted, device=model.device)  # not the last ones alone
+    logits = cached_logits(model, ids, positions, forward, kept)
+    if forward.served == 0:
+        raise UnsupportedError(
+            f"{type(model).__name__} does not use Transformers' attention interface"
+        )
+    if padded:
+        return [logits[i, logits.shape[1] - count :] for i, count in enumerate(counts)]
+    return list(torch.split(logits[0, logits.shape[1] - len(wanted) :], counts))
 
 
 class EagerBackend:
@@ -154,6 +249,10 @@ class EagerBackend:
     """
 
     name = "eager"
+    together: Together = "flat"
+    """How rows share a forward; set at load by what the model does."""
+    quantised = False
+    """Whether activations are rounded to few bits on the way."""
 
     def __init__(self, model: PreTrainedModel, capacity: int) -> None:
         self.model = model
@@ -195,38 +294,21 @@ class EagerBackend:
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[Nodes]) -> list[Tensor]:
-        width = max(len(nodes.token_ids) for nodes in rows)
-        ids = torch.zeros((len(rows), width), dtype=torch.int64)
-        positions = torch.zeros((len(rows), width), dtype=torch.int64)
-        spans = []
-        for i, nodes in enumerate(rows):
-            # Rows end together: the last logits of all rows are then one slice.
-            span = _Span(self._row(nodes.row), nodes, width - len(nodes.token_ids))
-            ids[i, span.pad :] = torch.as_tensor(nodes.token_ids)
-            positions[i, span.pad :] = torch.from_numpy(span.positions)
-            spans.append(span)
-        counts = [len(n.token_ids) if n.num_logits is None else n.num_logits for n in rows]
-        forward = _Forward(spans)
-        logits = cached_logits(
-            self.model,
-            ids.to(self.device),
-            positions.to(self.device),
-            forward,
-            max(1, *counts),
-        )
-        if forward.served == 0:
-            raise UnsupportedError(
-                f"{type(self.model).__name__} does not use Transformers' attention interface"
-            )
-        return [logits[i, logits.shape[1] - n :] for i, n in enumerate(counts)]
+        return run_rows(self.model, [self._row(n.row) for n in rows], rows, self.together)
 
     @torch.inference_mode()
     def commit(self, rows: Sequence[Kept]) -> None:
         """Keeps a path of provisional nodes per row; see `Backend.commit`."""
         for kept in rows:
             self._row(kept.row).check_path(kept)
-        for kept in rows:
-            self._row(kept.row).keep(kept.nodes)
+        moves = [self._row(kept.row).moved(kept.nodes) for kept in rows]
+        index, done = SlotIndex([slot for sources in moves for slot in sources]), 0
+        for kept, sources in zip(rows, moves, strict=True):
+            row, end = self._row(kept.row), done + len(sources)
+            if sources:
+                row.pack(row.length + len(kept.nodes) - len(sources), slice(done, end), index)
+            done = end
+            row.keep(len(kept.nodes))
 
     def truncate(self, row: int, length: int) -> None:
         """Drops provisional nodes and committed tokens past `length`."""

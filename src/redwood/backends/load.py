@@ -18,6 +18,7 @@ from redwood.backends._offload_load import open_offloaded
 from redwood.backends._packing import pack_linears
 from redwood.backends._parallel_load import open_parallel
 from redwood.backends._probe import PROBE_SLOTS, probe, probe_tokens, stock_logits
+from redwood.backends._together import together_of
 from redwood.backends.base import Backend
 from redwood.backends.cuda_graph import with_graphs
 from redwood.backends.eager import ATTENTION, EagerBackend
@@ -297,6 +298,7 @@ def wrap_model(
         check_finite(stock)
         model.set_attn_implementation(ATTENTION)
         probe(make(model, max(slots, PROBE_SLOTS)), stock)
+        together = together_of(make(model, slots))
     except Exception as error:
         model.set_attn_implementation(before)
         if isinstance(error, UnsupportedError | NumericalError):
@@ -304,7 +306,9 @@ def wrap_model(
         raise UnsupportedError(
             f"{type(model).__name__} does not run with tree attention: {_line(error)}"
         ) from error
-    return make(model, slots)
+    made = make(model, slots)
+    made.together = together
+    return made
 
 
 def _device(name: str | torch.device) -> torch.device:

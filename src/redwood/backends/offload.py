@@ -86,6 +86,7 @@ class OffloadBackend(EagerBackend):
         super().__init__(model, capacity)
         self.stream, self.store, self.memory = stream, store, memory
         self.threads, self.setting, self._kernels = threads, setting, kernels
+        self.quantised = kernels
         self._room: int | None = None
         self.quick_nodes = (1, 48, 96)
         """Sizes that a first look at times takes: forwards are slow, and nearly flat in nodes."""

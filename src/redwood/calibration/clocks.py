@@ -12,6 +12,7 @@ from torch import Tensor
 from redwood.backends.base import Backend, Nodes
 from redwood.context import Context
 from redwood.drafting import Drafter, prefill
+from redwood.timing import wait_for
 from redwood.tree import TokenTree
 
 
@@ -29,7 +30,9 @@ class ClockedBackend:
         """As the backend's."""
         start = perf_counter()
         try:
-            return self._backend.extend(rows)
+            logits = self._backend.extend(rows)
+            wait_for(self._backend.device)
+            return logits
         finally:
             self.seconds += perf_counter() - start
 

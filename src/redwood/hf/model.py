@@ -9,7 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from redwood._transformers import attention_of, attentions_of, restore_attentions
-from redwood.backends.eager import ATTENTION, EagerBackend
+from redwood.backends.eager import ATTENTION, EagerBackend, Together
 from redwood.backends.load import wrap_model
 
 
@@ -19,6 +19,7 @@ class _Known:
     def __init__(self) -> None:
         self.lock = RLock()  # its attention is switched for one call at a time
         self.capacity = 0
+        self.together: Together = "flat"
         self.checked: set[tuple[object, ...]] = set()
 
 
@@ -38,9 +39,12 @@ def borrowed(model: Any) -> Iterator[EagerBackend]:
         check = (attention_of(model.config), model.dtype, model.device)
         try:
             if check not in known.checked and not (check[0] == ATTENTION and known.checked):
-                known.capacity = wrap_model(model).capacity
+                wrapped = wrap_model(model)
+                known.capacity, known.together = wrapped.capacity, wrapped.together
                 known.checked.add(check)
             model.set_attn_implementation(ATTENTION)
-            yield EagerBackend(model, known.capacity)
+            made = EagerBackend(model, known.capacity)
+            made.together = known.together
+            yield made
         finally:
             restore_attentions(before)
