@@ -131,21 +131,25 @@ def _has_sdpa(small: Any, want: Stock) -> bool:
 
 
 def natural_tokens(model: Any) -> list[int]:
-    """Returns a sentence as the model's own tokenizer spells it, [PROBE_SLOTS].
+    """Returns a sentence as the model's own tokenizer spells it: prompt and tree.
 
-    Where no tokenizer lies beside the weights, the first ids of the vocabulary: in most they are
+    It has PROBE_SLOTS tokens, or as many as the context of a tiny model.
+        Where no tokenizer lies beside the weights, the first ids of the vocabulary: in most they are
     single signs.
     """
-    vocab_size = int(model.config.get_text_config().vocab_size)
+    text = model.config.get_text_config()
+    vocab_size = int(text.vocab_size)
+    context = getattr(text, "max_position_embeddings", None) or PROBE_SLOTS
+    count = max(len(_PARENTS) + 1, min(PROBE_SLOTS, context))
     folder = Path(getattr(model.config, "name_or_path", None) or "")
     ids: list[int] = []
     if folder.is_dir() and (folder / "tokenizer_config.json").is_file():
         try:
-            ids = load_tokenizer(folder).encode(_TEXT)[:PROBE_SLOTS]
+            ids = load_tokenizer(folder).encode(_TEXT)[:count]
         except ModelError:
             ids = []  # it is not needed for this
-    if len(ids) < PROBE_SLOTS or max(ids) >= vocab_size:
-        ids = [i % vocab_size for i in range(1, PROBE_SLOTS + 1)]
+    if len(ids) < count or max(ids) >= vocab_size:
+        ids = [i % vocab_size for i in range(1, count + 1)]
     return ids
 
 
@@ -154,11 +158,11 @@ def stock_logits(model: Any, tokens: Sequence[int]) -> Stock:
 
     All in one forward: weights may have to come from a disk.
     """
-    paths = _paths()
+    paths, prompt = _paths(), len(tokens) - len(_PARENTS)
     longest = max(map(len, paths))
     # A shorter path is filled up behind its end, where nothing before it can see.
-    places = [[*range(_PROMPT), *(_PROMPT + node for node in path)] for path in paths]
-    filled = [(place + [0] * longest)[: _PROMPT + longest] for place in places]
+    places = [[*range(prompt), *(prompt + node for node in path)] for path in paths]
+    filled = [(place + [0] * longest)[: prompt + longest] for place in places]
     ids = torch.tensor(tokens)[torch.tensor(filled * (1 + _MOVED))]
     with torch.inference_mode(), _moved(model, len(paths), len(ids)):
         logits = plain_logits(model, ids.to(model.device), longest)
@@ -187,19 +191,24 @@ def _of_nodes(paths: list[list[int]]) -> list[tuple[int, int]]:
 
 
 @contextmanager
-def _moved(model: Any, first: int, rows: int) -> Iterator[None]:
-    """Moves the embeddings of all rows but the first ones by a unit of their last place."""
+def _moved(model: Any, first: int = 0, rows: int | None = None) -> Iterator[None]:
+    """Moves embeddings by up to a unit of their last place.
+
+    Args:
+        first: rows that stay as they are.
+        rows: of the forwards that this is for; None: of any.
+    """
     table = model.get_input_embeddings()
 
     def move(module: Any, given: Any, made: Any) -> Any:
-        if not isinstance(made, Tensor) or made.dim() != 3 or len(made) != rows:
+        if not isinstance(made, Tensor) or rows not in (None, len(made)):
             return made
         step = max(torch.finfo(made.dtype).eps, _LEAST_MOVE)
         draw = torch.rand(made.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
         draw[:first] = 0
         return (made.float() * (1 + step * draw.to(made.device))).to(made.dtype)
 
-    if table is None:
+    if table is None:  # a part of a model without its beginning
         yield
         return
     hook: Any = table.register_forward_hook(move)
@@ -209,13 +218,30 @@ def _moved(model: Any, first: int, rows: int) -> Iterator[None]:
         hook.remove()
 
 
+def allowed(rounding: float, dtype: torch.dtype) -> float:
+    """Returns the largest `distance` that such rounding explains, in a dtype."""
+    return max(_LEAST.get(dtype, _LEAST_EXACT), _ALLOWED * rounding)
+
+
+def own_rounding(model: Any) -> float:
+    """Returns how far a model's own answer for a small tree is from itself; see `distance`.
+
+    Args:
+        model: that has our attention.
+    """
+    tokens, backend = natural_tokens(model), EagerBackend(model, PROBE_SLOTS)
+    want = tree_logits(backend, tokens)
+    with _moved(model):
+        return distance(tree_logits(backend, tokens), want)
+
+
 def tree_logits(backend: EagerBackend, tokens: Sequence[int]) -> Tensor:
     """Returns the logits of the tree behind the prompt, in one pass: float32 [nodes, V]."""
-    row = backend.open()
+    row, prompt = backend.open(), len(tokens) - len(_PARENTS)
     try:
-        backend.extend([Nodes(row, tokens[:_PROMPT], num_logits=1)])
-        backend.commit([Kept(row, range(_PROMPT))])
-        (logits,) = backend.extend([Nodes(row, tokens[_PROMPT:], _PARENTS)])
+        backend.extend([Nodes(row, tokens[:prompt], num_logits=1)])
+        backend.commit([Kept(row, range(prompt))])
+        (logits,) = backend.extend([Nodes(row, tokens[prompt:], _PARENTS)])
     finally:
         backend.release(row)
     return logits.float().cpu()
@@ -231,7 +257,7 @@ def probe(backend: EagerBackend, stock: Stock) -> None:
     got = tree_logits(backend, stock.tokens)
     check_finite(got)
     off = distance(got, stock.logits)
-    limit = max(_LEAST.get(backend.model.dtype, _LEAST_EXACT), _ALLOWED * stock.rounding)
+    limit = allowed(stock.rounding, backend.model.dtype)
     if not off <= limit:
         raise UnsupportedError(
             f"{type(backend.model).__name__} gives other logits in a tree than on its paths "
