@@ -133,9 +133,8 @@ def _has_sdpa(small: Any, want: Stock) -> bool:
 def natural_tokens(model: Any) -> list[int]:
     """Returns a sentence as the model's own tokenizer spells it: prompt and tree.
 
-    It has PROBE_SLOTS tokens, or as many as the context of a tiny model.
-        Where no tokenizer lies beside the weights, the first ids of the vocabulary: in most they are
-    single signs.
+    It has PROBE_SLOTS tokens, or as many as the context of a tiny model. Where no tokenizer
+    lies beside the weights, the first ids of the vocabulary: in most they are single signs.
     """
     text = model.config.get_text_config()
     vocab_size = int(text.vocab_size)
