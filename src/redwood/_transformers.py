@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 OLDEST_TESTED, NEWEST_TESTED = "5.10.1", "5.24.0"
+_FIRST_WITH_PARTS = "5.17"  # its `DistributedConfig` has `tp_size` and `pp_size`
 
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")  # the newest first
 _PREPARED = frozenset(
@@ -166,15 +167,19 @@ def cached_logits(
     return logits if logits.shape[1] == len(kept) else logits[:, kept]
 
 
-def plain_logits(model: Any, token_ids: Tensor, **given: Any) -> Tensor:
+def plain_logits(model: Any, token_ids: Tensor, kept: int = 0, **given: Any) -> Tensor:
     """Returns logits [rows, width, V] of a forward without cache.
 
     Args:
         token_ids: int64 [rows, width], on the model's device.
+        kept: only the last so many columns; 0: all.
         given: further arguments of the forward.
     """
+    kind: Any = type(model)
+    if kept and _takes(kind, "logits_to_keep"):
+        given["logits_to_keep"] = kept
     logits: Tensor = model(input_ids=token_ids, use_cache=False, **given).logits
-    return logits
+    return logits[:, -kept:]
 
 
 # Attention, by configuration
@@ -365,7 +370,7 @@ def split_options(parallel: str, size: int) -> dict[str, Any]:
         pass
     raise UnsupportedError(
         f"Transformers {transformers.__version__} has no {parallel} parallel loading of this "
-        "kind: pip install -U 'transformers>=5.23'"
+        f"kind: pip install -U 'transformers>={_FIRST_WITH_PARTS}'"
     )
 
 

@@ -17,7 +17,13 @@ from redwood.backends._native_load import check_options, default_threads, load_n
 from redwood.backends._offload_load import open_offloaded
 from redwood.backends._packing import pack_linears
 from redwood.backends._parallel_load import open_parallel
-from redwood.backends._probe import PROBE_SLOTS, probe, probe_tokens, stock_logits
+from redwood.backends._probe import (
+    PROBE_SLOTS,
+    check_structure,
+    natural_tokens,
+    probe,
+    stock_logits,
+)
 from redwood.backends._together import together_of
 from redwood.backends.base import Backend
 from redwood.backends.cuda_graph import with_graphs
@@ -290,12 +296,9 @@ def wrap_model(
     slots = _capacity(capacity, model.config)
     before = attention_of(model.config)
     try:
-        # Transformers' own eager attention is the reference: others leave out what they lack, such
-        # as the soft cap of Gemma 2.
-        model.set_attn_implementation("eager")
-        with torch.inference_mode():
-            stock = stock_logits(model, probe_tokens(model))
-        check_finite(stock)
+        model.set_attn_implementation(check_structure(model))
+        stock = stock_logits(model, natural_tokens(model))
+        check_finite(stock.logits)
         model.set_attn_implementation(ATTENTION)
         probe(make(model, max(slots, PROBE_SLOTS)), stock)
         together = together_of(make(model, slots))
