@@ -17,14 +17,17 @@ class Rule:
 
     Attributes:
         patterns: what they match stands alone, and so does what lies between.
+        of_bytes: the same for the text as bytes in GPT-2's alphabet, where some of the bytes of
+            other characters look like digits.
         nfc: the text is composed first (Unicode's form C).
         whole_words: a word that is a token is that token, whatever the merges say.
         add_bos: the file need not say so for a text to begin with the BOS token.
-        space_prefix: a space is put before a text that begins without one.
+        space_prefix: a space is put before a text that begins without one; of GPT-2's rule only.
         byte_level: words are bytes in GPT-2's alphabet; else characters, spaces as U+2581.
     """
 
     patterns: tuple[str, ...]
+    of_bytes: tuple[str, ...] = ()
     nfc: bool = False
     whole_words: bool = False
     add_bos: bool = False
@@ -116,12 +119,13 @@ _BAILING = Rule(
 _TINY_AYA = Rule((_THREES, _GPT4O))
 _CHARACTERS = Rule((), byte_level=False)
 
-DEFAULT = Rule((_PUNCTUATION, GPT2, _DIGITS, "[0-9][0-9][0-9]"))
-"""What llama.cpp takes where a file names no rule: Falcon's."""
+_FALCON = (_PUNCTUATION, GPT2)
+_HUNDREDS = "[0-9][0-9][0-9]"
 
 _GROUPS: tuple[tuple[str, Rule], ...] = (
-    ("default falcon", DEFAULT),
-    ("falcon3", Rule((_PUNCTUATION, GPT2, _DIGIT), whole_words=True, add_bos=True)),  # Llama 3's
+    ("default", Rule((*_FALCON, _DIGITS, _HUNDREDS))),  # llama.cpp's own, where no name is given
+    ("falcon", Rule(_FALCON, (_DIGITS, _HUNDREDS))),  # of characters
+    ("falcon3", Rule(_FALCON, (_DIGIT,), whole_words=True, add_bos=True)),  # Llama 3's
     ("falcon-h1", Rule((_PUNCTUATION, _TEKKEN), whole_words=True, add_bos=True)),  # Llama 3's
     ("llama3 llama-v3 llama-bpe pixtral midm-2.0 lfm2 jina-v5-nano", _OF_LLAMA3),
     ("dbrx smaug-bpe glm4 chatglm-bpe", Rule((_LLAMA3,))),

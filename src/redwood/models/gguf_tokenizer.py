@@ -6,6 +6,7 @@ name: a tokenizer that is nearly right gives a model other tokens than those it 
 notices.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _NOT_DECODERS = ("bert", "rwkv", "plamo2", "hybriddna", "whitespace")
+_PHI3 = re.compile(r"phi[-_ ]?3")
+_PHI3_PLAIN = ("<unk>", "<s>", "<|endoftext|>")
 _SPECIAL = ("bos", "eos", "unk", "pad")
 
 
@@ -110,7 +113,7 @@ def _ours(metadata: Mapping[str, Any]) -> list[str]:
     return [key for key in metadata if key.startswith("tokenizer.") or key in _ALSO]
 
 
-_ALSO = ("general.architecture",)
+_ALSO = ("general.architecture", "general.name")
 
 
 def _build(facts: Facts) -> tuple["Tokenizer", set[str], bool, bool]:
@@ -162,15 +165,17 @@ def _byte_level(bpe: Any, rule: _gguf_pre.Rule, *, prefix: bool) -> "Tokenizer":
     from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 
     made = Tokenizer(bpe)
-    steps: list[Any] = [normalizers.NFC()] if rule.nfc else []
+    if rule.nfc:
+        made.normalizer = normalizers.NFC()
     if prefix:
-        steps.append(normalizers.Replace(Regex(r"\A(?=\S)"), " "))
-    if steps:
-        made.normalizer = normalizers.Sequence(steps)
-    made.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns]
-        + [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True)
+    else:
+        steps: list[Any] = [
+            pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns
+        ]
+        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+        steps += [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.of_bytes]
+        made.pre_tokenizer = pre_tokenizers.Sequence(steps)
     made.decoder = decoders.ByteLevel()
     return made
 
@@ -179,8 +184,16 @@ def _add_tokens(facts: Facts, inner: "Tokenizer") -> None:
     """Makes tokens of their own of those that stand for themselves wherever a text spells them."""
     from tokenizers import AddedToken
 
+    # Phi-3's own swallow the line break behind them; no key of the format says so.
+    name = str(facts.metadata.get("general.name", "")).lower()
+    strips = facts.model == "llama" and _PHI3.search(name) is not None
     added = [
-        AddedToken(token, special=kind != USER_DEFINED, normalized=False)
+        AddedToken(
+            token,
+            special=kind != USER_DEFINED,
+            normalized=False,
+            rstrip=strips and token not in _PHI3_PLAIN,
+        )
         for token, kind in zip(facts.tokens, facts.types, strict=True)
         if kind in (CONTROL, UNKNOWN, USER_DEFINED)
     ]
