@@ -15,10 +15,10 @@ jina-v5-nano deepseek-llm deepseek-coder deepseek-v3 spark2_5 youtu falcon mpt s
 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum modern-bert jais-2 gemma4
 granite-embed-multi-311m sarvam-moe jina-v1-en jina-v2-code roberta-bpe refact command-r qwen2
 deepseek-r1-qwen kormo f2llmv2 qwen35 stablelm2 olmo dbrx smaug-bpe poro-chat glm4 chatglm-bpe
-viking jais tekken smollm codeshell bloom gpt3-finnish exaone exaone4 exaone-moe chameleon minerva-7b
-megrez gpt-4o llama4 kanana2 talkie granite-embed-multi-97m tiny_aya cohere2moe superbpe trillion
-granite-docling bailingmoe bailingmoe2 llada-moe seed-coder hunyuan hunyuan-dense hy_v4 joyai-llm
-kimi-k2 ufakzeka grok-2 afmoe laguna minimax-m2 solar-open mellum2""".split()
+viking jais tekken smollm codeshell bloom gpt3-finnish exaone exaone4 exaone-moe chameleon
+minerva-7b megrez gpt-4o llama4 kanana2 talkie granite-embed-multi-97m tiny_aya cohere2moe superbpe
+trillion granite-docling bailingmoe bailingmoe2 llada-moe seed-coder hunyuan hunyuan-dense hy_v4
+joyai-llm kimi-k2 ufakzeka grok-2 afmoe laguna minimax-m2 solar-open mellum2""".split()
 """Of llama.cpp in November 2026, but for "whitespace", which is for models that do not write."""
 
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -125,7 +125,7 @@ def test_the_table_has_llama_cpps_names_and_architectures_have_one_of_them() -> 
 
 
 PIECES = [
-    ("falcon", "a12345 ½!!", ["a", "123", "45", " ", "½", "!!"]),
+    ("falcon", "a12345 7!!", ["a", "123", "45", " ", "7", "!!"]),
     ("default", "x 1234?", ["x", " ", "123", "4", "?"]),
     ("falcon-h1", "userName, ok 12", ["user", "Name", ",", " ok", " ", "1", "2"]),
     ("superbpe", "a 1234567 b", ["a ", "1", "234", "567", " b"]),
