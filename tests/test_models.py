@@ -53,7 +53,7 @@ def test_manifest_tells_what_was_made_from_what(world: FakeWorld) -> None:
     assert manifest["source"] == "fake-part1==1.0 to fake-part3==1.0"
     assert manifest["source_sha256"] == hashlib.sha256(GGUF).hexdigest()
     assert manifest["dtype"] == "bfloat16"
-    assert set(manifest["made_by"]) == {"redwood", "transformers"}
+    assert set(manifest["made_by"]) == {"redwood", "transformers", "tokenizers", "code"}
     assert set(manifest["files"]) == {"config.json", "model.safetensors"}
     assert set(manifest["files"]["config.json"]) == {"size_bytes", "mtime_ns", "sha256"}
 

@@ -97,10 +97,17 @@ class Engine(RowEngine):
         if self.tokenizer is None:
             raise ArgumentError("this engine has no tokenizer: give token ids")
         if isinstance(prompt, str):
-            return list(self.tokenizer(_unicode(prompt))["input_ids"])
+            return self._without_end(list(self.tokenizer(_unicode(prompt))["input_ids"]), prompt)
         if not self.tokenizer.chat_template:
             raise ArgumentError("this model has no chat template: give a string")
         return self.encode_part(chat_text(self.tokenizer, prompt, add_generation_prompt=True))
+
+    def _without_end(self, ids: list[int], prompt: str) -> list[int]:
+        """Takes off an end of text that the tokenizer put behind a prompt: an answer follows."""
+        end = getattr(self.tokenizer, "eos_token_id", None)
+        if end is not None and ids[-1:] == [end] and self.encode_part(prompt)[-1:] != [end]:
+            return ids[:-1]
+        return ids
 
     def encode_part(self, text: str) -> list[int]:
         """Returns the token ids of a text that stands inside another, without special tokens.

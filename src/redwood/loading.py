@@ -18,6 +18,8 @@ from redwood.drafting import (
 )
 from redwood.errors import ArgumentError
 from redwood.generate import Engine
+from redwood.models import gguf_path
+from redwood.models.gguf_tokenizer import check_same_spelling
 from redwood.planning import open_planner
 from redwood.tokenizers import check_same_tokens, eos_ids, load_tokenizer
 
@@ -60,6 +62,7 @@ def load(
     parallel: str | None = None,
     offload: str | None = None,
     memory: str | int | None = None,
+    tokenizer: str | Path | None = None,
 ) -> Engine:
     """Returns an engine for a model, with what drafts for it.
 
@@ -95,6 +98,8 @@ def load(
             them. `weights` and `threads` are then its own; drafters stay in memory.
         memory: with offload, such as "2GiB": what this process may take, all in all; weights that
             fit stay. None: none stay.
+        tokenizer: a folder with the target's tokenizer, in place of its own: for a GGUF file whose
+            own is refused. It must mean the same by its ids as the file.
 
     Raises:
         ModelError: a model that is missing or damaged.
@@ -116,8 +121,9 @@ def load(
         cpus=cpus,
     )
     large: dict[str, Any] = dict(parallel=parallel, offload=offload, memory=memory)
+    own = None if tokenizer is None else _own_tokenizer(Path(tokenizer), str(target))
     folder, model = open_model(str(target), capacity=capacity, **large, **options)
-    tokenizer = load_tokenizer(folder)
+    speaks = load_tokenizer(folder) if own is None else own
 
     how: dict[str, Any] = dict(
         draft_vocab=draft_vocab, draft_weights=draft_weights, draft_window=draft_window
@@ -127,7 +133,7 @@ def load(
     if offload is not None:
         options["weights"] = None
     drafters = [
-        open_drafter(part, tokenizer, **how, **options) if isinstance(part, str) else part
+        open_drafter(part, speaks, **how, **options) if isinstance(part, str) else part
         for part in parts
     ]
     if tree is not None and not any(isinstance(d, ModelDrafter) for d in drafters):
@@ -147,13 +153,23 @@ def load(
     return Engine(
         model,
         joined,
-        tokenizer=tokenizer,
-        eos_ids=eos_ids(folder, tokenizer),
+        tokenizer=speaks,
+        eos_ids=eos_ids(folder, speaks, None if tokenizer is None else Path(tokenizer)),
         budget=budget,
         planner=planner,
         max_rows=max_rows,
         kv_tokens=kv_tokens,
     )
+
+
+def _own_tokenizer(folder: Path, target: str) -> Any:
+    """Returns the tokenizer in a user's folder, held against the target's file."""
+    if not folder.expanduser().is_dir():
+        raise ArgumentError(f"tokenizer {str(folder)!r} must be a folder with a tokenizer")
+    tokenizer = load_tokenizer(folder.expanduser())
+    if (source := gguf_path(target)) is not None:
+        check_same_spelling(tokenizer, source)
+    return tokenizer
 
 
 def settle(model: Backend, drafters: Sequence[Drafter]) -> None:

@@ -10,6 +10,11 @@ from typing import Any
 
 from redwood.errors import ArgumentError, ModelError, TokenizerMismatchError
 
+_MADE = "redwood.json"
+"""In a folder whose tokenizer was made from a GGUF file (`models._cache.MANIFEST`)."""
+_REFUSED = "tokenizer-refused.txt"
+"""In a folder made from a GGUF file (`models._convert.REFUSED`): why it has no tokenizer."""
+
 
 def load_tokenizer(folder: Path) -> Any:
     """Returns the Transformers tokenizer of a model folder; no remote code runs.
@@ -17,20 +22,30 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         ModelError: a folder without a usable tokenizer.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    if (folder / _REFUSED).is_file():
+        raise ModelError((folder / _REFUSED).read_text("utf-8"))
+    # AutoTokenizer replaces the splitting of some architectures by what it thinks that theirs is.
+    kind = PreTrainedTokenizerFast if (folder / _MADE).is_file() else AutoTokenizer
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return kind.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # the tokenizers library raises plain ones
         raise ModelError(f"{folder} has no usable tokenizer: {error}") from error
 
 
-def eos_ids(folder: Path, tokenizer: Any) -> list[int]:
-    """Returns the tokens that end a text, from tokenizer and generation config."""
+def eos_ids(folder: Path, tokenizer: Any, own: Path | None = None) -> list[int]:
+    """Returns the tokens that end a text, from tokenizer and generation config.
+
+    Args:
+        folder: of the model.
+        own: of the tokenizer, if it is another one.
+    """
     ids: set[int] = set()
-    for name in ("generation_config.json", "config.json"):
+    names = ("generation_config.json", "config.json")
+    for path in [place / name for place in (folder, own) if place for name in names]:
         with suppress(OSError, ValueError):
-            given = json.loads((folder / name).read_text()).get("eos_token_id")
+            given = json.loads(path.read_text()).get("eos_token_id")
             ids.update([given] if isinstance(given, int) else given or ())
     if tokenizer.eos_token_id is not None:
         ids.add(tokenizer.eos_token_id)

@@ -59,6 +59,7 @@ def chat(
     parallel: o.Parallel = None,
     offload: o.Offload = None,
     memory: o.Memory = None,
+    tokenizer: o.Tokenizer = None,
     max_tokens: o.MaxTokens = None,
     temperature: o.Temperature = None,
     top_p: o.TopP = None,
@@ -109,6 +110,7 @@ def chat(
         parallel=parallel,
         offload=offload,
         memory=memory,
+        tokenizer=tokenizer,
     )
     conversation = Conversation(engine, settings, most, system)
     Chat(conversation, interactive=sys.stdin.isatty(), shaded=show_drafts, as_json=as_json).run()

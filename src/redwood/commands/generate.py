@@ -84,6 +84,7 @@ def generate(
     parallel: o.Parallel = None,
     offload: o.Offload = None,
     memory: o.Memory = None,
+    tokenizer: o.Tokenizer = None,
     max_tokens: o.MaxTokens = None,
     temperature: o.Temperature = None,
     top_p: o.TopP = None,
@@ -142,6 +143,7 @@ def generate(
         parallel=parallel,
         offload=offload,
         memory=memory,
+        tokenizer=tokenizer,
     )
     if predicted is not None:
         settings["prediction"] = predicted

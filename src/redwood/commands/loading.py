@@ -31,7 +31,7 @@ def open_engine(
     models = _model_names([drafter])
     _check_law(law, models)
     shape = None if tree is None else tree_parents(tree)
-    names = ("budget", "max_rows", "kv_tokens", "parallel")
+    names = ("budget", "max_rows", "kv_tokens", "parallel", "tokenizer")
     ours = {name: options.pop(name, None) for name in names}
     options = _given(options)
     with _loading(target, models, options):

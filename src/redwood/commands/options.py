@@ -158,6 +158,15 @@ Offload = Annotated[
         metavar="WHERE",
     ),
 ]
+Tokenizer = Annotated[
+    str | None,
+    _option(
+        "--tokenizer",
+        "A folder with the target's tokenizer, for a .gguf file whose own is not known.",
+        panel=_MODEL,
+        metavar="FOLDER",
+    ),
+]
 Memory = Annotated[
     str | None,
     _option(

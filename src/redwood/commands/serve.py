@@ -180,6 +180,7 @@ def serve(
     parallel: o.Parallel = None,
     offload: o.Offload = None,
     memory: o.Memory = None,
+    tokenizer: o.Tokenizer = None,
 ) -> int:
     """Serves a model over HTTP, as OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.
 
@@ -238,6 +239,7 @@ def serve(
             parallel=parallel,
             offload=offload,
             memory=memory,
+            tokenizer=tokenizer,
             max_rows=max_rows,
             kv_tokens=kv_tokens,
         )

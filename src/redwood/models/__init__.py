@@ -114,7 +114,7 @@ def _packaged(name: str, entry: Entry, *, keep_gguf: bool, progress: bool) -> Pa
     model, gguf = PACKAGED[name], _entries.gguf(name)
 
     def faults() -> tuple[str | None, str | None]:
-        fault = entry.fault()
+        fault = entry.fault() or entry.outdated()
         wanted = keep_gguf or fault or gguf.exists
         return fault, gguf.fault() if wanted else None
 
@@ -167,7 +167,7 @@ def _publish_converted(
 def _manifest(
     name: str, source: str, entry: Entry, sha256: str, stamp: tuple[int, int] | None = None
 ) -> _cache.Manifest:
-    made_by = _cache.made_by("redwood", "transformers")
+    made_by = _convert.makers()
     return _cache.Manifest(name, source, sha256, str(entry.dtype), made_by, {}, stamp)
 
 
@@ -179,16 +179,16 @@ def _from_gguf(path: Path, entry_of: Callable[[str], Entry], *, progress: bool) 
         entry = entry_of(name)
         known = _cache.read_manifest(entry.folder)
         if known and (known.source, known.source_stamp) == (str(path), stamp):
-            if entry.fault() is None:
+            if (entry.fault() or entry.outdated()) is None:
                 return entry.folder
     sha256 = _cache.sha256_of(path)
     key = f"gguf-{sha256[:16]}"
     entry = replace(entry_of(key), source_sha256=sha256)
-    if entry.fault() is None:
+    if (entry.fault() or entry.outdated()) is None:
         return entry.folder
     size_bytes = _convert.converted_size(path, str(entry.dtype))
     with _cache.lock(key):
-        fault = entry.fault()
+        fault = entry.fault() or entry.outdated()
         if fault and entry.exists:
             _cache.say(f"{fault}; making it again")
         if fault:

@@ -8,16 +8,21 @@ caller's process.
 """
 
 import errno
+import hashlib
 import json
 import math
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from redwood._transformers import gguf_options
 from redwood.errors import ModelError
+from redwood.models._cache import made_by, say
+from redwood.models._gguf_vocab import Facts
+from redwood.models.gguf_tokenizer import build_tokenizer, hold_against, read_gguf_facts
 
 NO_WEIGHTS = "none"
 """In place of a dtype: tokenizer and configuration only."""
@@ -25,8 +30,10 @@ NO_WEIGHTS = "none"
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, NO_WEIGHTS: 0}
 _DESCRIPTION_BYTES = 32_000_000  # a tokenizer of 150k tokens takes half of this
 
-# Tokens that end an answer. A GGUF names a single one, and a model may use several.
-_STOPS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<end_of_turn>")
+REFUSED = "tokenizer-refused.txt"
+"""In place of a tokenizer's files: why none was made. The rest can be used with another one."""
+
+_MAKERS = ("_convert.py", "_gguf_pre.py", "_gguf_spm.py", "_gguf_vocab.py", "gguf_tokenizer.py")
 
 _CHILD = """
 import json, sys
@@ -64,6 +71,8 @@ def convert(source: Path, target: Path, dtype: str) -> None:
         env={**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
     )
     if done.returncode == 0:
+        for line in done.stdout.splitlines():
+            say(line)
         return
     if "No space left" in done.stderr or "os error 28" in done.stderr:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -74,71 +83,76 @@ def convert(source: Path, target: Path, dtype: str) -> None:
     raise ModelError(f"cannot convert {source.name} to {dtype}: {reason}")
 
 
+def makers() -> dict[str, str]:
+    """Returns what a conversion depends on besides its source: versions, and the code itself."""
+    digest = hashlib.sha256()
+    for name in _MAKERS:
+        with suppress(OSError):  # an archive: the version has to do
+            digest.update(Path(__file__).with_name(name).read_bytes())
+    return {**made_by("redwood", "transformers", "tokenizers"), "code": digest.hexdigest()[:16]}
+
+
 def run(source_name: str, target_name: str, dtype: str) -> None:
-    """Does the work of `convert`, inside the process made for it."""
+    """Does the work of `convert`, inside the process made for it.
+
+    Lines for the user go to stdout.
+    """
     import torch
     import transformers
 
     source, target = Path(source_name), Path(target_name)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    _restore_splitting(tokenizer, source)
+    refusal, facts, tokenizer = None, None, None
+    try:
+        facts = read_gguf_facts(source)
+        tokenizer = build_tokenizer(facts)
+    except ModelError as error:
+        refusal = str(error)
     if dtype == NO_WEIGHTS:
-        return _describe(source, target, tokenizer)
-    model, report = transformers.AutoModelForCausalLM.from_pretrained(
-        source.parent,
-        gguf_file=source.name,
-        dtype=getattr(torch, dtype),
-        output_loading_info=True,
-        **gguf_options(),
-    )
-    if absent := sorted(report["missing_keys"]):  # they would hold random numbers
-        raise ModelError(f"{len(absent)} weights are not in the file, for instance {absent[0]}")
-    model.generation_config = _generation(model.config, tokenizer)
+        described = transformers.AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
+    else:
+        described, report = transformers.AutoModelForCausalLM.from_pretrained(
+            source.parent,
+            gguf_file=source.name,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            **gguf_options(),
+        )
+        if absent := sorted(report["missing_keys"]):  # they would hold random numbers
+            raise ModelError(f"{len(absent)} weights are not in the file, for instance {absent[0]}")
+    generation = _generation(getattr(described, "config", described), facts)
+    if dtype != NO_WEIGHTS:
+        described.generation_config = generation
     target.mkdir()  # fails if the parent was killed and its workspace cleared: then we end too
-    tokenizer.save_pretrained(target)
-    model.save_pretrained(target)
+    described.save_pretrained(target)
+    generation.save_pretrained(target)
+    if refusal is not None:
+        (target / REFUSED).write_text(refusal, "utf-8")
+    elif facts is not None:
+        _save_tokenizer(tokenizer, facts, target)
 
 
-def _describe(source: Path, target: Path, tokenizer: Any) -> None:
+def _save_tokenizer(tokenizer: Any, facts: Facts, target: Path) -> None:
+    """Saves a tokenizer and holds what will be loaded against the file, too."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
-    target.mkdir()
-    tokenizer.save_pretrained(target)
-    config.save_pretrained(target)
-    _generation(config, tokenizer).save_pretrained(target)
+    tokenizer.save_pretrained(target, save_jinja_files=False)  # named ones would get a folder
+    loaded = transformers.PreTrainedTokenizerFast.from_pretrained(target, local_files_only=True)
+    hold_against(loaded, facts)
+    if loaded.backend_tokenizer.to_str() != tokenizer.backend_tokenizer.to_str():
+        raise facts.refusal("its tokenizer is another one after it was saved and loaded")
+    for note in facts.notes:
+        print(note)
 
 
-def _generation(config: Any, tokenizer: Any) -> Any:
+def _generation(config: Any, facts: Facts | None) -> Any:
+    """Returns a generation config with the file's ids, which `config` gets as well."""
     import transformers
 
+    ids, ends = (facts.ids, facts.ends()) if facts is not None else ({}, [])
+    config.bos_token_id, config.pad_token_id = ids.get("bos"), ids.get("pad")
+    config.eos_token_id = ends[0] if ends else None
     return transformers.GenerationConfig(
         bos_token_id=config.bos_token_id,
         pad_token_id=config.pad_token_id,
-        eos_token_id=_stop_ids(tokenizer, config.eos_token_id),
+        eos_token_id=ends or None,
     )
-
-
-def _stop_ids(tokenizer: Any, eos_token_id: int | None) -> list[int]:
-    """Returns the file's own end token first, then the others that the vocabulary has."""
-    vocabulary = tokenizer.get_vocab()
-    named = [vocabulary[token] for token in _STOPS if token in vocabulary]
-    return list(dict.fromkeys([eos_token_id, *named] if eos_token_id is not None else named))
-
-
-def _restore_splitting(tokenizer: Any, source: Path) -> None:
-    """Cuts digits apart for files that ask for it, which Transformers (5.23) does not do.
-
-    Without it "\\n\\n1" or four spaces before a digit become other tokens than in training.
-    """
-    from gguf import GGUFReader
-    from tokenizers import pre_tokenizers
-
-    field = GGUFReader(source).get_field("tokenizer.ggml.pre")
-    if field is not None and field.contents() == "smollm":
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-            ]
-        )

@@ -45,6 +45,16 @@ class Entry:
             dtype = known.dtype if known else ""
         return _cache.problem(self.folder, source_sha256=sha256, dtype=dtype, deep=deep)
 
+    def outdated(self) -> str | None:
+        """Returns why what was made from a GGUF file must be made again, or None.
+
+        Other code, or another Transformers, made it: what was mended since is not in it.
+        """
+        known = _cache.read_manifest(self.folder)
+        if known is None or known.made_by == _convert.makers():
+            return None
+        return f"{self.folder} was made by another version of Redwood or Transformers"
+
 
 def converted(name: str) -> Entry:
     """Returns the entry with safetensors, tokenizer and configuration."""
