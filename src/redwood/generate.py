@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, Self, TypeGuard, overload
 
+from redwood.chat_template import chat_text
 from redwood.engine import RowEngine, Step
 from redwood.errors import ArgumentError, RedwoodError
 from redwood.requests import TokenLogprobs, token_list
 from redwood.sampling import SamplingParams
 from redwood.stats import Stats
-from redwood.tokenizers import chat_text
 from redwood.tree import TokenTree
 
 Message = Mapping[str, str]
