@@ -83,7 +83,7 @@ def chat_text(
         with _watched(size) if size > _LONG else _unwatched():
             text = render(_in_form(given, parts))
         if len(text) > _most(size):
-            raise _TooMuch(f"it makes {len(text)} characters of {size}")
+            raise _TooMuch("it writes without measure")
     except Exception as error:  # a template is a program: it can fail in any way
         raise _refusal(error) from error
     left_out = _missing(given, text) if found is None else found.left_out
@@ -208,7 +208,9 @@ def _watched(size: int) -> Iterator[None]:
         events += 1
         if event == "return" and isinstance(value, str):
             left -= len(value)
-        if left < 0 or (events % 256 == 0 and time.thread_time() > deadline):
+        if left < 0:
+            raise _TooMuch("it writes without measure")
+        if events % 256 == 0 and time.thread_time() > deadline:
             raise _TooMuch("it does not come to an end")
         return watch
 

@@ -100,8 +100,17 @@ def _silence(tokenizer: Any) -> Callable[[int], bool]:
     """Which tokens decoding passes over: special ones, and ids that the tokenizer does not have."""
     inner = getattr(tokenizer, "backend_tokenizer", None)
     if inner is None or not hasattr(inner, "get_added_tokens_decoder"):
-        special = frozenset(getattr(tokenizer, "all_special_ids", ()))
-        return special.__contains__
-    added = inner.get_added_tokens_decoder()
-    special = frozenset(index for index, token in added.items() if token.special)
-    return lambda index: index in special or inner.id_to_token(index) is None
+        return frozenset(getattr(tokenizer, "all_special_ids", ())).__contains__
+    special: set[int] = set()
+
+    def silent(token_id: int) -> bool:
+        if inner.decode([token_id], skip_special_tokens=True):
+            return False
+        if inner.id_to_token(token_id) is None:
+            return True
+        if not special:  # thousands in some tokenizers, and most texts hold none
+            added = inner.get_added_tokens_decoder()
+            special.update(index for index, token in added.items() if token.special)
+        return token_id in special
+
+    return silent
