@@ -180,3 +180,12 @@ def test_the_form_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     rendered(template, ("user", "Hi"))
     monkeypatch.setattr(chat_template, "_find_form", None)
     assert rendered(template, ("user", "Ho")) == "[user]Ho"
+
+
+def test_a_template_without_end_is_ended_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "_LIMIT_S", 0.2)
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    template = loops + each("{{ m.content }}") + "{# ended once #}"
+    said = refusal(template)
+    monkeypatch.setattr(chat_template, "_find_form", None)
+    assert refusal(template) == said

@@ -48,7 +48,7 @@ class _Found:
     left_out: tuple[int, ...] = ()
 
 
-_known: dict[str, _Found | None] = {}
+_known: dict[str, _Found | _TooMuch | None] = {}
 
 
 def chat_text(
@@ -107,14 +107,23 @@ def _template_of(tokenizer: Any) -> str:
 def _form_of(
     template: str, messages: list[Message], prompt: bool, render: Callable[[list[Message]], str]
 ) -> _Found | None:
-    """Returns the form for messages of this kind, remembered; None if no form can be rendered."""
+    """Returns the form for messages of this kind, remembered; None if no form can be rendered.
+
+    Raises: _TooMuch, remembered as well, for a template without end.
+    """
     shape = [(m["role"], bool(m["content"].strip()), sorted(m)) for m in messages]
     key = hashlib.sha256(repr((template, prompt, shape)).encode()).hexdigest()
     if key not in _known:
         if len(_known) >= _MOST_KNOWN:
             _known.clear()
-        _known[key] = _find_form(messages, render)
-    return _known[key]
+        try:
+            _known[key] = _find_form(messages, render)
+        except _TooMuch as error:
+            _known[key] = _TooMuch(str(error))
+    known = _known[key]
+    if isinstance(known, _TooMuch):
+        raise _TooMuch(str(known))
+    return known
 
 
 def _find_form(messages: list[Message], render: Callable[[list[Message]], str]) -> _Found | None:
