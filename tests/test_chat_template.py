@@ -70,6 +70,7 @@ def test_a_template_may_want_another_form_for_each_role() -> None:
     ("content", "shown"),
     [
         ("{{ m.content | trim }}", "Hello World"),
+        ("{{ m.content | trim | join(' ') }}", "H e l l o   W o r l d"),
         ("{{ m.content | upper }}", "  HELLO WORLD "),
         ("{{ m.content | tojson }}", '"  Hello World "'),
         ("{{ m.content | replace('World', 'all') | escape }}", "  Hello all "),

@@ -138,7 +138,7 @@ def _find_form(messages: list[Message], render: Callable[[list[Message]], str]) 
     for parts in _choices(sorted({messages[number]["role"] for number in marks})):
         try:
             with _watched(0):
-                text = render(_in_form(marked, parts)).lower()
+                text = "".join(render(_in_form(marked, parts)).lower().split())
         except _TooMuch:
             raise
         except Exception:  # whatever it is, another form may do
@@ -172,7 +172,7 @@ def _letters(number: int) -> str:
 
 
 def _shows(text: str, mark: str) -> bool:
-    """Whether a mark is in a text, and not only inside a list that was printed as code."""
+    """Whether a mark is in a text without spaces, and not only in a list printed as code."""
     return any(
         not _PART_AS_CODE.search(text[max(0, found.start() - 40) : found.start()])
         for found in re.finditer(mark, text)
@@ -180,12 +180,12 @@ def _shows(text: str, mark: str) -> bool:
 
 
 def _missing(messages: list[Message], text: str) -> tuple[int, ...]:
-    """Messages that are not in a text, word by word: for templates that refuse marks."""
-    said = " ".join(text.split())
+    """Messages that are not in a text, letter by letter: for templates that refuse marks."""
+    said = "".join(text.lower().split())
     return tuple(
         number
         for number, message in enumerate(messages)
-        if " ".join(message["content"].split()) not in said
+        if "".join(message["content"].lower().split()) not in said
     )
 
 
