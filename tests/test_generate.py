@@ -200,3 +200,17 @@ def test_the_loop_can_be_the_callers_own(tiny_model_folder: Path) -> None:
     assert (text, tokens) == (want.text, want.token_ids)
     with pytest.raises(ArgumentError, match="target"):
         redwood.load(None)  # type: ignore[arg-type]
+
+
+def test_a_token_that_the_model_lacks_is_refused_in_prompts_and_no_guess(
+    tiny_model_folder: Path,
+) -> None:
+    engine = redwood.load(str(tiny_model_folder), "ngram", backend="eager")
+    engine.tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    assert len(engine.tokenizer) > engine.target.vocab_size
+    for prompt in ("a <image> b", [{"role": "user", "content": "a <image> b"}]):
+        with pytest.raises(ArgumentError, match="holds <image>, a token that this model does not"):
+            engine.encode(prompt)
+    plain = engine.generate("Tom went", max_tokens=6, temperature=0).text
+    guess = f"<image>{plain}<image>"
+    assert engine.generate("Tom went", max_tokens=6, temperature=0, prediction=guess).text == plain

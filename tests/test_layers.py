@@ -13,7 +13,7 @@ LAYERS = [
     {"errors", "_native", "_rowmath_numpy"},
     {"rowmath", "_transformers", "turns"},
     {"chance"},
-    {"tree", "stats", "text", "models", "tokenizers", "time_curve"},
+    {"tree", "stats", "text", "models", "tokenizers", "chat_template", "time_curve"},
     {"_profile_file"},
     {"profile", "datastore", "host_rows"},
     {"sampling"},

@@ -77,6 +77,32 @@ def test_at_the_end_only_end_of_sequence_is_left(grammars: Grammars) -> None:
     assert allowed(grammars.processor(grammar, 2), path) == EOS
 
 
+@pytest.mark.parametrize("width", [VOCAB - 9, VOCAB, VOCAB + 40])
+def test_tokenizer_and_model_may_differ_in_width(width: int) -> None:
+    grammars = Grammars(tiny_tokenizer(), width, EOS)
+    processor = grammars.processor(grammars.compile(wanted(PERSON)), 2)
+    for columns in (width - 5, width, width + 7):  # a drafter's rows may have yet another width
+        scores = processor(torch.tensor([[7, 8]]), torch.zeros(1, columns))
+        left = torch.nonzero(scores[0] > -torch.inf)[:, 0].tolist()
+        assert scores.shape[1] == columns
+        assert left == allowed(processor, [])
+    path = tiny_tokenizer()('{"name":"Tom","age":12}', add_special_tokens=False)["input_ids"]
+    ended = processor(torch.tensor([[7, 8, *path]]), torch.zeros(1, width))
+    assert torch.nonzero(ended[0] > -torch.inf)[:, 0].tolist() == EOS
+
+
+def test_ids_with_gaps_count_to_the_highest() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<image>"])
+    assert len(tokenizer) > 290
+    Grammars(tokenizer, 290, EOS).compile(wanted(PERSON))
+
+
+def test_an_end_that_the_model_cannot_say_is_no_end() -> None:
+    with pytest.raises(ArgumentError, match="no token that ends a text"):
+        Grammars(tiny_tokenizer(), VOCAB, [VOCAB])
+
+
 def test_scores_that_are_allowed_stay_as_they_are(grammars: Grammars) -> None:
     processor = grammars.processor(grammars.compile(wanted(PERSON)), 0)
     scores = torch.randn(1, VOCAB)

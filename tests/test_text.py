@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models
@@ -65,12 +66,65 @@ def test_an_unfinished_character_comes_out_at_the_end_only() -> None:
         assert detokenizer.take(final=True) == "\ufffd"
 
 
-def test_a_word_after_a_special_token_keeps_its_space() -> None:
-    words = models.WordLevel({"▁Tom": 0, "▁went": 1, "</s>": 2}, unk_token="</s>")
-    made = Tokenizer(words)
-    made.decoder = decoders.Metaspace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>")
-    detokenizer = Detokenizer(tokenizer)
-    for token in (0, 2, 2, 1):
+WORDS = ["</s>", "<pad>", "▁Tom", "▁went", "▁", "s", "▁▁", "<0xE6>", "<0x9D>", "<0xB1>", "\n"]
+FUSED = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+DECODERS = [
+    decoders.Metaspace(),
+    decoders.Sequence([*FUSED, decoders.Strip(" ", 1, 0)]),
+    decoders.Sequence(FUSED),
+]
+
+
+def _sentencepiece(decoder: Any, **how: Any) -> PreTrainedTokenizerFast:
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="s"))
+    made.decoder = decoder
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, eos_token="</s>", pad_token="<pad>", **how
+    )
+
+
+def _streamed(tokenizer: Any, token_ids: list[int]) -> str:
+    detokenizer, text = Detokenizer(tokenizer), ""
+    for token in token_ids:
         detokenizer.push(token)
-    assert detokenizer.take(final=True) == "Tom went"
+        text += detokenizer.take()
+    return text + detokenizer.take(final=True)
+
+
+@pytest.mark.parametrize("silent", [[0], [0, 1], [999], [0, 999, 1]])
+@pytest.mark.parametrize("count", [1, 8, 9, 40])
+@pytest.mark.parametrize("tidies", [False, True])
+def test_a_word_after_special_tokens_keeps_its_space(
+    silent: list[int], count: int, tidies: bool
+) -> None:
+    tokenizer = _sentencepiece(decoders.Metaspace(), clean_up_tokenization_spaces=tidies)
+    between = (silent * count)[:count]
+    assert _streamed(tokenizer, [*between, 2, *between, 3, *between]) == "Tom went"
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_stream_says_what_all_tokens_say_together(decoder: Any) -> None:
+    tokenizer, chance = _sentencepiece(decoder), random.Random(1)
+    for _ in range(300):
+        token_ids = [*chance.choices(range(4), k=3)]
+        while len(token_ids) < 30:
+            token_ids += chance.choice(
+                [[0] * 9, [1], [999], [2], [3], [4], [5], [6], [10], [7, 8, 9]]
+            )
+        assert _streamed(tokenizer, token_ids) == tokenizer.decode(
+            token_ids, skip_special_tokens=True
+        )
+
+
+def test_a_stream_of_bytes_says_what_all_tokens_say_together() -> None:
+    chance, words = random.Random(2), TOKENIZER(TEXT)["input_ids"]
+    for _ in range(100):
+        token_ids = [
+            token for word in words for token in (*[0] * chance.choice([0, 0, 0, 1, 9]), word)
+        ]
+        assert _streamed(TOKENIZER, token_ids) == TEXT
+
+
+def test_special_tokens_inside_a_character_do_not_break_it() -> None:
+    tokenizer = _sentencepiece(DECODERS[1])
+    assert _streamed(tokenizer, [2, 7, *[0] * 12, 8, 999, 9]) == "Tom東"

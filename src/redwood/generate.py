@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, Self, TypeGuard, overload
 
+from redwood.chat_template import chat_text
 from redwood.engine import RowEngine, Step
 from redwood.errors import ArgumentError, RedwoodError, check_process
 from redwood.requests import TokenLogprobs, token_list
 from redwood.sampling import SamplingParams
 from redwood.stats import Stats
-from redwood.tokenizers import chat_text
 from redwood.tree import TokenTree
 
 Message = Mapping[str, str]
@@ -84,8 +84,8 @@ class Engine(RowEngine):
         """Returns the token ids of a prompt; messages go through the model's chat template.
 
         Raises:
-            ArgumentError: no tokenizer, no chat template, messages it refuses, or a prompt of the
-                wrong kind.
+            ArgumentError: no tokenizer, no chat template, messages it refuses or leaves out, a
+                token that the model lacks, or a prompt of the wrong kind.
         """
         if not isinstance(prompt, str) and not _is_chat(prompt):
             try:
@@ -97,10 +97,11 @@ class Engine(RowEngine):
         if self.tokenizer is None:
             raise ArgumentError("this engine has no tokenizer: give token ids")
         if isinstance(prompt, str):
-            return self._without_end(list(self.tokenizer(_unicode(prompt))["input_ids"]), prompt)
+            return self._known_tokens(self._without_end(self._ids(prompt), prompt))
         if not self.tokenizer.chat_template:
             raise ArgumentError("this model has no chat template: give a string")
-        return self.encode_part(chat_text(self.tokenizer, prompt, add_generation_prompt=True))
+        text = chat_text(self.tokenizer, prompt, add_generation_prompt=True)
+        return self._known_tokens(self._ids(text, add_special_tokens=False))
 
     def _without_end(self, ids: list[int], prompt: str) -> list[int]:
         """Takes off an end of text that the tokenizer put behind a prompt: an answer follows."""
@@ -110,14 +111,27 @@ class Engine(RowEngine):
         return ids
 
     def encode_part(self, text: str) -> list[int]:
-        """Returns the token ids of a text that stands inside another, without special tokens.
+        """Returns the token ids of a text that an answer may hold, without special tokens.
+
+        Tokens that the tokenizer has and the model has not are left out: no answer holds them.
 
         Raises:
             ArgumentError: no tokenizer, or half a surrogate pair.
         """
         if self.tokenizer is None:
             raise ArgumentError("this engine has no tokenizer: give token ids")
-        return list(self.tokenizer(_unicode(text), add_special_tokens=False)["input_ids"])
+        ids = self._ids(text, add_special_tokens=False)
+        return [token for token in ids if token < self.target.vocab_size]
+
+    def _ids(self, text: str, **how: Any) -> list[int]:
+        return list(self.tokenizer(_unicode(text), **how)["input_ids"])
+
+    def _known_tokens(self, token_ids: list[int]) -> list[int]:
+        """The tokens of a text, if the model has all of them: its tokenizer may know more."""
+        if max(token_ids, default=0) >= self.target.vocab_size:
+            token = self.tokenizer.convert_ids_to_tokens(max(token_ids))
+            raise ArgumentError(f"the prompt holds {token}, a token that this model does not have")
+        return token_ids
 
     def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
         """Queues a request for `step`, for callers who own the loop; see `RowEngine.add`."""

@@ -13,7 +13,7 @@ from redwood import __version__
 from redwood._profile_file import digest
 from redwood.backends.base import Backend
 from redwood.drafting import Drafter, ModelDrafter
-from redwood.models import PACKAGED, resolve
+from redwood.models import PACKAGED, gguf_parts, resolve
 from redwood.profile import ProfileKey
 
 _PROCESSORS = Path("/proc/cpuinfo")
@@ -70,7 +70,7 @@ def _identity(name: str) -> str:
     path = Path(os.path.expanduser(name))
     if not path.is_file():
         path = resolve(name, progress=False)
-    files = [path] if path.is_file() else _model_files(path)
+    files = gguf_parts(path) if path.is_file() else _model_files(path)
     listed = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     shown = str(path.resolve()) if os.path.exists(os.path.expanduser(name)) else name
     return f"{shown} {digest(repr(listed))[:16]}"

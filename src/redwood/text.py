@@ -30,6 +30,7 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self._decoding, self._stop = _quickest(tokenizer), tuple(stop)
+        self._silent = _silence(tokenizer)
         self._token_ids: list[int] = []
         self._start = 0  # tokens before it are context no more
         self._read = 0  # tokens whose text is in self.text
@@ -39,6 +40,9 @@ class Detokenizer:
 
     def push(self, token_id: int) -> bool:
         """Adds a token; returns whether a stop string is now complete (no more may follow)."""
+        # A token without text is no context: a word after it would look like a beginning.
+        if self._silent(token_id):
+            return self.stopped
         self._token_ids.append(token_id)
         # Some tokenizers join words differently at the start of a text, so the piece is the
         # difference between two decodings that begin at the same token.
@@ -67,7 +71,6 @@ class Detokenizer:
         longest = max(map(len, self._stop), default=0)
         searched = max(0, len(self.text) - longest + 1)
         self.text += piece
-        # A special token has no text and is no context: what follows would look like a beginning.
         if piece or len(self._token_ids) - self._start > _MAX_PENDING:
             self._start = self._read
         self._read = len(self._token_ids)
@@ -91,3 +94,23 @@ def _quickest(tokenizer: Any) -> Callable[..., str]:
     tidies = getattr(tokenizer, "clean_up_tokenization_spaces", True)
     decode: Callable[..., str] = (tokenizer if inner is None or tidies else inner).decode
     return decode
+
+
+def _silence(tokenizer: Any) -> Callable[[int], bool]:
+    """Which tokens decoding passes over: special ones, and ids that the tokenizer does not have."""
+    inner = getattr(tokenizer, "backend_tokenizer", None)
+    if inner is None or not hasattr(inner, "get_added_tokens_decoder"):
+        return frozenset(getattr(tokenizer, "all_special_ids", ())).__contains__
+    special: set[int] = set()
+
+    def silent(token_id: int) -> bool:
+        if inner.decode([token_id], skip_special_tokens=True):
+            return False
+        if inner.id_to_token(token_id) is None:
+            return True
+        if not special:  # thousands in some tokenizers, and most texts hold none
+            added = inner.get_added_tokens_decoder()
+            special.update(index for index, token in added.items() if token.special)
+        return token_id in special
+
+    return silent

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from redwood.errors import ArgumentError, ModelError, TokenizerMismatchError
+from redwood.errors import ModelError, TokenizerMismatchError
 
 _MADE = "redwood.json"
 """In a folder whose tokenizer was made from a GGUF file (`models._cache.MANIFEST`)."""
@@ -50,27 +49,6 @@ def eos_ids(folder: Path, tokenizer: Any, own: Path | None = None) -> list[int]:
     if tokenizer.eos_token_id is not None:
         ids.add(tokenizer.eos_token_id)
     return sorted(ids)
-
-
-def chat_text(
-    tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False
-) -> str:
-    """Returns messages as one text, by the model's own chat template, which there must be.
-
-    Raises:
-        ArgumentError: messages that it refuses.
-    """
-    from jinja2 import TemplateError
-
-    try:
-        text: str = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )
-    except TemplateError as error:
-        raise ArgumentError(f"the chat template refuses these messages: {error}") from error
-    return text
 
 
 def check_same_tokens(target: Any, drafter: Any) -> None:

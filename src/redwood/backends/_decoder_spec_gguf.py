@@ -25,6 +25,7 @@ from redwood.backends._decoder_spec import (
 )
 from redwood.errors import ModelError, UnsupportedError
 from redwood.models._gguf import GGUFFile
+from redwood.models._gguf_parts import GGUFModel
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3")
 """Mistral models call themselves llama in GGUF files."""
@@ -46,7 +47,7 @@ _BIGGEST = {"gemma2": 46, "gemma3": 62}
 """Layers of the 27B models: their query scale is hidden / heads, which no key says."""
 
 
-def spec_from_gguf(file: GGUFFile, capacity: int | None = None) -> DecoderSpec:
+def spec_from_gguf(file: GGUFFile | GGUFModel, capacity: int | None = None) -> DecoderSpec:
     """Returns the spec of the model in a GGUF file.
 
     Args:
@@ -107,7 +108,7 @@ def spec_from_gguf(file: GGUFFile, capacity: int | None = None) -> DecoderSpec:
 class _Keys:
     """The settings of one architecture, by their names without its prefix."""
 
-    def __init__(self, file: GGUFFile) -> None:
+    def __init__(self, file: GGUFFile | GGUFModel) -> None:
         self.file = file
         architecture = file.metadata.get("general.architecture")
         if not isinstance(architecture, str):
@@ -166,11 +167,7 @@ class _Keys:
     def refuse(self) -> None:
         """Raises UnsupportedError for whatever this decoder would have to leave out."""
         metadata, prefix = self.file.metadata, f"{self.architecture}."
-        if metadata.get("split.count") not in (None, 0, 1):
-            raise UnsupportedError(
-                f"{self.file.path} is one of {metadata['split.count']} parts: merge them first"
-            )
-        if metadata.get("general.type") not in (None, "model"):
+        if metadata.get("general.type") not in (None, "", "model"):
             raise UnsupportedError(f"{self.file.path} is a {metadata['general.type']}, no model")
         for key in metadata:
             if key.startswith(prefix) and key.removeprefix(prefix) not in _KNOWN:
@@ -184,7 +181,7 @@ class _Keys:
             raise self.refused("final_logit_softcapping", "is defined for Gemma only")
 
 
-def _vocab_size(file: GGUFFile) -> int:
+def _vocab_size(file: GGUFFile | GGUFModel) -> int:
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise ModelError(f"{file.path} has no matrix token_embd.weight")

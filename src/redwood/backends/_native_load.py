@@ -42,7 +42,7 @@ def load_native(
 
     Args:
         folder: with config.json; it names the model in messages.
-        gguf: the weights; None: the safetensors in `folder`.
+        gguf: the weights, or a part of them; None: the safetensors in `folder`.
         capacity: slots per row, at most the model's context, the default.
         weights: "auto" holds the numbers of the file exactly, in its own format; "f32" as float32,
             and activations are then not rounded to 8 bits; "bf16" rounds them; "int8" and "int4"
@@ -76,7 +76,7 @@ def load_native(
             raise CapacityError(
                 f"capacity {capacity} must be between 2 and the context of {context}"
             )
-        files = [gguf] if gguf is not None else _weight_files(folder)
+        files = models.gguf_parts(gguf) if gguf is not None else _weight_files(folder)
         matrices = _matrices(
             source, files, weights, threads, name or str((gguf or folder).resolve())
         )

@@ -24,7 +24,8 @@ from redwood.backends._decoder_spec_gguf import spec_from_gguf
 from redwood.backends._decoder_spec_hf import spec_from_folder
 from redwood.backends._safetensors import Bytes, Stored, stored_tensors
 from redwood.errors import ArgumentError, ModelError, UnsupportedError
-from redwood.models._gguf import BLOCKS, GGUFFile
+from redwood.models._gguf import BLOCKS
+from redwood.models._gguf_parts import GGUFModel
 
 GLOBAL_ROLES = ("embed", "output_norm", "output")
 LAYER_ROLES = (
@@ -121,7 +122,7 @@ class WeightSource:
 
 
 def open_gguf(path: Path, capacity: int | None = None) -> WeightSource:
-    """Returns the weights of a GGUF file.
+    """Returns the weights of a GGUF file, or of all parts of the model that it is a part of.
 
     Args:
         capacity: positions that will be used; it chooses rotary frequencies, see `make_rope`.
@@ -131,7 +132,7 @@ def open_gguf(path: Path, capacity: int | None = None) -> WeightSource:
         UnsupportedError: a model that is not computed here, or a tensor that would be left out.
         ArgumentError: a capacity below 1.
     """
-    file = GGUFFile(path)
+    file = GGUFModel(path)
     try:
         spec = spec_from_gguf(file, capacity)
         stored = {

@@ -112,6 +112,7 @@ def open_model(
         )
     if memory is not None:
         raise ArgumentError("memory is a limit for offload, which was not asked for")
+    refused: UnsupportedError | None = None
     if _wants_native(backend, dtype, place, native):
         try:
             extension()
@@ -126,9 +127,16 @@ def open_model(
         except UnsupportedError as error:
             if backend == "native" or any(value is not None for value in given.values()):
                 raise
-            _log.warning("%s; the eager backend runs it", error)
-    folder = resolve(name, progress=progress)
-    eager = load_eager(folder, dtype=dtype, device=place, capacity=capacity)
+            refused = error
+    try:
+        folder = resolve(name, progress=progress)
+        eager = load_eager(folder, dtype=dtype, device=place, capacity=capacity)
+    except (ModelError, UnsupportedError) as error:
+        if refused is None:
+            raise
+        raise type(error)(f"{error}; and the native backend: {refused}") from error
+    if refused is not None:
+        _log.warning("%s; the eager backend runs it", refused)
     return folder, with_graphs(eager) if backend == "cuda_graph" else eager
 
 

@@ -22,6 +22,7 @@ from redwood.models import _cache, _convert, _entries, _fetch
 from redwood.models._cache import cache_dir
 from redwood.models._catalogue import DEFAULT_MODEL, PACKAGED, PackagedModel, suggestion
 from redwood.models._entries import Entry
+from redwood.models._gguf_parts import gguf_parts, merge, stamp_of
 from redwood.models._installed import Installed, installed, remove, verify
 from redwood.models._packed import packed_file
 
@@ -32,6 +33,7 @@ __all__ = [
     "PackagedModel",
     "cache_dir",
     "fetch",
+    "gguf_parts",
     "gguf_path",
     "installed",
     "locate",
@@ -50,8 +52,8 @@ def resolve(name: str, *, progress: bool = True) -> Path:
     """Returns a local folder with safetensors, tokenizer and configuration for `name`.
 
     Args:
-        name: a packaged model, a folder, a `.gguf` file, or `organisation/model` on the hub; the
-            first of these that fits is taken.
+        name: a packaged model, a folder, a `.gguf` file (of several parts, any), or
+            `organisation/model` on the hub; the first of these that fits is taken.
         progress: show a progress bar while something is fetched or converted.
     Raises: ModelError, saying what to do, if there is no such model or it cannot be had.
     Guarantee: a packaged model has the pinned sha256; damaged cache entries are made again.
@@ -63,7 +65,7 @@ def resolve(name: str, *, progress: bool = True) -> Path:
         return _checked_folder(path)
     if name and os.path.isfile(path):
         if path.suffix.lower() == ".gguf":
-            return _from_gguf(path.resolve(), _entries.converted, progress=progress)
+            return _from_gguf(_first_part(path), _entries.converted, progress=progress)
         raise ModelError(f"{name!r} is a file but not a .gguf: {_accepted()}")
     if _HUB_ID.fullmatch(name):
         return _from_hub(name, progress=progress)
@@ -77,7 +79,8 @@ def fetch(name: str, *, progress: bool = True) -> Path:
 
 
 def locate(name: str, *, progress: bool = True) -> tuple[Path, Path | None]:
-    """Returns a folder with tokenizer and configuration, and the GGUF file with the weights.
+    """Returns a folder with tokenizer and configuration, and the GGUF file with the weights, or
+    the first of its parts.
 
     For what the native backend reads: no weights are converted. The second is None where the
     weights are safetensors in the folder. Args and Raises: as `resolve`.
@@ -88,7 +91,7 @@ def locate(name: str, *, progress: bool = True) -> tuple[Path, Path | None]:
         return entry.folder, _entries.gguf(name).folder / PACKAGED[name].file_name
     path = Path(os.path.expanduser(name))
     if path.suffix.lower() == ".gguf" and os.path.isfile(path):
-        path = path.resolve()
+        path = _first_part(path)
         return _from_gguf(path, _entries.described, progress=progress), path
     return resolve(name, progress=progress), None
 
@@ -171,17 +174,23 @@ def _manifest(
     return _cache.Manifest(name, source, sha256, str(entry.dtype), made_by, {}, stamp)
 
 
+def _first_part(path: Path) -> Path:
+    """Returns the file itself, or the first part of its model; parts keep the names they have."""
+    first, *others = gguf_parts(path)
+    return first.parent.resolve() / first.name if others else first.resolve()
+
+
 def _from_gguf(path: Path, entry_of: Callable[[str], Entry], *, progress: bool) -> Path:
-    """Returns the folder made from the user's GGUF file; made once per sha256."""
-    status = path.stat()
-    stamp = (status.st_size, status.st_mtime_ns)
+    """Returns the folder made from the user's GGUF file or parts; made once per sha256."""
+    parts = gguf_parts(path)
+    stamp = stamp_of(parts)
     for name in _entries.user_keys():  # unchanged since last time?
         entry = entry_of(name)
         known = _cache.read_manifest(entry.folder)
         if known and (known.source, known.source_stamp) == (str(path), stamp):
             if (entry.fault() or entry.outdated()) is None:
                 return entry.folder
-    sha256 = _cache.sha256_of(path)
+    sha256 = _cache.sha256_of(*parts)
     key = f"gguf-{sha256[:16]}"
     entry = replace(entry_of(key), source_sha256=sha256)
     if (entry.fault() or entry.outdated()) is None:
@@ -196,7 +205,10 @@ def _from_gguf(path: Path, entry_of: Callable[[str], Entry], *, progress: bool) 
                 # Alone in a folder, so that no tokenizer lying beside it is taken for its own.
                 (work / "source").mkdir()
                 alone = work / "source" / path.name
-                alone.symlink_to(path)
+                if len(parts) == 1:
+                    alone.symlink_to(path)
+                else:
+                    merge(path, alone, weights=entry.dtype != _convert.NO_WEIGHTS)
                 about = _manifest(key, str(path), entry, sha256, stamp)
                 _publish_converted(alone, work / "converted", entry.folder, about, progress)
     return entry.folder

@@ -43,10 +43,13 @@ def say(message: str) -> None:
     print(f"redwood: {message}", file=sys.stderr, flush=True)
 
 
-def sha256_of(path: Path) -> str:
-    """Returns the sha256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(*paths: Path) -> str:
+    """Returns the sha256 of a file in hexadecimal; of several files, that of theirs."""
+    found = []
+    for path in paths:
+        with path.open("rb") as file:
+            found.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class Manifest:
     """The contents of `redwood.json`.
 
     source is what the entry was made from (requirements, or the path of a GGUF file); source_stamp
-    is the size and mtime_ns of that path, so that an untouched file is not read again.
+    is the size and mtime_ns of that path (of parts: see `stamp_of`), so that an untouched file is
+    not read again.
     """
 
     name: str

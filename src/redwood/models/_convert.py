@@ -44,15 +44,19 @@ run(*sys.argv[2:])
 
 
 def converted_size(source: Path, dtype: str) -> int:
-    """Returns the bytes that the converted weights will take, from the GGUF's list of tensors.
+    """Returns the bytes that converting takes, from the GGUF's list of tensors.
 
-    Raises: ModelError if the file is not a GGUF, or is cut short.
+    Raises: ModelError if the file is not a GGUF, is cut short, lacks a part, or holds no language
+        model: then nothing is begun.
     """
-    from redwood.models._gguf import GGUFFile
+    from redwood.models._gguf_parts import GGUFModel, check_language_model
 
-    with GGUFFile(source) as file:
+    with GGUFModel(source) as file:
+        check_language_model(file)
         elements = sum(math.prod(tensor.shape) for tensor in file.tensors.values())
-    weights = elements * _ITEM_BYTES[dtype]
+        weights = elements * _ITEM_BYTES[dtype]
+        if len(file.parts) > 1 and dtype != NO_WEIGHTS:  # merged first
+            weights += sum(tensor.size for tensor in file.tensors.values())
     return weights + _DESCRIPTION_BYTES
 
 
@@ -80,7 +84,9 @@ def convert(source: Path, target: Path, dtype: str) -> None:
     reason = lines[-1] if lines and done.returncode > 0 else "no reason given"
     if done.returncode < 0:
         reason = f"ended by signal {-done.returncode}; was there enough memory?"
-    raise ModelError(f"cannot convert {source.name} to {dtype}: {reason}")
+    doing = "read the tokenizer of" if dtype == NO_WEIGHTS else "convert"
+    to = "" if dtype == NO_WEIGHTS else f" to {dtype}"
+    raise ModelError(f"cannot {doing} {source.name}{to}: {reason}")
 
 
 def makers() -> dict[str, str]:

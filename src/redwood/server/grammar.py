@@ -35,18 +35,23 @@ class Grammars:
     Args:
         tokenizer: a fast Transformers tokenizer.
         vocab_size: columns of the model's logits.
-        eos_ids: tokens that end a text, at least one.
+        eos_ids: tokens that end a text, at least one of them with a column.
+
+    Either of tokenizer and model may be the wider one: there are tokenizers with a token more than
+    their model, and models with rows that stand for no token.
 
     Raises:
         ArgumentError: a tokenizer that cannot be read, no token that ends a text.
     """
 
     def __init__(self, tokenizer: Any, vocab_size: int, eos_ids: Collection[int]) -> None:
-        self._vocab_size, self._eos_ids = vocab_size, sorted(eos_ids)
+        self._vocab_size = vocab_size
+        self._eos_ids = sorted(token for token in eos_ids if token < vocab_size)
         if not self._eos_ids:
             raise ArgumentError("this model has no token that ends a text, so no JSON could end")
         try:
-            self._tokenizer = from_tokenizer(tokenizer, vocab_size, self._eos_ids)
+            size = max(vocab_size, _highest(tokenizer) + 1)
+            self._tokenizer = from_tokenizer(tokenizer, size, self._eos_ids)
         except Exception as error:  # the library raises plain ones
             raise ArgumentError(f"this model's tokenizer serves no grammar: {error}") from error
 
@@ -111,7 +116,7 @@ class GrammarProcessor:
         """
         if not self._go_to(token_ids[0, self._prompt_length :].tolist()):
             return scores
-        allowed = self._allowed()[: scores.shape[1]]
+        allowed = _resized(self._allowed(), scores.shape[1])
         if not allowed.any():
             if scores.shape[1] < self._vocab_size:
                 return scores  # a drafter that lacks these tokens; the target's row decides
@@ -139,16 +144,25 @@ class GrammarProcessor:
         return True
 
     def _allowed(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Which tokens may follow, bool [V]."""
+        """Which tokens may follow, bool [V of the model]."""
         if self._matcher.is_stopped():
             allowed = np.zeros(self._vocab_size, bool)
             allowed[self._eos_ids] = True
             return allowed
         mask = self._matcher.compute_logit_bias()
         self._check()
-        allowed = np.frombuffer(mask, np.uint8).astype(bool)
-        return allowed
+        return np.frombuffer(mask, np.uint8)[: self._vocab_size].astype(bool)
 
     def _check(self) -> None:
         if self._matcher.is_error():
             raise GrammarError(f"response_format: {self._matcher.get_error()[:200]}")
+
+
+def _highest(tokenizer: Any) -> int:
+    """The greatest id that a tokenizer has; ids may have gaps, so it says more than the length."""
+    return max(tokenizer.get_vocab().values(), default=-1)
+
+
+def _resized(allowed: np.ndarray[Any, np.dtype[np.bool_]], width: int) -> Any:
+    """The mask for a row of another width: a drafter's. What the model lacks is not allowed."""
+    return np.pad(allowed[:width], (0, max(0, width - len(allowed))))

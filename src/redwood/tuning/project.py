@@ -30,7 +30,7 @@ from redwood.calibration.acceptance import Text
 from redwood.drafting import ModelDrafter
 from redwood.errors import ArgumentError, ModelError, check_count
 from redwood.generate import Engine
-from redwood.models import locate
+from redwood.models import gguf_parts, locate
 from redwood.tokenizers import load_tokenizer
 from redwood.tuning.boost import Round, boost
 from redwood.tuning.checkpoint import History, publish, read_about
@@ -144,7 +144,7 @@ def identity(name: str) -> str:
         ModelError: there is no such model.
     """
     folder, gguf = locate(name, progress=True)
-    files = [gguf] if gguf is not None else sorted(folder.glob("*.safetensors"))
+    files = gguf_parts(gguf) if gguf is not None else sorted(folder.glob("*.safetensors"))
     listed = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return f"{name} {_profile_file.digest(repr(listed))[:16]}"
 
