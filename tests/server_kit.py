@@ -149,7 +149,7 @@ class Live:
         body = response.json()
         assert set(body) == {"error"}
         assert set(body["error"]) == {"message", "type", "param", "code"}
-        assert body["error"]["message"]
+        assert body["error"]["message"] and body["error"]["type"] and body["error"]["code"]
         return dict(body["error"])
 
     def metric(self, line: str) -> float:

@@ -13,7 +13,7 @@ LAYERS = [
     {"errors", "_native", "_rowmath_numpy"},
     {"rowmath", "_transformers"},
     {"chance"},
-    {"tree", "stats", "text", "models", "tokenizers", "time_curve"},
+    {"tree", "stats", "text", "models", "tokenizers", "token_bound", "time_curve"},
     {"_profile_file"},
     {"profile", "datastore"},
     {"sampling"},

@@ -353,3 +353,18 @@ def test_a_closed_connection_may_take_its_answer_as_slowly_as_it_likes(
         watching.close_quiet({connection}, quiet, 30.0, 30.0)
         now[0] += 10.0
     assert transport.aborted
+
+
+def test_an_error_before_any_route_has_openais_shape_too(
+    live: Callable[..., Live], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = live()
+
+    def broken(headers: Any) -> None:
+        raise KeyError("inner secret")
+
+    monkeypatch.setattr(server.service.keys, "owner", broken)
+    error = server.error(server.http.get("/v1/models"), 500)
+    assert error["code"] == "internal_error" and "secret" not in error["message"]
+    monkeypatch.undo()
+    server.alive_and_right()

@@ -114,6 +114,11 @@ class Service:
         watch("num_requests_running", "Answers in the engine.", lambda: admission.num_running)
         watch("num_requests_waiting", "Answers in the queue.", lambda: admission.num_waiting)
         watch(
+            "num_requests_preparing",
+            "Requests that arrive, or are made into tokens.",
+            lambda: admission.num_entering,
+        )
+        watch(
             "engine_heartbeat_age_seconds",
             "Since the engine last began a step or was idle.",
             lambda: self.worker.heartbeat_age_s,
