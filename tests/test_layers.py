@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "redwood"
 LAYERS = [
-    {"errors", "_native", "_rowmath_numpy"},
+    {"errors", "_native", "_rowmath_numpy", "_standard_streams"},
     {"rowmath", "_transformers"},
     {"chance"},
     {"tree", "stats", "text", "models", "tokenizers", "token_bound", "time_curve"},

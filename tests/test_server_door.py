@@ -282,7 +282,8 @@ def test_metrics_count_what_vllm_counts_under_our_prefix(live: Callable[..., Liv
     assert by_position == sorted(by_position, reverse=True)
     assert metric("redwood:generation_tokens_total") == usage["completion_tokens"]
     assert metric("redwood:prompt_tokens_total") == usage["prompt_tokens"]
-    assert metric('redwood:requests_total{code="200",route="/v1/chat/completions"}') == 1
+    count = 'redwood:requests_total{code="200",route="/v1/chat/completions"}'
+    wait_for(lambda: metric(count) == 1, "a count, which follows the answer")
     for name in ("time_to_first_token", "request_queue_time", "e2e_request_latency"):
         assert metric(f"redwood:{name}_seconds_count") == 1
     assert metric("redwood:num_requests_running") == metric("redwood:num_requests_waiting") == 0

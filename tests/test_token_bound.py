@@ -16,7 +16,9 @@ from redwood.errors import CapacityError
 from redwood.token_bound import TokenBound
 
 BYTEWISE = tiny_tokenizer()
-SIGNS = st.sampled_from([*"aTom 0123\n\t<>s/", "é", "e\u0301", "東", "😀", "▁", "  ", "</s>", "<s>"])
+SIGNS = st.sampled_from(
+    [*"aTom 0123\n\t<>s/", "é", "e\u0301", "東", "😀", "▁", "  ", "</s>", "<s>"]
+)
 
 
 def sentencepiece(metaspace: bool = False) -> PreTrainedTokenizerFast:

@@ -109,6 +109,12 @@ class Preparer:
     async def _encoded(self, text: Any, field: str, encode: Callable[[Any], list[int]]) -> Any:
         return await _told(self._encoders.run(_size(text), partial(encode, text)), field)
 
+    @property
+    def _room(self) -> int:
+        """Tokens of a prompt and its answer: what the context holds, or all rows together."""
+        engine = self._engine
+        return min(engine.target.capacity, engine.kv_tokens or engine.target.capacity)
+
     def _check_prompt(self, prompt: list[int], field: str) -> None:
         vocab_size = self._engine.target.vocab_size
         if not prompt:
@@ -118,10 +124,9 @@ class Preparer:
         self._check_length(len(prompt), field)
 
     def _check_length(self, length: int, field: str) -> None:
-        capacity = self._engine.target.capacity
-        if length >= capacity:
+        if length >= self._room:
             raise wrong(
-                f"this model's context holds {capacity} tokens with the answer, and the prompt has "
+                f"there is room for {self._room} tokens with the answer, and the prompt has "
                 f"{length}: shorten it",
                 field,
                 "context_length_exceeded",
@@ -162,7 +167,7 @@ class Preparer:
     ) -> SamplingParams:
         """The parameters of one choice: its seed, its room, its own grammar."""
         changes: dict[str, Any] = {}
-        room = self._engine.target.capacity - len(prompt)
+        room = self._room - len(prompt)
         limits = (room, base["max_tokens"], self._settings.max_output_tokens)
         changes["max_tokens"] = min(limit for limit in limits if limit is not None)
         if seed is not None:
