@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "redwood"
 LAYERS = [
     {"errors", "_native", "_rowmath_numpy", "_standard_streams"},
-    {"rowmath", "_transformers"},
+    {"rowmath", "_transformers", "_mapping"},
     {"chance"},
     {"tree", "stats", "text", "models", "tokenizers", "token_bound", "time_curve"},
     {"_profile_file"},

@@ -92,7 +92,8 @@ def test_mapped_weights_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert room_for_tokens(fake(1024, GIB), None) == int(0.8 * 2 * GIB / 1024)
     assert room_for_tokens(fake(1024, GIB), None, share=0.25) == int(0.2 * 2 * GIB / 1024)
     assert room_for_tokens(fake(1024, 4 * GIB), None) == 1
-    assert room_for_tokens(fake(None), None) is None
+    unknown: Any = SimpleNamespace(device=torch.device("cpu"))
+    assert room_for_tokens(unknown, None) is None
 
 
 @pytest.mark.parametrize("kind", ["eager", "native"])

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redwood import models
+from redwood._mapping import explain_bus_errors
 from redwood.backends import _packed
 from redwood.backends._weights import WeightSource, open_folder, open_gguf
 from redwood.backends.base import Nodes
@@ -182,6 +183,7 @@ def _matrices(
         arrays = packed()
     else:
         path = models.packed_file(name, files, weights, end, write)
+        explain_bus_errors()
         mapped = np.memmap(path, np.uint8, "r")
         arrays = [mapped[at : at + size] for at, size in zip(starts, sizes, strict=True)]
     return {
