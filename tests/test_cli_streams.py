@@ -6,9 +6,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from redwood.commands import terminal
 
 PATIENCE_S = 120.0
 TREE = ["tree", "--acceptance", "0.8,0.1", "--size", "4"]
@@ -94,3 +97,12 @@ def test_a_working_directory_that_is_gone_is_one_line(args: list[str], tmp_path:
     assert ran.returncode == 1 and ran.stdout == ""
     (line,) = ran.stderr.splitlines()
     assert line.startswith("error: the working directory is gone")
+
+
+def test_what_is_said_to_nobody_stops_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch, open("/dev/full", "w") as full:
+        patch.setattr(sys, "stderr", full)
+        terminal.say("a word")
+        with suppress(OSError):  # what is left in its buffer
+            full.flush()
+            full.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,3 +105,13 @@ def test_where_the_extension_is_older_files_are_mapped_all_the_same(
     (tmp_path / "f").write_bytes(b"abc")
     with (tmp_path / "f").open("rb") as file:
         assert _mapping.mapped(file)[1:] == b"bc"
+
+
+def test_files_are_mapped_in_one_place() -> None:
+    source = Path(_mapping.__file__).parent
+    found = {
+        file.name
+        for file in source.rglob("*.py")
+        if re.search(r"memmap\(|mmap\.mmap\((?!-1)", file.read_text())
+    }
+    assert found == {"_mapping.py"}
