@@ -19,6 +19,7 @@ import redwood
 from redwood import Engine, NgramDrafter
 from redwood.server.auth import Keys
 from redwood.server.listening import address_of, listen
+from redwood.server.room import token_bytes
 from redwood.server.run import Runner
 from redwood.server.service import Service
 from redwood.server.settings import Settings
@@ -149,7 +150,7 @@ class Live:
         body = response.json()
         assert set(body) == {"error"}
         assert set(body["error"]) == {"message", "type", "param", "code"}
-        assert body["error"]["message"]
+        assert body["error"]["message"] and body["error"]["type"] and body["error"]["code"]
         return dict(body["error"])
 
     def metric(self, line: str) -> float:
@@ -250,7 +251,9 @@ def events(text: str) -> list[Any]:
 @pytest.fixture(scope="session")
 def tiny_engine(tiny_model_folder: Path) -> Engine:
     """An engine whose model others may share."""
-    return redwood.load(str(tiny_model_folder), backend="eager")
+    engine = redwood.load(str(tiny_model_folder), backend="eager")
+    token_bytes(engine.target)  # asked by every server, and only the first time a forward
+    return engine
 
 
 @pytest.fixture

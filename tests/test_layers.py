@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "redwood"
 LAYERS = [
-    {"errors", "_native", "_rowmath_numpy"},
-    {"rowmath", "_transformers", "turns"},
+    {"errors", "_native", "_rowmath_numpy", "_standard_streams"},
+    {"rowmath", "_transformers", "_mapping", "turns"},
     {"chance"},
-    {"tree", "stats", "text", "models", "tokenizers", "chat_template", "time_curve"},
+    {"tree", "stats", "text", "models", "tokenizers", "chat_template", "token_bound", "time_curve"},
     {"_profile_file"},
     {"profile", "datastore", "host_rows"},
     {"sampling"},

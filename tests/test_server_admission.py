@@ -52,7 +52,7 @@ def test_one_too_many_gets_429_with_retry_after_and_nothing_of_it_is_queued() ->
     assert error.value.status == 429 and int(error.value.headers["retry-after"]) >= 1
     assert error.value.code == "queue_full" and admission.num_waiting == 2
     with pytest.raises(ApiError):
-        admission.enter()
+        admission.enter("a")
 
 
 def test_rows_that_are_free_are_no_queue() -> None:
@@ -103,9 +103,21 @@ def test_what_is_removed_is_not_popped_and_frees_its_place() -> None:
 
 def test_requests_that_are_still_arriving_count_at_the_door() -> None:
     admission = queue(rows=1, queue=1)
-    admission.enter()
-    admission.enter()
+    admission.enter("a")
+    admission.enter("a")
     with pytest.raises(ApiError):
-        admission.enter()
-    admission.leave()
-    admission.enter()
+        admission.enter("a")
+    admission.leave("a")
+    admission.enter("a")
+
+
+def test_a_key_that_floods_the_door_leaves_room_for_others() -> None:
+    admission = queue(rows=1, queue=10, per_owner=2)
+    for _ in range(3):  # one may find the row
+        admission.enter("a")
+    with pytest.raises(ApiError) as error:
+        admission.enter("a")
+    assert error.value.code == "key_queue_full"
+    admission.enter("b")
+    admission.leave("a")
+    admission.enter("a")

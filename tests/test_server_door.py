@@ -282,7 +282,8 @@ def test_metrics_count_what_vllm_counts_under_our_prefix(live: Callable[..., Liv
     assert by_position == sorted(by_position, reverse=True)
     assert metric("redwood:generation_tokens_total") == usage["completion_tokens"]
     assert metric("redwood:prompt_tokens_total") == usage["prompt_tokens"]
-    assert metric('redwood:requests_total{code="200",route="/v1/chat/completions"}') == 1
+    count = 'redwood:requests_total{code="200",route="/v1/chat/completions"}'
+    wait_for(lambda: metric(count) == 1, "a count, which follows the answer")
     for name in ("time_to_first_token", "request_queue_time", "e2e_request_latency"):
         assert metric(f"redwood:{name}_seconds_count") == 1
     assert metric("redwood:num_requests_running") == metric("redwood:num_requests_waiting") == 0
@@ -353,3 +354,18 @@ def test_a_closed_connection_may_take_its_answer_as_slowly_as_it_likes(
         watching.close_quiet({connection}, quiet, 30.0, 30.0)
         now[0] += 10.0
     assert transport.aborted
+
+
+def test_an_error_before_any_route_has_openais_shape_too(
+    live: Callable[..., Live], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = live()
+
+    def broken(headers: Any) -> None:
+        raise KeyError("inner secret")
+
+    monkeypatch.setattr(server.service.keys, "owner", broken)
+    error = server.error(server.http.get("/v1/models"), 500)
+    assert error["code"] == "internal_error" and "secret" not in error["message"]
+    monkeypatch.undo()
+    server.alive_and_right()

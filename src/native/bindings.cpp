@@ -307,7 +307,10 @@ class Native {
 void bind_sampling(nb::module_& m);
 void bind_ngrams(nb::module_& m);  // bindings_sampling.cpp
 
+void bind_faults(nb::module_& m);  // bindings_faults.cpp
+
 NB_MODULE(_native, m) {
+  bind_faults(m);
   bind_sampling(m);
   bind_ngrams(m);
   m.def("kinds", [](const std::string& name) -> std::optional<std::string> {

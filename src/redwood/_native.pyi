@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+def explain_bus_errors() -> None:
+    """A mapped file that was cut short then ends the process with a line that names it."""
+
 def kinds(kind: str) -> str | None:
     """The format that holds a kind of weights exactly; None: it is not read."""
 

@@ -6,15 +6,17 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Integral
 from typing import Any, Self, TypeGuard, overload
 
 from redwood.chat_template import chat_text
 from redwood.engine import RowEngine, Step
-from redwood.errors import ArgumentError, RedwoodError, check_process
+from redwood.errors import ArgumentError, CapacityError, RedwoodError, check_process
 from redwood.requests import TokenLogprobs, token_list
 from redwood.sampling import SamplingParams
 from redwood.stats import Stats
+from redwood.token_bound import TokenBound
 from redwood.tree import TokenTree
 
 Message = Mapping[str, str]
@@ -80,12 +82,17 @@ class Engine(RowEngine):
 
     tokenizer: Any
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt, *, fitting: bool = False) -> list[int]:
         """Returns the token ids of a prompt; messages go through the model's chat template.
+
+        Args:
+            fitting: refuse a text that is certainly too long for the context before it is
+                tokenised: that takes seconds for megabytes.
 
         Raises:
             ArgumentError: no tokenizer, no chat template, messages it refuses or leaves out, a
                 token that the model lacks, or a prompt of the wrong kind.
+            CapacityError: with `fitting`, a text that leaves no room for one token.
         """
         if not isinstance(prompt, str) and not _is_chat(prompt):
             try:
@@ -97,10 +104,12 @@ class Engine(RowEngine):
         if self.tokenizer is None:
             raise ArgumentError("this engine has no tokenizer: give token ids")
         if isinstance(prompt, str):
+            self._check_fits(prompt, fitting)
             return self._known_tokens(self._without_end(self._ids(prompt), prompt))
         if not self.tokenizer.chat_template:
             raise ArgumentError("this model has no chat template: give a string")
         text = chat_text(self.tokenizer, prompt, add_generation_prompt=True)
+        self._check_fits(text, fitting)
         return self._known_tokens(self._ids(text, add_special_tokens=False))
 
     def _without_end(self, ids: list[int], prompt: str) -> list[int]:
@@ -109,6 +118,21 @@ class Engine(RowEngine):
         if end is not None and ids[-1:] == [end] and self.encode_part(prompt)[-1:] != [end]:
             return ids[:-1]
         return ids
+
+    @cached_property
+    def _bound(self) -> TokenBound:
+        return TokenBound(self.tokenizer)
+
+    def _check_fits(self, text: str, fitting: bool) -> None:
+        capacity = self.target.capacity
+        if not fitting or len(text) < capacity // 4:  # at most 4 bytes and tokens a character
+            return
+        least = self._bound.least(_unicode(text))
+        if least >= capacity:
+            raise CapacityError(
+                f"the prompt has at least {least} tokens, the context holds {capacity} with the "
+                "answer: shorten the prompt"
+            )
 
     def encode_part(self, text: str) -> list[int]:
         """Returns the token ids of a text that an answer may hold, without special tokens.
@@ -135,7 +159,7 @@ class Engine(RowEngine):
 
     def add(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
         """Queues a request for `step`, for callers who own the loop; see `RowEngine.add`."""
-        return super().add(self.encode(prompt), params)
+        return super().add(self.encode(prompt, fitting=True), params)
 
     @overload
     def generate(self, prompts: str, **params: Any) -> Output: ...
@@ -157,7 +181,9 @@ class Engine(RowEngine):
         check_process(self._pid)
         settings = self._settings(params)
         single = _is_single(prompts)
-        encoded = [self.encode(prompt) for prompt in ([prompts] if single else prompts)]
+        encoded = [
+            self.encode(prompt, fitting=True) for prompt in ([prompts] if single else prompts)
+        ]
         outputs: dict[int, Output] = {}
         with self._serving(encoded, settings) as served:
             steps: dict[int, list[Step]] = {key: [] for key in served.stats}
@@ -183,7 +209,7 @@ class Engine(RowEngine):
         Closing the iterator frees the row. Wrong arguments raise at once, not at the first piece.
         """
         check_process(self._pid)
-        pieces = self._pieces(self.encode(prompt), self._settings(params))
+        pieces = self._pieces(self.encode(prompt, fitting=True), self._settings(params))
         next(pieces)
         return pieces
 

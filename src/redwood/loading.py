@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 
+from redwood._mapping import explain_bus_errors
 from redwood.backends.base import Backend, Nodes
 from redwood.drafting import (
     Drafter,
@@ -110,6 +111,7 @@ def load(
 
     if not isinstance(target, str | Path):
         raise ArgumentError(f"target {target!r} must be the name or the folder of a model")
+    explain_bus_errors()
     options: dict[str, Any] = dict(
         backend=backend,
         dtype=dtype,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redwood import models
+from redwood._mapping import mapped
 from redwood.backends import _packed
 from redwood.backends._weights import WeightSource, open_folder, open_gguf
 from redwood.backends.base import Nodes
@@ -182,8 +183,9 @@ def _matrices(
         arrays = packed()
     else:
         path = models.packed_file(name, files, weights, end, write)
-        mapped = np.memmap(path, np.uint8, "r")
-        arrays = [mapped[at : at + size] for at, size in zip(starts, sizes, strict=True)]
+        with path.open("rb") as packed_weights:
+            held = np.frombuffer(mapped(packed_weights), np.uint8)
+        arrays = [held[at : at + size] for at, size in zip(starts, sizes, strict=True)]
     return {
         matrix: (_packed.format_of(matrix, weight, weights), np.asarray(array))
         for (matrix, weight), array in zip(listed, arrays, strict=True)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from redwood._mapping import explain_bus_errors
 from redwood.errors import ModelError, UnsupportedError
 
 Bytes: TypeAlias = NDArray[np.uint8]
@@ -64,6 +65,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _file(path: Path, stack: ExitStack) -> dict[str, Stored]:
+    explain_bus_errors()  # the library maps them
     try:
         file = stack.enter_context(safe_open(path, framework="pt"))
         slices = {name: file.get_slice(name) for name in file.keys()}

@@ -258,6 +258,8 @@ class EagerBackend:
         self.model = model
         self.capacity = capacity
         self.vocab_size = int(model.config.get_text_config().vocab_size)
+        self.token_bytes: int | None = None
+        """Memory that keys and values of one token take; None before the first row has ended."""
         self._rows: dict[int, _Row] = {}
         self._next_row = 0
 
@@ -316,7 +318,9 @@ class EagerBackend:
 
     def release(self, row: int) -> None:
         """Forgets the row and frees its slots."""
-        self._row(row)
+        held = self._row(row).layers.values()
+        if held:  # slots grow by doubling: at worst half of them are empty
+            self.token_bytes = 2 * sum(x[:, :1].nbytes for pair in held for x in pair)
         del self._rows[row]
 
     def _row(self, row: int) -> _Row:

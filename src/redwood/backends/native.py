@@ -106,7 +106,7 @@ class NativeBackend:
             )
         except ValueError as error:
             raise ArgumentError(f"native backend: {error}") from error
-        self.spec = spec
+        self.spec, self._number_bytes = spec, 2 if kv == "f16" else 4
         self.vocab_size = outputs
         self.num_embeddings = spec.vocab_size
         self.capacity = capacity
@@ -177,6 +177,13 @@ class NativeBackend:
         self._row(row)
         self._decoder.release(row)
         del self._rows[row]
+
+    @property
+    def token_bytes(self) -> int:
+        """Memory that keys and values of one token take."""
+        padded = -(-self.spec.head_dim // _LANES) * _LANES  # as values are
+        heads = self.spec.layers * self.spec.kv_heads
+        return heads * (self.spec.head_dim + padded) * self._number_bytes
 
     @property
     def cache_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -91,8 +92,11 @@ def _explain(error: Exception) -> int:
     if isinstance(error, RedwoodError):
         say(f"error: {error}")
     elif isinstance(error, OSError) and error.filename is None:
-        say(f"error: cannot read or write: {error.strerror or error}")
-        drop_stdout()  # a full disk below stdout, most likely: flushing it fails again
+        # Below stdout, most likely, a full disk or nothing at all: flushing it fails again.
+        drop_stdout()
+        closed = error.errno == errno.EBADF
+        why = "stdout is closed" if closed else error.strerror or str(error)
+        say(f"error: cannot read or write: {why}")
     elif isinstance(error, OSError):
         say(f"error: {error.filename}: {error.strerror or error}")
     elif isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:

@@ -24,6 +24,7 @@ _NOT_HERE = {
     "keep_answers",
     "share_answers",
     "keep_every",
+    "max_connections",  # they are to Ray's proxy
     "send_timeout",  # Ray's proxy keeps what a client does not take
     "cpus",  # the same processors for all
     "parallel",  # processes that torchrun starts

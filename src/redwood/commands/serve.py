@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from redwood.generate import Engine
     from redwood.server.auth import Keys
     from redwood.server.memory import Memory
+    from redwood.server.service import Service
 
 _PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
 FORMATS = ("text", "json")
@@ -118,7 +119,8 @@ def serve(
         int | None,
         _option(
             "--kv-tokens",
-            "Tokens, prompts and answers, that all rows may come to hold. Left out: no bound.",
+            "Tokens, prompts and answers, that all rows may come to hold; 0: no bound. Left out: "
+            "what free memory has room for.",
             _LIMITS,
         ),
     ] = None,
@@ -133,6 +135,14 @@ def serve(
         _option(
             "--max-queue-per-key",
             "Of --max-queue, for one key. Left out: half, if there are several keys.",
+            _LIMITS,
+        ),
+    ] = None,
+    max_connections: Annotated[
+        int | None,
+        _option(
+            "--max-connections",
+            "Open at once. Left out: what the limit of open files allows.",
             _LIMITS,
         ),
     ] = None,
@@ -200,6 +210,8 @@ def serve(
         max_queue=max_queue,
         max_queue_tokens=max_queue_tokens,
         max_queue_per_key=max_queue_per_key,
+        kv_tokens=kv_tokens,
+        max_connections=max_connections,
         max_body_bytes=max_body_bytes,
         max_choices=max_choices,
         max_output_tokens=max_output_tokens,
@@ -241,7 +253,6 @@ def serve(
             memory=memory,
             tokenizer=tokenizer,
             max_rows=max_rows,
-            kv_tokens=kv_tokens,
         )
 
     def recall(engine: Engine) -> Memory | None:
@@ -286,9 +297,11 @@ def _run(
     log_format: str,
 ) -> int:
     from redwood.server import logs
+    from redwood.server.connections import most_connections, open_files
     from redwood.server.listening import address_of, check_exposure, listen
 
     check_exposure(settings, keys, without_key=allow_no_key)
+    most_connections(*open_files(), settings.max_connections)
     with listen(settings) as listener:
         engine = load()
         from redwood.server.run import Runner, leave
@@ -298,15 +311,23 @@ def _run(
         logs.set_up(log_format)
         memory = recall(engine)
         service = Service(engine, settings, keys, memory)
-        runner = Runner(service, listener, lambda: _greet(url, settings, keys))
+        runner = Runner(service, listener, lambda: _greet(url, service, keys))
         code = runner.run()
         if memory is not None:
             memory.close()
         return leave(code)
 
 
-def _greet(url: str, settings: Settings, keys: Keys) -> None:
-    say(f"serving {settings.model_names[0]} at {url}/v1 (Ctrl-C stops)")
+def _greet(url: str, service: Service, keys: Keys) -> None:
+    say(f"serving {service.settings.model_names[0]} at {url}/v1 (Ctrl-C stops)")
+    engine = service.engine
+    if engine.kv_tokens is None:
+        say(f"up to {engine.max_rows} answers at once; their memory is not bounded (--kv-tokens)")
+    else:
+        say(
+            f"up to {engine.max_rows} answers at once, of {engine.kv_tokens} tokens together with "
+            f"their prompts (--kv-tokens); one may have {engine.target.capacity}"
+        )
     header = " -H 'Authorization: Bearer KEY'" if len(keys) else ""
     say(
         f"try: curl {url}/v1/chat/completions -H 'Content-Type: application/json'{header} "

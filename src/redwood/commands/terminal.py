@@ -7,6 +7,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.color import ColorSystem
@@ -36,8 +37,9 @@ def stderr() -> Console:
 def say(message: str) -> None:
     """Writes one line to stderr, whatever the message holds."""
     sys.stdout.flush()
-    sys.stderr.write(" ".join(message.split()) + "\n")
-    sys.stderr.flush()
+    with suppress(OSError):  # nobody reads it, or its disk is full: no reason to end
+        sys.stderr.write(" ".join(message.split()) + "\n")
+        sys.stderr.flush()
 
 
 def write(text: str) -> None:

@@ -15,7 +15,6 @@ What a chunk is for, and which chunks a datastore has, is not known here.
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import struct
 import sys
@@ -28,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from redwood._mapping import mapped
 from redwood.errors import ArgumentError, DatastoreError, UnsupportedError
 from redwood.models._cache import sync_folder
 
@@ -152,7 +152,7 @@ class Chunk:
                         f"{path} has {found} bytes instead of {size_bytes}: "
                         "it was damaged or not copied whole"
                     )
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._map = mapped(file)
         except OSError as error:
             raise DatastoreError(f"cannot read {path}: {error.strerror or error}") from error
         places = _layout(path, self._map, num_values)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from redwood._mapping import mapped
 from redwood.errors import ModelError
 
 Value: TypeAlias = int | float | bool | str | list[Any]
@@ -152,7 +153,7 @@ def _map(path: Path) -> mmap.mmap:
         raise ModelError(f"{path} is not a file")
     try:
         with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return mapped(file)
     except ValueError as error:
         raise ModelError(f"{path} is not a whole GGUF file: it is empty") from error
     except OSError as error:

@@ -84,7 +84,7 @@ class _Engine:
         logs.set_up(plan.log_format)
         engine = await asyncio.to_thread(open_engine, plan)
         name = serve.get_replica_context().replica_id.unique_id
-        self._replica = Replica(name, engine, plan.settings, keys)
+        self._replica = Replica(name, engine, plan.settings, keys, share=plan.share)
         await self._replica.start()
 
     async def serve(self, call: Call) -> AsyncGenerator[list[Message]]:

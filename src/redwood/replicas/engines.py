@@ -55,6 +55,7 @@ class Replica:
         name: what the others call it.
         engine: it belongs to the replica from now on.
         leave: called with the exit code when the engine's thread has died.
+        share: of the memory that is free, for keys and values of this engine.
     """
 
     def __init__(
@@ -64,12 +65,13 @@ class Replica:
         settings: Settings,
         keys: Keys,
         leave: Callable[[int], None] = os._exit,
+        share: float = 1.0,
     ) -> None:
         from redwood.server.app import create_app
         from redwood.server.service import Service
 
         self.name, self._leave = name, leave
-        self.service = Service(engine, settings, keys)
+        self.service = Service(engine, settings, keys, share=share)
         self._app: Any = create_app(self.service)
         self._life: AbstractAsyncContextManager[None] | None = None
         self._watching: asyncio.Task[None] | None = None

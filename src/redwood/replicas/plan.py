@@ -77,6 +77,11 @@ class Plan:
                 raise ArgumentError(f"{name} {value!r} must be a number of at least {least:g}")
 
     @property
+    def share(self) -> float:
+        """Of the memory that is free, for each engine: they may all be on one machine."""
+        return 1.0 / (self.max_replicas or self.replicas)
+
+    @property
     def rows(self) -> int:
         """Answers that one engine decodes at once."""
         return int(self.engine.get("max_rows", _MAX_ROWS))

@@ -6,7 +6,7 @@ between owners, so that one client's thousand requests do not stand before anoth
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from threading import Lock
 from typing import Generic, Protocol, TypeVar
@@ -45,27 +45,38 @@ class Admission(Generic[T]):
         self._max_tokens, self._max_per_owner = max_tokens, max_per_owner
         self._lock = Lock()
         self._queues: OrderedDict[str, deque[T]] = OrderedDict()
-        self.num_entering = 0
+        self._entering: Counter[str] = Counter()
         self._tokens = 0
         self.num_waiting = 0
         self.num_running = 0
 
-    def enter(self) -> None:
+    @property
+    def num_entering(self) -> int:
+        """Requests whose bodies arrive, or are made into tokens."""
+        return self._entering.total()
+
+    def enter(self, owner: str) -> None:
         """Lets a request begin to send its body; `leave` undoes it.
 
         Raises:
             ApiError: 429: it could not wait anyway.
         """
         with self._lock:
-            held = self.num_entering + self.num_waiting + self.num_running
-            if held >= self.rows + self._max_queue:
+            if self.num_entering + self.num_waiting + self.num_running >= (
+                self.rows + self._max_queue
+            ):
                 raise self._full()
-            self.num_entering += 1
+            mine = len(self._queues.get(owner, ())) + self._entering[owner]
+            if mine >= self._max_per_owner + max(0, self.rows - self.num_running):
+                raise self._full_for_key()
+            self._entering[owner] += 1
 
-    def leave(self) -> None:
+    def leave(self, owner: str) -> None:
         """Says that a request that entered has been queued, or has failed."""
         with self._lock:
-            self.num_entering -= 1
+            self._entering[owner] -= 1
+            if not self._entering[owner]:
+                del self._entering[owner]
 
     def push(self, choices: Sequence[T]) -> None:
         """Queues all choices of one request, or none.
@@ -81,10 +92,7 @@ class Admission(Generic[T]):
             if over > self._max_queue:
                 raise self._full()
             if mine > self._max_per_owner:
-                raise full(
-                    f"of {self._max_per_owner} answers that may wait for this key, all do",
-                    "key_queue_full",
-                )
+                raise self._full_for_key()
             if over > 0 and self._tokens + tokens > self._max_tokens:
                 raise full(
                     f"{self._tokens} prompt tokens are waiting already; with these {tokens} it "
@@ -130,4 +138,10 @@ class Admission(Generic[T]):
     def _full(self) -> Exception:
         return full(
             f"the server is full: {self.num_running} answers run, {self.num_waiting} wait",
+        )
+
+    def _full_for_key(self) -> Exception:
+        return full(
+            f"of {self._max_per_owner} answers that may wait for this key, all do",
+            "key_queue_full",
         )

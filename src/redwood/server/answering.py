@@ -29,14 +29,15 @@ async def answer(service: Service, request: Request, kind: type[schema.Request])
     if service.draining:
         raise unavailable("the server is stopping", "shutting_down")
     record: Record = request.scope["record"]
-    service.admission.enter()
+    owner = record.owner or "open"
+    service.admission.enter(owner)
     try:
         asked = fields.read(await _body(request), kind)
         model = _served_name(service, asked)
-        made = service.preparer.prepare(asked, record.owner or "open", record.started_s)
+        made = service.preparer.prepare(asked, owner, record.started_s)
         generation = await until_left(request.receive, made)
     finally:
-        service.admission.leave()
+        service.admission.leave(owner)
     _note(service, record, asked, generation)
     frame = ChatAnswer if kind is schema.ChatRequest else CompletionAnswer
     head = frame(model, service.texts, service.fingerprint)
@@ -107,7 +108,7 @@ class _Reply:
             lifetime=self._service.serving(self._generation, self._record),
             ping_s=settings.ping_s,
             send_timeout_s=settings.send_timeout_s,
-            failed=lambda error: details.update(error=error.code or error.message),
+            failed=lambda error: details.update(error=error.code),
         )
 
     async def _collect(self) -> list[list[Event]]:

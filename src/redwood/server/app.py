@@ -19,7 +19,7 @@ from redwood.server import schema
 from redwood.server.answering import answer, model_not_found
 from redwood.server.document import body_of, complete, gives
 from redwood.server.door import Door
-from redwood.server.errors import CLIENT_LEFT, ApiError, as_api_error
+from redwood.server.errors import CLIENT_LEFT, ApiError, as_api_error, internal_error
 from redwood.server.metrics import CONTENT_TYPE
 from redwood.server.responses import error_response, json_response
 from redwood.server.service import Service
@@ -152,7 +152,7 @@ def _add_page(app: FastAPI, static: Path) -> None:
 def _add_errors(app: FastAPI) -> None:
     async def api_error(request: Request, error: Exception) -> Response:
         told = as_api_error(error)
-        request.scope["record"].details["error"] = told.code or told.message
+        request.scope["record"].details["error"] = told.code
         return error_response(told)
 
     async def http_error(request: Request, error: Exception) -> Response:
@@ -163,7 +163,7 @@ def _add_errors(app: FastAPI) -> None:
             405: f"{request.method} is not possible on {path!r}",
         }
         message = messages.get(error.status_code, str(error.detail))
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
         return await api_error(
             request, ApiError(error.status_code, message, code=code, headers=error.headers)
         )
@@ -171,11 +171,7 @@ def _add_errors(app: FastAPI) -> None:
     async def bug(request: Request, error: Exception) -> Response:
         if isinstance(error, ClientLeft):  # the door knows
             return Response(status_code=CLIENT_LEFT)
-        headers = {"x-should-retry": "false"}
-        message = "the server failed; its log says where"
-        return await api_error(
-            request, ApiError(500, message, code="internal_error", headers=headers)
-        )
+        return await api_error(request, internal_error())
 
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(HTTPException, http_error)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from redwood.server.auth import Keys
-from redwood.server.errors import CLIENT_LEFT, ApiError
+from redwood.server.errors import CLIENT_LEFT, ApiError, internal_error
 from redwood.server.logs import Record
 from redwood.server.metrics import Metrics
 from redwood.server.responses import error_response
@@ -70,6 +70,7 @@ class Door:
             raise
         except Exception:
             log.exception("a request failed unexpectedly")
+            await _refuse(internal_error(), scope, receive, out)  # else uvicorn's, which is text
         finally:
             self._tell(scope, record)
 
@@ -174,7 +175,7 @@ def _header(headers: list[tuple[bytes, bytes]], name: bytes) -> bytes:
 
 
 async def _refuse(error: ApiError, scope: Scope, receive: Receive, out: _Sender) -> None:
-    details: Mapping[str, Any] = {"error": error.code or error.message}
+    details: Mapping[str, Any] = {"error": error.code}
     scope["record"].details.update(details)
     if not out.begun:
         await error_response(error)(scope, receive, out)

@@ -40,7 +40,7 @@ class ApiError(RedwoodError):
         status: int,
         message: str,
         *,
-        code: str | None = None,
+        code: str,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
@@ -69,7 +69,7 @@ class ApiError(RedwoodError):
         return b"data: " + json.dumps(self.body).encode() + b"\n\n"
 
 
-def wrong(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+def wrong(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
     """Returns a 400."""
     return ApiError(400, message, code=code, param=param)
 
@@ -90,8 +90,10 @@ def as_api_error(error: BaseException) -> ApiError:
         return error
     if isinstance(error, CapacityError):
         return wrong(str(error), code="context_length_exceeded")
-    if isinstance(error, ArgumentError | UnsupportedError):
+    if isinstance(error, ArgumentError):
         return wrong(str(error))
+    if isinstance(error, UnsupportedError):
+        return wrong(str(error), code="unsupported_parameter")
     if _out_of_memory(error):
         return unavailable("the engine ran out of memory for this request", "out_of_memory")
     if isinstance(error, NumericalError):
@@ -104,6 +106,12 @@ def as_api_error(error: BaseException) -> ApiError:
         code="engine_error",
         headers=_NO_RETRY,
     )
+
+
+def internal_error() -> ApiError:
+    """Returns the 500 for what nobody expected; its traceback is in the log."""
+    message = "the server failed; its log says where"
+    return ApiError(500, message, code="internal_error", headers=_NO_RETRY)
 
 
 def _out_of_memory(error: BaseException) -> bool:

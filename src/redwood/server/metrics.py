@@ -47,6 +47,9 @@ class Metrics:
 
         self.requests = counter("requests", "Requests by route and status.", ("route", "code"))
         self.cancelled = counter("requests_cancelled", "Requests cut short.", ("reason",))
+        self.dropped = counter(
+            "connections_dropped", "Connections closed to make room, or refused.", ("reason",)
+        )
         self.engine_errors = counter("engine_errors", "Failures in the engine.", ("kind",))
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens taken in.")
         self.generation_tokens = counter("generation_tokens", "Tokens generated.")

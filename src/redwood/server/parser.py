@@ -1,17 +1,43 @@
-"""HTTP as it comes in: what is none at all gets an error of the same shape as all others."""
+"""HTTP as it comes in: what is none, or too much, gets an error of the same shape as all others."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+from http import HTTPStatus
+from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from redwood.server.errors import wrong
+from redwood.server.connections import Guard
+from redwood.server.errors import ApiError, wrong
 
 
 class Parser(H11Protocol):
-    """uvicorn's protocol on h11."""
+    """uvicorn's protocol on h11.
+
+    Args:
+        guard: knows how many connections there may be.
+        more: of uvicorn's.
+    """
+
+    def __init__(self, guard: Guard, **more: Any) -> None:
+        super().__init__(**more)
+        self._guard = guard
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Called by the event loop."""
+        super().connection_made(transport)
+        error = self._guard.came(self)
+        if error is not None:
+            self._answer(error)
+            transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the event loop."""
+        self._guard.went(self)
+        super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
         """Answers bytes that are no HTTP, and closes; called by uvicorn, which has logged them.
@@ -19,15 +45,18 @@ class Parser(H11Protocol):
         Where an answer has begun, a second one would be read as a part of it.
         """
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            data = json.dumps(wrong("this is no HTTP/1.1", code="invalid_http").body).encode()
-            headers = {
-                "content-type": "application/json",
-                "content-length": str(len(data)),
-                "connection": "close",
-            }
-            head = h11.Response(
-                status_code=400, headers=list(headers.items()), reason=b"Bad Request"
-            )
-            for event in (head, h11.Data(data=data), h11.EndOfMessage()):
-                self.transport.write(self.conn.send(event) or b"")
+            self._answer(wrong("this is no HTTP/1.1", code="invalid_http"))
         self.transport.close()
+
+    def _answer(self, error: ApiError) -> None:
+        data = json.dumps(error.body).encode()
+        headers = {
+            "content-type": "application/json",
+            "content-length": str(len(data)),
+            "connection": "close",
+            **error.headers,
+        }
+        reason = HTTPStatus(error.status).phrase.encode()
+        head = h11.Response(status_code=error.status, headers=list(headers.items()), reason=reason)
+        for event in (head, h11.Data(data=data), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")

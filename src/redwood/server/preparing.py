@@ -1,18 +1,21 @@
 """From a request's fields to choices for the engine: tokens, parameters, grammar.
 
-Texts are tokenised and schemas compiled in a thread each, with a deadline: neither the event loop
-nor the engine waits for them, and a slow schema stops no prompt.
+Texts are tokenised (`encoding`) and schemas compiled in threads of their own, with a deadline:
+neither the event loop nor the engine waits for them, and a slow schema stops no prompt. What a
+request's other fields say is looked at first.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from redwood.errors import RedwoodError
 from redwood.sampling import SamplingParams
+from redwood.server.encoding import Encoders
 from redwood.server.errors import ApiError, as_api_error, unavailable, wrong
 from redwood.server.generation import Generation
 from redwood.server.schema import ChatRequest, CompletionRequest, Request, ResponseFormat
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from redwood.server.grammar import Grammars
 
 _DEADLINE_S = 20.0
+_SIGNS_PER_TOKEN = 4  # of usual text, before it is known
 _ROLES = {"developer": "system"}  # a newer name, which chat templates do not know
 T = TypeVar("T")
 
@@ -31,19 +35,19 @@ class Preparer:
     """Prepares requests for one engine.
 
     Args:
-        engine: `encode` is used, from a thread of its own.
+        engine: `encode` is used, from threads of its own.
     """
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine, self._settings = engine, settings
-        self._encoder = ThreadPoolExecutor(1, "redwood-encode")
+        self._encoders = Encoders(_SIGNS_PER_TOKEN * settings.max_queue_tokens)
         self._compiler = ThreadPoolExecutor(1, "redwood-grammar")
         self._grammars: Grammars | None = None
 
     def close(self) -> None:
         """Ends the threads."""
-        for pool in (self._encoder, self._compiler):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._encoders.close()
+        self._compiler.shutdown(wait=False, cancel_futures=True)
 
     async def prepare(self, request: Request, owner: str, arrived_s: float) -> Generation:
         """Returns a generation that the worker can take.
@@ -51,15 +55,12 @@ class Preparer:
         Raises:
             ApiError: 400 for what the engine would refuse, 503 past the deadline.
         """
-        prompts = await self._prompts(request)
-        count = len(prompts) * request.n
-        if count > self._settings.max_choices:
-            raise wrong(
-                f"n times the number of prompts is {count}, at most {self._settings.max_choices} "
-                "answers are made per request",
-                "n",
-            )
-        base = await self._params(request)
+        given = self._given(request)
+        base = self._params(request)
+        prompts = await self._prompts(given)
+        if request.prediction is not None and request.prediction.content:
+            text = request.prediction.content
+            base["prediction"] = await self._encoded(text, "prediction", self._engine.encode_part)
         grammar = await self._grammar(request.response_format)
         params = []
         for prompt in prompts:
@@ -73,37 +74,66 @@ class Preparer:
             arrived_s=arrived_s,
         )
 
-    async def _prompts(self, request: Request) -> list[list[int]]:
+    def _given(self, request: Request) -> tuple[Sequence[Any], str]:
+        """The prompts as they came, and the field that holds them; counted before they are read."""
+        most, field = self._settings.max_choices, "messages"
         given: Sequence[Any]
-        field = "messages"
         if isinstance(request, ChatRequest):
             given = [[_as_message(m) for m in request.messages]]
         else:
             assert isinstance(request, CompletionRequest)
             given, field = request.prompts, "prompt"
-            if not given or len(given) > self._settings.max_choices:
-                raise wrong(f"prompt must hold 1 to {self._settings.max_choices} prompts", field)
-        made = [await self._run(self._encoder, field, self._engine.encode, each) for each in given]
-        for prompt in made:
+            if not given or len(given) > most:
+                raise wrong(f"prompt must hold 1 to {most} prompts", field)
+        count = len(given) * request.n
+        if count > most:
+            raise wrong(
+                f"n times the number of prompts is {count}, at most {most} answers are made per "
+                "request",
+                "n",
+            )
+        return given, field
+
+    async def _prompts(self, asked: tuple[Sequence[Any], str]) -> list[list[int]]:
+        given, field = asked
+        encode = partial(self._engine.encode, fitting=True)
+        made = []
+        for each in given:
+            if _is_ids(each):
+                self._check_length(len(each), field)
+            prompt = await self._encoded(each, field, encode)
             self._check_prompt(prompt, field)
+            made.append(prompt)
         return made
 
+    async def _encoded(self, text: Any, field: str, encode: Callable[[Any], list[int]]) -> Any:
+        return await _told(self._encoders.run(_size(text), partial(encode, text)), field)
+
+    @property
+    def _room(self) -> int:
+        """Tokens of a prompt and its answer: what the context holds, or all rows together."""
+        engine = self._engine
+        return min(engine.target.capacity, engine.kv_tokens or engine.target.capacity)
+
     def _check_prompt(self, prompt: list[int], field: str) -> None:
-        vocab_size, capacity = self._engine.target.vocab_size, self._engine.target.capacity
+        vocab_size = self._engine.target.vocab_size
         if not prompt:
             raise wrong("the prompt is empty: give at least one token", field)
         if not 0 <= min(prompt) <= max(prompt) < vocab_size:
             raise wrong(f"token ids must be 0 to {vocab_size - 1}", field)
-        if len(prompt) >= capacity:
+        self._check_length(len(prompt), field)
+
+    def _check_length(self, length: int, field: str) -> None:
+        if length >= self._room:
             raise wrong(
-                f"this model's context holds {capacity} tokens with the answer, and the prompt has "
-                f"{len(prompt)}: shorten it",
+                f"there is room for {self._room} tokens with the answer, and the prompt has "
+                f"{length}: shorten it",
                 field,
                 "context_length_exceeded",
             )
 
-    async def _params(self, request: Request) -> dict[str, Any]:
-        """Fields of `SamplingParams` that all choices share."""
+    def _params(self, request: Request) -> dict[str, Any]:
+        """Fields of `SamplingParams` that all choices share, but for the prediction."""
         vocab_size = self._engine.target.vocab_size
         try:
             biases = request.biases
@@ -111,10 +141,6 @@ class Preparer:
             raise wrong("logit_bias must map token ids to numbers", "logit_bias") from None
         if any(not 0 <= token < vocab_size for token in biases):
             raise wrong(f"logit_bias: token ids must be 0 to {vocab_size - 1}", "logit_bias")
-        expected: Sequence[int] = ()
-        if request.prediction is not None and request.prediction.content:
-            text = request.prediction.content
-            expected = await self._run(self._encoder, "prediction", self._engine.encode_part, text)
         return dict(
             temperature=request.temperature,
             top_k=max(0, request.top_k),
@@ -128,7 +154,6 @@ class Preparer:
             ignore_eos=request.ignore_eos,
             logprobs=request.num_logprobs,
             speculate=request.redwood.speculate,
-            prediction=expected,
             max_tokens=request.limit,
         )
 
@@ -142,7 +167,7 @@ class Preparer:
     ) -> SamplingParams:
         """The parameters of one choice: its seed, its room, its own grammar."""
         changes: dict[str, Any] = {}
-        room = self._engine.target.capacity - len(prompt)
+        room = self._room - len(prompt)
         limits = (room, base["max_tokens"], self._settings.max_output_tokens)
         changes["max_tokens"] = min(limit for limit in limits if limit is not None)
         if seed is not None:
@@ -157,7 +182,9 @@ class Preparer:
     async def _grammar(self, wanted: ResponseFormat) -> str | None:
         if wanted.type == "text":
             return None
-        return await self._run(self._compiler, "response_format", self._compile, wanted)
+        loop = asyncio.get_running_loop()
+        made = loop.run_in_executor(self._compiler, self._compile, wanted)
+        return await _told(made, "response_format")
 
     def _compile(self, wanted: ResponseFormat) -> str:
         if self._grammars is None:
@@ -167,18 +194,32 @@ class Preparer:
             self._grammars = Grammars(engine.tokenizer, engine.target.vocab_size, engine.eos_ids)
         return self._grammars.compile(wanted)
 
-    async def _run(
-        self, pool: ThreadPoolExecutor, field: str, function: Callable[..., T], argument: Any
-    ) -> T:
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(_DEADLINE_S):
-                return await loop.run_in_executor(pool, function, argument)
-        except TimeoutError:
-            raise unavailable(f"{field} took too long to read", "preparation_timeout") from None
-        except RedwoodError as error:
-            told = as_api_error(error)
-            raise ApiError(told.status, told.message, code=told.code, param=field) from error
+
+async def _told(work: Awaitable[T], field: str) -> T:
+    """What `work` returns, within the deadline; its errors name the field."""
+    try:
+        async with asyncio.timeout(_DEADLINE_S):
+            return await work
+    except TimeoutError:
+        raise unavailable(f"{field} took too long to read", "preparation_timeout") from None
+    except RedwoodError as error:
+        told = as_api_error(error)
+        raise ApiError(
+            told.status, told.message, code=told.code, param=field, headers=told.headers
+        ) from error
+
+
+def _is_ids(prompt: Any) -> bool:
+    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], int)
+
+
+def _size(prompt: Any) -> int:
+    """Characters of a text or of messages; 0 for token ids, which are there already."""
+    if isinstance(prompt, str):
+        return len(prompt)
+    if _is_ids(prompt):
+        return 0
+    return sum(len(value) for message in prompt for value in message.values())
 
 
 def _as_message(message: Any) -> dict[str, str]:

@@ -9,12 +9,15 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from threading import Event as Flag
 from types import FrameType
+from typing import cast
 
 import uvicorn
 
 from redwood.server.app import create_app
+from redwood.server.connections import Guard, most_connections, open_files, spare_files
 from redwood.server.errors import unavailable
 from redwood.server.parser import Parser
 from redwood.server.service import Service
@@ -59,13 +62,19 @@ class Runner:
 
     async def _main(self) -> int:
         self._loop = asyncio.get_running_loop()
-        server = _Uvicorn(_config(self.service), self.stop)
+        limit, held = open_files()
+        most = most_connections(limit, held, self.service.settings.max_connections)
+        guard = Guard(most, spare_files(limit, held), self.service.metrics)
+        self.service.metrics.watch("num_connections", "Open connections.", lambda: len(guard))
+        self._loop.set_exception_handler(guard.failed)
+        server = _Uvicorn(_config(self.service, guard), self.stop)
         serving = asyncio.ensure_future(server.serve(sockets=[self._listener]))
         watching = asyncio.ensure_future(watch(self.service, server))
         try:
             while not server.started and not serving.done():
                 await asyncio.sleep(0.01)
             if server.started:
+                self._listener.listen(_BACKLOG)  # uvicorn's is also how many it takes at once
                 self.started.set()
                 if self._ready is not None:
                     self._ready()
@@ -124,10 +133,10 @@ class _Uvicorn(uvicorn.Server):
         self._on_signal()
 
 
-def _config(service: Service) -> uvicorn.Config:
+def _config(service: Service, guard: Guard) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(service),
-        http=Parser,
+        http=cast("type[asyncio.Protocol]", partial(Parser, guard)),
         loop="asyncio",
         ws="none",
         lifespan="on",
@@ -135,7 +144,7 @@ def _config(service: Service) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        backlog=_BACKLOG,
+        backlog=guard.at_once,
         timeout_graceful_shutdown=_GRACE_S,
     )
 

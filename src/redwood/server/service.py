@@ -18,6 +18,7 @@ from redwood.server.logs import Record
 from redwood.server.memory import Memory
 from redwood.server.metrics import Metrics
 from redwood.server.preparing import Preparer
+from redwood.server.room import bound_tokens
 from redwood.server.settings import Settings
 from redwood.server.tokens import TokenTexts
 from redwood.server.worker import Worker
@@ -33,6 +34,7 @@ class Service:
         engine: from `redwood.load`; it belongs to the service from now on.
         keys: None: everybody may come in.
         memory: where finished answers are kept to draft from; None: nowhere.
+        share: of the memory that is free, for keys and values of this engine.
 
     Attributes: the parts by their names; `draining`: new requests for answers are refused.
     """
@@ -43,8 +45,10 @@ class Service:
         settings: Settings,
         keys: Keys | None = None,
         memory: Memory | None = None,
+        share: float = 1.0,
     ) -> None:
         self.engine, self.settings = engine, settings
+        bound_tokens(engine, settings.kv_tokens, share)
         self.keys = Keys() if keys is None else keys
         per_key = settings.max_queue_per_key
         if per_key is None:
@@ -113,6 +117,14 @@ class Service:
         admission, watch = self.admission, self.metrics.watch
         watch("num_requests_running", "Answers in the engine.", lambda: admission.num_running)
         watch("num_requests_waiting", "Answers in the queue.", lambda: admission.num_waiting)
+        most = self.engine.kv_tokens
+        bound = float("inf") if most is None else float(most)
+        watch("kv_tokens_limit", "Tokens that all rows may come to hold.", lambda: bound)
+        watch(
+            "num_requests_preparing",
+            "Requests that arrive, or are made into tokens.",
+            lambda: admission.num_entering,
+        )
         watch(
             "engine_heartbeat_age_seconds",
             "Since the engine last began a step or was idle.",

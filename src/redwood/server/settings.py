@@ -21,6 +21,9 @@ class Settings:
         max_queue_tokens: prompt tokens that may wait.
         max_queue_per_key: choices of one API key that may wait; None: all of `max_queue` without
             keys or with one, else half.
+        kv_tokens: tokens, prompts and answers, that all rows may come to hold; 0: no bound. None:
+            what memory has room for.
+        max_connections: open at once; None: what the limit of open files leaves room for.
         max_body_bytes: of a request.
         max_choices: answers of one request: n times its prompts.
         max_output_tokens: of one answer; None: what the context holds. A request that asks for more
@@ -49,6 +52,8 @@ class Settings:
     max_queue: int = 256
     max_queue_tokens: int = 1_000_000
     max_queue_per_key: int | None = None
+    kv_tokens: int | None = None
+    max_connections: int | None = None
     max_body_bytes: int = 2 * 2**20
     max_choices: int = 16
     max_output_tokens: int | None = None
@@ -75,9 +80,11 @@ class Settings:
             ("port", 0),
         ):
             check_count(name, getattr(self, name), least)
-        for name in ("max_queue_per_key", "max_output_tokens"):
+        for name in ("max_queue_per_key", "max_connections", "max_output_tokens"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
+        if self.kv_tokens is not None:
+            check_count("kv_tokens", self.kv_tokens, 0)
         if self.port > 65535:
             raise ArgumentError(f"port {self.port} must be at most 65535")
         for field in fields(self):

@@ -1,7 +1,7 @@
 """What nobody asks for in time: an engine that is stuck, and connections that never say anything.
 
-uvicorn closes connections that idle after an answer, but neither one that never sends a request
-nor one whose reader stopped for good; both are looked for here.
+uvicorn closes connections that idle after an answer, but neither one that never sends a request, or
+only half of its head, nor one whose reader stopped for good; they are looked for here.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from weakref import WeakKeyDictionary
 
 import uvicorn
 
+from redwood.server.connections import is_idle
 from redwood.server.service import Service
 
 _EVERY_S = 1.0
 _LINGER_S = 5.0  # for a closed connection whose buffer is empty
-Quiet = WeakKeyDictionary[Any, tuple[float, int]]
+Quiet = WeakKeyDictionary[Any, tuple[float, int, Any]]
 log = logging.getLogger("redwood.server")
 
 
@@ -53,29 +54,31 @@ def _tell(service: Service, known: str | None) -> str | None:
 
 
 def close_quiet(connections: set[Any], quiet: Quiet, patience_s: float, send_s: float) -> None:
-    """Closes connections that have not sent a request yet, and aborts those that do not close.
+    """Closes connections that take long to send a request, and aborts those that do not close.
+
+    A request that came whole is no matter of this: `Settings.request_timeout_s` bounds it.
 
     A closed connection may take what is still in its buffer for as long as it takes some of it.
 
     Args:
         connections: uvicorn's protocols.
-        quiet: since when each has been seen so, and the bytes that it had to send then; kept
-            between calls.
-        patience_s: for the first request.
+        quiet: since when each has been seen so, the bytes that it had to send then, and its last
+            request; kept between calls.
+        patience_s: for the head of a request, the first one or one after an answer.
         send_s: for a closed connection to take anything.
     """
     now = monotonic()
     for connection in list(connections):
         transport = connection.transport
         closing = transport.is_closing()
-        if not closing and connection.cycle is not None:
+        if not closing and not is_idle(connection):
             quiet.pop(connection, None)
             continue
         left = transport.get_write_buffer_size() if closing else 0
-        since, before = quiet.get(connection, (now, left))
-        if left < before:
+        since, before, answered = quiet.get(connection, (now, left, connection.cycle))
+        if left < before or answered is not connection.cycle:  # it asked something meanwhile
             since = now
-        quiet[connection] = since, left
+        quiet[connection] = since, left, connection.cycle
         if closing and now - since > (send_s if left else _LINGER_S):
             transport.abort()
         elif not closing and now - since > patience_s:
