@@ -45,12 +45,12 @@ test: lint native-check
 
 # Environments of their own, with the other packages as they are today (renewed once a day), or as
 # old as pyproject.toml allows. PyTorch is that of constraints.txt in both: see tools/versions.py.
-SURFACE := tests/test_transformers.py tests/test_versions.py tests/test_hf*.py tests/test_load.py \
-	tests/test_backends.py tests/test_parallel.py tests/test_cuda_graph.py tests/test_native.py \
-	tests/test_models.py tests/test_gguf.py tests/test_offload.py \
-	tests/test_datastore.py tests/test_plotting.py tests/test_sampling.py tests/test_cli.py \
-	tests/test_server_api.py tests/test_server_real.py tests/test_server_grammar.py \
-	tests/test_server_document.py tests/test_server_clients.py tests/test_tuning.py tests/test_page.py
+SURFACE := tests/test_transformers.py tests/test_versions.py tests/hf/test_hf*.py tests/backends/test_load.py \
+	tests/backends/test_backends.py tests/backends/test_parallel.py tests/backends/test_cuda_graph.py tests/backends/test_native.py \
+	tests/models/test_models.py tests/models/test_gguf.py tests/backends/test_offload.py \
+	tests/datastore/test_datastore.py tests/bench/test_plotting.py tests/sampling/test_sampling.py tests/cli/test_cli.py \
+	tests/server/test_server_api.py tests/server/test_server_real.py tests/server/test_server_grammar.py \
+	tests/server/test_server_document.py tests/server/test_server_clients.py tests/tuning/test_tuning.py tests/server/test_page.py
 TODAY := $(shell date +%F)
 
 test-newest: .venv-newest/.installed-$(TODAY)

@@ -35,9 +35,9 @@ from replay import Answer, load_answers, start
 
 from redwood.algorithms.sssd import budget_by_batch
 from redwood.backends.load import open_model
-from redwood.benchmarking import forward_times
-from redwood.drafting import NgramDrafter
-from redwood.pacing import StepTimes
+from redwood.bench.report import forward_times
+from redwood.drafters.base import NgramDrafter
+from redwood.planner.budget import StepTimes
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 FIXED = (2, 4, 8, 16, 32)

@@ -27,13 +27,13 @@ from rich.table import Table
 
 import redwood
 from redwood.algorithms.sssd import budget_by_batch
-from redwood.benchmarking import quartiles
-from redwood.drafting import NgramDrafter, open_datastore_drafter
-from redwood.ngram_drafter import join_ngrams
-from redwood.planning import make_planner
-from redwood.racing import PLAIN, Contender, Lane, race
+from redwood.bench.interleave import PLAIN, Contender, Lane, race
+from redwood.bench.report import quartiles
+from redwood.drafters.base import NgramDrafter, open_datastore_drafter
+from redwood.drafters.ngram import join_ngrams
+from redwood.planner.from_profile import make_planner
+from redwood.profiling.measure import Kind, measure_curve
 from redwood.sampling import SamplingParams
-from redwood.timing import Kind, measure_curve
 
 
 def limit(engine: redwood.Engine, batch: int, context: int) -> float:

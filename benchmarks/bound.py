@@ -31,12 +31,12 @@ from rich.console import Console
 from rich.table import Table
 
 from redwood.algorithms.sequoia import expected_tokens, optimal_tree
-from redwood.benchmarking import forward_times, quartiles
-from redwood.calibration.acceptance import Text, paired, teacher_forced
-from redwood.calibration.sizes import paths, tokens_along
-from redwood.commands.loading import open_contenders
-from redwood.drafting import ModelDrafter, NgramDrafter
-from redwood.racing import PLAIN, Contender, alternate
+from redwood.bench.acceptance import Text, paired, teacher_forced
+from redwood.bench.interleave import PLAIN, Contender, alternate
+from redwood.bench.report import forward_times, quartiles
+from redwood.bench.sizes import paths, tokens_along
+from redwood.cli.loading import open_contenders
+from redwood.drafters.base import ModelDrafter, NgramDrafter
 from redwood.sampling import SamplingParams, top
 
 NODES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)

@@ -30,7 +30,7 @@ from peers.summary import HEADER, enough, line, summary, table, verdict
 from rich.console import Console
 
 from redwood import SamplingParams
-from redwood.commands.loading import open_contenders
+from redwood.cli.loading import open_contenders
 
 OTHERS = 0.1  # processors
 DISTURBED = 3  # exit status

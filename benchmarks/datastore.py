@@ -32,7 +32,7 @@ from redwood.datastore import Datastore, add, create
 from redwood.datastore.search import look_up
 from redwood.datastore.sources import Documents, find_files
 from redwood.models import locate
-from redwood.tokenizers import load_tokenizer
+from redwood.models.tokenizer import load_tokenizer
 
 Texts = list[list[int]]
 

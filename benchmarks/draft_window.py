@@ -18,10 +18,10 @@ from peers.prompts import add_options, chat_ids, read_prompts
 from rich.console import Console
 from rich.table import Table
 
-from redwood.calibration.acceptance import Text, paired
-from redwood.commands.loading import open_contenders
-from redwood.drafting import ModelDrafter
-from redwood.racing import PLAIN, run
+from redwood.bench.acceptance import Text, paired
+from redwood.bench.interleave import PLAIN, run
+from redwood.cli.loading import open_contenders
+from redwood.drafters.base import ModelDrafter
 from redwood.sampling import SamplingParams, top
 
 RANKS = 3

@@ -23,17 +23,18 @@ from rich.console import Console
 from rich.table import Table
 
 import redwood
-from redwood.backends import _native_load, _packed
-from redwood.backends._weights import open_gguf
-from redwood.backends.native import NativeBackend
-from redwood.calibration.acceptance import Text
-from redwood.drafting import ModelDrafter, NgramDrafter, UnionDrafter
-from redwood.loading import DRAFT_VOCAB, DRAFT_WINDOW, open_drafter
+from redwood.backends.native import load as native_load
+from redwood.backends.native import packed as packed_files
+from redwood.backends.native.backend import NativeBackend
+from redwood.backends.native.weights import open_gguf
+from redwood.bench.acceptance import Text
+from redwood.bench.interleave import PLAIN, Contender, alternate, run
+from redwood.drafters.base import ModelDrafter, NgramDrafter, UnionDrafter
+from redwood.engine.load import DRAFT_VOCAB, DRAFT_WINDOW, open_drafter
 from redwood.models import gguf_path
-from redwood.planning import make_planner
-from redwood.racing import PLAIN, Contender, alternate, run
+from redwood.planner.from_profile import make_planner
+from redwood.profiling.measure import Kind, measure_curve
 from redwood.sampling import SamplingParams
-from redwood.timing import Kind, measure_curve
 
 CHAIN = [-1, 0, 1]
 
@@ -44,11 +45,11 @@ def first_layers(target: str, layers: int, threads: int) -> NativeBackend:
     if file is None:
         raise SystemExit(f"{target} is no GGUF file: --layers is for those")
     with open_gguf(file, None) as source:
-        matrices = _native_load._matrices(source, [file], "auto", threads, target)
+        matrices = native_load._matrices(source, [file], "auto", threads, target)
         spec = source.spec
         if spec.tied:
             matrices["output"] = matrices["embed"]
-        vectors = _packed.vectors(source)
+        vectors = packed_files.vectors(source)
     left_out = tuple(f"{layer}." for layer in range(layers, spec.layers))
     return NativeBackend(
         replace(

@@ -20,8 +20,8 @@ from typing import Any
 import common
 
 import redwood
-from redwood.benchmarking import first_difference
-from redwood.planning import make_planner
+from redwood.bench.report import first_difference
+from redwood.planner.from_profile import make_planner
 from redwood.sampling import SamplingParams
 
 BUDGETS = (1, 2, 4, 8, 16, 32, 64, None)  # None: the planner's

@@ -27,22 +27,22 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from redwood.algorithms.dynamic import Reliability, model_prior
+from redwood.algorithms.acceptance import Reliability, model_prior
 from redwood.algorithms.sequoia import optimal_tree
 from redwood.algorithms.specinfer import merge_trees
-from redwood.backends._rows import RowState
 from redwood.backends.base import Kept, Nodes
-from redwood.backends.eager import _Row, _Span
-from redwood.context import Context
-from redwood.drafting import ModelDrafter, NgramDrafter, UnionDrafter
-from redwood.engine import judge
-from redwood.growing import Growing
-from redwood.model_drafter import DEFAULT_ACCEPTANCE
-from redwood.pacing import Correction, Levels, StepTimes
-from redwood.planner import Planner
-from redwood.requests import new_request
+from redwood.backends.eager.backend import _Row, _Span
+from redwood.backends.rows import RowState
+from redwood.drafters.base import ModelDrafter, NgramDrafter, UnionDrafter
+from redwood.drafters.context import Context
+from redwood.drafters.draft_tree import Growing
+from redwood.drafters.model import DEFAULT_ACCEPTANCE
+from redwood.engine.engine import judge
+from redwood.engine.request import new_request
+from redwood.planner.budget import Correction, Levels, StepTimes
+from redwood.planner.planner import Planner
+from redwood.profiling.latency import TimeCurve, TimePoint
 from redwood.sampling import SamplingParams
-from redwood.time_curve import TimeCurve, TimePoint
 from redwood.tree import Law, TokenTree, ancestor_mask
 
 SIZES = (4, 8, 16, 64, 128, 256, 512, 1024)

@@ -55,12 +55,12 @@ def serve(checkout: Path, options: argparse.Namespace) -> None:
     sys.meta_path[:] = [f for f in sys.meta_path if "ScikitBuild" not in type(f).__name__]
     sys.path.insert(0, str(checkout.resolve() / "src"))
     import redwood
-    from redwood.backends import _native_load
     from redwood.backends.base import Kept, Nodes
+    from redwood.backends.native import load as native_load
 
     if options.isa != "auto":
-        make: Any = _native_load.NativeBackend
-        _native_load.NativeBackend = lambda *a, **more: make(*a, **more | {"isa": options.isa})
+        make: Any = native_load.NativeBackend
+        native_load.NativeBackend = lambda *a, **more: make(*a, **more | {"isa": options.isa})
     engine = redwood.load(options.model, "none", backend="native", threads=options.threads)
     backend: Any = engine.target
     rows: dict[int, int] = {}

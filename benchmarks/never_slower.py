@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 import redwood
-from redwood.benchmarking import quartiles
-from redwood.planning import make_planner
-from redwood.racing import PLAIN, Contender, Run, alternate
+from redwood.bench.interleave import PLAIN, Contender, Run, alternate
+from redwood.bench.report import quartiles
+from redwood.planner.from_profile import make_planner
 
 HERE = Path(__file__).parent
 

@@ -29,7 +29,7 @@ from replay import GREEDY, Answer, Replay, load_answers, replay_all
 
 from redwood.datastore import Datastore, create
 from redwood.datastore.store import TokenizerId
-from redwood.drafting import Drafter, NgramDrafter, UnionDrafter
+from redwood.drafters.base import Drafter, NgramDrafter, UnionDrafter
 from redwood.sampling import SamplingParams
 
 PARTS = 3

@@ -212,7 +212,7 @@ def child(args: argparse.Namespace, way: str) -> tuple[dict[str, Any], int]:
 @contextmanager
 def cgroup(memory: str, way: str) -> Iterator[Callable[[], None] | None]:
     """What puts a process under the limit, page cache and all; None: this system cannot."""
-    from redwood.backends.offload import parse_bytes
+    from redwood.backends.offload.backend import parse_bytes
 
     group = Path("/sys/fs/cgroup/memory") / f"redwood-{os.getpid()}"
     if way == "held" or not os.access(group.parent, os.W_OK):

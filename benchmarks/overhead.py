@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 import redwood
-from redwood.drafting import NgramDrafter
-from redwood.racing import Contender, run
+from redwood.bench.interleave import Contender, run
+from redwood.drafters.base import NgramDrafter
 from redwood.sampling import SamplingParams
 
 TEXT = Path(__file__).parent.parent / "LICENSE"

@@ -30,9 +30,9 @@ from torch import Tensor
 import redwood
 from redwood.backends.base import Backend, Kept, Nodes
 from redwood.backends.load import open_model
-from redwood.chance import draw
-from redwood.drafting import ModelDrafter
+from redwood.drafters.base import ModelDrafter
 from redwood.sampling import History, SamplingParams, probs_from_scores, scores, top
+from redwood.sampling.noise import draw
 
 PAIR = ("target", "drafter", "layers", "noise")
 _CHUNK = 512

@@ -24,12 +24,12 @@ import numpy as np
 
 from redwood.backends.base import Backend, Kept, Nodes
 from redwood.backends.load import open_model
-from redwood.chance import draw
-from redwood.context import Context
-from redwood.drafting import Drafter
+from redwood.drafters.base import Drafter
+from redwood.drafters.context import Context
 from redwood.models._cache import cache_dir
+from redwood.models.tokenizer import eos_ids, load_tokenizer
 from redwood.sampling import History, SamplingParams, probs_from_scores
-from redwood.tokenizers import eos_ids, load_tokenizer
+from redwood.sampling.noise import draw
 from redwood.tree import TokenTree
 
 _CHUNK = 512

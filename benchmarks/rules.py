@@ -32,8 +32,8 @@ from trees import acceptance
 from redwood import verify
 from redwood.algorithms.sequoia import optimal_tree
 from redwood.backends.base import Nodes
-from redwood.context import Context
-from redwood.drafting import ModelDrafter
+from redwood.drafters.base import ModelDrafter
+from redwood.drafters.context import Context
 from redwood.sampling import History, PathRows, SamplingParams
 from redwood.testing.enumeration import Rule, Script, runs
 from redwood.tree import Law, TokenTree

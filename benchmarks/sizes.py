@@ -27,9 +27,9 @@ from trees import acceptance, in_context
 import redwood
 from redwood.algorithms.sequoia import Plan, choose_tree
 from redwood.backends.base import Backend
-from redwood.benchmarking import forward_times
-from redwood.drafting import ModelDrafter
-from redwood.racing import PLAIN, Contender, Run, alternate
+from redwood.bench.interleave import PLAIN, Contender, Run, alternate
+from redwood.bench.report import forward_times
+from redwood.drafters.base import ModelDrafter
 from redwood.sampling import SamplingParams
 
 

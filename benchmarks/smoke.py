@@ -152,8 +152,8 @@ def parted(engine: Any, prompt: list[int], plain: list[int], trees: list[int]) -
 
 def rounding(engine: Any) -> float:
     """Nats by which rounding may move two tokens against each other here."""
-    from redwood.backends._probe import natural_tokens, own_rounding, tree_logits
-    from redwood.backends.eager import EagerBackend
+    from redwood.backends.eager.backend import EagerBackend
+    from redwood.backends.eager.probe import natural_tokens, own_rounding, tree_logits
 
     backend = engine.target
     if not isinstance(backend, EagerBackend):
@@ -243,7 +243,7 @@ def processor() -> dict[str, Any]:
     """Name, cores and instruction sets of this machine."""
     import torch
 
-    from redwood.backends.native import extension
+    from redwood.backends.native.backend import extension
     from redwood.errors import UnsupportedError
 
     told: dict[str, str] = {}

@@ -22,9 +22,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from redwood.algorithms.sequoia import optimal_tree
-from redwood.commands.loading import open_contenders
-from redwood.drafting import ModelDrafter, NgramDrafter
-from redwood.racing import PLAIN, Contender, alternate
+from redwood.bench.interleave import PLAIN, Contender, alternate
+from redwood.cli.loading import open_contenders
+from redwood.drafters.base import ModelDrafter, NgramDrafter
 from redwood.sampling import SamplingParams
 
 _RATES = [0.85, 0.07, 0.03, 0.01]  # by rank, about what the Qwen pair has; it shapes the trees

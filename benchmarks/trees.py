@@ -25,9 +25,9 @@ from record import add_prompts, chosen_prompts, command, open_pair
 
 import redwood
 from redwood.algorithms.sequoia import expected_tokens, optimal_tree
-from redwood.drafting import ModelDrafter
-from redwood.engine import Step
-from redwood.racing import Contender, run
+from redwood.bench.interleave import Contender, run
+from redwood.drafters.base import ModelDrafter
+from redwood.engine.engine import Step
 from redwood.sampling import SamplingParams
 from redwood.tree import children_of, depths_of
 

@@ -23,13 +23,13 @@ import torch
 from record import command
 
 import redwood
-from redwood._profile_file import digest
-from redwood.benchmarking import reports
-from redwood.commands.bench import read_tasks
-from redwood.drafting import ModelDrafter, NgramDrafter, join_drafters
-from redwood.loading import open_drafter
+from redwood._storage import digest
+from redwood.bench.interleave import PLAIN, Contender, alternate
+from redwood.bench.report import reports
+from redwood.cli.bench import read_tasks
+from redwood.drafters.base import ModelDrafter, NgramDrafter, join_drafters
+from redwood.engine.load import open_drafter
 from redwood.models import resolve
-from redwood.racing import PLAIN, Contender, alternate
 from redwood.sampling import SamplingParams
 from redwood.tuning import Plan, Project, Settings
 from redwood.tuning.project import identity, split

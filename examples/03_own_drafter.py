@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 import redwood
-from redwood.drafting import Context
+from redwood.drafters.base import Context
 
 
 class RepeatDrafter:

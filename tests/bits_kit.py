@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder_kit import tiny_config
-from redwood.backends import _native_load, _packed
-from redwood.backends._decoder_spec import DecoderSpec
-from redwood.backends._decoder_spec_hf import spec_from_config
-from redwood.backends._weights import GLOBAL_ROLES, Weight, WeightSource, _shapes
 from redwood.backends.base import Kept, Nodes
-from redwood.backends.native import NativeBackend, Packed, extension
+from redwood.backends.native import load as native_load
+from redwood.backends.native import packed as packed_files
+from redwood.backends.native.backend import NativeBackend, Packed, extension
+from redwood.backends.native.spec import DecoderSpec
+from redwood.backends.native.spec_hf import spec_from_config
+from redwood.backends.native.weights import GLOBAL_ROLES, Weight, WeightSource, _shapes
 from redwood.models._gguf import BLOCKS
 
 EMULATED = ("amx-emulated",)
@@ -131,10 +132,10 @@ class Made:
     def of(cls, spec: DecoderSpec, kind: str, weights: str = "auto") -> Made:
         """Packs weights as `load_native` does."""
         source = made_weights(spec, kind)
-        matrices = _native_load._matrices(source, [], weights, 1, "made")
+        matrices = native_load._matrices(source, [], weights, 1, "made")
         if spec.tied:
             matrices["output"] = matrices["embed"]
-        return cls(spec, matrices, _packed.vectors(source))
+        return cls(spec, matrices, packed_files.vectors(source))
 
     def backend(self, isa: str, kv: str = "f16", threads: int = 1) -> NativeBackend:
         """The model on an instruction set."""

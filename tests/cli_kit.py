@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from redwood.commands.app import app
-from redwood.engine import RowEngine
+from redwood.cli.app import app
+from redwood.engine.engine import RowEngine
 
 _OUTSIDE = ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "REDWOOD_DEBUG", "COLUMNS")
 

@@ -14,8 +14,8 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import dequantize, quantize
 from torch import Tensor
 
-from redwood.backends._decoder_spec import DecoderSpec
-from redwood.backends._weights import Weight, WeightSource
+from redwood.backends.native.spec import DecoderSpec
+from redwood.backends.native.weights import Weight, WeightSource
 
 CLASSES = {
     "llama": "Llama",

@@ -23,15 +23,16 @@ from numpy.typing import NDArray
 
 from bits_kit import KINDS, Made, instruction_sets, logits_of, made_spec, raw
 from decoder_kit import CLASSES
-from redwood import models, rowmath
-from redwood.backends._decoder_spec import make_rope
-from redwood.backends._native_load import load_native
-from redwood.chance import coupled_choice, gumbel
-from redwood.drafting import NgramDrafter
+from redwood import models
+from redwood.backends.native.load import load_native
+from redwood.backends.native.spec import make_rope
+from redwood.drafters.base import NgramDrafter
+from redwood.engine.text import Engine
 from redwood.errors import ModelError
-from redwood.generate import Engine
-from redwood.profile_key import _processor
-from redwood.tokenizers import eos_ids, load_tokenizer
+from redwood.models.tokenizer import eos_ids, load_tokenizer
+from redwood.profiling.key import _processor
+from redwood.sampling import kernels
+from redwood.sampling.noise import coupled_choice, gumbel
 
 FILE = Path(__file__).parent / "data" / "digests.json"
 MODEL = "smollm2-135m-instruct"
@@ -100,9 +101,9 @@ def _chance() -> str:
     row = ((raw("row", 5000) >> np.uint64(48)).astype(np.float32) - 2**15) * np.float32(2.0**-11)
     found = []
     for position, temperature in enumerate((0.3, 0.8, 1.7)):
-        weights, mass = rowmath.weigh(row, float(row.max()), temperature)
-        mass = rowmath.truncate(weights, mass, 400, 0.95, 0.001)
-        noise = gumbel(rowmath.uniforms_at(7, position, np.arange(len(row))))
+        weights, mass = kernels.weigh(row, float(row.max()), temperature)
+        mass = kernels.truncate(weights, mass, 400, 0.95, 0.001)
+        noise = gumbel(kernels.uniforms_at(7, position, np.arange(len(row))))
         choice = coupled_choice(weights / mass, noise)
         found += [weights, noise, np.array([mass, choice])]
     return digest(np.concatenate(found))

@@ -11,17 +11,18 @@ from unittest import mock
 
 import torch
 
-from redwood.backends import _offload_file, _offload_load
 from redwood.backends.load import load_offload
-from redwood.backends.offload import OffloadBackend
+from redwood.backends.offload import file as offload_file
+from redwood.backends.offload import load as offload_load
+from redwood.backends.offload.backend import OffloadBackend
 
 
 @contextmanager
 def small_pieces(size: int = 4096) -> Iterator[None]:
     """Tensors of a tiny model count as large, and are cut into pieces of this many bytes."""
     with (
-        mock.patch.object(_offload_load, "SMALL", 64),
-        mock.patch.object(_offload_file, "PIECE_BYTES", size),
+        mock.patch.object(offload_load, "SMALL", 64),
+        mock.patch.object(offload_file, "PIECE_BYTES", size),
     ):
         yield
 

@@ -24,15 +24,14 @@ import pytest
 
 import redwood
 from redwood._transformers import split_options
-from redwood.backends import _parallel_load as _parallel_load  # for the fork server to import
 from redwood.backends import load as _load  # noqa: F401
-from redwood.backends._ranks import PARALLEL, Line, Place, Ranks
 from redwood.backends.base import Kept
-from redwood.backends.eager import EagerBackend
+from redwood.backends.eager.backend import EagerBackend
 from redwood.backends.load import wrap_model
-from redwood.backends.parallel import Member, ParallelBackend, follow
+from redwood.backends.parallel.backend import Member, ParallelBackend, follow
+from redwood.backends.parallel.ranks import PARALLEL, Line, Place, Ranks
+from redwood.engine.load import load as _whole  # noqa: F401
 from redwood.errors import UnsupportedError
-from redwood.loading import load as _whole  # noqa: F401
 
 PATIENCE_S = 120.0  # a loaded machine is slow
 GRACE_S = 25.0  # for the others, once one has failed: a rank ends within 15 s of its peer's end

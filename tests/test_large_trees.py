@@ -10,21 +10,21 @@ import pytest
 import torch
 
 from conftest import tiny_llama
-from redwood import rowmath, verify
-from redwood.algorithms.dynamic import Reliability, learn
+from redwood import verify
+from redwood.algorithms.acceptance import Reliability, learn
 from redwood.algorithms.specinfer import merge_trees
 from redwood.backends.base import Nodes
-from redwood.backends.eager import _Row, _Span
+from redwood.backends.eager.backend import _Row, _Span
 from redwood.backends.load import wrap_model
-from redwood.context import Context
-from redwood.drafting import ModelDrafter, NgramDrafter, UnionDrafter
-from redwood.engine import RowEngine
-from redwood.growing import Growing
-from redwood.model_drafter import _DraftRow
-from redwood.pacing import Correction, Levels, StepTimes
-from redwood.planner import Planner, arms_of
-from redwood.sampling import History, SamplingParams
-from redwood.time_curve import TimeCurve, TimePoint
+from redwood.drafters.base import ModelDrafter, NgramDrafter, UnionDrafter
+from redwood.drafters.context import Context
+from redwood.drafters.draft_tree import Growing
+from redwood.drafters.model import _DraftRow
+from redwood.engine.engine import RowEngine
+from redwood.planner.budget import Correction, Levels, StepTimes
+from redwood.planner.planner import Planner, arms_of
+from redwood.profiling.latency import TimeCurve, TimePoint
+from redwood.sampling import History, SamplingParams, kernels
 from redwood.tree import Law, TokenTree, ancestor_mask
 
 SIZES = (1, 2, 7, 60, 600)
@@ -189,7 +189,7 @@ def test_the_largest_values_of_a_row_are_those_of_a_sort(size: int) -> None:
     crowded[3::64] = 1.0 + rng.random(len(crowded[3::64]), dtype=np.float32)
     for row in (rng.standard_normal(size).astype(np.float32), rough, masked, crowded):
         for count in (1, 3, min(size, 40), min(size, 256)):
-            values, ids = rowmath.top(row, count)
+            values, ids = kernels.top(row, count)
             want = np.argsort(-row, kind="stable")[:count]
             np.testing.assert_array_equal(ids, want)
             np.testing.assert_array_equal(values, row[want])
@@ -197,10 +197,10 @@ def test_the_largest_values_of_a_row_are_those_of_a_sort(size: int) -> None:
 
 def test_a_row_is_finite_unless_a_value_is_not() -> None:
     for row in (np.zeros(5000, np.float32), np.full(5000, 3e38, np.float32)):
-        assert rowmath.row_range(row).finite
+        assert kernels.row_range(row).finite
         for bad in (np.nan, np.inf, -np.inf):
             row[4321] = bad
-            assert not rowmath.row_range(row).finite
+            assert not kernels.row_range(row).finite
 
 
 def test_times_of_growing_steps_are_those_of_each_step() -> None:

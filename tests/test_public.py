@@ -13,7 +13,7 @@ import pytest
 import redwood
 from redwood.cli import main
 from redwood.datastore import create
-from redwood.tokenizers import load_tokenizer
+from redwood.models.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -47,7 +47,7 @@ def _commands() -> list[str]:
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     ours = [line for line in lines if line.startswith(".venv/bin/redwood")]
-    # Servers do not end by themselves: tests/test_cli_serve.py and test_replicas.py run them.
+    # Servers do not end by themselves: tests/cli/test_cli_serve.py and test_replicas.py run them.
     return [line for line in ours if " serve " not in line and " deploy --run" not in line]
 
 

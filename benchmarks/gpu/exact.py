@@ -10,8 +10,8 @@ from subjects import Subject
 from torch import Tensor
 
 from redwood.backends.base import Backend, Kept, Nodes
-from redwood.benchmarking import NEAR_TIE, reports
-from redwood.racing import PLAIN, Contender, alternate
+from redwood.bench.interleave import PLAIN, Contender, alternate
+from redwood.bench.report import NEAR_TIE, reports
 from redwood.sampling import SamplingParams
 
 _PARENTS = [-1, 0, 0, 1, 2, 2, 3, 6]

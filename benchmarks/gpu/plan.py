@@ -16,9 +16,9 @@ from typing import Any
 from subjects import Subject
 
 from redwood.algorithms.sequoia import choose_tree, optimal_tree
-from redwood.benchmarking import quartiles
-from redwood.engine import Step
-from redwood.racing import PLAIN, Contender, Run, alternate, run
+from redwood.bench.interleave import PLAIN, Contender, Run, alternate, run
+from redwood.bench.report import quartiles
+from redwood.engine.engine import Step
 from redwood.sampling import SamplingParams
 from redwood.tree import children_of, depths_of
 

@@ -28,7 +28,7 @@ import torch
 from subjects import PROMPTS, Subject, large, open_source, small
 from transformers.utils import logging as transformers_logging
 
-from redwood.benchmarking import forward_times
+from redwood.bench.report import forward_times
 from redwood.sampling import SamplingParams
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

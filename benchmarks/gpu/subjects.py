@@ -22,13 +22,13 @@ import torch
 from grow import SEVEN_B, Size, grow
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from redwood.backends._recording import Repeated
-from redwood.backends.cuda_graph import CudaGraphBackend, with_graphs
+from redwood.backends.cuda_graph.backend import CudaGraphBackend, with_graphs
+from redwood.backends.cuda_graph.recording import Repeated
 from redwood.backends.load import wrap_model
-from redwood.drafting import Drafter, ModelDrafter, NgramDrafter
-from redwood.engine import RowEngine
+from redwood.drafters.base import Drafter, ModelDrafter, NgramDrafter
+from redwood.engine.engine import RowEngine
 from redwood.models import resolve
-from redwood.tokenizers import eos_ids, load_tokenizer
+from redwood.models.tokenizer import eos_ids, load_tokenizer
 
 PROMPTS = Path(__file__).parents[1] / "prompts" / "editing_dev.jsonl"
 

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from subjects import Subject, stock
 
-from redwood.benchmarking import quartiles
-from redwood.drafting import NoDrafter
-from redwood.engine import RowEngine
-from redwood.racing import Contender
-from redwood.racing import run as answer
+from redwood.bench.interleave import Contender
+from redwood.bench.interleave import run as answer
+from redwood.bench.report import quartiles
+from redwood.drafters.base import NoDrafter
+from redwood.engine.engine import RowEngine
 from redwood.sampling import SamplingParams
 
 _WARM_UP_TOKENS = 8

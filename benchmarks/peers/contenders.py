@@ -21,8 +21,8 @@ from peers import llama_server, places
 from peers.process import PAUSE, LinesPeer, watched
 
 from redwood import SamplingParams
+from redwood.bench.interleave import Contender, run
 from redwood.models import locate, resolve
-from redwood.racing import Contender, run
 
 Turn = Callable[[list[int]], dict[str, Any]]
 HERE = Path(__file__).parent

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from peers.places import CACHE
 
-from redwood.commands.bench import Task, read_tasks
+from redwood.cli.bench import Task, read_tasks
 from redwood.models import _fetch
 
 EDITING = Path(__file__).parent.parent / "prompts" / "editing_test.jsonl"

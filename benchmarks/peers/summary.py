@@ -9,7 +9,7 @@ from typing import Any
 from peers.contenders import plain_of
 from rich.table import Table
 
-from redwood.benchmarking import quartiles
+from redwood.bench.report import quartiles
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 REDWOOD = "Redwood"

@@ -45,7 +45,7 @@ from running import TARGET, Server, serving, setting
 from common import setting as common_setting, write  # isort: skip
 
 from redwood.models import locate
-from redwood.tokenizers import load_tokenizer
+from redwood.models.tokenizer import load_tokenizer
 
 PROMPTS = Path(__file__).parents[1] / "prompts"
 CHAT = "/v1/chat/completions"

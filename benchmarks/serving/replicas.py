@@ -38,7 +38,7 @@ _BACK_S = 90.0
 _DEPLOY = """
 import json, sys, ray
 from ray import serve
-from redwood.replicas import application
+from redwood.server.replicas import application
 ray.init(address="auto", logging_level="ERROR", log_to_driver=False)
 serve.run(application(json.loads(sys.argv[1])), name="redwood", route_prefix="/")
 """

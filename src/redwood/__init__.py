@@ -9,11 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from redwood.drafting import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
-    from redwood.engine import Step
+    from redwood.drafters.base import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
+    from redwood.engine.engine import Step
+    from redwood.engine.load import load
+    from redwood.engine.text import Engine, Output, Piece
     from redwood.errors import RedwoodError
-    from redwood.generate import Engine, Output, Piece
-    from redwood.loading import load
     from redwood.sampling import SamplingParams
     from redwood.tree import Law, TokenTree
     from redwood.verify import Acceptance
@@ -39,11 +39,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "drafting": ("Drafter", "ModelDrafter", "NgramDrafter", "NoDrafter", "UnionDrafter"),
-    "engine": ("Step",),
+    "drafters.base": ("Drafter", "ModelDrafter", "NgramDrafter", "NoDrafter", "UnionDrafter"),
+    "engine.engine": ("Step",),
     "errors": ("RedwoodError",),
-    "generate": ("Engine", "Output", "Piece"),
-    "loading": ("load",),
+    "engine.text": ("Engine", "Output", "Piece"),
+    "engine.load": ("load",),
     "sampling": ("SamplingParams",),
     "tree": ("Law", "TokenTree"),
     "verify": ("Acceptance",),
@@ -57,7 +57,8 @@ _MODULES = (
     "datastore",
     "hf",
     "models",
-    "stats",
+    "sampling",
+    "engine",
     "testing",
     *_HOMES,
 )

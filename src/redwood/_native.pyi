@@ -82,7 +82,7 @@ class Decoder:
         """
 
 def row_range(row: NDArray[np.float32] | NDArray[np.float64]) -> tuple[float, float, int]:
-    """See `redwood.rowmath.row_range`."""
+    """See `redwood.sampling.kernels.row_range`."""
 
 def weigh(
     row: NDArray[np.float32] | NDArray[np.float64],
@@ -90,26 +90,26 @@ def weigh(
     temperature: float,
     out: NDArray[np.float64],
 ) -> float:
-    """See `redwood.rowmath.weigh`."""
+    """See `redwood.sampling.kernels.weigh`."""
 
 def truncate(
     weights: NDArray[np.float64], mass: float, top_k: int, top_p: float, min_p: float
 ) -> float:
-    """See `redwood.rowmath.truncate`."""
+    """See `redwood.sampling.kernels.truncate`."""
 
 def draw(weights: NDArray[np.float64], uniform: float) -> int:
-    """See `redwood.rowmath.draw`."""
+    """See `redwood.sampling.kernels.draw`."""
 
 def race(weights: NDArray[np.float64], key: int, position: int) -> tuple[list[int], list[float]]:
-    """See `redwood.rowmath.race`."""
+    """See `redwood.sampling.kernels.race`."""
 
 def uniforms_at(
     key: int, position: int, tokens: NDArray[np.int64], out: NDArray[np.float64]
 ) -> None:
-    """See `redwood.rowmath.uniforms_at`."""
+    """See `redwood.sampling.kernels.uniforms_at`."""
 
 def log(row: NDArray[np.float64], out: NDArray[np.float64]) -> None:
-    """See `redwood.rowmath.log`."""
+    """See `redwood.sampling.kernels.log`."""
 
 class TextIndex:
     """See `redwood.algorithms.sssd.TextIndex`; compares 4 tokens at most."""

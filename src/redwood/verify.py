@@ -22,10 +22,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from redwood.chance import coupled_choice as coupled_choice
-from redwood.chance import draw
 from redwood.errors import ArgumentError, NumericalError
 from redwood.sampling import PathRows
+from redwood.sampling.noise import coupled_choice as coupled_choice
+from redwood.sampling.noise import draw
 from redwood.tree import Law, TokenTree
 
 Row = NDArray[np.float64]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple, Protocol, TypeAlias
 
-from redwood.algorithms.dynamic import ngram_bin
+from redwood.algorithms.acceptance import ngram_bin
 from redwood.errors import ArgumentError, check_count
 
 try:

@@ -13,23 +13,23 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from redwood._transformers import attention_of, check_version
-from redwood.backends._native_load import check_options, default_threads, load_native
-from redwood.backends._offload_load import open_offloaded
-from redwood.backends._packing import pack_linears
-from redwood.backends._parallel_load import open_parallel
-from redwood.backends._probe import (
+from redwood.backends.base import Backend
+from redwood.backends.cuda_graph.backend import with_graphs
+from redwood.backends.eager.backend import ATTENTION, EagerBackend
+from redwood.backends.eager.packing import pack_linears
+from redwood.backends.eager.probe import (
     PROBE_SLOTS,
     check_structure,
     natural_tokens,
     probe,
     stock_logits,
 )
-from redwood.backends._together import together_of
-from redwood.backends.base import Backend
-from redwood.backends.cuda_graph import with_graphs
-from redwood.backends.eager import ATTENTION, EagerBackend
-from redwood.backends.native import extension
-from redwood.backends.offload import OffloadBackend
+from redwood.backends.eager.together import together_of
+from redwood.backends.native.backend import extension
+from redwood.backends.native.load import check_options, default_threads, load_native
+from redwood.backends.offload.backend import OffloadBackend
+from redwood.backends.offload.load import open_offloaded
+from redwood.backends.parallel.load import open_parallel
 from redwood.errors import (
     ArgumentError,
     CapacityError,
@@ -255,7 +255,7 @@ def load_offload(
     capacity: int | None = None,
     threads: int | None = None,
 ) -> OffloadBackend:
-    """Returns the offload backend for the model in `folder`; see `redwood.backends.offload`.
+    """Returns the offload backend for the model in `folder`; see `backends.offload`.
 
     Args:
         name: under which the file that it streams from is kept in the cache.

@@ -27,9 +27,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from redwood._mapping import mapped
 from redwood.errors import ArgumentError, DatastoreError, UnsupportedError
 from redwood.models._cache import sync_folder
+from redwood.models.mapping import mapped
 
 END = 0  # ends a document; no token is stored as 0
 MOST_VALUES = 1 << 29  # of a chunk: four bytes each must fit the sorter's 32 bits

@@ -97,7 +97,7 @@ class Namespaces:
     def stores(self, namespace: str) -> list[Datastore]:
         """Returns the datastore of a namespace as it is now, in a list; empty if there is none.
 
-        For `redwood.drafting.attach`, before a request's first step. One that cannot be read is
+        For `drafters.base.attach`, before a request's first step. One that cannot be read is
         left out, and the log says why.
         """
         key = self._key(namespace)

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from redwood.chat_template import chat_text
 from redwood.errors import ArgumentError
+from redwood.models.chat_template import chat_text
 
 _BLOCK = 1 << 20  # characters that are tokenised together; a longer file is cut at line ends
 _LINES = (".jsonl", ".ndjson")

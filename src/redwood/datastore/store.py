@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from redwood import _profile_file as files
+from redwood import _storage as files
 from redwood.datastore.chunk import Chunk
 from redwood.errors import DatastoreError, TokenizerMismatchError
 from redwood.models._cache import sha256_of

@@ -30,17 +30,17 @@ from transformers.generation import (
 
 from redwood._transformers import pad_id
 from redwood.backends.base import Backend
-from redwood.drafting import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
-from redwood.engine import RowEngine
+from redwood.drafters.base import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
+from redwood.engine.engine import RowEngine
+from redwood.engine.load import default_budget
+from redwood.engine.stats import Stats
 from redwood.errors import ArgumentError, TokenizerMismatchError, UnsupportedError
 from redwood.hf.decode import decode_batch
 from redwood.hf.inputs import left_padding, refuse_options, refuse_state
 from redwood.hf.model import borrowed
 from redwood.hf.processors import check_processors, path_processor
-from redwood.loading import default_budget
+from redwood.models.tokenizer import check_same_tokens
 from redwood.sampling import SamplingParams
-from redwood.stats import Stats
-from redwood.tokenizers import check_same_tokens
 
 _DRAFTERS: dict[str, Callable[[], Drafter]] = {"ngram": NgramDrafter, "none": NoDrafter}
 

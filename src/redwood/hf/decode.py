@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redwood.engine import RowEngine
+from redwood.engine.engine import RowEngine
+from redwood.engine.stats import Stats
 from redwood.errors import ArgumentError, CapacityError
 from redwood.sampling import SamplingParams
-from redwood.stats import Stats
 
 
 def decode_batch(

@@ -9,7 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from redwood._transformers import attention_of, attentions_of, restore_attentions
-from redwood.backends.eager import ATTENTION, EagerBackend, Together
+from redwood.backends.eager.backend import ATTENTION, EagerBackend, Together
 from redwood.backends.load import wrap_model
 
 

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from redwood._mapping import mapped
 from redwood.errors import ModelError
+from redwood.models.mapping import mapped
 
 Value: TypeAlias = int | float | bool | str | list[Any]
 """A list holds values of one of the other types."""

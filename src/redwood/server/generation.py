@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
+from redwood.engine.stats import Stats
 from redwood.sampling import SamplingParams
 from redwood.server.errors import ApiError, as_api_error, full
-from redwood.stats import Stats
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Event:
     Args:
         choice: its index.
         started: it has a row now; nothing else is set.
-        text, token_ids, logprobs, finish_reason: of a step; see `redwood.engine.Step`.
+        text, token_ids, logprobs, finish_reason: of a step; see `redwood.engine.engine.Step`.
         error: the choice has failed.
         trace: the step's tree, if it was asked for; see `redwood.server.trace`.
     """

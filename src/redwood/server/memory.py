@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from redwood.drafting import NgramDrafter, attach
+from redwood.drafters.base import NgramDrafter, attach
 from redwood.errors import ArgumentError
 
 if TYPE_CHECKING:
     from redwood.datastore import Namespaces
-    from redwood.drafting import Drafter
+    from redwood.drafters.base import Drafter
     from redwood.server.generation import Choice
 
 _PROMPT_TOKENS = 3  # before an answer, so that what leads into it is found, too (SSSD)

@@ -19,7 +19,7 @@ from prometheus_client import (
 )
 
 if TYPE_CHECKING:  # it imports torch, and the router of replicas needs none
-    from redwood.requests import Step
+    from redwood.engine.request import Step
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _P = "redwood:"

@@ -22,7 +22,7 @@ from redwood.server.schema import ChatRequest, CompletionRequest, Request, Respo
 from redwood.server.settings import Settings
 
 if TYPE_CHECKING:
-    from redwood.generate import Engine
+    from redwood.engine.text import Engine
     from redwood.server.grammar import Grammars
 
 _DEADLINE_S = 20.0

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redwood.backends.base import Backend, Nodes
-from redwood.drafting import ModelDrafter
+from redwood.drafters.base import ModelDrafter
 
 if TYPE_CHECKING:
-    from redwood.generate import Engine
+    from redwood.engine.text import Engine
 
 _SHARE = 0.8  # of what is free: logits, activations, requests and their answers need some, too
 _UNLIMITED = 1 << 60  # control groups of the first kind say so with a huge number

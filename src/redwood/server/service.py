@@ -24,7 +24,7 @@ from redwood.server.tokens import TokenTexts
 from redwood.server.worker import Worker
 
 if TYPE_CHECKING:
-    from redwood.generate import Engine
+    from redwood.engine.text import Engine
 
 
 class Service:

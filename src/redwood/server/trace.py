@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from redwood.requests import Step
+from redwood.engine.request import Step
+from redwood.engine.stats import Stats
 from redwood.server.tokens import TokenTexts
-from redwood.stats import Stats
 
 
 def describe(step: Step, stats: Stats, texts: TokenTexts) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from threading import Thread
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING
 
+from redwood.engine.request import Step
 from redwood.errors import ArgumentError, RedwoodError
-from redwood.requests import Step
 from redwood.server.admission import Admission
 from redwood.server.errors import unavailable
 from redwood.server.generation import Choice, Event, Generation
@@ -27,7 +27,7 @@ from redwood.server.tokens import TokenTexts
 from redwood.server.trace import describe
 
 if TYPE_CHECKING:
-    from redwood.generate import Engine
+    from redwood.engine.text import Engine
 
 _IDLE_S = 0.5  # between heartbeats when there is nothing to do
 _FAILURES = 3  # steps in a row that raise, after which the engine counts as broken

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from redwood import _profile_file
+from redwood import _storage
 from redwood.errors import ArgumentError
 from redwood.models._cache import sync_folder
 
@@ -80,7 +80,7 @@ def save_state(
                 tensors[f"{moment}.{name}"] = known[moment]
     about = {"key": key, "history": asdict(state.history), "steps": steps}
     held = {name: each.contiguous().cpu() for name, each in tensors.items()}
-    _profile_file.write_whole(path, to_bytes(held, {_ABOUT: json.dumps(about)}))
+    _storage.write_whole(path, to_bytes(held, {_ABOUT: json.dumps(about)}))
 
 
 def restore_state(
@@ -136,7 +136,7 @@ def publish(
         draft.mkdir(parents=True)
         model.to(dtype).save_pretrained(draft)
         tokenizer.save_pretrained(draft)
-        _profile_file.write(draft / ABOUT, about)
+        _storage.write(draft / ABOUT, about)
         for path in draft.iterdir():
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -155,7 +155,7 @@ def read_about(folder: Path, key: str) -> dict[str, Any]:
         ArgumentError: nothing that `publish` wrote with this `key`, or a damaged file.
     """
     try:
-        about: dict[str, Any] = _profile_file.read(folder / ABOUT)
+        about: dict[str, Any] = _storage.read(folder / ABOUT)
     except (OSError, ValueError) as error:
         raise ArgumentError(f"{folder / ABOUT} is missing or damaged ({error})") from error
     if about.get("key") != key:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from redwood.engine.request import TokenLogprobs
+from redwood.engine.text import Engine
 from redwood.errors import ArgumentError, check_count
-from redwood.generate import Engine
-from redwood.requests import TokenLogprobs
 from redwood.sampling import SamplingParams
 from redwood.tuning.corpus import Sample, read_samples, write_samples
 

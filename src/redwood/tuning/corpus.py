@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from redwood._profile_file import write_whole
+from redwood._storage import write_whole
 from redwood.errors import ArgumentError
 
 _ABOUT = "redwood"  # one entry: safetensors writes several in any order

@@ -16,17 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redwood.backends.base import Backend
-from redwood.calibration.acceptance import (
+from redwood.bench.acceptance import (
     RANKS,
     Text,
     clustered,
     paired,
     position_chances,
 )
-from redwood.drafting import ModelDrafter, join_drafters
-from redwood.engine import RowEngine
-from redwood.profile import Acceptance
-from redwood.racing import Contender, run
+from redwood.bench.interleave import Contender, run
+from redwood.drafters.base import ModelDrafter, join_drafters
+from redwood.engine.engine import RowEngine
+from redwood.profiling.profile import Acceptance
 from redwood.sampling import SamplingParams, top
 
 
@@ -35,7 +35,7 @@ class Rates:
     """Acceptance of one model along texts.
 
     Args:
-        acceptance: by rank, as `redwood.calibration` measures it.
+        acceptance: by rank, as `redwood.bench.calibrate` measures it.
         ids: per text, [P, ranks], the model's best tokens at each position.
         wanted: per text, [P], the target's token.
     """

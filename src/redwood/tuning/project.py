@@ -24,14 +24,14 @@ from filelock import FileLock, Timeout
 from rich.filesize import decimal
 from transformers import AutoConfig
 
-from redwood import _profile_file
+from redwood import _storage
 from redwood.backends.load import DTYPES, load_stock
-from redwood.calibration.acceptance import Text
-from redwood.drafting import ModelDrafter
+from redwood.bench.acceptance import Text
+from redwood.drafters.base import ModelDrafter
+from redwood.engine.text import Engine
 from redwood.errors import ArgumentError, ModelError, check_count
-from redwood.generate import Engine
 from redwood.models import gguf_parts, locate
-from redwood.tokenizers import load_tokenizer
+from redwood.models.tokenizer import load_tokenizer
 from redwood.tuning.boost import Round, boost
 from redwood.tuning.checkpoint import History, publish, read_about
 from redwood.tuning.collect import Progress, answer_params, collect
@@ -105,14 +105,14 @@ class Plan:
     @property
     def key(self) -> str:
         """Digest of all of it."""
-        return _profile_file.digest(json.dumps(asdict(self), sort_keys=True))
+        return _storage.digest(json.dumps(asdict(self), sort_keys=True))
 
     @property
     def corpus_key(self) -> str:
         """Digest of what the answers depend on."""
         names = ("target", "prompts", "options", "max_tokens", "temperature", "seed", "distill")
         parts = {name: getattr(self, name) for name in (*names, "format")}
-        return _profile_file.digest(json.dumps(parts, sort_keys=True))
+        return _storage.digest(json.dumps(parts, sort_keys=True))
 
 
 class Split(NamedTuple):
@@ -146,7 +146,7 @@ def identity(name: str) -> str:
     folder, gguf = locate(name, progress=True)
     files = gguf_parts(gguf) if gguf is not None else sorted(folder.glob("*.safetensors"))
     listed = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return f"{name} {_profile_file.digest(repr(listed))[:16]}"
+    return f"{name} {_storage.digest(repr(listed))[:16]}"
 
 
 class Project:
@@ -169,7 +169,7 @@ class Project:
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise ArgumentError(f"{folder} holds other things: give a new folder")
             folder.mkdir(parents=True, exist_ok=True)
-            _profile_file.write(path, values)
+            _storage.write(path, values)
             return
         known = _read(path)
         if odd := _difference(known, values):
@@ -234,7 +234,7 @@ class Project:
             )
             rounds = self._rounds(samples, parts, starts, device, tell)
             report = self._measured(engine, samples, parts, starts, rounds, open_draft, tell)
-            _profile_file.write(self.folder / "tune.json", report)
+            _storage.write(self.folder / "tune.json", report)
         return report
 
     @contextmanager
@@ -378,7 +378,7 @@ def _float_bytes(folder: Path) -> int:
 
 def _read(path: Path) -> Any:
     try:
-        return _profile_file.read(path)
+        return _storage.read(path)
     except (OSError, ValueError) as error:
         raise ArgumentError(f"{path} is damaged ({error}): remove its folder") from error
 

@@ -1,0 +1,329 @@
+"""The eager backend: stock Transformers modules, with our attention over our own KV slots.
+
+Transformers calls the attention function registered for a model with whatever its cache returned as
+keys and values. Our cache returns a handle on the slots of every row, so the stock module runs
+unchanged, on any device, while keys and values of the past are never moved or joined. Attention is
+the one place where tokens meet, and it knows the rows: so the nodes of all rows stand behind each
+other as one text, and no position is computed for padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+from redwood._transformers import CacheHandle, cached_logits
+from redwood.backends.base import Kept, Nodes
+from redwood.backends.rows import RowState, check_distinct
+from redwood.errors import ArgumentError, UnsupportedError
+from redwood.tree import ancestor_mask
+
+ATTENTION = "redwood"  # the name under which our attention is registered
+_FIRST_SLOTS = 256
+
+Together = Literal["flat", "padded", "apart"]
+"""How rows share a forward: behind each other, padded to one length, or not at all."""
+
+
+class Slots(Protocol):
+    """A row as a forward sees it."""
+
+    length: int
+    parents: list[int]
+    depths: list[int]
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Stores keys and values [kv_heads, n, dim] from slot `start`; returns all up to there."""
+        ...
+
+
+class SlotIndex:
+    """Slots to copy from: their numbers go to a device once, for all its layers and rows."""
+
+    def __init__(self, sources: Sequence[int]) -> None:
+        self._sources = torch.tensor(sources)
+        self._there: dict[torch.device, Tensor] = {}
+
+    def on(self, device: torch.device) -> Tensor:
+        """Returns the numbers, int64, on this device."""
+        if device not in self._there:
+            self._there[device] = self._sources.to(device)
+        return self._there[device]
+
+
+class _Row(RowState):
+    """One sequence, with the slots of every layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}  # keys, values: [kv_heads, slots, dim]
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Stores keys and values [kv_heads, n, dim] from slot `start`; returns all up to there."""
+        end = start + keys.shape[1]
+        held = self.layers.get(layer)
+        if held is None or held[0].shape[1] < end:
+            slots = max(_FIRST_SLOTS, 1 << (end - 1).bit_length())
+            grown = tuple(x.new_empty(x.shape[0], slots, x.shape[2]) for x in (keys, values))
+            for old, new in zip(held or (), grown, strict=False):
+                new[:, :start] = old[:, :start]
+            held = self.layers[layer] = (grown[0], grown[1])
+        held[0][:, start:end] = keys
+        held[1][:, start:end] = values
+        return held[0][:, :end], held[1][:, :end]
+
+    def pack(self, start: int, sources: slice, index: SlotIndex) -> None:
+        """Copies the slots index[sources], in order, to those from `start` on."""
+        end = start + sources.stop - sources.start
+        for keys, values in self.layers.values():
+            chosen = index.on(keys.device)[sources]
+            keys[:, start:end] = keys.index_select(1, chosen)
+            values[:, start:end] = values.index_select(1, chosen)
+
+
+class _Span:
+    """The new nodes of one row within one forward: where they stand and what they see.
+
+    Args:
+        at: column of the first of them.
+        line: of the forward's token ids.
+    """
+
+    def __init__(self, row: Slots, nodes: Nodes, at: int, line: int = 0) -> None:
+        self.row, self.line, self.num_new = row, line, len(nodes.token_ids)
+        self.columns = slice(at, at + self.num_new)
+        self.start = row.length + len(row.parents) - self.num_new  # first slot written
+        self.positions = np.array(row.depths[-self.num_new :]) + row.length
+        self._seen = ancestor_mask(row.parents, self.num_new)
+        self._masks: dict[tuple[int | None, int], Tensor | None] = {}
+
+    def mask(self, window: int | None, groups: int, like: Tensor) -> Tensor | None:
+        """Additive mask [1, 1, groups * n, slots] in the dtype of `like`; None: all is seen."""
+        key = (window, groups)
+        if key not in self._masks:
+            seen = self._seen if window is None else self._near(window)
+            mask = None
+            if not seen.all():
+                slots = self.row.length + len(self.row.parents)
+                bias = like.new_zeros(groups, self.num_new, slots)
+                unseen = torch.from_numpy(~seen).to(like.device)
+                bias[..., slots - seen.shape[1] :].masked_fill_(unseen, float("-inf"))
+                mask = bias.view(1, 1, -1, slots)
+            self._masks[key] = mask
+        return self._masks[key]
+
+    def _near(self, window: int) -> NDArray[np.bool_]:
+        """What is seen of all slots, the prefix's too: at most `window` positions back."""
+        prefix = np.ones((self.num_new, self.row.length), dtype=np.bool_)
+        seen = np.concatenate([prefix, self._seen], axis=1)
+        held = np.concatenate(
+            [np.arange(self.row.length), np.array(self.row.depths) + self.row.length]
+        )
+        seen &= held[None] > self.positions[:, None] - window
+        return seen
+
+
+class _Forward(CacheHandle):
+    """One forward: the cache handed to the module, and the handle handed to our attention."""
+
+    def __init__(self, spans: list[_Span]) -> None:
+        self.spans = spans
+        self.served = 0  # layers that came through our attention
+
+
+def _attention(
+    module: Any, query: Tensor, key: Any, value: Tensor, attention_mask: Any = None, **given: Any
+) -> tuple[Tensor, None]:
+    """Attention over slots. query: [rows, heads, n, dim]; returns [rows, n, heads, dim]."""
+    if not isinstance(key, tuple):
+        raise UnsupportedError("this model's attention does not take its keys from the cache")
+    if given.get("s_aux") is not None:
+        raise UnsupportedError("attention sinks are not supported")
+    forward, layer, keys = key
+    forward.served += 1
+    scale = given.get("scaling")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    lines, heads, width, _ = query.shape
+    out = query.new_zeros(lines, width, heads, value.shape[-1])
+    for span in forward.spans:
+        line, columns = span.line, span.columns
+        held_keys, held_values = span.row.write(
+            layer, keys[line, :, columns], value[line, :, columns], span.start
+        )
+        # Heads that share keys become more queries of the same head: no copy of the keys is made.
+        kv_heads = held_keys.shape[0]
+        groups = heads // kv_heads
+        q = query[line, :, columns].reshape(1, kv_heads, groups * span.num_new, -1)
+        mask = span.mask(given.get("sliding_window"), groups, query)
+        softcap = given.get("softcap")
+        if softcap is None:
+            o = scaled_dot_product_attention(
+                q, held_keys[None], held_values[None], mask, scale=scale
+            )
+        else:
+            scores = torch.tanh((q @ held_keys.transpose(1, 2)[None]) * (scale / softcap)) * softcap
+            weights = (scores if mask is None else scores + mask).float().softmax(-1)
+            o = weights.to(q.dtype) @ held_values[None]
+        out[line, columns] = o.reshape(heads, span.num_new, -1).transpose(0, 1)
+    return out, None
+
+
+AttentionInterface.register(ATTENTION, _attention)
+
+
+def run_rows(
+    model: PreTrainedModel, rows: Sequence[Slots], added: Sequence[Nodes], together: Together
+) -> list[Tensor]:
+    """Returns logits [n or num_logits, V] of these nodes, which their rows have counted already.
+
+    Raises:
+        UnsupportedError: a model whose attention does not come to us.
+    """
+    logits: list[Tensor] = [torch.empty(0)] * len(rows)
+    for group in _groups([len(nodes.token_ids) for nodes in added], together):
+        made = _run_group(
+            model, [rows[i] for i in group], [added[i] for i in group], together == "padded"
+        )
+        for i, scored in zip(group, made, strict=True):
+            logits[i] = scored
+    return logits
+
+
+def _groups(lengths: Sequence[int], together: Together) -> Iterator[list[int]]:
+    """Which rows go into one forward. Padding to the longest is at most half of it."""
+    if together == "flat":
+        yield list(range(len(lengths)))
+        return
+    kinds: dict[int, list[int]] = {}
+    for i, length in enumerate(lengths):
+        kinds.setdefault(i if together == "apart" else (length - 1).bit_length(), []).append(i)
+    yield from kinds.values()
+
+
+def _run_group(
+    model: PreTrainedModel, rows: Sequence[Slots], added: Sequence[Nodes], padded: bool
+) -> list[Tensor]:
+    """One forward: a line of token ids for all rows, or, padded in front, one for each."""
+    lengths = [len(nodes.token_ids) for nodes in added]
+    counts = [len(n.token_ids) if n.num_logits is None else n.num_logits for n in added]
+    width = max(lengths) if padded else sum(lengths)
+    numbers = np.zeros((2, len(rows) if padded else 1, width), dtype=np.int64)
+    spans, wanted, at = [], list[int](), 0
+    for i, (row, nodes) in enumerate(zip(rows, added, strict=True)):
+        # Padded rows end together: the last logits of all of them are then one slice.
+        line, at = (i, width - lengths[i]) if padded else (0, at)
+        span = _Span(row, nodes, at, line)
+        numbers[0, line, span.columns] = nodes.token_ids
+        numbers[1, line, span.columns] = span.positions
+        spans.append(span)
+        at += lengths[i]
+        wanted += range(at - counts[i], at)
+    forward = _Forward(spans)
+    ids, positions = torch.from_numpy(numbers).to(model.device)
+    kept: int | Tensor = max(1, *counts) if padded else max(1, len(wanted))
+    if not padded and wanted and wanted[0] != width - len(wanted):
+        kept = torch.tensor(wanted, device=model.device)  # not the last ones alone
+    logits = cached_logits(model, ids, positions, forward, kept)
+    if forward.served == 0:
+        raise UnsupportedError(
+            f"{type(model).__name__} does not use Transformers' attention interface"
+        )
+    if padded:
+        return [logits[i, logits.shape[1] - count :] for i, count in enumerate(counts)]
+    return list(torch.split(logits[0, logits.shape[1] - len(wanted) :], counts))
+
+
+class EagerBackend:
+    """Any causal language model of Transformers whose attention goes through its interface.
+
+    Args:
+        model: in eval mode, loaded with, or switched to, `attn_implementation=ATTENTION`.
+        capacity: slots of one row; memory grows with use, not with this bound.
+    """
+
+    name = "eager"
+    together: Together = "flat"
+    """How rows share a forward; set at load by what the model does."""
+    quantised = False
+    """Whether activations are rounded to few bits on the way."""
+
+    def __init__(self, model: PreTrainedModel, capacity: int) -> None:
+        self.model = model
+        self.capacity = capacity
+        self.vocab_size = int(model.config.get_text_config().vocab_size)
+        self.token_bytes: int | None = None
+        """Memory that keys and values of one token take; None before the first row has ended."""
+        self._rows: dict[int, _Row] = {}
+        self._next_row = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        device: torch.device = self.model.device
+        return device
+
+    def open(self) -> int:
+        """Returns a new, empty row."""
+        self._next_row += 1
+        self._rows[self._next_row] = _Row()
+        return self._next_row
+
+    def length(self, row: int) -> int:
+        """Returns the number of committed tokens."""
+        return self._row(row).length
+
+    def extend(self, rows: Sequence[Nodes]) -> list[Tensor]:
+        """Appends provisional nodes and scores them in one forward; see `Backend.extend`."""
+        check_distinct(rows)
+        grown = [self._row(nodes.row).grown(nodes, self.capacity) for nodes in rows]
+        for nodes, (parents, depths) in zip(rows, grown, strict=True):
+            row = self._row(nodes.row)
+            row.parents, row.depths = parents, depths
+        try:
+            return self._forward(rows)
+        except BaseException:
+            for nodes in rows:  # nothing was appended
+                row, n = self._row(nodes.row), len(nodes.token_ids)
+                row.parents, row.depths = row.parents[:-n], row.depths[:-n]
+            raise
+
+    @torch.inference_mode()
+    def _forward(self, rows: Sequence[Nodes]) -> list[Tensor]:
+        return run_rows(self.model, [self._row(n.row) for n in rows], rows, self.together)
+
+    @torch.inference_mode()
+    def commit(self, rows: Sequence[Kept]) -> None:
+        """Keeps a path of provisional nodes per row; see `Backend.commit`."""
+        for kept in rows:
+            self._row(kept.row).check_path(kept)
+        moves = [self._row(kept.row).moved(kept.nodes) for kept in rows]
+        index, done = SlotIndex([slot for sources in moves for slot in sources]), 0
+        for kept, sources in zip(rows, moves, strict=True):
+            row, end = self._row(kept.row), done + len(sources)
+            if sources:
+                row.pack(row.length + len(kept.nodes) - len(sources), slice(done, end), index)
+            done = end
+            row.keep(len(kept.nodes))
+
+    def truncate(self, row: int, length: int) -> None:
+        """Drops provisional nodes and committed tokens past `length`."""
+        self._row(row).cut(length)
+
+    def release(self, row: int) -> None:
+        """Forgets the row and frees its slots."""
+        held = self._row(row).layers.values()
+        if held:  # slots grow by doubling: at worst half of them are empty
+            self.token_bytes = 2 * sum(x[:, :1].nbytes for pair in held for x in pair)
+        del self._rows[row]
+
+    def _row(self, row: int) -> _Row:
+        if row not in self._rows:
+            raise ArgumentError(f"row {row} is not open")
+        return self._rows[row]

@@ -1,0 +1,208 @@
+"""The native backend: a decoder in C++ for CPUs, one call per forward.
+
+Its kernels are made for 1 to 64 rows of activations, so that scoring a token tree costs little more
+than one token. A node's logits are bit for bit the same alone, in any tree, beside any other rows
+and after any commit: every sum has one order, which depends on the node's own path only. Trees can
+then not change one token of what plain decoding on this backend says (`docs/native.md`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from redwood.backends.base import Kept, Nodes
+from redwood.backends.native.spec import DecoderSpec
+from redwood.backends.rows import RowState, check_distinct
+from redwood.errors import ArgumentError, UnsupportedError, check_process
+
+_LANES = 16  # the decoder writes logits in blocks of this many columns
+
+Packed = Mapping[str, tuple[str, NDArray[np.uint8]]]
+"""Matrices by name ("3.q", "embed", "output"): their format and bytes, see `_packed`."""
+
+
+def extension() -> Any:
+    """Returns the compiled module.
+
+    Raises: UnsupportedError if Redwood was installed without it.
+    """
+    try:
+        from redwood import _native
+    except ImportError as error:
+        raise UnsupportedError(
+            "the native backend was not built: install a C++17 compiler and CMake, then install "
+            f"Redwood again, or use the eager backend ({error})"
+        ) from error
+    return _native
+
+
+class NativeBackend:
+    """A decoder-only model, computed by `redwood._native`.
+
+    Args:
+        spec: what the model is.
+        matrices: packed weights; kept as they are, not copied.
+        vectors: norms and biases by name ("3.attn_norm"), float32.
+        capacity: slots of one row; memory grows with use, not with this bound.
+        kv: "f16" or "f32", how keys and values are held.
+        threads: threads that compute; pinned to the processors `cpus`, if any are given.
+        isa: an instruction set of `_native.instruction_sets()`, or "auto", the best of them.
+        outputs: score only this many tokens, the first ones; None: all. Drafters may leave out
+            rare tokens, which a byte-pair vocabulary has at its end: the head is then cheaper.
+
+    Attributes:
+        num_embeddings: tokens it can read; `vocab_size` are those it scores.
+        own_threads: it computes with threads of its own, not with PyTorch's.
+
+    Raises:
+        ArgumentError: weights that do not fit the spec, threads out of 1..64.
+    """
+
+    name = "native"
+    device = torch.device("cpu")
+    own_threads = True
+
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        matrices: Packed,
+        vectors: Mapping[str, NDArray[np.float32]],
+        *,
+        capacity: int,
+        kv: str = "f16",
+        threads: int = 1,
+        cpus: Sequence[int] = (),
+        isa: str = "auto",
+        outputs: int | None = None,
+    ) -> None:
+        matrices, outputs = dict(matrices), spec.vocab_size if outputs is None else outputs
+        if outputs != spec.vocab_size:
+            matrices["output"] = _first_rows(matrices["output"], outputs, spec)
+        config = {
+            name: getattr(spec, name)
+            for name in (
+                *("hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab_size", "norm_eps"),
+                *("attention_scale", "attention_softcap", "logit_softcap", "embedding_scale"),
+            )
+        }
+        config |= {
+            "outputs": outputs,
+            "gelu": spec.activation == "gelu_tanh",
+            "half_cache": kv == "f16",
+            "windows": list(spec.windows),
+            "rope_of_layer": list(spec.rope_of_layer),
+            "ropes": [(list(rope.inv_freq), rope.attention_factor) for rope in spec.ropes],
+        }
+        try:
+            self._decoder = extension().Decoder(
+                config, matrices, dict(vectors), threads, list(cpus), isa
+            )
+        except ValueError as error:
+            raise ArgumentError(f"native backend: {error}") from error
+        self.spec, self._number_bytes = spec, 2 if kv == "f16" else 4
+        self.vocab_size = outputs
+        self.num_embeddings = spec.vocab_size
+        self.capacity = capacity
+        self.threads = threads
+        self.isa: str = self._decoder.isa
+        self.weight_bytes = {name: data.nbytes for name, (_, data) in matrices.items()}
+        self._rows: dict[int, RowState] = {}
+        self._pid = os.getpid()
+
+    def open(self) -> int:
+        """Returns a new, empty row."""
+        row = int(self._decoder.open())
+        self._rows[row] = RowState()
+        return row
+
+    def length(self, row: int) -> int:
+        """Returns the number of committed tokens."""
+        return self._row(row).length
+
+    def extend(self, rows: Sequence[Nodes]) -> list[Tensor]:
+        """Appends provisional nodes and scores them in one call; see `Backend.extend`.
+
+        Raises:
+            UnsupportedError: a forked child, which has none of the threads that compute.
+        """
+        check_process(self._pid)
+        check_distinct(rows)
+        grown = [self._row(nodes.row).grown(nodes, self.capacity) for nodes in rows]
+        counts = [len(n.token_ids) if n.num_logits is None else n.num_logits for n in rows]
+        logits = torch.empty(sum(counts), -(-self.vocab_size // _LANES) * _LANES)
+        entries = []
+        for nodes, (parents, _), count in zip(rows, grown, counts, strict=True):
+            tokens = np.asarray(nodes.token_ids)
+            if tokens.min() < 0 or tokens.max() >= self.num_embeddings:
+                raise ArgumentError(f"extend: tokens must be in 0..{self.num_embeddings - 1}")
+            entries.append(
+                (
+                    nodes.row,
+                    self._rows[nodes.row].length,
+                    np.array(parents, np.int32),
+                    tokens.astype(np.int32),
+                    count,
+                )
+            )
+        self._decoder.extend(entries, logits.numpy())
+        for nodes, (parents, depths) in zip(rows, grown, strict=True):
+            state = self._rows[nodes.row]
+            state.parents, state.depths = parents, depths
+        return list(torch.split(logits[:, : self.vocab_size], counts))
+
+    def commit(self, rows: Sequence[Kept]) -> None:
+        """Keeps a path of provisional nodes per row; see `Backend.commit`."""
+        for kept in rows:
+            self._row(kept.row).check_path(kept)
+        for kept in rows:
+            state = self._rows[kept.row]
+            self._decoder.keep(kept.row, state.length, np.array(kept.nodes, np.int32))
+            state.length += len(kept.nodes)
+            state.parents, state.depths = [], []
+
+    def truncate(self, row: int, length: int) -> None:
+        """Drops provisional nodes and committed tokens past `length`."""
+        self._row(row).cut(length)
+        self._decoder.shrink(row, length)
+
+    def release(self, row: int) -> None:
+        """Forgets the row and frees its slots."""
+        self._row(row)
+        self._decoder.release(row)
+        del self._rows[row]
+
+    @property
+    def token_bytes(self) -> int:
+        """Memory that keys and values of one token take."""
+        padded = -(-self.spec.head_dim // _LANES) * _LANES  # as values are
+        heads = self.spec.layers * self.spec.kv_heads
+        return heads * (self.spec.head_dim + padded) * self._number_bytes
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that keys and values of all rows take."""
+        return int(self._decoder.cache_bytes)
+
+    def _row(self, row: int) -> RowState:
+        if row not in self._rows:
+            raise ArgumentError(f"row {row} is not open")
+        return self._rows[row]
+
+
+def _first_rows(
+    matrix: tuple[str, NDArray[np.uint8]], rows: int, spec: DecoderSpec
+) -> tuple[str, NDArray[np.uint8]]:
+    """A packed matrix cut to its first rows: whole blocks, so nothing is packed anew."""
+    if not 0 < rows <= spec.vocab_size or rows % _LANES:
+        raise ArgumentError(
+            f"outputs {rows} must be a multiple of {_LANES}, at most {spec.vocab_size}"
+        )
+    layout, data = matrix
+    return layout, data[: extension().packed_bytes(layout, rows, spec.hidden)]

@@ -1,0 +1,96 @@
+"""From the weights of a file to the packed arrays that the native decoder reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from redwood.backends.native.backend import extension
+from redwood.backends.native.weights import GLOBAL_ROLES, LAYER_ROLES, Weight, WeightSource
+from redwood.errors import ArgumentError, UnsupportedError
+
+WEIGHTS = ("auto", "int4", "int8", "bf16", "f32", "draft")
+_FLOATS = ("F32", "F16", "BF16")
+_FORMATS = {"int4": "a4m", "int8": "a8", "bf16": "bf16", "f32": "f32"}
+_MATRICES = ("q", "k", "v", "o", "gate", "up", "down", "embed", "output")
+# The embedding and the head stay at 8 bits: errors there hurt every token directly.
+_FINE = ("embed", "output")
+
+
+def matrix_weights(source: WeightSource) -> Iterator[tuple[str, Weight]]:
+    """Yields the matrices of a model by name, in the order in which a forward reads them."""
+    for name, weight in _named(source):
+        if name.split(".")[-1] in _MATRICES:
+            yield name, weight
+
+
+def vectors(source: WeightSource) -> dict[str, NDArray[np.float32]]:
+    """Returns norms and biases by name, in float32."""
+    return {
+        name: _numbers(weight)
+        for name, weight in _named(source)
+        if name.split(".")[-1] not in _MATRICES
+    }
+
+
+def format_of(name: str, weight: Weight, weights: str) -> str:
+    """Returns the packed format for a matrix.
+
+    Args:
+        weights: "auto" keeps the numbers of the file exactly, and so does "f32"; "bf16" rounds
+            them; "int8" and "int4" requantise what the file holds as floats; "draft" requantises
+            whatever it holds to 4 bits, but for the embedding: who drafts must be quick.
+
+    Raises:
+        UnsupportedError: a kind of weights that is not computed here.
+        ArgumentError: requantising what is quantised already.
+    """
+    exact: str | None = extension().kinds(weight.kind)
+    if exact is None:
+        raise UnsupportedError(f"weights of kind {weight.kind} ({name}) are not computed here")
+    if weights == "auto" or (weights == "draft" and name == "embed"):
+        return exact
+    if weights == "draft":
+        return "a4"
+    if weight.kind not in _FLOATS and weights in ("int4", "int8"):
+        raise ArgumentError(
+            f"weights={weights!r} needs a model in floats: {name} is {weight.kind} already"
+        )
+    return _FORMATS["int8" if weights == "int4" and name in _FINE else weights]
+
+
+def packed_size(name: str, weight: Weight, weights: str) -> int:
+    """Returns the bytes that a matrix takes when packed; errors as `format_of`."""
+    return int(extension().packed_bytes(format_of(name, weight, weights), weight.rows, weight.cols))
+
+
+def pack(name: str, weight: Weight, weights: str, out: NDArray[np.uint8], threads: int) -> None:
+    """Packs a matrix into `out`, uint8 [packed_size]; errors as `format_of`."""
+    extension().pack(
+        weight.kind,
+        weight.read(),
+        weight.rows,
+        weight.cols,
+        weight.row_order,
+        format_of(name, weight, weights),
+        out,
+        threads,
+    )
+
+
+def _named(source: WeightSource) -> Iterator[tuple[str, Weight]]:
+    for layer in (None, *range(source.spec.layers)):
+        for role in GLOBAL_ROLES if layer is None else LAYER_ROLES:
+            weight = source.get(role, layer)
+            if weight is not None:
+                yield role if layer is None else f"{layer}.{role}", weight
+
+
+def _numbers(weight: Weight) -> NDArray[np.float32]:
+    out = np.empty((weight.rows, weight.cols), np.float32)
+    extension().read(weight.kind, weight.read(), out)
+    if weight.row_order is not None:
+        out = out[weight.row_order]
+    return (out.reshape(-1) + np.float32(weight.add)).astype(np.float32)

@@ -1,0 +1,214 @@
+"""Contenders on one target: who drafts, and answers made in turns.
+
+On CPUs, contenders answer a prompt at once, each with a row of its own on the one loaded target,
+and take turns step by step: a slow second of the machine hurts all of them alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from time import perf_counter
+from typing import NamedTuple
+
+from redwood.drafters.base import Drafter, NoDrafter
+from redwood.engine.engine import RowEngine, Step
+from redwood.engine.stats import Stats
+from redwood.errors import ArgumentError, CapacityError
+from redwood.planner.planner import Planner
+from redwood.sampling import SamplingParams
+
+_WARM_UP_TOKENS = 8
+
+
+class Contender(NamedTuple):
+    """A drafter and the nodes per step that it may fill, or a planner that chooses both."""
+
+    name: str
+    drafter: Drafter
+    budget: int
+    planner: Planner | None = None
+
+
+PLAIN = Contender("none", NoDrafter(), 1)
+"""Plain decoding."""
+
+
+class Run(NamedTuple):
+    """One answer: its tokens and what it cost."""
+
+    token_ids: list[int]
+    stats: Stats
+
+
+def run(
+    engine: RowEngine,
+    contender: Contender,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    on_step: Callable[[Step], None] | None = None,
+) -> Run:
+    """Answers one prompt (token ids) with one contender; `on_step` sees every step.
+
+    The engine must be idle; it keeps the contender's drafter, budget and planner.
+    """
+    engine.drafter, engine.budget = contender.drafter, contender.budget
+    engine.planner = contender.planner
+    key = engine.add(prompt, params)
+    stats, tokens = engine.stats(key), list[int]()
+    try:
+        while True:
+            for step in engine.step():
+                if step.error is not None:
+                    raise step.error
+                if on_step is not None:
+                    on_step(step)
+                tokens += step.token_ids
+                if step.finish_reason is not None:
+                    return Run(tokens, stats)
+    finally:
+        engine.cancel(key)
+
+
+class Lane:
+    """A contender with rows of its own on the target of an engine.
+
+    Attributes:
+        seconds: what its steps took since `start`.
+        texts: token ids by prompt.
+        stats: of each prompt.
+    """
+
+    def __init__(self, engine: RowEngine, contender: Contender, rows: int = 1) -> None:
+        self.engine = RowEngine(
+            engine.target,
+            contender.drafter,
+            tokenizer=engine.tokenizer,
+            eos_ids=sorted(engine.eos_ids),
+            budget=contender.budget,
+            planner=contender.planner,
+            max_rows=rows,
+            prefill_chunk=engine.prefill_chunk,
+            prefill_beside=engine.prefill_beside,
+            kv_tokens=engine.kv_tokens,
+        )
+        self.seconds = 0.0
+        self.stats: list[Stats] = []
+        self._texts: dict[int, list[int]] = {}
+
+    def start(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> None:
+        """Queues prompts (token ids), and forgets those before."""
+        self.seconds, self.stats, self._texts = 0.0, [], {}
+        for prompt in prompts:
+            key = self.engine.add(prompt, params)
+            self._texts[key] = []
+            self.stats.append(self.engine.stats(key))
+
+    @property
+    def texts(self) -> list[list[int]]:
+        return list(self._texts.values())
+
+    def step(self) -> None:
+        """Does one step of its rows."""
+        start = perf_counter()
+        steps = self.engine.step()
+        self.seconds += perf_counter() - start
+        for step in steps:
+            if step.error is not None:
+                raise step.error
+            self._texts[step.request] += step.token_ids
+
+    def stop(self) -> None:
+        """Drops what has not ended."""
+        for key in self._texts:
+            self.engine.cancel(key)
+
+
+def race(
+    lanes: Sequence[Lane],
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    on_end: Callable[[], None] | None = None,
+) -> None:
+    """All lanes answer the prompts at once: the next step is of the one that had least time.
+
+    `on_end` is called as each of them ends.
+    """
+    try:
+        for lane in lanes:
+            lane.start(prompts, params)
+        going = list(lanes)
+        while going:
+            lane = min(going, key=lambda lane: lane.seconds)
+            lane.step()
+            if not lane.engine.busy:
+                going.remove(lane)
+                if on_end is not None:
+                    on_end()
+    finally:
+        for lane in lanes:
+            lane.stop()
+
+
+def alternate(
+    engine: RowEngine,
+    contenders: Sequence[Contender],
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    *,
+    repeats: int = 1,
+    together: bool | None = None,
+    on_run: Callable[[], None] | None = None,
+) -> list[list[list[Run]]]:
+    """Returns runs[contender][prompt][repeat]; everybody has a short warm-up run first.
+
+    Args:
+        together: contenders answer a prompt at once, in turns step by step, which takes a row of
+            the target for each; False: one after the other, in rotating order. None: at once on
+            CPUs, which others share; a GPU's memory may have no room for more rows.
+        on_run: called after each run.
+
+    Raises:
+        ArgumentError: no prompts, repeats below 1, a budget below 1.
+        CapacityError: a budget beyond the target's capacity.
+    """
+    _check(engine, contenders, prompts, repeats)
+    runs: list[list[list[Run]]] = [[[] for _ in prompts] for _ in contenders]
+    if together is None:
+        together = engine.target.device.type == "cpu"
+    lanes = [Lane(engine, contender) for contender in contenders]
+    short = replace(params, max_tokens=min(params.max_tokens, _WARM_UP_TOKENS))
+    for lane in lanes:
+        race([lane], prompts[:1], short)
+    for i, prompt in enumerate(prompts):
+        for repeat in range(repeats):
+            order = rotated(range(len(lanes)), i * repeats + repeat)
+            for group in [order] if together else [[j] for j in order]:
+                race([lanes[j] for j in group], [prompt], params, on_run)
+                for j in group:
+                    runs[j][i].append(Run(lanes[j].texts[0], lanes[j].stats[0]))
+    return runs
+
+
+def _check(
+    engine: RowEngine,
+    contenders: Sequence[Contender],
+    prompts: Sequence[Sequence[int]],
+    repeats: int,
+) -> None:
+    if not prompts or repeats < 1:
+        raise ArgumentError(f"{len(prompts)} prompts and {repeats} repeats: both must be >= 1")
+    for contender in contenders:
+        if contender.budget < 1:
+            raise ArgumentError(f"budget {contender.budget} must be at least 1")
+        if contender.budget > engine.target.capacity:
+            raise CapacityError(
+                f"budget {contender.budget} exceeds the capacity of {engine.target.capacity} "
+                "slots: lower it"
+            )
+
+
+def rotated(items: Sequence[int], turn: int) -> list[int]:
+    """Returns the items, another one first each turn."""
+    at = turn % len(items)
+    return [*items[at:], *items[:at]]

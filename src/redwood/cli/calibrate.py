@@ -1,0 +1,248 @@
+"""`redwood calibrate`: measures this machine, the target and the drafters; keeps a profile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import Progress, TaskID
+
+from redwood.cli import options as o
+from redwood.cli.bench import Task, read_tasks
+from redwood.cli.loading import open_contenders
+from redwood.cli.profile_tables import show
+from redwood.cli.terminal import print_json, say, stderr
+from redwood.errors import CapacityError, ProfileError
+
+if TYPE_CHECKING:
+    from redwood.drafters.base import Drafter
+    from redwood.engine.text import Engine
+    from redwood.profiling.profile import Profile, ProfileKey
+
+BUILT_IN = Path(__file__).parent.parent / "data" / "calibration.jsonl"
+"""Prompts of several kinds, for when none are given."""
+
+_TEMPERATURES = "0,0.6"
+_MAX_TOKENS = 64
+_LEAST_ANSWER = 16  # tokens that a prompt must leave room for
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command(
+        epilog=o.examples(
+            "redwood calibrate",
+            "redwood calibrate --plot profile.png",
+            "redwood calibrate --target qwen2.5-coder-1.5b-instruct "
+            "--drafter ngram,qwen2.5-coder-0.5b-instruct --prompts prompts.jsonl --force",
+            "redwood calibrate --temperatures 0 --json",
+        )
+    )(calibrate)
+
+
+def calibrate(
+    target: o.Target = o.DEFAULT_TARGET,
+    drafter: Annotated[
+        str,
+        typer.Option(
+            "--drafter",
+            "-d",
+            metavar="NAME,..",
+            help="Drafters to measure, each alone: ngram, models; none measures the target only.",
+        ),
+    ] = o.DEFAULT_DRAFTER,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Lines of JSON with `prompt` or `turns`. Left out: 16 built-in ones.",
+        ),
+    ] = None,
+    temperatures: Annotated[
+        str | None,
+        typer.Option(
+            metavar="T,..",
+            help=f"Temperatures to measure at. Left out: {_TEMPERATURES}.",
+        ),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = _MAX_TOKENS,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the profile to this .png, .svg or .pdf file."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Measure even if there is a valid profile.")
+    ] = False,
+    as_json: o.Json = False,
+    backend: o.BackendName = None,
+    dtype: o.Dtype = None,
+    device: o.Device = None,
+    capacity: o.Capacity = None,
+    weights: o.Weights = None,
+    kv: o.Kv = None,
+    threads: o.Threads = None,
+    cpus: o.Cpus = None,
+    offload: o.Offload = None,
+    memory: o.Memory = None,
+) -> None:
+    """Measures times and acceptance, keeps them as a profile, and shows what they promise.
+
+    A valid profile is shown, not made again. It depends on models, backend, options and machine.
+    """
+    wanted = _temperatures(temperatures)
+    tasks = read_tasks(BUILT_IN if prompts is None else prompts)
+    if plot is not None:
+        from redwood.bench.plot import check_plot
+
+        check_plot(plot)
+    names = [name for name in dict.fromkeys(drafter.replace("+", ",").split(",")) if name != "none"]
+    engine, contenders = open_contenders(
+        target,
+        names,
+        [1],
+        backend=backend,
+        dtype=dtype,
+        device=device,
+        capacity=capacity,
+        weights=weights,
+        kv=kv,
+        threads=threads,
+        cpus=cpus,
+        offload=offload,
+        memory=memory,
+    )
+    from redwood.profiling.key import profile_key
+    from redwood.profiling.profile import profile_path
+
+    drafters = {each.name: each.drafter for each in contenders[1:]}
+    pinned = None if cpus is None else o.integers("--cpus", cpus)
+    key = profile_key(engine.target, target, drafters, weights=weights, kv=kv, cpus=pinned)
+    path = profile_path(key)
+    old = _existing(path, key)
+    profile = old if old and not force and _serves(old, key, wanted, path) else None
+    if profile is None:
+        encoded = _encode(engine, tasks, prompts)
+        profile = _measure(engine, drafters, encoded, key, wanted, max_tokens)
+        if old is not None:
+            profile = profile.with_drafters_of(old)
+        profile.save(path)
+    if plot is not None:
+        from redwood.bench.plot import plot as draw
+
+        draw(profile, plot)
+    _report(profile, path, as_json)
+
+
+def _temperatures(text: str | None) -> list[float]:
+    made = o.rates("--temperatures", _TEMPERATURES if text is None else text)
+    if not all(0.0 <= temperature <= 10.0 for temperature in made):
+        raise o.wrong("--temperatures", f"{text!r} must hold numbers from 0 to 10")
+    return list(dict.fromkeys(made))
+
+
+def _existing(path: Path, key: ProfileKey) -> Profile | None:
+    """The profile that is there, for any drafters; None if there is none, or it is of no use."""
+    from redwood.profiling.profile import Profile
+
+    if not path.exists():
+        return None
+    try:
+        return Profile.load(path, replace(key, drafters={}))
+    except ProfileError as error:
+        say(f"{error}; measuring again")
+        return None
+
+
+def _serves(profile: Profile, key: ProfileKey, temperatures: Sequence[float], path: Path) -> bool:
+    """Whether a profile holds what is asked for; says on stderr what it lacks."""
+    from redwood.profiling.profile import temperature_name
+
+    lack = profile.key.difference(key)
+    for name in key.drafters if lack is None else ():
+        drafter = profile.drafters[name]
+        known = {*drafter.acceptance, *drafter.tokens_by_size}
+        for temperature in map(temperature_name, temperatures):
+            if temperature not in known:
+                lack = f"{name} was not measured at temperature {temperature}"
+    if lack is not None:
+        say(f"{path}: {lack}; measuring again")
+    return lack is None
+
+
+def _encode(engine: Engine, tasks: Sequence[Task], given: Path | None) -> list[list[int]]:
+    """Token ids of the prompts that leave room for an answer.
+
+    Prompts of the user's must all do so; of the built-in ones, some.
+    """
+    chat = bool(engine.tokenizer.chat_template)
+    made, room = [], engine.target.capacity - _LEAST_ANSWER
+    for task in tasks:
+        message = [{"role": "user", "content": task.prompt}]
+        tokens = engine.encode(message if chat else task.prompt)
+        if len(tokens) <= room:
+            made.append(tokens)
+        elif given is not None:
+            raise CapacityError(
+                f"{given} line {task.line}: the prompt has {len(tokens)} tokens, which leaves no "
+                f"room in a context of {engine.target.capacity}: shorten it or leave it out"
+            )
+    if not made:
+        raise CapacityError(f"a context of {engine.target.capacity} holds none of the prompts")
+    return made
+
+
+def _measure(
+    engine: Engine,
+    drafters: Mapping[str, Drafter],
+    prompts: Sequence[Sequence[int]],
+    key: ProfileKey,
+    temperatures: Sequence[float],
+    max_tokens: int,
+) -> Profile:
+    from redwood.bench.calibrate import calibrate as measure
+
+    with _bars() as tell:
+        return measure(
+            engine,
+            drafters,
+            prompts,
+            key=key,
+            temperatures=temperatures,
+            max_tokens=max_tokens,
+            on_progress=tell,
+        )
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Yields what shows progress: a bar for each thing that is measured."""
+    bars: dict[str, TaskID] = {}
+    console = stderr()
+    # Elsewhere than on a terminal it would leave an empty line.
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+
+        def tell(what: str, done: int, of: int) -> None:
+            if what not in bars:
+                bars[what] = progress.add_task(what, total=of)
+            progress.update(bars[what], completed=done, total=of)
+
+        yield tell
+
+
+def _report(profile: Profile, path: Path, as_json: bool) -> None:
+    from redwood.bench.choice import choices
+
+    made = choices(profile)
+    if as_json:
+        value: dict[str, Any] = {
+            "path": str(path),
+            "profile": asdict(profile),
+            "choices": [choice._asdict() for choice in made],
+        }
+        print_json(value)
+    else:
+        show(profile, made, path)

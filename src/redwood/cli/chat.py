@@ -1,0 +1,286 @@
+"""`redwood chat`: a conversation, kept within what the context holds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from redwood.cli import options as o
+from redwood.cli.generate import as_value, show
+from redwood.cli.loading import follow_if_told, open_engine
+from redwood.cli.terminal import print_json, say, stats_table, stderr
+from redwood.errors import ArgumentError, RedwoodError
+
+if TYPE_CHECKING:
+    from redwood.engine.stats import Stats
+    from redwood.engine.text import Engine, Piece
+
+HELP = "/reset forgets the conversation, /stats shows what answers cost, /exit (or Ctrl-D) ends"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command(
+        epilog=o.examples(
+            "redwood chat",
+            'redwood chat --system "Answer in one sentence." --show-drafts',
+            "redwood chat --temperature 0.7 --seed 1 --max-tokens 200",
+            "printf 'Hello!\\nAnd again?\\n' | redwood chat --json",
+        )
+    )(chat)
+
+
+def chat(
+    system: o.System = None,
+    show_drafts: Annotated[
+        bool, typer.Option("--show-drafts", help="Show accepted drafted text in another shade.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a line of JSON per answer, for programs.")
+    ] = False,
+    target: o.Target = o.DEFAULT_TARGET,
+    drafter: o.DrafterName = o.DEFAULT_DRAFTER,
+    budget: o.Budget = None,
+    tree: o.Tree = None,
+    law: o.LawName = None,
+    backend: o.BackendName = None,
+    dtype: o.Dtype = None,
+    device: o.Device = None,
+    capacity: o.Capacity = None,
+    weights: o.Weights = None,
+    kv: o.Kv = None,
+    threads: o.Threads = None,
+    cpus: o.Cpus = None,
+    parallel: o.Parallel = None,
+    offload: o.Offload = None,
+    memory: o.Memory = None,
+    tokenizer: o.Tokenizer = None,
+    max_tokens: o.MaxTokens = None,
+    temperature: o.Temperature = None,
+    top_p: o.TopP = None,
+    top_k: o.TopK = None,
+    min_p: o.MinP = None,
+    repetition_penalty: o.RepetitionPenalty = None,
+    presence_penalty: o.PresencePenalty = None,
+    frequency_penalty: o.FrequencyPenalty = None,
+    seed: o.Seed = None,
+    stop: o.Stop = None,
+    verifier: o.Verifier = None,
+) -> None:
+    """Talks with a model. Ctrl-C stops an answer, Ctrl-D ends; /help lists the commands.
+
+    Without a terminal, each line of stdin is a message.
+    """
+    if show_drafts and as_json:
+        raise o.wrong("--show-drafts", "--json has no shades")
+    settings = o.given(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        seed=seed,
+        stop=stop,
+        verifier=verifier,
+    )
+    most = o.sampling(settings).max_tokens
+    follow_if_told(parallel, target, backend=backend, dtype=dtype, device=device, capacity=capacity)
+    engine = open_engine(
+        target,
+        drafter,
+        tree=tree,
+        law=law,
+        budget=budget,
+        backend=backend,
+        dtype=dtype,
+        device=device,
+        capacity=capacity,
+        weights=weights,
+        kv=kv,
+        threads=threads,
+        cpus=cpus,
+        parallel=parallel,
+        offload=offload,
+        memory=memory,
+        tokenizer=tokenizer,
+    )
+    conversation = Conversation(engine, settings, most, system)
+    Chat(conversation, interactive=sys.stdin.isatty(), shaded=show_drafts, as_json=as_json).run()
+
+
+class Conversation:
+    """The messages so far, and the next answer.
+
+    Args:
+        engine: its model must have a chat template.
+        settings: fields of `SamplingParams`.
+        max_tokens: of an answer; as much room is kept for it, up to a quarter of the context.
+        system: message that stands before all others.
+
+    Raises:
+        ArgumentError: no chat template.
+    """
+
+    def __init__(
+        self, engine: Engine, settings: Mapping[str, Any], max_tokens: int, system: str | None
+    ) -> None:
+        if not engine.tokenizer.chat_template:
+            raise ArgumentError("this model has no chat template: use redwood generate --raw")
+        self.engine = engine
+        self._settings = dict(settings)
+        self._reserve = min(max_tokens, engine.target.capacity // 4)
+        self._first = [] if system is None else [{"role": "system", "content": system}]
+        self.messages = list(self._first)
+
+    def reset(self) -> None:
+        """Forgets everything but the system message."""
+        self.messages = list(self._first)
+
+    def ask(self, text: str) -> tuple[Iterator[Piece], int]:
+        """Returns the pieces of the answer and how many old turns had to be dropped.
+
+        Nothing changes where this raises. `answered` must follow.
+
+        Raises:
+            CapacityError: the message alone does not fit.
+        """
+        messages, dropped = [*self.messages, {"role": "user", "content": text}], 0
+        prompt = self.engine.encode(messages)
+        room = self.engine.target.capacity - self._reserve
+        while len(prompt) > room and len(messages) > len(self._first) + 1:
+            end = len(self._first) + 1
+            while messages[end]["role"] != "user":
+                end += 1
+            del messages[len(self._first) : end]
+            dropped += 1
+            prompt = self.engine.encode(messages)
+        pieces = self.engine.stream(prompt, **self._settings)
+        self.messages = messages
+        return pieces, dropped
+
+    def answered(self, text: str) -> None:
+        """Puts the answer, whole or cut, into the history; without one the question goes, too."""
+        if text:
+            self.messages.append({"role": "assistant", "content": text})
+        else:
+            self.messages.pop()
+
+
+class Chat:
+    """The loop between a person, or a pipe, and a conversation."""
+
+    def __init__(
+        self, conversation: Conversation, *, interactive: bool, shaded: bool, as_json: bool
+    ) -> None:
+        self._conversation, self._interactive = conversation, interactive
+        self._shaded, self._as_json = shaded, as_json
+        self._spent: list[Stats] = []
+
+    def run(self) -> None:
+        """Answers until the messages end.
+
+        Raises:
+            RedwoodError: without a terminal, what went wrong with an answer; on one it is shown,
+                and the conversation goes on.
+        """
+        if self._interactive:
+            say(HELP)
+        for line in self._lines():
+            if line.startswith("/"):
+                if line in ("/exit", "/quit"):
+                    return
+                self._command(line)
+            elif line:
+                try:
+                    self._answer(line)
+                except RedwoodError as error:
+                    if not self._interactive:
+                        raise
+                    say(f"error: {error}")
+
+    def _command(self, line: str) -> None:
+        if line == "/reset":
+            self._conversation.reset()
+            say("the conversation starts anew")
+        elif line == "/help":
+            say(HELP)
+        elif line == "/stats" and self._spent:
+            stderr().print(stats_table({"last answer": self._spent[-1], "all": self._total()}))
+        elif line == "/stats":
+            say("no answer so far")
+        else:
+            say(f"unknown command {line.split()[0]}: {HELP}")
+
+    def _answer(self, text: str) -> None:
+        pieces, dropped = self._conversation.ask(text)
+        if dropped:
+            capacity = self._conversation.engine.target.capacity
+            say(
+                f"the oldest {'turn was' if dropped == 1 else f'{dropped} turns were'} dropped: "
+                f"the context holds {capacity} tokens"
+            )
+        shown: list[Piece] = []
+        try:
+            if self._as_json:
+                shown.extend(pieces)
+            else:
+                show(_noted(pieces, shown), self._tokenizer, shaded=self._shaded)
+        except KeyboardInterrupt:
+            if not self._interactive:
+                raise
+            say("(stopped)")
+        finally:
+            self._conversation.answered("".join(shown))
+            if shown:
+                self._spent.append(shown[-1].stats)
+        if self._as_json and shown:
+            print_json({"message": text, **as_value(shown), "dropped_turns": dropped})
+
+    @property
+    def _tokenizer(self) -> Any:
+        return self._conversation.engine.tokenizer
+
+    def _total(self) -> Stats:
+        from redwood.engine.stats import Stats
+
+        total = Stats()
+        for spent in self._spent:
+            for name, value in vars(spent).items():
+                if name == "seconds":
+                    for stage, seconds in value.items():
+                        total.seconds[stage] += seconds
+                else:
+                    setattr(total, name, getattr(total, name) + value)
+        return total
+
+    def _lines(self) -> Iterator[str]:
+        if not self._interactive:
+            for line in sys.stdin.buffer:
+                yield line.decode("utf-8", errors="replace").strip()
+            return
+        with suppress(ImportError):  # line editing and history in input()
+            import_module("readline")
+        while True:
+            try:
+                yield input("> ").strip()
+            except EOFError:
+                print()
+                return
+            except KeyboardInterrupt:
+                print()
+                say("Ctrl-D or /exit ends")
+
+
+def _noted(pieces: Iterator[Piece], into: list[Piece]) -> Iterator[Piece]:
+    """Passes pieces on and keeps them, so that a cut answer is known as well."""
+    for piece in pieces:
+        into.append(piece)
+        yield piece

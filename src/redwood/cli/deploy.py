@@ -1,0 +1,176 @@
+"""`redwood deploy`: several engines behind one address, on Ray Serve."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from redwood.cli import options as o
+from redwood.cli.serve import FORMATS, check_packages, public_name, serve
+from redwood.cli.terminal import say, write
+from redwood.server.settings import Settings
+
+if TYPE_CHECKING:
+    from redwood.server.replicas.plan import Plan
+
+# Options of `redwood serve` that mean nothing, or something else, with several processes.
+_NOT_HERE = {
+    "api_key",  # would stand in the configuration
+    "keep_answers",
+    "share_answers",
+    "keep_every",
+    "max_connections",  # they are to Ray's proxy
+    "send_timeout",  # Ray's proxy keeps what a client does not take
+    "cpus",  # the same processors for all
+    "parallel",  # processes that torchrun starts
+}
+_OF_PLAN = ("target", "drafter", "log_format", "allow_no_key", "api_key_file")
+_INDEX = "index:"
+_PANEL = "Replicas"
+
+
+def _option(name: str, text: str, **more: Any) -> Any:
+    return typer.Option(name, help=text, rich_help_panel=_PANEL, **more)
+
+
+def _like_serve(command: Callable[..., int]) -> Callable[..., int]:
+    """Gives a command the options of `redwood serve` besides its own."""
+    shared = inspect.signature(serve).parameters
+    taken = [shared[name] for name in shared if name not in _NOT_HERE]
+    own = [
+        each
+        for each in inspect.signature(command).parameters.values()
+        if each.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    hints = {
+        **get_type_hints(serve, include_extras=True),
+        **get_type_hints(command, include_extras=True),
+    }
+    every = [each.replace(annotation=hints[each.name]) for each in (*own, *taken)]
+    command.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+    command.__annotations__ = {**{each.name: each.annotation for each in every}, "return": int}
+    return command
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command(
+        epilog=o.examples(
+            "redwood deploy --run",
+            "redwood deploy --replicas 4 --replica-cpus 8 --api-key-file /etc/redwood/keys "
+            "--host 0.0.0.0 > redwood.yaml",
+            "serve deploy redwood.yaml",
+        )
+    )(deploy)
+
+
+@_like_serve
+def deploy(
+    replicas: Annotated[
+        int, _option("--replicas", "Engines; with --max-replicas, the fewest.")
+    ] = 2,
+    max_replicas: Annotated[
+        int | None,
+        _option("--max-replicas", "The most that load may start. Left out: no autoscaling."),
+    ] = None,
+    target_ongoing: Annotated[
+        float | None,
+        _option(
+            "--target-ongoing",
+            "Requests per engine that autoscaling aims at. Left out: --max-rows.",
+        ),
+    ] = None,
+    replica_cpus: Annotated[
+        float, _option("--replica-cpus", "Processors, and so threads, of each engine.")
+    ] = 1.0,
+    replica_gpus: Annotated[float, _option("--replica-gpus", "GPUs of each engine.")] = 0.0,
+    routers: Annotated[int, _option("--routers", "Copies of what stands before them.")] = 1,
+    retries: Annotated[
+        int,
+        _option(
+            "--retries",
+            "How often a request that an engine took with it before it was answered is given to "
+            "another one.",
+        ),
+    ] = 2,
+    run: Annotated[
+        bool,
+        _option("--run/--print", "Run it on this machine, or print it for `serve deploy`."),
+    ] = False,
+    **options: Any,
+) -> int:
+    """Serves a model by several engines behind one address, on Ray Serve.
+
+    Prints a configuration for `serve run` and `serve deploy`; with --run, starts Ray on this
+    machine and serves until Ctrl-C or SIGTERM, which let answers end first. A request whose engine
+    dies before it answered anything is given to another one; a stream ends with an error event.
+    """
+    plan = _plan(
+        options,
+        replicas=replicas,
+        max_replicas=max_replicas,
+        target_ongoing=target_ongoing,
+        replica_cpus=replica_cpus,
+        replica_gpus=replica_gpus,
+        routers=routers,
+        retries=retries,
+    )
+    check_packages("deploy")
+    keys = plan.keys()
+    if not run:
+        import yaml
+
+        write(yaml.safe_dump(plan.config(), sort_keys=False))
+        return 0
+    from redwood.server.replicas import check_ray
+
+    check_ray()
+    from redwood.server.replicas.running import run as run_here
+
+    def ready(url: str) -> None:
+        header = " -H 'Authorization: Bearer KEY'" if len(keys) else ""
+        say(f"serving {plan.settings.model_names[0]} at {url}/v1 (Ctrl-C stops)")
+        say(f"try: curl {url}/v1/models{header}")
+
+    return run_here(plan, ready)
+
+
+def _plan(options: Mapping[str, Any], **more: Any) -> Plan:
+    from redwood.server.replicas.plan import Plan
+
+    left = dict(options)
+    taken = {name: left.pop(name) for name in _OF_PLAN}
+    if taken["log_format"] not in FORMATS:
+        raise o.wrong("--log-format", f"{taken['log_format']!r} is neither text nor json")
+    names, hosts = left.pop("served_name"), left.pop("allowed_host")
+    known = {field.name for field in fields(Settings)}
+    found: dict[str, Any] = {}
+    for name in list(left):
+        for field in (name, f"{name}_s"):
+            if field in known:
+                found[field] = left.pop(name)
+    settings = Settings(
+        model_names=tuple(names or [public_name(taken["target"])]),
+        allowed_hosts=tuple(hosts or ()),
+        **found,
+    )
+    engine = o.given(**left)
+    if "tree" in engine:
+        engine["tree"] = o.tree_parents(engine["tree"])
+    taken["target"] = _absolute(taken["target"])
+    taken["drafter"] = "+".join(_absolute(part) for part in taken["drafter"].split("+"))
+    if taken["api_key_file"] is not None:
+        taken["api_key_file"] = str(taken["api_key_file"].absolute())
+    return Plan(settings=settings, engine=engine, **taken, **more)
+
+
+def _absolute(name: str) -> str:
+    """A model or index that is a path here, so that it is found from elsewhere."""
+    kind = _INDEX if name.startswith(_INDEX) else ""
+    path = Path(name.removeprefix(kind))
+    return kind + str(path.absolute()) if path.exists() and name else name

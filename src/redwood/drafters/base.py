@@ -1,0 +1,144 @@
+"""Drafters: whatever proposes a token tree. The tree says how each node was drawn.
+
+A drafter keeps what it needs per request and finds its way by the text alone: nothing tells it
+which nodes were accepted, so any drafter can stand in any union.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from redwood.algorithms.specinfer import merge_trees
+from redwood.datastore import Datastore
+from redwood.drafters.context import Context
+from redwood.drafters.model import ModelDrafter
+from redwood.drafters.ngram import NgramDrafter, join_ngrams, open_datastore_drafter
+from redwood.drafters.proposing import prefill as prefill
+from redwood.drafters.proposing import proposals, release
+from redwood.errors import ArgumentError, check_count
+from redwood.tree import TokenTree
+
+__all__ = [
+    "Context",
+    "Drafter",
+    "ModelDrafter",
+    "NgramDrafter",
+    "NoDrafter",
+    "UnionDrafter",
+    "open_datastore_drafter",
+]
+
+
+class Drafter(Protocol):
+    """Proposes trees below the last token of each context.
+
+    What goes wrong in one costs drafts and no answer: where it raises, or its trees cannot be
+    verified, texts go on by plain decoding, and the log says why.
+    """
+
+    @property
+    def name(self) -> str:
+        """Short name for tables."""
+        ...
+
+    @property
+    def draws(self) -> bool:
+        """Whether nodes are drawn; such trees come first in a union."""
+        ...
+
+    def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
+        """Returns a tree per context, of at most `budget` >= 1 nodes, the root included."""
+        ...
+
+    def release(self, key: int) -> None:
+        """Forgets a request; unknown keys are fine."""
+        ...
+
+
+class NoDrafter:
+    """Plain decoding: a tree is its root."""
+
+    name = "none"
+    draws = False
+
+    def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
+        """Returns roots."""
+        return [TokenTree.chain(context.token_ids[-1:]) for context in contexts]
+
+    def release(self, key: int) -> None:
+        """Does nothing."""
+
+
+class UnionDrafter:
+    """Several drafters in one tree (SpecInfer's merge): drawn nodes first, then POINT nodes.
+
+    Args:
+        drafters: at least one; they propose in this order, those that draw before the others.
+        shares: budget of each, in nodes below the root; None: equal parts. What an earlier drafter
+            leaves unused goes to the later ones.
+
+    Attributes:
+        parts: the drafters, those that draw first.
+    """
+
+    draws = True
+
+    def __init__(self, drafters: Sequence[Drafter], shares: Sequence[int] | None = None) -> None:
+        if not drafters or (shares is not None and len(shares) != len(drafters)):
+            raise ArgumentError("a union needs drafters, and a share for each or none")
+        for share in shares or ():
+            check_count("share", share, least=0)
+        order = sorted(range(len(drafters)), key=lambda i: not drafters[i].draws)
+        self.parts = [drafters[i] for i in order]
+        self._shares = None if shares is None else [shares[i] for i in order]
+        self.name = "+".join(d.name for d in drafters)
+
+    def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
+        """Returns merged trees within the budgets."""
+        merged = NoDrafter().propose(contexts, budgets)
+        for i, drafter in enumerate(self.parts):
+            rooms = [budget - len(tree) for budget, tree in zip(budgets, merged, strict=True)]
+            left = len(self.parts) - i
+            if self._shares is None:
+                parts = [room // left for room in rooms]
+            else:
+                last = left == 1
+                parts = [room if last else min(room, self._shares[i]) for room in rooms]
+            trees = proposals(drafter, contexts, [1 + part for part in parts])
+            merged = [merge_trees(pair) for pair in zip(merged, trees, strict=True)]
+        return merged
+
+    def prefill(self, contexts: Sequence[Context]) -> None:
+        """Lets the parts that read texts beforehand do so."""
+        for part in self.parts:
+            prefill(part, contexts)
+
+    def release(self, key: int) -> None:
+        """Forgets the request everywhere."""
+        for drafter in self.parts:
+            release(drafter, key)
+
+
+def attach(drafter: Drafter, key: int, datastores: Sequence[Datastore]) -> None:
+    """Lets request `key` draft from further datastores, in every part that can; see `NgramDrafter`.
+
+    To be called before the request's first step. Does nothing where no part can.
+    """
+    for part in getattr(drafter, "parts", [drafter]):
+        if isinstance(part, NgramDrafter):
+            part.attach(key, datastores)
+
+
+def join_drafters(drafters: Sequence[Drafter]) -> Drafter:
+    """Returns one drafter for all: none, the only one, or their union.
+
+    N-gram drafters with a datastore among them become one first (`join_ngrams`).
+    """
+    if not drafters:
+        return NoDrafter()
+    grams = [drafter for drafter in drafters if isinstance(drafter, NgramDrafter)]
+    if len(grams) > 1 and any(drafter.datastores for drafter in grams):
+        others = [drafter for drafter in drafters if not isinstance(drafter, NgramDrafter)]
+        drafters = [*others, join_ngrams(grams)]
+    return drafters[0] if len(drafters) == 1 else UnionDrafter(drafters)

@@ -1,0 +1,229 @@
+"""A tree while a draft model fills it, level by level.
+
+Static: the shape is given, every inner node of a level gets its children. Dynamic: there is no
+shape; at every level the most promising nodes may be chosen to get children. Dynamic trees hold
+only nodes chosen without chance of their own, so that the best can be kept in the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf, isqrt
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from redwood.algorithms.acceptance import MODEL_BINS, Reliability, learn_below, model_bin
+from redwood.algorithms.sequoia import draw_without_replacement
+from redwood.algorithms.specinfer import draw_with_replacement
+from redwood.drafters.context import Context
+from redwood.errors import NumericalError
+from redwood.sampling import check_finite, draft_law, scores, top
+from redwood.tree import Law, TokenTree, children_of
+
+_BRANCH, _NARROW = 3, 3  # children of a node of a dynamic tree, and nodes of a level that get any
+_NARROW_SHARE = 8  # or this part of the budget, in trees of hundreds of nodes
+_LAST = 1e-6  # what a drawn law keeps of the tokens that its truncation leaves out
+_ABSENT = -1e30  # logit of a token that a draft model has not
+_CACHED = 1 << 18  # logits whose temporaries stay in the cache
+
+
+class Shape:
+    """A static tree: the children of every node, by index."""
+
+    def __init__(self, parents: Sequence[int]) -> None:
+        self.children = children_of(parents)
+
+
+class Growing:
+    """A tree in the making.
+
+    Args:
+        context: of the request.
+        law: how children are drawn.
+        shape: of a static tree; None: the tree is dynamic, law POINT or COUPLED.
+        budget: nodes in the end, the root included.
+        room: nodes that the drafter can still hold.
+        rates: chance of acceptance by bin; see `redwood.algorithms.acceptance`.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        law: Law,
+        shape: Shape | None,
+        budget: int,
+        room: int,
+        rates: Sequence[float],
+    ) -> None:
+        self.context, self.law, self.shape, self.budget = context, law, shape, budget
+        self.rates = rates
+        self._room = room
+        self.length = len(context.token_ids)
+        self.tokens, self.parents = [context.token_ids[-1]], [-1]
+        self.place = [-1]  # node -> provisional node of the drafter's row
+        self.estimates = [1.0]
+        self._rows, self._bins, self._origins = [-1], [-1], [0]
+        self._last = [0]  # nodes of the last level
+        self._below: dict[int, range] = {}  # children of the nodes that were expanded
+        self._num_rows = 0
+        self._probs: list[Tensor] = []  # by level
+        self._ids: list[Tensor] = []
+
+    def candidates(self) -> list[int]:
+        """Nodes of the last level that may get children; the most promising first if dynamic."""
+        if self.budget == 1:
+            return []
+        if self.shape is not None:
+            return [n for n in self._last if self.shape.children[self._origins[n]]]
+        most = max(0, min(max(_NARROW, self.budget // _NARROW_SHARE), self._room))
+        return sorted(self._last, key=lambda n: -self.estimates[n])[:most]
+
+    def num_children(self, node: int) -> int:
+        """Children that a node would get."""
+        if self.shape is None:
+            return max(_BRANCH, isqrt(self.budget // 2))
+        return len(self.shape.children[self._origins[node]])
+
+    def gain(self, nodes: Sequence[int]) -> float:
+        """Tokens that children of these nodes promise."""
+        return self.rates[MODEL_BINS] * sum(self.estimates[node] for node in nodes)
+
+    def path(self, node: int) -> list[int]:
+        """Tokens from below the root to a node."""
+        path: list[int] = []
+        while node > 0:
+            path.append(self.tokens[node])
+            node = self.parents[node]
+        return path[::-1]
+
+    def expand(self, level: int, nodes: Sequence[int], logits: Tensor, width: int) -> None:
+        """Draws the children of nodes of one level; logits: [nodes, V]."""
+        context, self._last = self.context, []
+        self._room -= len(nodes)
+        logits = logits[:, : context.vocab_size]
+        check_finite(logits)
+        if context.params.needs_history or context.params.logit_bias:
+            logits = torch.stack(
+                [_scored(row, context, self.path(n)) for n, row in zip(nodes, logits, strict=True)]
+            )
+        most = min(max(self.num_children(node) for node in nodes), logits.shape[1])
+        if self.law == Law.POINT:
+            values, best = top(logits, most)
+            chances = (values - _log_mass(logits)).exp()
+            for node, tokens, found in zip(nodes, best.tolist(), chances.tolist(), strict=True):
+                self._add(node, tokens, -1, found)
+            return
+        # What the truncation of this law leaves out is drawn last: that of the target may keep it.
+        rest = _LAST if self.law == Law.WITHOUT_REPLACEMENT else 0.0
+        probs, ids = draft_law(logits, context.params, max(width, most), rest=rest)
+        rows = zip(nodes, probs.numpy(), ids.numpy(), strict=True)
+        if self.law == Law.COUPLED:
+            for node, given, known in rows:
+                chosen = self._best_by_noise(given, known, level)[: self.num_children(node)]
+                self._add(node, known[chosen].tolist(), -1, given[chosen].tolist())
+            return
+        for draft_row, (node, given, known) in enumerate(rows, self._num_rows):
+            drawn = self._draw(given, known, node)
+            by_id = dict(zip(known.tolist(), given.tolist(), strict=True))
+            self._add(node, drawn, draft_row, [by_id.get(token, 0.0) for token in drawn])
+        self._num_rows += len(nodes)
+        self._probs.append(probs)
+        self._ids.append(ids)
+
+    def learn(self, text: Sequence[int], tables: Sequence[Reliability]) -> None:
+        """Notes what became of this tree, of which `text` is the continuation."""
+        news = text[self.length :]
+        depth = learn_below(news, self._children, self.tokens, self._bins, tables)
+        at = 0
+        for step, token in enumerate(news[: depth + 1]):
+            children = self._children(at)
+            if not children:
+                break
+            for table in tables:
+                table.count(MODEL_BINS, step < depth)
+            at = next((c for c in children if self.tokens[c] == token), at)
+
+    def _children(self, node: int) -> range:
+        return self._below.get(node, range(0))
+
+    def finish(self) -> TokenTree:
+        """The drawn tree; of a dynamic one, the nodes with the best chances."""
+        tokens, parents, estimates = self.tokens, self.parents, self.estimates
+        if len(tokens) > self.budget:  # no child's chance exceeds its parent's
+            order = np.argsort(-np.array(estimates), kind="stable")[: self.budget]
+            nodes = np.sort(order).tolist()
+            place = {node: i for i, node in enumerate([-1, *nodes], start=-1)}
+            tokens = [tokens[node] for node in nodes]
+            parents = [place[parents[node]] for node in nodes]
+            estimates = [estimates[node] for node in nodes]
+        return TokenTree.of_lists(
+            tokens,
+            parents,
+            [int(self.law)] * len(tokens),
+            self._rows[: len(tokens)],  # those of a dynamic tree are all alike
+            torch.cat(self._probs) if self._probs else None,
+            torch.cat(self._ids) if self._ids else None,
+            estimates,
+        )
+
+    def _best_by_noise(
+        self, probs: NDArray[np.float64], ids: NDArray[np.int64], level: int
+    ) -> NDArray[np.int64]:
+        """Places in the row by log q plus the noise of the absolute position, best first."""
+        assert self.context.noise is not None
+        noise = self.context.noise.at(self.length + level, ids)
+        with np.errstate(divide="ignore"):
+            keys = np.log(probs) + noise
+        order: NDArray[np.int64] = np.argsort(-keys, kind="stable")
+        return order
+
+    def _draw(self, probs: NDArray[np.float64], ids: NDArray[np.int64], node: int) -> list[int]:
+        context, count = self.context, self.num_children(node)
+        uniforms = context.rng.random(count)
+        if self.law == Law.WITH_REPLACEMENT:
+            return draw_with_replacement(probs, uniforms.tolist(), ids)
+        return draw_without_replacement(probs, uniforms, ids=ids, vocab_size=context.vocab_size)
+
+    def _add(
+        self, node: int, tokens: Sequence[int], draft_row: int, chances: Sequence[float]
+    ) -> None:
+        """Appends a node's children; chances: what the model gave each of them."""
+        count = min(len(tokens), self.num_children(node))
+        added = self._below[node] = range(len(self.tokens), len(self.tokens) + count)
+        kinds = [model_bin(chance) for chance in chances[:count]]
+        believed = self.estimates[node]
+        self._last += added
+        self.tokens += tokens[:count]
+        self.parents += [node] * count
+        self.place += [-1] * count
+        self._rows += [draft_row] * count
+        self._bins += kinds
+        self.estimates += [believed * self.rates[kind] for kind in kinds]
+        if self.shape is not None:
+            self._origins += self.shape.children[self._origins[node]][:count]
+
+
+def _scored(row: Tensor, context: Context, path: Sequence[int]) -> Tensor:
+    """Scores [M] of a draft model's row [M]; penalties, bias and processor see the target's width.
+
+    Tokens that the draft model lacks are nearly impossible there. Where a processor leaves none of
+    the others, the row is as it was: what is drawn from it will be refused, by the right law.
+    """
+    width = len(row)
+    more = context.vocab_size - width
+    whole = row if more <= 0 else torch.nn.functional.pad(row.float(), (0, more), value=_ABSENT)
+    try:
+        made = scores(whole, context.params, context.history, path)[:width]
+    except NumericalError:
+        return row.double().cpu()
+    return made if float(made.max()) > -inf else row.double().cpu()
+
+
+def _log_mass(logits: Tensor) -> Tensor:
+    """Logarithms of the sums of exponentials, [W, 1]; few rows at a time, as caches hold."""
+    rows = len(logits) if logits.device.type != "cpu" else max(1, _CACHED // logits.shape[1])
+    parts = [logits[at : at + rows] for at in range(0, len(logits), rows)]
+    return torch.cat([part.logsumexp(-1, keepdim=True) for part in parts])

@@ -1,0 +1,307 @@
+"""The drafter that is a smaller language model: a static tree, filled level by level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from redwood.algorithms.acceptance import Pace, Reliability, model_prior
+from redwood.algorithms.sequoia import optimal_tree
+from redwood.backends.base import Backend, Kept, Nodes
+from redwood.drafters.context import Context
+from redwood.drafters.draft_tree import Growing, Shape
+from redwood.errors import ArgumentError, check_count
+from redwood.sampling import SamplingParams
+from redwood.tree import Law, TokenTree
+
+# Acceptance of a good small drafter by rank, for a first tree where nothing was measured.
+DEFAULT_ACCEPTANCE = (0.85, 0.07, 0.03, 0.01, 0.01, 0.01)
+# Tokens a drafter draws from; what lies beyond has little mass and would cost O(V) per node.
+DRAFT_WIDTH = 256
+
+
+class ModelDrafter:
+    """A smaller language model fills a static tree, one batched pass per level, on its own KV.
+
+    Args:
+        backend: any backend whose tokens are the target's (checked by `redwood.load`).
+        tree: parents of the static tree; its first n nodes are used for a budget of n. None: the
+            optimal tree for a typical acceptance vector.
+        law: how children are drawn above temperature 0: "without_replacement" (Sequoia),
+            "with_replacement" (SpecInfer) or "point" (top-k). Coupled requests draw with the
+            target's noise; temperature 0 takes the top-k.
+        max_levels: levels at most, where no tree is given; None: 8, or a quarter of the nodes.
+        width: tokens that are drawn from, the drafter's most probable ones.
+        window: tokens that it reads of a text that is new to it, the last ones, beside the first
+            few; None: all. A drafter need not know everything, and reading takes time.
+
+    Attributes:
+        acceptance: rates by rank, for the default tree.
+        reliability: by law, the chance that a child is accepted, by the probability it was given;
+            learned over all texts.
+        pace: decides after each level whether another one pays; None: the tree is always filled.
+            It is not asked for requests whose text must depend on their seed alone.
+        most_drawn: nodes of a tree that is drawn with chance, since none of them can be left out
+            afterwards; None: the budget. Not for those requests either, nor where `tree` was given.
+    """
+
+    name = "model"
+    draws = True
+
+    def __init__(
+        self,
+        backend: Backend,
+        tree: Sequence[int] | None = None,
+        *,
+        law: str = "without_replacement",
+        max_levels: int | None = None,
+        width: int = DRAFT_WIDTH,
+        window: int | None = None,
+    ) -> None:
+        if not isinstance(law, str) or law not in _LAWS:
+            raise ArgumentError(f"law {law!r} must be one of {', '.join(_LAWS)}")
+        check_count("width", width)
+        if window is not None:
+            check_count("window", window)
+        if max_levels is not None:
+            check_count("max_levels", max_levels, least=2)
+        if tree is not None:
+            if not isinstance(tree, Sequence | np.ndarray):
+                raise ArgumentError(f"tree {tree!r} must be a list of parents")
+            TokenTree.point([0] * len(tree), tree)  # checks the shape
+        self.backend = backend
+        self._parents = None if tree is None else list(tree)
+        self._law, self._max_levels, self._width = _LAWS[law], max_levels, width
+        self.window = window
+        self._rows: dict[int, _DraftRow] = {}
+        self._shapes: dict[tuple[int, tuple[float, ...]], Shape] = {}
+        self.reliability = {law: Reliability([*model_prior(), _HOPE]) for law in Law}
+        self.acceptance: Sequence[float] = DEFAULT_ACCEPTANCE
+        self.pace: Pace | None = None
+        self.most_drawn: int | None = None
+
+    def is_static(self, context: Context) -> bool:
+        """Returns whether the shape of this request's tree is fixed before tokens are drawn."""
+        law = self._law_for(context.params)
+        return self._parents is not None or law not in (Law.POINT, Law.COUPLED)
+
+    def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
+        """Returns trees drawn from this model; one forward per level for all contexts.
+
+        Where it raises, it goes on from the committed text at the next call.
+        """
+        try:
+            return self._propose(contexts, budgets)
+        except BaseException:
+            for context in contexts:
+                self._forget_drafts(context.key)
+            raise
+
+    def _propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
+        growing = [self._begin(c, budget) for c, budget in zip(contexts, budgets, strict=True)]
+        level = 0
+        while chosen := self._chosen(growing, level):
+            entries = [
+                self._next_level(g, nodes) if level else self._catch_up(g) for g, nodes in chosen
+            ]
+            logits = self.backend.extend(entries)
+            for (g, nodes), rows in zip(chosen, logits, strict=True):
+                g.expand(level, nodes, rows, self._width)
+            level += 1
+        return [g.finish() for g in growing]
+
+    def _begin(self, context: Context, budget: int) -> Growing:
+        """A bare root, with what was learned from the tree before it."""
+        law, row = self._law_for(context.params), self._row(context)
+        table = self.reliability[law]
+        if row.reliability is None or row.law != law:
+            row.reliability, row.law = table.child(), law
+        elif row.last is not None and not context.unsteered:
+            row.last.learn(context.token_ids, (row.reliability, table))
+        # Past the drafter's own context, maybe shorter than the target's, nothing is drafted.
+        room = self.backend.capacity - (len(context.token_ids) - row.skipped)
+        budget = max(1, min(budget, room))
+        dynamic = self.pace is not None and not context.unsteered
+        free = dynamic and law in (Law.POINT, Law.COUPLED) and self._parents is None
+        if self.is_static(context) and self._parents is None and not context.unsteered:
+            budget = min(budget, self.most_drawn or budget)
+        shape = None if free else self._shape(context, budget)
+        row.last = Growing(context, law, shape, budget, room, row.reliability.rates)
+        return row.last
+
+    def _shape(self, context: Context, budget: int) -> Shape:
+        # What was measured shapes no tree of a text that may depend on its seed alone.
+        acceptance = tuple(DEFAULT_ACCEPTANCE if context.unsteered else self.acceptance)
+        shape = self._shapes.get((budget, acceptance))
+        if shape is None:
+            parents = self._parents
+            if parents is None:
+                parents = optimal_tree(acceptance, budget, max_levels=self._levels(budget))
+            shape = self._shapes[budget, acceptance] = Shape(parents[:budget])
+        choices = min(self.backend.vocab_size, context.vocab_size)
+        if max(map(len, shape.children)) > choices:
+            raise ArgumentError(f"a node of the tree has more children than {choices} tokens")
+        return shape
+
+    def _levels(self, budget: int) -> int:
+        return self._max_levels or max(_LEVELS, min(_DEEPEST, budget // 4))
+
+    def _chosen(self, growing: Sequence[Growing], level: int) -> list[tuple[Growing, list[int]]]:
+        """The rows that get another level, and which of their nodes."""
+        offers = [(g, nodes) for g in growing if (nodes := g.candidates())]
+        if self.pace is None or not offers:
+            return offers
+        fixed = [(g, nodes) for g, nodes in offers if g.context.unsteered]
+        asked = [(g, nodes) for g, nodes in offers if not g.context.unsteered and g.shape]
+        free = [(g, nodes) for g, nodes in offers if g.shape is None]
+        asked += [(g, [n]) for g, nodes in free if level < self._levels(g.budget) for n in nodes]
+        asked.sort(key=lambda offer: -offer[0].gain(offer[1]))
+        drawn = [g for g in growing if g.law not in (Law.POINT, Law.COUPLED)]
+        others = [g for g in growing if g.law in (Law.POINT, Law.COUPLED)]
+        count = self.pace.going_on(
+            len(others) + sum(sum(g.estimates) for g in drawn),
+            len(others) + sum(len(g.tokens) for g in drawn),
+            [chance for g in others for chance in g.estimates[1:]],
+            [g.gain(nodes) for g, nodes in asked],
+            [sum(map(g.num_children, nodes)) if g.shape else 1 for g, nodes in asked],
+            [len(nodes) for _, nodes in asked],
+        )
+        together: dict[int, tuple[Growing, list[int]]] = {}
+        for g, nodes in asked[:count]:
+            together.setdefault(id(g), (g, []))[1].extend(nodes)
+        return [*fixed, *together.values()]
+
+    def prefill(self, contexts: Sequence[Context]) -> None:
+        """Reads texts that are new to it, but for what `propose` reads anyway."""
+        for context in contexts:
+            new, length = context.key not in self._rows, len(context.token_ids)
+            if new and 1 < length and self.reads(length) <= self.backend.capacity:
+                self._fill(self._row(context), context.token_ids, length - 1)
+
+    def reads(self, length: int) -> int:
+        """Returns how many tokens of a text of this length it reads, if the text is new to it."""
+        return length if self.window is None else min(length, _SINKS + self.window)
+
+    def _row(self, context: Context) -> _DraftRow:
+        row = self._rows.get(context.key)
+        if row is None:
+            text = context.token_ids
+            row = _DraftRow(self.backend.open(), len(text) - self.reads(len(text)))
+            if row.skipped:
+                try:
+                    self._keep(row, text[:_SINKS])
+                except BaseException:
+                    self.backend.release(row.row)
+                    raise
+            self._rows[context.key] = row
+        return row
+
+    def _length(self, row: _DraftRow) -> int:
+        """Tokens of the text that the row holds, or that were skipped in it."""
+        return self.backend.length(row.row) + row.skipped
+
+    def _fill(self, row: _DraftRow, text: Sequence[int], end: int) -> None:
+        """Commits the text up to `end`, a chunk at a time."""
+        for start in range(self._length(row), end, _CHUNK):
+            self._keep(row, text[start : min(start + _CHUNK, end)])
+
+    def _keep(self, row: _DraftRow, tokens: Sequence[int]) -> None:
+        self.backend.extend([Nodes(row.row, readable(self.backend, tokens), num_logits=0)])
+        self.backend.commit([Kept(row.row, range(len(tokens)))])
+
+    def _law_for(self, params: SamplingParams) -> Law:
+        if params.temperature == 0.0:
+            return Law.POINT
+        return Law.COUPLED if params.coupled else self._law
+
+    def _catch_up(self, growing: Growing) -> Nodes:
+        """Keeps of the last tree what became text; the first level appends the rest of the text."""
+        row, text = self._row(growing.context), growing.context.token_ids
+        kept = row.follow(text[self._length(row) : -1])
+        self.backend.commit([Kept(row.row, kept)])
+        length = self._length(row)
+        if len(text) - length > _CHUNK:
+            length = len(text) - _CHUNK
+            self._fill(row, text, length)
+        new = text[length:]
+        row.count = len(new)
+        row.below = {(i - 1, token): i for i, token in enumerate(new)}
+        growing.place[0] = len(new) - 1
+        return Nodes(row.row, readable(self.backend, new), num_logits=1)
+
+    def _next_level(self, growing: Growing, nodes: Sequence[int]) -> Nodes:
+        row = self._row(growing.context)
+        parents = [growing.place[growing.parents[node]] for node in nodes]
+        tokens = [growing.tokens[node] for node in nodes]
+        for node, edge in zip(nodes, zip(parents, tokens, strict=True), strict=True):
+            growing.place[node] = row.count
+            row.below.setdefault(edge, row.count)
+            row.count += 1
+        return Nodes(row.row, readable(self.backend, tokens), parents)
+
+    def release(self, key: int) -> None:
+        """Frees the request's KV row."""
+        row = self._rows.pop(key, None)
+        if row is not None:
+            self.backend.release(row.row)
+
+    def _forget_drafts(self, key: int) -> None:
+        """Drops what is not text; the text as well if the backend cannot."""
+        row = self._rows.get(key)
+        if row is None:
+            return
+        row.below, row.count, row.last = {}, 0, None
+        try:
+            self.backend.truncate(row.row, self.backend.length(row.row))
+        except Exception:
+            del self._rows[key]
+            with suppress(Exception):
+                self.backend.release(row.row)
+
+
+def readable(backend: Backend, tokens: Sequence[int]) -> list[int]:
+    """Returns the tokens, with 0 for those beyond a drafter's vocabulary, maybe the smaller one."""
+    size = getattr(backend, "num_embeddings", backend.vocab_size)
+    return [token if token < size else 0 for token in tokens]
+
+
+_CHUNK = 512
+_SINKS = 4  # first tokens, which models attend to whatever they say (arXiv 2309.17453)
+_LEVELS, _DEEPEST = 8, 24
+_HOPE = 0.7  # first guess that some child of an accepted node is accepted; bin MODEL_BINS
+_LAWS = {
+    "without_replacement": Law.WITHOUT_REPLACEMENT,
+    "with_replacement": Law.WITH_REPLACEMENT,
+    "point": Law.POINT,
+}
+
+
+@dataclass
+class _DraftRow:
+    """A row of the drafter's backend, and its provisional nodes: the first by parent and token.
+
+    Of the text, `skipped` tokens after the first few are not in it.
+    """
+
+    row: int
+    skipped: int = 0
+    count: int = 0
+    below: dict[tuple[int, int], int] = field(default_factory=dict)
+    last: Growing | None = None
+    law: Law | None = None
+    reliability: Reliability | None = None
+
+    def follow(self, text: Sequence[int]) -> list[int]:
+        """Returns the provisional nodes that spell the beginning of `text`."""
+        path: list[int] = []
+        at = -1
+        for token in text:
+            found = self.below.get((at, token))
+            if found is None:
+                break
+            path.append(found)
+            at = found
+        return path

@@ -1,0 +1,176 @@
+"""Asking drafters: whatever one answers or raises, every context gets a tree that can be verified.
+
+Drafts are hints, so the answer to a drafter that fails is a bare root, which is a step of plain
+decoding, and one line in the log. A tree that is well made but says a wrong law cannot be told from
+a right one: drawing code alone knows how it drew.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Iterable, Sequence
+from itertools import starmap
+from operator import le
+from typing import Any, Protocol
+
+from redwood.drafters.context import Context
+from redwood.errors import ArgumentError, CapacityError
+from redwood.tree import Law, TokenTree
+
+_log = logging.getLogger(__name__)
+_told: dict[int, set[str]] = {}  # what the log said of a drafter, by its id
+_UNDRAWN = frozenset((int(Law.POINT), int(Law.COUPLED)))
+_ROUNDING = 1e-6
+
+
+class _Proposer(Protocol):
+    """What is asked of a drafter here; see `redwood.drafters.base.Drafter`."""
+
+    def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]: ...
+    def release(self, key: int) -> None: ...
+
+
+def proposals(
+    drafter: _Proposer, contexts: Sequence[Context], budgets: Sequence[int]
+) -> list[TokenTree]:
+    """Returns a tree per context, within its budget; a bare root where the drafter failed.
+
+    Where a call for all fails, each is asked alone, with the chance that it had before. A drafter
+    of somebody else's that fails for one alone then forgets this one.
+
+    Raises: nothing but MemoryError, and what is no `Exception`.
+    """
+    several = len(contexts) > 1
+    states = [context.rng.bit_generator.state for context in contexts] if several else []
+    made = _asked(drafter, contexts, budgets)
+    if isinstance(made, Exception):
+        made = [] if several else [made]
+        for context, budget, state in zip(contexts, budgets, states, strict=False):  # if several
+            context.rng.bit_generator.state = state
+            alone = _asked(drafter, [context], [budget])
+            made += [alone] if isinstance(alone, Exception) else alone
+    trees = []
+    for context, budget, tree in zip(contexts, budgets, made, strict=True):
+        error = tree if isinstance(tree, Exception) else _fault(drafter, context, tree, budget)
+        if error is not None:
+            tell(drafter, error)
+            if not _is_ours(drafter):
+                release(drafter, context.key)
+            tree = TokenTree.chain(context.token_ids[-1:])
+        trees.append(tree)
+    return trees
+
+
+def prefill(drafter: _Proposer, contexts: Sequence[Context]) -> None:
+    """Lets a drafter with a `prefill` read texts that are new to it, before it is timed."""
+    try:
+        read = getattr(drafter, "prefill", None)
+        if read is not None:
+            read(contexts)
+    except MemoryError:
+        raise
+    except Exception as error:  # it says so again where it drafts
+        tell(drafter, error)
+
+
+def release(drafter: _Proposer, key: int) -> None:
+    """Lets a drafter forget a request."""
+    try:
+        drafter.release(key)
+    except MemoryError:
+        raise
+    except Exception as error:
+        tell(drafter, error)
+
+
+def _asked(
+    drafter: _Proposer, contexts: Sequence[Context], budgets: Sequence[int]
+) -> list[Any] | Exception:
+    """As many answers as contexts, or what went wrong."""
+    try:
+        answer: Any = drafter.propose(contexts, budgets) if contexts else []
+        made = list(answer) if isinstance(answer, Iterable) else [answer]
+    except MemoryError:
+        raise
+    except Exception as error:
+        return error
+    if len(made) != len(contexts):
+        return ArgumentError(f"it made {len(made)} trees for {len(contexts)} texts")
+    return made
+
+
+def _fault(drafter: _Proposer, context: Context, tree: Any, budget: int) -> Exception | None:
+    """What makes this answer unfit to be verified, if anything does."""
+    try:
+        _check(context, tree, budget)
+        if not _is_ours(drafter):
+            _check_rows(context, tree)
+    except MemoryError:
+        raise
+    except Exception as error:
+        return error
+    return None
+
+
+def _check(context: Context, tree: Any, budget: int) -> None:
+    """Raises unless this is a tree below the last token, in the vocabulary and the budget."""
+    if not isinstance(tree, TokenTree):
+        raise ArgumentError(f"it made a {type(tree).__name__}, which is no TokenTree")
+    tokens = tree.token_list
+    if tokens[0] != context.token_ids[-1]:
+        raise ArgumentError(f"its root is {tokens[0]}, not {context.token_ids[-1]}")
+    if len(tokens) > budget:
+        raise CapacityError(f"it made {len(tokens)} nodes for a budget of {budget}")
+    if max(tokens) >= context.vocab_size:
+        raise ArgumentError(f"its token {max(tokens)} is beyond {context.vocab_size} tokens")
+    if tree.estimates is not None and len(tokens) > 1:
+        believed = [1.0, *map(float, tree.estimates[1:])]
+        above = [believed[parent] + _ROUNDING for parent in tree.parent_list[1:]]
+        if not all(starmap(le, zip(believed[1:], above, strict=True))) or min(believed) < 0.0:
+            raise ArgumentError("its estimates rise from parent to child, or are no chances")
+
+
+def _check_rows(context: Context, tree: TokenTree) -> None:
+    """Raises where a law or a draft row cannot be read by the rule that will judge the tree."""
+    laws = tree.law_list[1:]
+    if context.params.temperature > 0.0:
+        coupled = context.noise is not None
+        if coupled and not _UNDRAWN.issuperset(laws):
+            raise ArgumentError("it drew with coins of its own for a text of shared noise")
+        if not coupled and Law.COUPLED in laws:
+            raise ArgumentError("it made COUPLED nodes for a text without shared noise")
+    drawn = zip(tree.law_list[1:], tree.draft_row_list[1:], strict=True)
+    for index in {row for law, row in drawn if law not in _UNDRAWN}:
+        probs, ids = tree.draft_row(index)
+        size = len(probs) if ids is None else 1 + int(ids[probs > 0.0].max(initial=-1))
+        fits = size == context.vocab_size if ids is None else size <= context.vocab_size
+        if not fits or not float(probs.sum()) > 0.0:
+            raise ArgumentError(f"its draft row {index} is no law over the vocabulary")
+
+
+def _is_ours(drafter: _Proposer) -> bool:
+    """Whether its trees are right by construction, and it stays usable after it raised."""
+    return type(drafter).__module__.split(".")[0] == "redwood"
+
+
+def tell(drafter: object, error: Exception) -> None:
+    """Logs a fault of a drafter, or of what asks it, one line for each kind and drafter."""
+    told = _told.get(id(drafter))
+    if told is None:
+        told = _told[id(drafter)] = set()
+        try:
+            weakref.finalize(drafter, _told.pop, id(drafter), None)
+        except TypeError:  # it has no room for a weak reference: what was said stays known
+            _log.debug("%s cannot be watched", type(drafter).__name__)
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    at = "" if place is None else f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
+    kind = f"{type(error).__name__} {at}"
+    if kind not in told:
+        told.add(kind)
+        name = getattr(type(drafter), "__name__", "a drafter")
+        said = f"{type(error).__name__}: {error}".replace("\n", " ")
+        _log.warning("%s failed, texts go on without its drafts (said once): %s", name, said)
+        _log.debug("where it failed", exc_info=error)

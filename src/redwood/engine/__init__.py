@@ -1,0 +1,10 @@
+"""The engine: requests that join, decode step by step and leave.
+
+Inside: `engine` (the step), `request`, `scheduler` (who joins, what is prefilled), `text` (prompts
+and texts around it), `detokenizer`, `stats`, `load` (from names to an engine). Not here: how drafts
+are made (drafters), how large they are (planner). May import: planner and all below.
+"""
+
+from redwood.engine.engine import RowEngine, Step
+
+__all__ = ["RowEngine", "Step"]

@@ -1,0 +1,416 @@
+"""The engine: rows of requests, one step of drafting, scoring, verifying and committing at a time.
+
+`step` is the whole loop: waiting requests get a row, prompts are filled in chunks beside the rows
+that decode, and every row that has its prompt in place takes one tree through the target. Rows join
+and leave between steps. What goes wrong in one row ends that row alone, and what goes wrong in a
+drafter ends none.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count
+from queue import SimpleQueue
+
+from torch import Tensor
+
+from redwood import verify
+from redwood.algorithms.specinfer import merge_trees
+from redwood.backends.base import Backend, Kept, Nodes
+from redwood.drafters.base import Drafter, NoDrafter
+from redwood.drafters.context import Context
+from redwood.drafters.proposing import prefill, proposals, release
+from redwood.engine.detokenizer import Tokenizer
+from redwood.engine.request import Request, new_request, token_list
+from redwood.engine.request import Step as Step
+from redwood.engine.scheduler import admitted, chunks, one_pool
+from redwood.engine.stats import Clock, Stats
+from redwood.engine.turns import turn, when_free
+from redwood.errors import (
+    ArgumentError,
+    CapacityError,
+    RedwoodError,
+    check_count,
+    check_process,
+)
+from redwood.planner.planner import Plan, Planner, planned
+from redwood.profiling.measure import recordings_of, wait_for
+from redwood.sampling import PathRows, SamplingParams
+from redwood.tree import TokenTree
+
+_log = logging.getLogger(__name__)
+_keys = count(1)  # of all engines: those on one target may share a drafter
+_PREDICTED = 8  # nodes for a predicted output where the budget is less
+
+
+class RowEngine:
+    """Decodes requests through token trees, exactly. May be called from several threads.
+
+    Args:
+        target: the model to be true to.
+        drafter: None: plain decoding.
+        tokenizer: for text and stop strings; without it only token ids come out.
+        eos_ids: tokens that end a text.
+        budget: nodes that the target scores per step for a row, the root included.
+        planner: chooses drafter and sizes for every step; `drafter` and `budget` then hold only for
+            requests with a seed that are not coupled: what they say may not depend on time.
+        max_rows: requests decoded at once; more wait.
+        prefill_chunk: prompt tokens per forward while no row decodes.
+        prefill_beside: the same in a forward that decodes other rows, too, which wait for it; None:
+            an eighth on a CPU, where tokens are dear, else the same.
+        kv_tokens: most tokens, prompts and answers, that the rows may come to hold together; more
+            requests wait. None: `max_rows` alone decides.
+
+    Raises:
+        ArgumentError: a budget, row count, chunk or number of tokens below 1.
+        CapacityError: a budget beyond the target's capacity.
+    """
+
+    def __init__(
+        self,
+        target: Backend,
+        drafter: Drafter | None = None,
+        *,
+        tokenizer: Tokenizer | None = None,
+        eos_ids: Sequence[int] = (),
+        budget: int = 16,
+        planner: Planner | None = None,
+        max_rows: int = 64,
+        prefill_chunk: int = 512,
+        prefill_beside: int | None = None,
+        kv_tokens: int | None = None,
+    ) -> None:
+        if prefill_beside is None:
+            prefill_beside = prefill_chunk
+            if target.device.type == "cpu" and isinstance(prefill_chunk, int):
+                prefill_beside = max(1, prefill_chunk // 8)
+        for name, value in (
+            ("budget", budget),
+            ("max_rows", max_rows),
+            ("prefill_chunk", prefill_chunk),
+            ("prefill_beside", prefill_beside),
+            ("kv_tokens", 1 if kv_tokens is None else kv_tokens),
+        ):
+            check_count(name, value)
+        if budget > target.capacity:
+            raise CapacityError(
+                f"budget {budget} exceeds the capacity of {target.capacity} slots: lower it"
+            )
+        self.target = target
+        self.drafter: Drafter = drafter or NoDrafter()
+        self.planner = planner
+        self.tokenizer = tokenizer
+        self.eos_ids = frozenset(eos_ids)
+        self.budget, self.max_rows, self.kv_tokens = budget, max_rows, kv_tokens
+        self.prefill_chunk, self.prefill_beside = prefill_chunk, prefill_beside
+        self._pid = os.getpid()
+        # From any thread and at any moment; what follows them belongs to whoever has the turn.
+        self._requests: dict[int, Request] = {}
+        self._arrived, self._dropped = SimpleQueue[int](), SimpleQueue[int]()
+        self._waiting: deque[int] = deque()
+        self._active: list[int] = []
+        self._unclaimed: list[Step] = []  # for the caller of `step`
+
+    def add(self, prompt: Sequence[int], params: SamplingParams | None = None) -> int:
+        """Queues a request; returns its number, which `step` reports.
+
+        Args:
+            prompt: token ids, at least one.
+
+        Raises:
+            ArgumentError: an empty prompt, one of other things than token ids, a token outside the
+                vocabulary, stop strings without a tokenizer.
+            CapacityError: a prompt that leaves no room for one token, a request that may need more
+                than `kv_tokens`.
+            UnsupportedError: a process forked from the one that made this engine.
+        """
+        return self._queue(prompt, params, None).context.key
+
+    def _queue(
+        self, prompt: Sequence[int], params: SamplingParams | None, inbox: deque[Step] | None
+    ) -> Request:
+        check_process(self._pid)
+        request = new_request(
+            next(_keys),
+            token_list(prompt),
+            SamplingParams() if params is None else params,
+            vocab_size=self.target.vocab_size,
+            capacity=self.target.capacity,
+            tokenizer=self.tokenizer,
+        )
+        if self.kv_tokens is not None and request.most_tokens > self.kv_tokens:
+            raise CapacityError(
+                f"prompt and answer may take {request.most_tokens} tokens, all rows together have "
+                f"{self.kv_tokens}: shorten the prompt, or lower max_tokens"
+            )
+        request.inbox = inbox
+        self._requests[request.context.key] = request
+        self._arrived.put(request.context.key)
+        return request
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request waits or runs."""
+        return bool(self._requests)
+
+    def stats(self, request: int) -> Stats:
+        """Returns the live statistics of a request that has not ended.
+
+        Raises:
+            ArgumentError: there is none of this number.
+        """
+        known = self._requests.get(request)
+        if known is None:
+            raise ArgumentError(f"there is no request {request}: it ended, or never began")
+        return known.stats
+
+    def cancel(self, request: int) -> None:
+        """Drops a request and frees its row; unknown numbers are fine.
+
+        During a step, of this or of another thread, it is dropped at the end of that step.
+        """
+        if request not in self._requests:
+            return
+        if os.getpid() != self._pid:  # a forked child: the row is its parent's
+            self._requests.pop(request, None)
+            return
+        self._dropped.put(request)
+        when_free(self._things(), self._end_dropped)
+
+    def _end_dropped(self) -> None:
+        while not self._dropped.empty():
+            self._end(self._dropped.get())
+
+    def _end(self, key: int) -> None:
+        """Forgets a request and frees its row."""
+        self._sort_in()
+        dropped = self._requests.pop(key, None)
+        if dropped is None:
+            return
+        (self._active if key in self._active else self._waiting).remove(key)
+        try:
+            if dropped.row >= 0:
+                self.target.release(dropped.row)
+        finally:
+            release(self.drafter, key)
+            if self.planner is not None:
+                self.planner.release(key)
+
+    def _sort_in(self) -> None:
+        while not self._arrived.empty():
+            self._waiting.append(self._arrived.get())
+
+    def _things(self) -> list[object]:
+        """What a step uses, which no other may use meanwhile."""
+        parts = [self.drafter, *getattr(self.drafter, "parts", ())]
+        return [self, self.target, *parts, *(getattr(part, "backend", None) for part in parts)]
+
+    def step(self) -> list[Step]:
+        """Does one step for all rows; returns what each decoding row got.
+
+        A row whose prompt is still being filled returns nothing yet. A row that fails alone ends
+        with the reason "error". When this raises, all requests that ran are dropped and their rows
+        freed; waiting ones stay. Steps for `generate` and `stream` go to them. One thread makes a
+        step at a time, on this engine or on others with its models or drafters; others wait.
+
+        Raises:
+            UnsupportedError: a process forked from the one that made this engine, or a call from
+                inside of a step.
+        """
+        return self._step(lambda: False, claimed=True)
+
+    def _step(self, needless: Callable[[], bool], *, claimed: bool) -> list[Step]:
+        """A step, unless it becomes needless while others have their turn."""
+        check_process(self._pid)
+        with turn(self._things(), needless) as mine:
+            if mine:
+                with one_pool(self.target, self.drafter):
+                    self._step_all()
+                self._end_dropped()
+            if not (mine and claimed):
+                return []
+            steps, self._unclaimed = self._unclaimed, []
+            return steps
+
+    def _step_all(self) -> None:
+        try:
+            self._admit()
+            running = [self._requests[key] for key in self._active]
+            filling = [request for request in running if self._unfilled(request)]
+            ready = [request for request in running if not self._unfilled(request)]
+            if ready:
+                self._decode(ready, chunks(filling, self.target.length, self.prefill_beside))
+            elif filling:
+                self._fill(chunks(filling, self.target.length, self.prefill_chunk))
+                ready = [request for request in filling if not self._unfilled(request)]
+                if ready:
+                    self._decode(ready, [])
+        except BaseException as error:
+            self._end_all(error)
+            raise
+        finally:
+            if self.planner is not None:
+                self.planner.clear()
+
+    def _end_all(self, error: BaseException) -> None:
+        """Ends all rows; those of other threads' `generate` and `stream` are told why."""
+        told = error if isinstance(error, Exception) else RedwoodError("its step was interrupted")
+        for key in list(self._active):
+            request = self._requests[key]
+            try:
+                self._end(key)
+                if request.inbox is not None:
+                    request.inbox.append(request.fail(told))
+            except Exception:  # the others' rows are to be freed all the same
+                _log.exception("a row could not be given back")
+
+    def _admit(self) -> None:
+        """Gives rows to those who may have one."""
+        self._end_dropped()
+        self._sort_in()
+        waiting = [self._requests[key] for key in self._waiting]
+        running = [self._requests[key] for key in self._active]
+        for request in admitted(waiting, running, self.max_rows, self.kv_tokens):
+            request.row = self.target.open()
+            self._active.append(self._waiting.popleft())
+
+    def _unfilled(self, request: Request) -> bool:
+        return self.target.length(request.row) < len(request.context.token_ids) - 1
+
+    def _clock(self, requests: Sequence[Request]) -> Clock:
+        """Stages end when the device has done what was launched in them."""
+        return Clock([request.stats for request in requests], partial(wait_for, self.target.device))
+
+    def _fill(self, parts: Sequence[tuple[Request, Nodes]]) -> None:
+        """Puts parts of prompts in place, no row decoding beside."""
+        clock = self._clock([request for request, _ in parts])
+        self.target.extend([nodes for _, nodes in parts])
+        self.target.commit([_whole(nodes) for _, nodes in parts])
+        clock.lap("prefill")
+
+    def _decode(self, ready: Sequence[Request], parts: Sequence[tuple[Request, Nodes]]) -> None:
+        """One step of rows that have their prompt, and parts of other prompts beside them."""
+        clock = self._clock(ready)
+        trees, plan = self._draft(ready, clock)
+        nodes = [
+            Nodes(request.row, tree.token_list, tree.parent_list) for request, tree in trees
+        ] + [nodes for _, nodes in parts]
+        before = recordings_of(self.target)
+        logits = self.target.extend(nodes)
+        usual = recordings_of(self.target) == before
+        target_s = clock.lap("target" if usual else "prefill")  # a graph is recorded once
+        judged = []
+        for (request, tree), scored in zip(trees, logits, strict=False):
+            try:
+                rows = PathRows(scored, tree, request.context.params, request.context.history)
+                judged.append((request, tree, rows, judge_rows(request.context, tree, rows)))
+            except Exception as error:
+                self._give(request, request.fail(error))
+        other_s = clock.lap("verify")
+        self.target.commit(
+            [Kept(request.row, kept.nodes) for request, _, _, kept in judged]
+            + [_whole(nodes) for _, nodes in parts]
+        )
+        steps = []
+        for request, tree, rows, kept in judged:
+            try:
+                steps.append((request, request.advance(tree, kept, rows, self.eos_ids)))
+            except Exception as error:
+                steps.append((request, request.fail(error)))
+        other_s += clock.lap("other")
+        for request, _ in parts:
+            request.stats.seconds["prefill"] += target_s
+        if self.planner is not None and plan is not None and len(steps) == len(ready):
+            counts = [len(step.token_ids) for _, step in steps]
+            contexts = [request.context for request in ready]
+            timed_s = target_s if usual and not parts else None
+            self.planner.end(plan, contexts, counts, timed_s, other_s)
+        for request, step in steps:
+            self._give(request, step)
+        clock.lap("other")
+
+    def _give(self, request: Request, step: Step) -> None:
+        """Hands a step to whom it belongs, and ends the request if it was the last."""
+        (self._unclaimed if request.inbox is None else request.inbox).append(step)
+        if step.finish_reason is not None:
+            self._end(step.request)
+
+    def _draft(
+        self, ready: Sequence[Request], clock: Clock
+    ) -> tuple[list[tuple[Request, TokenTree]], Plan | None]:
+        """A tree for every row, and the plan they follow, if there is one."""
+        contexts, rooms = [r.context for r in ready], [self._room(r) for r in ready]
+        drafter, plan = self.drafter, None
+        budgets, most = [min(self.budget, room) for room in rooms], max(self.budget, _PREDICTED)
+        # The text of some requests may not depend on what was measured, nor may their company.
+        steered = max(rooms) > 1 and not any(context.unsteered for context in contexts)
+        if steered and self.planner is not None:
+            known, most = self.planner.prepared, self.planner.most
+            plan = planned(self.planner, contexts, rooms, [request.room for request in ready])
+            budgets = [1] * len(ready) if plan is None else plan.budgets
+            drafter = drafter if plan is None else plan.drafter
+            clock.lap("draft" if known else "prefill")  # times are measured once
+        drafting = [i for i, budget in enumerate(budgets) if budget > 1]
+        prefill(drafter, [contexts[i] for i in drafting])
+        clock.lap("prefill")
+        before = recordings_of(*_backends(drafter))
+        if plan is not None and plan.drafted is not None:
+            made = {i: plan.drafted[i] for i in drafting}
+        else:
+            asked, sizes = [contexts[i] for i in drafting], [budgets[i] for i in drafting]
+            made = dict(zip(drafting, proposals(drafter, asked, sizes), strict=True))
+        trees = []
+        for i, (request, room) in enumerate(zip(ready, rooms, strict=True)):
+            drafted = made.get(i) or TokenTree.chain(contexts[i].token_ids[-1:])
+            if request.prediction is not None and room > 1:
+                size = min(room - len(drafted) + 1, most)
+                chain = request.prediction.tree(drafted.token_list[0], size)
+                drafted = merge_trees([drafted, chain])
+            trees.append(drafted)
+        usual = recordings_of(*_backends(drafter)) == before
+        drafting_s = clock.lap("draft" if usual else "prefill")
+        if not usual:  # nothing is to be learned from its time
+            plan = None
+        if self.planner is not None and plan is not None:
+            trees = self.planner.trim(plan, trees, drafting_s)
+        return list(zip(ready, trees, strict=True)), plan
+
+    def _room(self, request: Request) -> int:
+        """Nodes that fit; none is drafted for a last token, nor where the caller wants none."""
+        free = self.target.capacity - self.target.length(request.row)
+        wanted = request.room > 1 and request.context.params.speculate
+        return max(1, free) if wanted else 1
+
+
+def judge(context: Context, tree: TokenTree, logits: Tensor) -> verify.Acceptance:
+    """Returns what the request's rule accepts of a tree; logits: [N, V]."""
+    return judge_rows(context, tree, PathRows(logits, tree, context.params, context.history))
+
+
+def judge_rows(context: Context, tree: TokenTree, rows: PathRows) -> verify.Acceptance:
+    """Returns what the request's rule accepts of a tree, given the target's rows."""
+    params = context.params
+    if params.temperature == 0.0:
+        return verify.greedy(tree, rows.best)
+    if context.noise is not None:
+        noise, first = context.noise, len(context.token_ids)
+        return verify.coupled_by(
+            tree, lambda node: rows.choice(node, noise, first + tree.depths[node])
+        )
+    rule: Callable[..., verify.Acceptance] = verify.traversal
+    if params.verifier == "recursive":
+        rule = verify.recursive
+    return rule(tree, rows, context.rng.random(len(tree)))
+
+
+def _backends(drafter: Drafter) -> list[Backend]:
+    parts = getattr(drafter, "parts", [drafter])
+    return [part.backend for part in parts if hasattr(part, "backend")]
+
+
+def _whole(nodes: Nodes) -> Kept:
+    return Kept(nodes.row, range(len(nodes.token_ids)))

@@ -1,0 +1,251 @@
+"""`load`: an engine from names of models and drafters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from redwood.backends.base import Backend, Nodes
+from redwood.drafters.base import (
+    Drafter,
+    ModelDrafter,
+    NgramDrafter,
+    join_drafters,
+    open_datastore_drafter,
+)
+from redwood.engine.text import Engine
+from redwood.errors import ArgumentError
+from redwood.models import gguf_path
+from redwood.models.gguf_tokenizer import check_same_spelling
+from redwood.models.mapping import explain_bus_errors
+from redwood.models.tokenizer import check_same_tokens, eos_ids, load_tokenizer
+from redwood.planner.from_profile import open_planner
+
+DEFAULT_BUDGETS = {"eager": {"ngram": 12, "model": 6}, "native": {"ngram": 4, "model": 4}}
+"""Nodes per step by backend and drafter: where a pass becomes dear (docs/status.md)."""
+DRAFT_VOCAB = 49152
+"""Tokens that a model drafter proposes: of 152k, these make nearly all (docs/status.md)."""
+
+INDEX = "index:"
+"""Before the folder of a datastore, where a drafter is named."""
+
+DRAFT_WINDOW = 128
+"""Tokens of a new text that a model drafter reads on a CPU unless told otherwise: the last ones."""
+
+DRAFT_WEIGHTS = "draft"
+"""Weights of a model drafter: 4 bits, since the target decides what is said."""
+
+
+def load(
+    target: str | Path,
+    drafter: str | Path | Drafter | Sequence[str | Path | Drafter] | None = None,
+    *,
+    backend: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    capacity: int | None = None,
+    budget: int | None = None,
+    tree: Sequence[int] | None = None,
+    law: str = "without_replacement",
+    max_rows: int = 64,
+    kv_tokens: int | None = None,
+    progress: bool = False,
+    weights: str | None = None,
+    kv: str | None = None,
+    threads: int | None = None,
+    cpus: Sequence[int] | None = None,
+    draft_vocab: int | None = DRAFT_VOCAB,
+    draft_weights: str = DRAFT_WEIGHTS,
+    draft_window: int | str | None = "auto",
+    parallel: str | None = None,
+    offload: str | None = None,
+    memory: str | int | None = None,
+    tokenizer: str | Path | None = None,
+) -> Engine:
+    """Returns an engine for a model, with what drafts for it.
+
+    Args:
+        target: a packaged name (`redwood models list`), a folder, a .gguf file or a hub id.
+        drafter: None or "none"; "ngram"; "index:PATH", a datastore; a model, given as `target`;
+            several joined with "+", or a list: one tree from all of them. Objects with the
+            `Drafter` protocol are taken as they are.
+        backend, dtype, device: see `redwood.backends.load.open_model`.
+        capacity: slots per row, at most the context length, the default.
+        budget: nodes scored per step, the root included; None: chosen step by step from measured
+            times and what was accepted, and so is which of the drafters works; see `Planner`.
+        tree: parents of a static tree for model drafters; see `ModelDrafter`.
+        law: how a model drafter draws; see `ModelDrafter`.
+        max_rows: requests decoded at once.
+        kv_tokens: tokens, prompts and answers, that they may come to hold together; see
+            `RowEngine`.
+        progress: show progress of fetching and converting on stderr.
+        weights: of the target on the native backend.
+        kv, threads, cpus: of the native backend, for target and drafters; these four as for
+            `redwood.backends.native.load.load_native`.
+        draft_vocab: tokens that a model drafter proposes on the native backend, the first ones of
+            the vocabulary, which are the common ones; None: all. The target's are not touched.
+        draft_weights: as `weights`, of model drafters on the native backend: "draft" is 4 bits
+            whatever the file holds.
+            Other values of these two than the defaults are refused where nothing takes them.
+        draft_window: tokens that a model drafter reads of a prompt, the last ones; None: all.
+            "auto": 128 on a CPU, all on a GPU, where reading is cheap. Refused without a model.
+        parallel: "tensor" or "pipeline": the target over the processes that torchrun started. The
+            drafters stay in the first, where this returns; in the others it does not, see
+            `redwood.backends.parallel.load.load_parallel`.
+        offload: "disk", or "ram" for a GPU: where the target's weights stay; each forward reads
+            them. `weights` and `threads` are then its own; drafters stay in memory.
+        memory: with offload, such as "2GiB": what this process may take, all in all; weights that
+            fit stay. None: none stay.
+        tokenizer: a folder with the target's tokenizer, in place of its own: for a GGUF file whose
+            own is refused. It must mean the same by its ids as the file.
+
+    Raises:
+        ModelError: a model that is missing or damaged.
+        TokenizerMismatchError: a drafter that speaks other tokens.
+        ArgumentError, CapacityError, ParallelError, UnsupportedError: see `open_model`.
+    """
+    from redwood.backends.load import open_model
+
+    if not isinstance(target, str | Path):
+        raise ArgumentError(f"target {target!r} must be the name or the folder of a model")
+    explain_bus_errors()
+    options: dict[str, Any] = dict(
+        backend=backend,
+        dtype=dtype,
+        device=device,
+        progress=progress,
+        weights=weights,
+        kv=kv,
+        threads=threads,
+        cpus=cpus,
+    )
+    large: dict[str, Any] = dict(parallel=parallel, offload=offload, memory=memory)
+    own = None if tokenizer is None else _own_tokenizer(Path(tokenizer), str(target))
+    folder, model = open_model(str(target), capacity=capacity, **large, **options)
+    speaks = load_tokenizer(folder) if own is None else own
+
+    how: dict[str, Any] = dict(
+        draft_vocab=draft_vocab, draft_weights=draft_weights, draft_window=draft_window
+    )
+    how |= dict(tree=tree, law=law)
+    parts = _parts(drafter)
+    if offload is not None:
+        options["weights"] = None
+    drafters = [
+        open_drafter(part, speaks, **how, **options) if isinstance(part, str) else part
+        for part in parts
+    ]
+    if tree is not None and not any(isinstance(d, ModelDrafter) for d in drafters):
+        raise ArgumentError("tree gives the shape for a model drafter, and there is none")
+    settle(model, drafters)
+    joined, planner = join_drafters(drafters), None
+    if drafters and budget is None and tree is None:
+        named = {p: d for p, d in zip(parts, drafters, strict=True) if isinstance(p, str)}
+        planner = open_planner(model, str(target), joined, named, weights=weights, kv=kv, cpus=cpus)
+    opened = [d for p, d in zip(parts, drafters, strict=True) if isinstance(p, str)]
+    if not any(isinstance(d, ModelDrafter) for d in opened):
+        _refuse_draft_options(draft_vocab, draft_weights, "no model is opened to draft")
+        if draft_window != "auto":
+            raise ArgumentError("draft_window is for models that draft, and none is opened for it")
+    if budget is None:
+        budget = len(tree) if tree is not None else default_budget(drafters, model.name)
+    return Engine(
+        model,
+        joined,
+        tokenizer=speaks,
+        eos_ids=eos_ids(folder, speaks, None if tokenizer is None else Path(tokenizer)),
+        budget=budget,
+        planner=planner,
+        max_rows=max_rows,
+        kv_tokens=kv_tokens,
+    )
+
+
+def _own_tokenizer(folder: Path, target: str) -> Any:
+    """Returns the tokenizer in a user's folder, held against the target's file."""
+    if not folder.expanduser().is_dir():
+        raise ArgumentError(f"tokenizer {str(folder)!r} must be a folder with a tokenizer")
+    tokenizer = load_tokenizer(folder.expanduser())
+    if (source := gguf_path(target)) is not None:
+        check_same_spelling(tokenizer, source)
+    return tokenizer
+
+
+def settle(model: Backend, drafters: Sequence[Drafter]) -> None:
+    """Lets an offloaded target take the memory that is left when drafters have theirs."""
+    from redwood.backends.offload.backend import OffloadBackend
+
+    if not isinstance(model, OffloadBackend):
+        return
+    for drafter in drafters:
+        if isinstance(drafter, ModelDrafter):  # what is mapped is in memory once it was used
+            row = drafter.backend.open()
+            drafter.backend.extend([Nodes(row, [0])])
+            drafter.backend.release(row)
+    model.settle()
+
+
+def _parts(
+    drafter: str | Path | Drafter | Sequence[str | Path | Drafter] | None,
+) -> list[str | Drafter]:
+    if drafter is None:
+        return []
+    if isinstance(drafter, str):
+        drafter = drafter.split("+")
+    given = list(drafter) if isinstance(drafter, Sequence) else [drafter]
+    parts = [str(part) if isinstance(part, Path) else part for part in given]
+    odd = [part for part in parts if not isinstance(part, str) and not hasattr(part, "propose")]
+    if odd:
+        raise ArgumentError(f"drafter {odd[0]!r} is neither a name nor an object with propose()")
+    if "" in parts:
+        raise ArgumentError("an empty drafter name: use none, ngram or a model, joined with +")
+    return [part for part in parts if part != "none"]
+
+
+def open_drafter(
+    name: str,
+    tokenizer: Any,
+    *,
+    draft_vocab: int | None = DRAFT_VOCAB,
+    draft_weights: str = DRAFT_WEIGHTS,
+    draft_window: int | str | None = "auto",
+    tree: Sequence[int] | None = None,
+    law: str = "without_replacement",
+    **options: Any,
+) -> NgramDrafter | ModelDrafter:
+    """Returns a drafter by its name; arguments as of `load`, `options` those of `open_model`.
+
+    Args:
+        tokenizer: of the target.
+
+    Raises: as `load`.
+    """
+    from redwood.backends.load import open_model
+
+    if name == "ngram":
+        return NgramDrafter()
+    if name.startswith(INDEX):
+        return open_datastore_drafter(name.removeprefix(INDEX), tokenizer)
+    folder, backend = open_model(name, outputs=draft_vocab, draft_weights=draft_weights, **options)
+    if backend.name != "native":
+        _refuse_draft_options(draft_vocab, draft_weights, f"the {backend.name} backend runs {name}")
+    check_same_tokens(tokenizer, load_tokenizer(folder))
+    if draft_window == "auto":
+        draft_window = DRAFT_WINDOW if backend.device.type == "cpu" else None
+    return ModelDrafter(backend, tree, law=law, window=cast("int | None", draft_window))
+
+
+def _refuse_draft_options(draft_vocab: int | None, draft_weights: str, why: str) -> None:
+    if draft_vocab not in (None, DRAFT_VOCAB) or draft_weights != DRAFT_WEIGHTS:
+        raise ArgumentError(
+            f"draft_vocab and draft_weights are for models that draft on the native backend: {why}"
+        )
+
+
+def default_budget(drafters: Sequence[Drafter], backend: str = "eager") -> int:
+    """Returns the nodes per step, the root included, that suit these drafters together."""
+    budgets = DEFAULT_BUDGETS.get(backend, DEFAULT_BUDGETS["eager"])
+    return 1 + sum(budgets.get(d.name, budgets["ngram"]) - 1 for d in drafters)

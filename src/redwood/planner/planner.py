@@ -1,0 +1,398 @@
+"""The planner: which drafter, and how large a tree, from measured times and what was accepted.
+
+Three decisions, each by tokens per time. Before a step: which arm drafts (nothing, one drafter, all
+in one tree), by what each arm gave lately and what it cost. While a model drafts: whether another
+level pays. Before the target runs: how many of the drafted nodes are scored. Times come from a
+`TimeCurve`, corrected by what steps really take. Plain decoding is always a legal answer.
+
+Nothing of a step's own coins is used: arms and estimates are settled before they are drawn, and
+only nodes chosen without chance are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from operator import is_
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from redwood.algorithms.sequoia import choose_tree
+from redwood.drafters.base import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
+from redwood.drafters.context import Context
+from redwood.drafters.proposing import tell
+from redwood.planner.budget import Correction, Levels, Mean, StepTimes
+from redwood.planner.ngram_lookahead import Peek, Seen
+from redwood.profiling.latency import TimeCurve
+from redwood.tree import TokenTree
+
+_FADE, _FADE_ALL = 0.95, 0.98  # what a step weighs one step later: in its text, over all texts
+_BELIEF = 4.0  # steps that count for what is believed beforehand; in a text they fade as others do
+_SHARE = 0.01  # of all time may be lost to arms that seemed worse,
+_ONCE = 16.0  # and these plain passes, so that a first text can show what a model is worth
+_ONCE_MS = 2000.0  # but no longer: a pass over streamed weights takes seconds
+_PAUSE = 16  # steps before an arm that lost is tried again: twice as many each time,
+_LONGEST, _LONGEST_MODEL = 64, 512  # up to these; a model has to read the text first
+_REACH = 0.5  # of the tokens it may have, what a text is believed to take,
+_REACH_BELIEF, _REACH_FADE = 2.0, 0.9  # until texts show it
+_REST = 8  # steps in a row at most in which nothing is weighed
+_MOST = 16
+_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
+_WIDTH = 8  # nodes of a level of a large drawn tree, roughly, for what drafting it takes
+_NEAR = 32  # tokens by which rows may grow before times are made anew
+_NGRAM = (1.3, 1.05)  # tokens per step and cost in plain passes, where nothing is known
+
+Measure = Callable[[], TimeCurve]
+
+
+class Arm(NamedTuple):
+    """A way to draft, and the models that take part in it."""
+
+    drafter: Drafter
+    models: tuple[ModelDrafter, ...]
+
+
+def arms_of(drafter: Drafter) -> list[Arm]:
+    """Returns plain decoding, every part of the drafter alone, and all parts in one tree."""
+    parts = list(drafter.parts) if isinstance(drafter, UnionDrafter) else [drafter]
+    drafting = [part for part in parts if not isinstance(part, NoDrafter)]
+    arms = [Arm(NoDrafter(), ())]
+    arms += [Arm(p, (p,) if isinstance(p, ModelDrafter) else ()) for p in drafting]
+    if len(drafting) > 1:
+        arms.append(Arm(drafter, tuple(p for p in drafting if isinstance(p, ModelDrafter))))
+    return arms
+
+
+def planned(
+    planner: Planner, contexts: Sequence[Context], rooms: Sequence[int], left: Sequence[int]
+) -> Plan | None:
+    """Returns the plan of a step, see `Planner.begin`; None where planning failed.
+
+    It measures models and asks drafters, of which none may cost a request: the log says why.
+    """
+    try:
+        return planner.begin(contexts, rooms, left)
+    except MemoryError:
+        raise
+    except Exception as error:
+        planner.clear()
+        tell(planner, error)
+        return None
+
+
+@dataclass
+class _Record:
+    """What is known of an arm: tokens per step, and cost in plain passes."""
+
+    tokens: float
+    cost: float
+    tokens_seen: Mean = field(default_factory=Mean)
+    cost_seen: Mean = field(default_factory=Mean)
+    texts: dict[int, Mean] = field(default_factory=dict)
+    last: int = -_PAUSE
+    pause: int = _PAUSE
+
+    def tokens_of(self, key: int) -> float:
+        """Tokens per step in this text."""
+        return self.texts[key].value(1.0, 0.0) if key in self.texts else self.known()
+
+    def known(self) -> float:
+        """Tokens per step over all texts."""
+        return self.tokens_seen.value(self.tokens, _BELIEF)
+
+    def cost_now(self) -> float:
+        """Time of a step, in plain passes."""
+        return self.cost_seen.value(self.cost, _BELIEF)
+
+
+class Plan(NamedTuple):
+    """What a step shall do: its arm, the nodes of each row at most, and its times.
+
+    `best_ms` is the time per token that the best arm promises; None: this is the best arm.
+    `drafted` are the trees of all rows, trimmed, where they are known already. `resting`: nothing
+    was weighed, the last step's answer holds.
+    """
+
+    arm: int
+    drafter: Drafter
+    budgets: list[int]
+    times: StepTimes
+    best_ms: float | None
+    drafted: list[TokenTree] | None = None
+    resting: bool = False
+
+
+class Planner:
+    """Chooses arms and sizes for an engine.
+
+    Args:
+        drafter: what may draft; its parts become arms.
+        curve: times of the target, or a function that measures them when they are first needed.
+        draft_curves: the same by model drafter; each model of `drafter` must have one.
+        most: nodes of one row at most, the root included.
+
+    Attributes:
+        predicted_tokens, predicted_ms: sums over all steps of what was expected of each before the
+            target ran.
+    """
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        curve: TimeCurve | Measure,
+        draft_curves: Mapping[ModelDrafter, TimeCurve | Measure] | None = None,
+        *,
+        most: int = _MOST,
+    ) -> None:
+        self.arms = arms_of(drafter)
+        self.most = most
+        self._curves: dict[ModelDrafter | None, TimeCurve | Measure] = {None: curve}
+        for model, measured in (draft_curves or {}).items():
+            self._curves[model] = measured
+        grams = [i for i, arm in enumerate(self.arms) if isinstance(arm.drafter, NgramDrafter)]
+        self._grams = grams[0] if grams else -1
+        self._peek = Peek(cast(NgramDrafter, self.arms[grams[0]].drafter)) if grams else None
+        self._tokens, self._cost = Mean(), Mean()  # of a row per step, and in plain passes
+        self._records: list[_Record] = []
+        self._correction = Correction()
+        self._factors: dict[ModelDrafter, Mean] = {}
+        self._read: set[tuple[ModelDrafter, int]] = set()  # prompts that a model has read
+        self._left: dict[int, tuple[int, int]] = {}  # tokens a text could have at first, and now
+        self._reach = Mean()
+        self._drawn: dict[ModelDrafter, tuple[Any, int]] = {}
+        self._near: tuple[tuple[int, int], NDArray[np.float64]] | None = None
+        self._step = self._rest = 0  # steps so far, and those to come in which nothing is weighed
+        self._resting: tuple[list[int], Plan] | None = None  # requests, and what they do then
+        self._spent_ms = self._lost_ms = 0.0
+        self.predicted_tokens = self.predicted_ms = 0.0
+
+    def curve(self, model: ModelDrafter | None = None) -> TimeCurve:
+        """Returns the times of a model drafter, or of the target."""
+        made = self._curves[model]
+        if not isinstance(made, TimeCurve):
+            made = self._curves[model] = made()
+        return made
+
+    @property
+    def prepared(self) -> bool:
+        """Whether all times are known that the first step needs."""
+        return bool(self._records)
+
+    def begin(self, contexts: Sequence[Context], rooms: Sequence[int], left: Sequence[int]) -> Plan:
+        """Returns the plan of a step.
+
+        Args:
+            contexts: of the rows, at least one.
+            rooms: nodes that each row has room for, at least 1.
+            left: tokens that each row may still generate.
+        """
+        keys = [context.key for context in contexts]
+        if self._rest > 0 and self._resting is not None and self._resting[0] == keys:
+            self._rest -= 1
+            return self._resting[1]
+        lengths = [len(context.token_ids) for context in contexts]
+        times = StepTimes(len(lengths), self._correction.apply(self._growth(lengths), len(lengths)))
+        for context, count in zip(contexts, left, strict=True):
+            self._left[context.key] = self._left.get(context.key, (count,))[0], count
+        to_come = sum(left) * self._reach.value(_REACH, _REACH_BELIEF)
+        budgets = [min(self.most, room) for room in rooms]
+        seen = None
+        if self._peek is not None:
+            seen = self._peek.ask(contexts, budgets, times, self._correction.speed)
+        arm, best_ms = self._choose(contexts, max(1.0, to_come), times, seen)
+        drafter, models = self.arms[arm]
+        for model in models:
+            self._read.update((model, context.key) for context in contexts)
+            factor = self._factors.setdefault(model, Mean()).value(1.0, _BELIEF)
+            idle = budgets.count(1)
+            model.pace = Levels(times, self.curve(model), max(lengths), factor, idle)
+            model.most_drawn = self._drawn_size(model, times)
+        if seen is not None and arm == self._grams:
+            return Plan(arm, drafter, budgets, seen.times, best_ms, seen.trees)
+        if arm == 0 and best_ms is None:
+            self._rest = self._steps_alike()
+            self._resting = keys, Plan(arm, drafter, [1] * len(keys), times, None, resting=True)
+        return Plan(arm, drafter, budgets, times, best_ms)
+
+    def _steps_alike(self) -> int:
+        """Steps that would be plain as well: n-grams are not to be asked, no arm is to be tried."""
+        waits = [_REST] if self._peek is None else [_REST, self._peek.waits]
+        for i, record in enumerate(self._records):
+            if i not in (0, self._grams) and self._step - record.last < record.pause:
+                waits.append(record.pause - (self._step - record.last))
+        return min(waits)
+
+    def _drawn_size(self, model: ModelDrafter, times: StepTimes) -> int:
+        """Nodes of a static tree, none of which can be left out once it is drawn (Sequoia, 4.1)."""
+        assert self._near is not None
+        known, rows = (self._near[0], tuple(model.acceptance)), times.rows
+        if model not in self._drawn or self._drawn[model][0] != known:
+            fitting = [n for n in _SIZES if n <= self.most and rows * (n - 1) < len(times.times)]
+            sizes = {n: times.of(rows * n) for n in fitting}
+            width = _WIDTH if self.most > _MOST else 1
+            draft_ms = self.curve(model).ms([width] * rows, [0] * rows)
+            size = choose_tree(model.acceptance, sizes, draft_ms).size
+            self._drawn[model] = known, max(2, size)
+        return self._drawn[model][1]
+
+    def _growth(self, lengths: Sequence[int]) -> NDArray[np.float64]:
+        """Times as nodes are added to these rows; made anew when they have grown by some tokens."""
+        key = len(lengths), sum(lengths) // (_NEAR * len(lengths))
+        if self._near is None or self._near[0] != key:
+            most = (self.most - 1) * len(lengths)
+            self._near = key, self.curve().growth(lengths, most)
+        return self._near[1]
+
+    def trim(self, plan: Plan, trees: Sequence[TokenTree], drafting_s: float) -> list[TokenTree]:
+        """Returns the trees less the nodes whose scoring would not pay."""
+        self.clear()
+        drafting_ms = 1e3 * drafting_s / self._correction.speed
+        if plan.drafted is not None and all(map(is_, trees, plan.drafted)):  # nothing was joined
+            plan.times.drafting_ms = drafting_ms
+            return list(trees)
+        return plan.times.trim(trees, drafting_ms)
+
+    def clear(self) -> None:
+        """Takes back what `begin` told the models for one step, however that step ended."""
+        for arm in self.arms:
+            for model in arm.models:
+                model.pace = model.most_drawn = None
+
+    def end(
+        self,
+        plan: Plan,
+        contexts: Sequence[Context],
+        tokens: Sequence[int],
+        target_s: float | None,
+        other_s: float,
+    ) -> None:
+        """Learns from a step.
+
+        Args:
+            tokens: what each row got.
+            target_s, other_s: time of the target's pass, and of what follows it; the first is None
+                where the pass did other work as well.
+        """
+        times, record = plan.times, self._records[plan.arm]
+        expected = times.of(times.nodes)
+        speed = self._correction.speed
+        if plan.resting:
+            self.predicted_tokens += times.tokens
+            self.predicted_ms += speed * expected
+            self._spent_ms += expected
+            self._step += 1
+            if self._peek is not None:
+                self._peek.rest()
+            return
+        models = self.arms[plan.arm].models if times.levels_ms else ()
+        drafting = times.drafting_ms
+        if models:
+            drafting = times.levels_ms * self._factors[models[0]].value(1.0, _BELIEF)
+        self.predicted_tokens += times.tokens
+        self.predicted_ms += speed * (expected + drafting)
+        if target_s is not None:
+            self._correction.learn(times.nodes, 1e3 * target_s, expected)
+            speed = 1e3 * target_s / expected  # the machine's own, in this very step
+        plain = times.of(times.rows)
+        spent = expected + times.drafting_ms + 1e3 * other_s / speed
+        record.cost_seen.add(spent / plain, _FADE_ALL)
+        record.last = self._step
+        for context, count, budget in zip(contexts, tokens, plan.budgets, strict=True):
+            if budget == 1:  # it drafts nothing: nothing can be said of the arm
+                continue
+            if context.key not in record.texts:
+                record.texts[context.key] = Mean(_BELIEF * record.known(), _BELIEF)
+            record.tokens_seen.add(count, _FADE_ALL)
+            record.texts[context.key].add(count, _FADE)
+        for model in models:
+            off = times.drafting_ms / times.levels_ms
+            self._factors[model].add(min(3.0, max(0.5, off)), _FADE)
+        self._tokens.add(sum(tokens) / times.rows, _FADE)
+        self._cost.add(spent / plain, _FADE)
+        self._step += 1
+        self._spent_ms += spent
+        if plan.best_ms is not None:
+            lost = spent - sum(tokens) * plan.best_ms
+            self._lost_ms = max(0.0, self._lost_ms + lost)
+            longest = _LONGEST_MODEL if self.arms[plan.arm].models else _LONGEST
+            record.pause = min(2 * record.pause, longest) if lost > 0.0 else _PAUSE
+
+    def release(self, key: int) -> None:
+        """Forgets a request; notes how much of what it could have it took."""
+        first, last = self._left.pop(key, (0, 0))
+        if first > 0:
+            self._reach.add((first - last) / first, _REACH_FADE)
+        for record in self._records:
+            record.texts.pop(key, None)
+        if self._peek is not None:
+            self._peek.release(key)
+        self._read = {pair for pair in self._read if pair[1] != key}
+
+    def _choose(
+        self, contexts: Sequence[Context], to_come: float, times: StepTimes, seen: Seen | None
+    ) -> tuple[int, float | None]:
+        """The arm of the step, whose reading of prompts is charged; see `Plan` for the second.
+
+        The best arm gives most beyond what its time would give anyway, at the best rate that is
+        known. What a model needs to read a prompt is spread over the tokens to come.
+        """
+        plain_ms = times.of(times.rows)
+        if not self._records:
+            self._records = [self._guess(arm, contexts) for arm in self.arms]
+        filling = [self._filling_ms(arm, contexts) for arm in self.arms]
+        costs, tokens = [], []
+        for record, fill in zip(self._records, filling, strict=True):
+            tokens.append(sum(record.tokens_of(context.key) for context in contexts))
+            costs.append(record.cost_now() * plain_ms + fill * tokens[-1] / to_come)
+        known = [t / cost for t, cost in zip(tokens, costs, strict=True)]
+        if seen is not None:  # this one step: no rate of the steps to come
+            after = self._records[0].cost_now() - 1.0  # what follows a pass, whoever drafts
+            tokens[self._grams], costs[self._grams] = seen.tokens, seen.ms + after * plain_ms
+            lately = self._tokens.total / self._cost.total if self._step else 0.0
+            known[self._grams] = lately * len(contexts) / plain_ms
+        rate = max(known)
+        gains = [t - rate * cost for t, cost in zip(tokens, costs, strict=True)]
+        if seen is not None and seen.times.nodes == times.rows:  # not asked, or nothing pays
+            gains[self._grams] = -inf
+        best = max(range(len(gains)), key=lambda arm: (gains[arm], arm))  # first, all in one tree
+        if self._peek is not None and seen is not None:
+            others = max(value for i, value in enumerate(known) if i != self._grams)
+            saved_ms = seen.tokens / others - costs[self._grams] if best == self._grams else 0.0
+            self._peek.judge(max(0.0, saved_ms) / plain_ms)
+        once_ms = min(_ONCE * plain_ms, _ONCE_MS)
+        allowed = _SHARE * self._spent_ms + once_ms - self._lost_ms
+        arm, best_ms = best, None
+        for i in sorted(range(len(gains)), key=lambda i: self._records[i].last):
+            loss = costs[i] + filling[i] - tokens[i] / rate
+            waited = self._step - self._records[i].last
+            if i == best or (seen is not None and i == self._grams):
+                continue
+            if waited >= self._records[i].pause and loss <= allowed:
+                arm, best_ms = i, 1.0 / rate
+                self._lost_ms += filling[i]
+                break
+        self._spent_ms += filling[arm]
+        return arm, best_ms
+
+    def _guess(self, arm: Arm, contexts: Sequence[Context]) -> _Record:
+        """What an arm may give, before it was ever tried."""
+        if not arm.models:
+            return _Record(1.0, 1.0) if isinstance(arm.drafter, NoDrafter) else _Record(*_NGRAM)
+        length = max(len(context.token_ids) for context in contexts)
+        times = self.curve().times(length, self.most)
+        draft_ms = sum(self.curve(model).ms([1], [length]) for model in arm.models)
+        sizes = {size: float(times[size]) for size in range(1, self.most + 1)}
+        plan = choose_tree(arm.models[0].acceptance, sizes, draft_ms)
+        return _Record(plan.expected_tokens, plan.time_per_token * plan.expected_tokens / sizes[1])
+
+    def _filling_ms(self, arm: Arm, contexts: Sequence[Context]) -> float:
+        """What the models of an arm need to read the prompts that they have not read."""
+        return sum(
+            self.curve(model).ms([model.reads(len(context.token_ids))], [0])
+            for model in arm.models
+            for context in contexts
+            if (model, context.key) not in self._read
+        )

@@ -1,0 +1,44 @@
+"""Several engines behind one address, on Ray Serve: `redwood deploy`.
+
+    client - Ray's proxy - router - engine, engine, ...
+
+`engines.py` is one engine with the server's own application around it, `router.py` the application
+in front of them: it holds the client's connection, so that the death of an engine is an error to
+tell, or a request to ask again, and not a torn stream. `gathered.py` puts on one page what all say
+of themselves. `plan.py` says what is wanted, `deployments.py` makes Ray Serve's application of it,
+`running.py` runs that on this machine. Only the last two know Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from redwood.errors import UnsupportedError
+
+INSTALL = 'pip install "redwood[ray]"'
+
+
+def application(args: Mapping[str, Any]) -> Any:
+    """Returns Ray Serve's application: for `import_path: redwood.server.replicas:application`.
+
+    Args:
+        args: of `Plan.from_args`.
+
+    Raises:
+        UnsupportedError: Ray is not installed.
+        ArgumentError: see `Plan.from_args`.
+    """
+    check_ray()
+    from redwood.server.replicas.deployments import build
+    from redwood.server.replicas.plan import Plan
+
+    return build(Plan.from_args(args))
+
+
+def check_ray() -> None:
+    """Raises UnsupportedError, with the command that helps, where Ray Serve is missing."""
+    try:
+        import ray.serve  # noqa: F401
+    except ImportError as error:
+        raise UnsupportedError(f"replicas need Ray Serve ({error}): {INSTALL}") from None

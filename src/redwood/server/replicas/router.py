@@ -1,0 +1,302 @@
+"""The application in front of the engines: it holds the client's connection.
+
+A request is read whole and given to an engine. If that is lost before anything of the answer was
+sent, another engine gets the request; afterwards a stream ends with one event that says so. An
+answer that is no stream is sent when it is complete, so it can be asked for again until then.
+
+Generation may be repeated: nobody has seen what the lost engine said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager, suppress
+from typing import Any, Protocol
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from redwood.server.auth import Keys
+from redwood.server.door import Door
+from redwood.server.errors import ApiError, unavailable
+from redwood.server.metrics import Metrics
+from redwood.server.replicas.engines import Call
+from redwood.server.replicas.gathered import Counts, Page, metrics_page, state_page
+from redwood.server.responses import error_response
+from redwood.server.settings import Settings
+from redwood.server.streaming import DONE, ClientLeft, until_left
+
+_ANSWERS = ("/v1/chat/completions", "/v1/completions")
+_ELSEWHERE = frozenset({"shutting_down", "engine_dead"})  # codes that another engine may not give
+_BY_THE_DOOR = frozenset(
+    {b"x-request-id", b"x-content-type-options", b"referrer-policy", b"x-frame-options"}
+)
+_SLACK_S = 10.0  # for an engine to end a request by its own clock
+log = logging.getLogger("redwood.server")
+
+
+class ReplicaLost(Exception):
+    """An engine that was asked is gone, or cannot be reached."""
+
+
+class Engines(Protocol):
+    """The replicas, however they are reached."""
+
+    def ask(self, call: Call) -> AsyncGenerator[list[Message]]:
+        """Gives a request to one of them: what `Replica.serve` yields; closing it cancels.
+
+        Raises:
+            ReplicaLost: at any time.
+            ApiError: nobody takes it, or the replica has failed.
+        """
+        ...
+
+    async def read(self, path: str) -> list[Page]:
+        """Asks all that answer soon for one of their pages."""
+        ...
+
+
+class Router:
+    """The ASGI application.
+
+    Args:
+        name: of this copy, for metrics.
+        retries: how often a request is given to another engine.
+
+    Attributes: `draining`: new requests for answers are refused; `num_open`: those that go on.
+    """
+
+    def __init__(
+        self, name: str, engines: Engines, settings: Settings, keys: Keys, retries: int
+    ) -> None:
+        self.name, self._engines, self._settings = name, engines, settings
+        self._retries = retries
+        self._counts = Counts()
+        self.draining = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._cut: set[asyncio.Task[Any]] = set()
+        self._door: ASGIApp = Door(self._route, settings, keys, Metrics("router", name))
+
+    @property
+    def num_open(self) -> int:
+        """Requests that are being answered."""
+        return len(self._tasks)
+
+    def cut(self) -> int:
+        """Ends all requests with an error; returns how many."""
+        for task in self._tasks - self._cut:
+            self._cut.add(task)
+            task.cancel()
+        return len(self._tasks)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request; Ray's proxy adds the request's id to the response."""
+        if scope["type"] == "lifespan":
+            for step in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{step}.complete"})
+            return
+
+        async def without_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                kept = [pair for pair in message["headers"] if pair[0] != b"x-request-id"]
+                message = {**message, "headers": kept}
+            await send(message)
+
+        await self._door(scope, receive, without_id)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path in ("/health", "/ready"):
+            draining = self.draining and path == "/ready"
+            made = state_page(await self._engines.read(path), draining=draining)
+            await made(scope, receive, send)
+        elif path == "/metrics":
+            pages = await self._engines.read(path)
+            await metrics_page(pages, self.name, self._counts)(scope, receive, send)
+        else:
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.draining and scope["path"] in _ANSWERS:
+            raise unavailable("the server is stopping", "shutting_down")
+        try:
+            body = await Request(scope, receive).body()
+        except ClientDisconnect:
+            raise ClientLeft("disconnect") from None
+        call = Call(
+            scope["method"],
+            scope["path"],
+            scope["query_string"],
+            _with_id(scope),
+            body,
+            tuple(scope["client"]) if scope.get("client") else None,
+        )
+        reply = _Reply(send)
+        try:
+            with self._open():
+                await until_left(receive, self._ask(call, reply))
+        except ApiError as error:
+            scope["record"].details["error"] = error.code or error.message
+            if reply.begun:
+                await reply.end(error)
+            else:
+                await error_response(error)(scope, receive, send)
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """Counts a request in; `cut` becomes an error of its own inside."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if task in self._cut and task.uncancel() == 0:
+                raise unavailable("the server is stopping", "shutting_down") from None
+            raise
+        finally:
+            self._tasks.discard(task)
+            self._cut.discard(task)
+
+    async def _ask(self, call: Call, reply: _Reply) -> None:
+        now = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout_at(now + self._settings.request_timeout_s + _SLACK_S):
+                for tries in range(1, self._retries + 2):
+                    try:
+                        await self._ask_one(call, reply)
+                        return
+                    except ReplicaLost as lost:
+                        if await reply.finish():
+                            return
+                        self._note(call, reply, lost, tries)
+        except TimeoutError:
+            raise ApiError(504, "no engine answered in time", code="timeout") from None
+        raise unavailable("the engine was lost before the answer began", "replica_lost")
+
+    async def _ask_one(self, call: Call, reply: _Reply) -> None:
+        async with aclosing(self._engines.ask(call)) as batches:
+            try:
+                async with asyncio.timeout(self._settings.queue_timeout_s):
+                    await anext(batches)
+            except TimeoutError:
+                raise unavailable("no engine takes requests at the moment", "no_replica") from None
+            async for batch in batches:
+                for message in batch:
+                    await reply.take(message)
+            if not reply.complete:
+                raise ReplicaLost("the answer has no end")
+
+    def _note(self, call: Call, reply: _Reply, lost: ReplicaLost, tries: int) -> None:
+        """Counts a loss; past the first piece of an answer it is the end of it.
+
+        Raises:
+            ApiError: that.
+        """
+        self._counts.note(answered=reply.answered)
+        name = dict(call.headers)[b"x-request-id"].decode("latin-1")
+        log.warning("an engine was lost (%s) with request %s, try %d", lost, name, tries)
+        if reply.answered:
+            message = "the engine was lost in the middle of the answer: ask again"
+            raise unavailable(message, "replica_lost")
+        reply.forget()
+
+
+class _Reply:
+    """What the client gets, from one engine or, where that is lost soon enough, another.
+
+    Attributes: `begun`: the status is sent; `answered`: so is a part of an answer, which is more
+    than a sign of life; `complete`: everything is.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._start: Message | None = None
+        self._held: list[bytes] = []
+        self.begun = self.answered = self.complete = self._said_all = False
+
+    def forget(self) -> None:
+        """Drops what a lost engine said and nobody has seen."""
+        self._start, self._held = None, []
+
+    async def take(self, message: Message) -> None:
+        """Sends what can be sent by now.
+
+        Raises:
+            ReplicaLost: the engine refuses because it ends.
+        """
+        if message["type"] == "http.response.start":
+            kept = [pair for pair in message["headers"] if pair[0] not in _BY_THE_DOOR]
+            self._start = {**message, "headers": kept}
+            return
+        assert self._start is not None
+        body, more = message.get("body", b""), message.get("more_body", False)
+        if _is_stream(self._start):
+            await self._pass_on(body, more)
+            return
+        self._held.append(body)
+        if not more:
+            await self._give(b"".join(self._held))
+
+    async def finish(self) -> bool:
+        """Returns whether the client has everything that belongs to the answer."""
+        if self._said_all and not self.complete:
+            self.complete = True
+            await self._put(b"", more=False)
+        return self.complete
+
+    async def end(self, error: ApiError) -> None:
+        """Ends a stream that has begun with an error."""
+        await self._put(error.event, more=True)
+        await self._put(b"", more=False)
+
+    async def _pass_on(self, body: bytes, more: bool) -> None:
+        await self._begin()
+        self.answered = self.answered or not body.startswith(b":")
+        self.complete = not more
+        self._said_all = self._said_all or body.endswith(DONE)
+        await self._put(body, more=more)
+
+    async def _give(self, body: bytes) -> None:
+        assert self._start is not None
+        if self._start["status"] == 503 and _code(body) in _ELSEWHERE:
+            raise ReplicaLost(_code(body))
+        self.complete = True
+        if self.begun:  # as a stream, by another engine that was lost after a sign of life
+            await self._put(b"data: " + body + b"\n\n", more=True)
+            await self._put(b"", more=False)
+            return
+        await self._begin()
+        await self._put(body, more=False)
+
+    async def _begin(self) -> None:
+        if not self.begun:
+            self.begun = True
+            assert self._start is not None
+            await self._send(self._start)
+
+    async def _put(self, body: bytes, *, more: bool) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+def _is_stream(start: Message) -> bool:
+    return any(
+        name == b"content-type" and value.startswith(b"text/event-stream")
+        for name, value in start["headers"]
+    )
+
+
+def _code(body: bytes) -> str:
+    with suppress(ValueError, KeyError, TypeError):
+        return str(json.loads(body)["error"]["code"])
+    return ""
+
+
+def _with_id(scope: Scope) -> tuple[tuple[bytes, bytes], ...]:
+    """The request's headers, with the name that the door gave it."""
+    kept = [(name, value) for name, value in scope["headers"] if name != b"x-request-id"]
+    return (*kept, (b"x-request-id", scope["record"].request_id.encode()))

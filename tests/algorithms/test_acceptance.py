@@ -1,0 +1,138 @@
+"""Estimates of acceptance: what they learn, and how they order drafts."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from redwood.algorithms.acceptance import (
+    MODEL_BINS,
+    Reliability,
+    best_count,
+    learn,
+    model_bin,
+    model_prior,
+    ngram_bin,
+    ngram_prior,
+)
+from redwood.algorithms.sssd import TextIndex, likely_tree
+from redwood.errors import ArgumentError
+
+
+def test_a_rate_moves_from_its_prior_to_what_was_seen() -> None:
+    table = Reliability([0.5, 0.2], belief=8)
+    for i in range(200):
+        table.count(0, i % 10 != 0)
+    assert table.rates[0] == pytest.approx(0.9, abs=0.03)
+    assert table.rates[1] == 0.2
+
+
+def test_old_trials_fade() -> None:
+    table = Reliability([0.5])
+    for hit in [True] * 2000 + [False] * 1000:
+        table.count(0, hit)
+    assert table.rates[0] < 0.35
+
+
+def test_a_text_begins_with_what_all_texts_taught_and_keeps_its_own_counts() -> None:
+    table = Reliability([0.5])
+    for _ in range(50):
+        table.count(0, True)
+    child = table.child()
+    assert child.rates == table.rates
+    child.count(0, False)
+    assert child.rates[0] < table.rates[0]
+
+
+def test_a_table_survives_being_written_down() -> None:
+    table, other = Reliability([0.5, 0.1]), Reliability([0.5, 0.1])
+    for hit in (True, True, False):
+        table.count(1, hit)
+    other.load(table.to_dict())
+    assert other.rates == table.rates
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        {},
+        {"hits": [1.0], "trials": [1.0]},
+        {"hits": [2.0, 0.0], "trials": [1.0, 0.0]},
+        {"hits": [-1.0, 0.0], "trials": [1.0, 0.0]},
+        {"hits": [float("nan"), 0.0], "trials": [1.0, 0.0]},
+        {"hits": "ab", "trials": [1.0, 0.0]},
+    ],
+)
+def test_a_damaged_table_is_refused(seen: dict[str, object]) -> None:
+    with pytest.raises(ArgumentError):
+        Reliability([0.5, 0.1]).load(seen)
+
+
+def test_bins_are_within_their_tables() -> None:
+    counts = [(m, c, t, x) for m in range(1, 12) for t in range(1, 9) for c in range(1, t + 1)
+              for x in (False, True)]  # fmt: skip
+    bins = {ngram_bin(m, c, t, longest=x) for m, c, t, x in counts}
+    assert bins == set(range(len(ngram_prior())))
+    assert {model_bin(p) for p in np.linspace(0, 1, 1001)} == set(range(MODEL_BINS))
+    assert len(model_prior()) == MODEL_BINS
+
+
+def test_learning_follows_the_text_and_notes_siblings() -> None:
+    #      0
+    #     1 2       tokens 7 8
+    #    3   4      tokens 9 9
+    parents, tokens, bins = [-1, 0, 0, 1, 2], [-1, 7, 8, 9, 9], [-1, 0, 1, 2, 3]
+    table = Reliability([0.5] * 4)
+    assert learn([8, 5], parents, tokens, bins, [table]) == 1
+    seen = table.to_dict()
+    assert seen["hits"] == [0.0, 1.0, 0.0, 0.0]
+    assert seen["trials"] == [1.0, 1.0, 0.0, 1.0]
+
+
+gains = st.lists(st.floats(0, 1), max_size=12).map(lambda g: sorted(g, reverse=True))
+
+
+@given(gains, st.integers(1, 4), st.floats(0, 10), st.data())
+def test_the_best_count_is_the_best(
+    found: list[float], rows: int, sunk: float, data: st.DataObject
+) -> None:
+    step = st.floats(0.01, 5)
+    times = np.cumsum([data.draw(step) for _ in range(len(found) + 1)])
+    rates = [(rows + sum(found[:n])) / (times[n] + sunk) for n in range(len(times))]
+    assert rates[best_count(found, times, sunk, rows)] == pytest.approx(max(rates))
+
+
+@given(st.lists(st.integers(0, 3), min_size=5, max_size=60), st.integers(1, 20), st.integers(0, 9))
+def test_likely_trees_are_ordered_trees_of_what_the_text_said(
+    text: list[int], size: int, seed: int
+) -> None:
+    rates = np.random.default_rng(seed).random(len(ngram_prior())).tolist()
+    found = likely_tree(TextIndex(text), text[-4:], size, rates)
+    assert len(found) < size or not found
+    assert all(a.priority >= b.priority for a, b in pairwise(found))
+    assert len({(c.parent, c.token_id) for c in found}) == len(found)
+    joined = "".join(map(str, text))
+    for node, candidate in enumerate(found, start=1):
+        path, at = [candidate.token_id], candidate.parent
+        while at:
+            path.insert(0, found[at - 1].token_id)
+            at = found[at - 1].parent
+        assert candidate.parent < node
+        assert str(text[-1]) + "".join(map(str, path)) in joined
+
+
+def test_learned_rates_decide_which_match_is_believed() -> None:
+    text = [1, 2, 3, 9, 5, 3, 7, 6, 3, 7, 1, 2, 3]  # after 1 2 3 once 9; after 3 twice 7
+    long, short = ngram_prior(), ngram_prior()
+    for match in range(1, 9):
+        for count, total in ((1, 1), (1, 3), (2, 3)):
+            long[ngram_bin(match, count, total, longest=True)] = 0.9
+            long[ngram_bin(match, count, total, longest=False)] = 0.1
+            short[ngram_bin(match, count, total, longest=True)] = 0.1
+            short[ngram_bin(match, count, total, longest=False)] = 0.9 if count == 2 else 0.1
+    assert likely_tree(TextIndex(text), text[-4:], 2, long)[0].token_id == 9
+    assert likely_tree(TextIndex(text), text[-4:], 2, short)[0].token_id == 7
