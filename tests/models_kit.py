@@ -106,3 +106,41 @@ def flip_bit(path: Path, keep_time: bool = False) -> None:
     path.write_bytes(contents)
     time_ns = status.st_mtime_ns + (0 if keep_time else 1_000_000)
     os.utime(path, ns=(time_ns, time_ns))
+
+
+def write_small_gguf(path: Path, skip: str = "") -> None:
+    """Writes a Llama of one layer with random weights and a byte-level tokenizer."""
+    import gguf
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *bytes_to_unicode().values(), "ĊĊ"]
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(16)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] * 3 + [1] * 257)
+    writer.add_token_merges(["Ċ Ċ"])
+    writer.add_eos_token_id(2)
+    shapes = {"token_embd": (len(tokens), 32), "output_norm": (32,)}
+    shapes |= {f"blk.0.{name}_norm": (32,) for name in ("attn", "ffn")}
+    shapes |= {f"blk.0.attn_{name}": (32, 32) for name in ("q", "output")}
+    shapes |= {f"blk.0.attn_{name}": (16, 32) for name in ("k", "v")}
+    shapes |= {f"blk.0.ffn_{name}": (64, 32) for name in ("gate", "up")}
+    shapes |= {"blk.0.ffn_down": (32, 64)}
+    generator = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        if name != skip:
+            writer.add_tensor(f"{name}.weight", generator.standard_normal(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

@@ -18,7 +18,6 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from redwood.errors import ArgumentError
-from redwood.models._cache import sync_folder
 
 _OPENING = '"value":\n'
 
@@ -26,6 +25,26 @@ _OPENING = '"value":\n'
 def digest(text: str) -> str:
     """Returns the sha256 of a text in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_of(*paths: Path) -> str:
+    """Returns the sha256 of a file in hexadecimal; of several files, that of theirs."""
+    found = []
+    for path in paths:
+        with path.open("rb") as file:
+            found.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder reach the disk."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write(path: Path, value: Any) -> None:

@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from test_models_sources import write_gguf
 
 import redwood
 from cli_kit import Ran
 from conftest import save_model, tiny_tokenizer
-from models_kit import FakeWorld
+from models_kit import FakeWorld, write_small_gguf
 from redwood.backends import load as loading
 from redwood.backends.base import Kept, Nodes
 from redwood.backends.load import fetch_for, open_model
@@ -204,7 +203,7 @@ def test_a_damaged_gguf_is_an_error_on_either_backend(world: FakeWorld, tmp_path
 
 
 def test_a_gguf_is_the_same_model_native_and_converted(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "small.gguf")
+    write_small_gguf(tmp_path / "small.gguf")
     name = str(tmp_path / "small.gguf")
     folder, native = open_model(name, device="cpu", kv="f32")
     assert native.name == "native" and not list(folder.glob("*.safetensors"))

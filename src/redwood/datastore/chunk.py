@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from redwood._storage import sync_folder
 from redwood.errors import ArgumentError, DatastoreError, UnsupportedError
-from redwood.models._cache import sync_folder
 from redwood.models.mapping import mapped
 
 END = 0  # ends a document; no token is stored as 0

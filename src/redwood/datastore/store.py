@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from redwood import _storage as files
+from redwood._storage import sha256_of
 from redwood.datastore.chunk import Chunk
 from redwood.errors import DatastoreError, TokenizerMismatchError
-from redwood.models._cache import sha256_of
 
 MANIFEST = "datastore.json"
 FORMAT = 1

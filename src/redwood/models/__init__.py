@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.filesize import decimal
 
+from redwood._storage import sha256_of
 from redwood.errors import ModelError
 from redwood.models import _cache, _convert, _entries, _fetch
 from redwood.models._cache import cache_dir
@@ -190,7 +191,7 @@ def _from_gguf(path: Path, entry_of: Callable[[str], Entry], *, progress: bool) 
         if known and (known.source, known.source_stamp) == (str(path), stamp):
             if (entry.fault() or entry.outdated()) is None:
                 return entry.folder
-    sha256 = _cache.sha256_of(*parts)
+    sha256 = sha256_of(*parts)
     key = f"gguf-{sha256[:16]}"
     entry = replace(entry_of(key), source_sha256=sha256)
     if (entry.fault() or entry.outdated()) is None:

@@ -7,7 +7,6 @@ made in a temporary folder of the same file system and renamed into place. What 
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ import safetensors
 from filelock import FileLock, Timeout
 from rich.filesize import decimal
 
+from redwood._storage import sha256_of, sync_folder
 from redwood.errors import ModelError
 
 MANIFEST = "redwood.json"
@@ -41,15 +41,6 @@ def cache_dir() -> Path:
 def say(message: str) -> None:
     """Prints one line for the person who waits, on stderr."""
     print(f"redwood: {message}", file=sys.stderr, flush=True)
-
-
-def sha256_of(*paths: Path) -> str:
-    """Returns the sha256 of a file in hexadecimal; of several files, that of theirs."""
-    found = []
-    for path in paths:
-        with path.open("rb") as file:
-            found.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -240,17 +231,6 @@ def publish(folder: Path, destination: Path, manifest: Manifest) -> None:
         destination.rename(folder.with_name(f"old-{folder.name}"))
     folder.replace(destination)
     sync_folder(destination.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder reach the disk."""
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def size_on_disk(folder: Path) -> int:

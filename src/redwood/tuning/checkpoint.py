@@ -16,8 +16,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from redwood import _storage
+from redwood._storage import sync_folder
 from redwood.errors import ArgumentError
-from redwood.models._cache import sync_folder
 
 ABOUT = "redwood-tuning.json"
 """In the folder of a finished model: how it was made."""
