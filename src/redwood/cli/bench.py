@@ -13,6 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from redwood.cli import options as o
+from redwood.cli.groups import Machine, Sampling, grouped, values
 from redwood.cli.loading import open_backend, open_contenders
 from redwood.cli.terminal import print_json, stderr, stdout, write
 from redwood.errors import ArgumentError, CapacityError
@@ -53,7 +54,9 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="bench")
 
 
+@grouped
 def bench_prompts(
+    *,
     prompts: Annotated[
         Path,
         typer.Option(
@@ -88,19 +91,8 @@ def bench_prompts(
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
     as_json: o.Json = False,
     law: o.LawName = None,
-    backend: o.BackendName = None,
-    dtype: o.Dtype = None,
-    device: o.Device = None,
-    capacity: o.Capacity = None,
-    weights: o.Weights = None,
-    kv: o.Kv = None,
-    threads: o.Threads = None,
-    cpus: o.Cpus = None,
-    max_tokens: o.MaxTokens = None,
-    temperature: o.Temperature = None,
-    top_p: o.TopP = None,
-    top_k: o.TopK = None,
-    seed: o.Seed = None,
+    machine: Machine,
+    sampling: Sampling,
 ) -> None:
     """Compares drafters with plain decoding: speed, acceptance, and token for token equality.
 
@@ -109,23 +101,14 @@ def bench_prompts(
     are compared at temperature 0 or with a seed.
     """
     budgets = [] if budget is None else o.integers("--budget", budget)
-    params = o.sampling(
-        o.given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    )
+    params = o.sampling(sampling.given())
     tasks = read_tasks(prompts, category or [])[:limit]
     engine, contenders = open_contenders(
         target,
         drafter.split(","),
         budgets,
         law=law,
-        backend=backend,
-        dtype=dtype,
-        device=device,
-        capacity=capacity,
-        weights=weights,
-        kv=kv,
-        threads=threads,
-        cpus=cpus,
+        **values(machine),
     )
     from redwood.bench.interleave import alternate
     from redwood.bench.report import reports
@@ -148,7 +131,9 @@ def bench_prompts(
         _show(engine, made, tasks)
 
 
+@grouped
 def bench_forward(
+    *,
     target: o.Target = o.DEFAULT_TARGET,
     tokens: Annotated[
         str, typer.Option(metavar="N,..", help="Numbers of new tokens to time.")
@@ -156,28 +141,11 @@ def bench_forward(
     context: Annotated[int, typer.Option(min=0, help="Tokens before the new ones.")] = 128,
     repeats: Annotated[int, typer.Option(min=1, help="Forwards per number of tokens.")] = 15,
     as_json: o.Json = False,
-    backend: o.BackendName = None,
-    dtype: o.Dtype = None,
-    device: o.Device = None,
-    capacity: o.Capacity = None,
-    weights: o.Weights = None,
-    kv: o.Kv = None,
-    threads: o.Threads = None,
-    cpus: o.Cpus = None,
+    machine: Machine,
 ) -> None:
     """Times one forward of the target by its number of new tokens: medians, with quartiles."""
     counts = o.integers("--tokens", tokens)
-    opened = open_backend(
-        target,
-        backend=backend,
-        dtype=dtype,
-        device=device,
-        capacity=capacity,
-        weights=weights,
-        kv=kv,
-        threads=threads,
-        cpus=cpus,
-    )
+    opened = open_backend(target, **values(machine))
     from redwood.bench.report import forward_times
 
     with stderr().status("Timing"):

@@ -13,6 +13,7 @@ from rich.progress import Progress, TaskID
 
 from redwood.cli import options as o
 from redwood.cli.bench import Task, read_tasks
+from redwood.cli.groups import Machine, Offloading, grouped, values
 from redwood.cli.loading import open_contenders
 from redwood.cli.profile_tables import show
 from redwood.cli.terminal import print_json, say, stderr
@@ -44,7 +45,9 @@ def register(app: typer.Typer) -> None:
     )(calibrate)
 
 
+@grouped
 def calibrate(
+    *,
     target: o.Target = o.DEFAULT_TARGET,
     drafter: Annotated[
         str,
@@ -78,16 +81,8 @@ def calibrate(
         bool, typer.Option("--force", help="Measure even if there is a valid profile.")
     ] = False,
     as_json: o.Json = False,
-    backend: o.BackendName = None,
-    dtype: o.Dtype = None,
-    device: o.Device = None,
-    capacity: o.Capacity = None,
-    weights: o.Weights = None,
-    kv: o.Kv = None,
-    threads: o.Threads = None,
-    cpus: o.Cpus = None,
-    offload: o.Offload = None,
-    memory: o.Memory = None,
+    machine: Machine,
+    offloading: Offloading,
 ) -> None:
     """Measures times and acceptance, keeps them as a profile, and shows what they promise.
 
@@ -104,23 +99,16 @@ def calibrate(
         target,
         names,
         [1],
-        backend=backend,
-        dtype=dtype,
-        device=device,
-        capacity=capacity,
-        weights=weights,
-        kv=kv,
-        threads=threads,
-        cpus=cpus,
-        offload=offload,
-        memory=memory,
+        **values(machine, offloading),
     )
     from redwood.profiling.key import profile_key
     from redwood.profiling.profile import profile_path
 
     drafters = {each.name: each.drafter for each in contenders[1:]}
-    pinned = None if cpus is None else o.integers("--cpus", cpus)
-    key = profile_key(engine.target, target, drafters, weights=weights, kv=kv, cpus=pinned)
+    pinned = None if machine.cpus is None else o.integers("--cpus", machine.cpus)
+    key = profile_key(
+        engine.target, target, drafters, weights=machine.weights, kv=machine.kv, cpus=pinned
+    )
     path = profile_path(key)
     old = _existing(path, key)
     profile = old if old and not force and _serves(old, key, wanted, path) else None

@@ -12,6 +12,7 @@ import typer
 
 from redwood.cli import options as o
 from redwood.cli.generate import as_value, show
+from redwood.cli.groups import Drafting, Machine, Placement, Sampling, grouped, values
 from redwood.cli.loading import follow_if_told, open_engine
 from redwood.cli.terminal import print_json, say, stats_table, stderr
 from redwood.errors import ArgumentError, RedwoodError
@@ -35,7 +36,9 @@ def register(app: typer.Typer) -> None:
     )(chat)
 
 
+@grouped
 def chat(
+    *,
     system: o.System = None,
     show_drafts: Annotated[
         bool, typer.Option("--show-drafts", help="Show accepted drafted text in another shade.")
@@ -43,34 +46,10 @@ def chat(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a line of JSON per answer, for programs.")
     ] = False,
-    target: o.Target = o.DEFAULT_TARGET,
-    drafter: o.DrafterName = o.DEFAULT_DRAFTER,
-    budget: o.Budget = None,
-    tree: o.Tree = None,
-    law: o.LawName = None,
-    backend: o.BackendName = None,
-    dtype: o.Dtype = None,
-    device: o.Device = None,
-    capacity: o.Capacity = None,
-    weights: o.Weights = None,
-    kv: o.Kv = None,
-    threads: o.Threads = None,
-    cpus: o.Cpus = None,
-    parallel: o.Parallel = None,
-    offload: o.Offload = None,
-    memory: o.Memory = None,
-    tokenizer: o.Tokenizer = None,
-    max_tokens: o.MaxTokens = None,
-    temperature: o.Temperature = None,
-    top_p: o.TopP = None,
-    top_k: o.TopK = None,
-    min_p: o.MinP = None,
-    repetition_penalty: o.RepetitionPenalty = None,
-    presence_penalty: o.PresencePenalty = None,
-    frequency_penalty: o.FrequencyPenalty = None,
-    seed: o.Seed = None,
-    stop: o.Stop = None,
-    verifier: o.Verifier = None,
+    drafting: Drafting,
+    machine: Machine,
+    placement: Placement,
+    sampling: Sampling,
 ) -> None:
     """Talks with a model. Ctrl-C stops an answer, Ctrl-D ends; /help lists the commands.
 
@@ -78,40 +57,10 @@ def chat(
     """
     if show_drafts and as_json:
         raise o.wrong("--show-drafts", "--json has no shades")
-    settings = o.given(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        seed=seed,
-        stop=stop,
-        verifier=verifier,
-    )
+    settings = sampling.given()
     most = o.sampling(settings).max_tokens
-    follow_if_told(parallel, target, backend=backend, dtype=dtype, device=device, capacity=capacity)
-    engine = open_engine(
-        target,
-        drafter,
-        tree=tree,
-        law=law,
-        budget=budget,
-        backend=backend,
-        dtype=dtype,
-        device=device,
-        capacity=capacity,
-        weights=weights,
-        kv=kv,
-        threads=threads,
-        cpus=cpus,
-        parallel=parallel,
-        offload=offload,
-        memory=memory,
-        tokenizer=tokenizer,
-    )
+    follow_if_told(placement.parallel, drafting.target, machine)
+    engine = open_engine(**values(drafting, machine, placement))
     conversation = Conversation(engine, settings, most, system)
     Chat(conversation, interactive=sys.stdin.isatty(), shaded=show_drafts, as_json=as_json).run()
 

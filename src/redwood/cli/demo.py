@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from redwood.cli import options as o
+from redwood.cli.groups import Machine, grouped, values
 from redwood.cli.loading import open_contenders
 from redwood.cli.terminal import (
     Words,
@@ -49,20 +50,16 @@ def register(app: typer.Typer) -> None:
     )(demo)
 
 
+@grouped
 def demo(
+    *,
     target: o.Target = o.DEFAULT_TARGET,
     drafter: o.DrafterName = o.DEFAULT_DRAFTER,
     budget: o.Budget = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 160,
     repeats: Annotated[int, typer.Option(min=1, help="Answers of each kind.")] = 3,
     as_json: o.Json = False,
-    backend: o.BackendName = None,
-    dtype: o.Dtype = None,
-    device: o.Device = None,
-    weights: o.Weights = None,
-    kv: o.Kv = None,
-    threads: o.Threads = None,
-    cpus: o.Cpus = None,
+    machine: Machine,
 ) -> None:
     """Answers a sample prompt through token trees, then plainly, and compares speed and text.
 
@@ -73,13 +70,7 @@ def demo(
         target,
         [drafter],
         [] if budget is None else [budget],
-        backend=backend,
-        dtype=dtype,
-        device=device,
-        weights=weights,
-        kv=kv,
-        threads=threads,
-        cpus=cpus,
+        **values(machine),
     )
     if len(contenders) < 2:
         raise o.wrong("--drafter", "none has nothing to compare with plain decoding")

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from redwood.cli import options as o
-from redwood.cli.serve import FORMATS, check_packages, public_name, serve
+from redwood.cli.serve import FORMATS, Serving, check_packages, serve, settings_of
 from redwood.cli.terminal import say, write
-from redwood.server.settings import Settings
 
 if TYPE_CHECKING:
     from redwood.server.replicas.plan import Plan
@@ -147,18 +146,9 @@ def _plan(options: Mapping[str, Any], **more: Any) -> Plan:
     taken = {name: left.pop(name) for name in _OF_PLAN}
     if taken["log_format"] not in FORMATS:
         raise o.wrong("--log-format", f"{taken['log_format']!r} is neither text nor json")
-    names, hosts = left.pop("served_name"), left.pop("allowed_host")
-    known = {field.name for field in fields(Settings)}
-    found: dict[str, Any] = {}
-    for name in list(left):
-        for field in (name, f"{name}_s"):
-            if field in known:
-                found[field] = left.pop(name)
-    settings = Settings(
-        model_names=tuple(names or [public_name(taken["target"])]),
-        allowed_hosts=tuple(hosts or ()),
-        **found,
-    )
+    settings = settings_of(left, taken["target"])
+    own = {field.name for field in fields(Serving)}
+    left = {name: value for name, value in left.items() if name not in own}
     engine = o.given(**left)
     if "tree" in engine:
         engine["tree"] = o.tree_parents(engine["tree"])

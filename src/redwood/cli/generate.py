@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from redwood.cli import options as o
+from redwood.cli.groups import Drafting, Machine, Placement, Sampling, grouped, values
 from redwood.cli.loading import follow_if_told, open_engine
 from redwood.cli.terminal import painter, print_json, say, stats_table, stderr, stdout, write
 from redwood.errors import ArgumentError
@@ -33,7 +34,9 @@ def register(app: typer.Typer) -> None:
     )(generate)
 
 
+@grouped
 def generate(
+    *,
     words: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="The prompt; - reads stdin.")
     ] = None,
@@ -68,36 +71,10 @@ def generate(
         bool, typer.Option("--stats", help="Print a table of what it cost on stderr.")
     ] = False,
     as_json: o.Json = False,
-    target: o.Target = o.DEFAULT_TARGET,
-    drafter: o.DrafterName = o.DEFAULT_DRAFTER,
-    budget: o.Budget = None,
-    tree: o.Tree = None,
-    law: o.LawName = None,
-    backend: o.BackendName = None,
-    dtype: o.Dtype = None,
-    device: o.Device = None,
-    capacity: o.Capacity = None,
-    weights: o.Weights = None,
-    kv: o.Kv = None,
-    threads: o.Threads = None,
-    cpus: o.Cpus = None,
-    parallel: o.Parallel = None,
-    offload: o.Offload = None,
-    memory: o.Memory = None,
-    tokenizer: o.Tokenizer = None,
-    max_tokens: o.MaxTokens = None,
-    temperature: o.Temperature = None,
-    top_p: o.TopP = None,
-    top_k: o.TopK = None,
-    min_p: o.MinP = None,
-    repetition_penalty: o.RepetitionPenalty = None,
-    presence_penalty: o.PresencePenalty = None,
-    frequency_penalty: o.FrequencyPenalty = None,
-    logit_bias: o.LogitBias = None,
-    seed: o.Seed = None,
-    stop: o.Stop = None,
-    ignore_eos: o.IgnoreEos = False,
-    verifier: o.Verifier = None,
+    drafting: Drafting,
+    machine: Machine,
+    placement: Placement,
+    sampling: Sampling,
 ) -> None:
     """Answers one prompt, given as argument, --prompt, --file or stdin, as a stream of text."""
     if show_drafts and as_json:
@@ -106,55 +83,29 @@ def generate(
         raise o.wrong("--system", "--raw has no chat, so no system message")
     if logprobs is not None and not as_json:
         raise o.wrong("--logprobs", "they are shown with --json only")
-    follow_if_told(parallel, target, backend=backend, dtype=dtype, device=device, capacity=capacity)
+    follow_if_told(placement.parallel, drafting.target, machine)
     text = _read_prompt(words, prompt, file)
     predicted = None if prediction is None else o.read_text(prediction)
-    settings = o.given(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        logit_bias=o.logit_bias(logit_bias),
-        seed=seed,
-        stop=stop,
-        ignore_eos=ignore_eos,
-        verifier=verifier,
-        logprobs=logprobs,
-    )
+    settings = {**sampling.given(), **o.given(logprobs=logprobs)}
     o.sampling(settings)  # what is wrong with them is said before a model is loaded
-    engine = open_engine(
-        target,
-        drafter,
-        tree=tree,
-        law=law,
-        budget=budget,
-        backend=backend,
-        dtype=dtype,
-        device=device,
-        capacity=capacity,
-        weights=weights,
-        kv=kv,
-        threads=threads,
-        cpus=cpus,
-        parallel=parallel,
-        offload=offload,
-        memory=memory,
-        tokenizer=tokenizer,
-    )
+    engine = open_engine(**values(drafting, machine, placement))
     if predicted is not None:
         settings["prediction"] = predicted
     pieces = engine.stream(_question(engine, text, system, raw), **settings)
     if as_json:
         shown = list(pieces)
-        print_json({**as_value(shown), "target": target, "drafter": drafter, "seed": seed})
+        print_json(
+            {
+                **as_value(shown),
+                "target": drafting.target,
+                "drafter": drafting.drafter,
+                "seed": sampling.seed,
+            }
+        )
     else:
         shown = show(pieces, engine.tokenizer, shaded=show_drafts, at_once=no_stream)
     if stats:
-        stderr().print(stats_table({drafter: shown[-1].stats}))
+        stderr().print(stats_table({drafting.drafter: shown[-1].stats}))
 
 
 def show(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from redwood.cli.groups import Machine
 from redwood.cli.options import given, integers, tree_parents, wrong
 from redwood.cli.terminal import stderr
 
@@ -40,7 +41,7 @@ def open_engine(
         return load(target, drafter, **given(tree=shape, law=law, **ours), **options)
 
 
-def follow_if_told(parallel: str | None, target: str, **options: Any) -> None:
+def follow_if_told(parallel: str | None, target: str, machine: Machine) -> None:
     """Returns in the process that answers; in others of a launch it follows, then ends.
 
     Raises:
@@ -58,6 +59,7 @@ def follow_if_told(parallel: str | None, target: str, **options: Any) -> None:
     from redwood.backends.load import open_model
 
     logging.set_verbosity_error()
+    options = {name: getattr(machine, name) for name in ("backend", "dtype", "device", "capacity")}
     open_model(target, parallel=parallel, **given(**options))
 
 

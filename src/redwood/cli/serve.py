@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from redwood.cli import options as o
+from redwood.cli.groups import Drafting, Machine, Placement, grouped, values
 from redwood.cli.loading import follow_if_told, open_engine
 from redwood.cli.terminal import say
 from redwood.errors import UnsupportedError
@@ -45,9 +47,12 @@ def _option(name: str, text: str, panel: str = _SERVER, **more: Any) -> Any:
     return typer.Option(name, help=text, rich_help_panel=panel, **more)
 
 
-def serve(
-    host: Annotated[str, _option("--host", "Address to listen on.")] = _DEFAULT.host,
-    port: Annotated[int, _option("--port", "0: any free one.", min=0, max=65535)] = _DEFAULT.port,
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """How the server behaves; named as the fields of `Settings`, times without `_s`."""
+
+    host: Annotated[str, _option("--host", "Address to listen on.")] = _DEFAULT.host
+    port: Annotated[int, _option("--port", "0: any free one.", min=0, max=65535)] = _DEFAULT.port
     served_name: Annotated[
         list[str] | None,
         _option(
@@ -55,23 +60,7 @@ def serve(
             "What clients call the model. Left out: the target's name. Repeatable.",
             metavar="NAME",
         ),
-    ] = None,
-    api_key: Annotated[
-        list[str] | None,
-        _option(
-            "--api-key",
-            "A key that clients must send; a file is safer, since command lines can be seen. "
-            "Repeatable.",
-            metavar="KEY",
-        ),
-    ] = None,
-    api_key_file: Annotated[
-        Path | None,
-        _option("--api-key-file", "Keys, one a line. REDWOOD_API_KEY may hold some, too."),
-    ] = None,
-    allow_no_key: Annotated[
-        bool, _option("--allow-no-key", "Let anybody in, also from other machines.")
-    ] = False,
+    ] = None
     allowed_host: Annotated[
         list[str] | None,
         _option(
@@ -79,42 +68,16 @@ def serve(
             "Another Host header to accept without keys. Repeatable.",
             metavar="NAME",
         ),
-    ] = None,
+    ] = None
     metrics_without_key: Annotated[
         bool, _option("--metrics-without-key", "Leave /metrics open.")
-    ] = False,
+    ] = False
     trace: Annotated[
         bool, _option("--trace/--no-trace", "Let requests ask for the trees of their steps.")
-    ] = _DEFAULT.trace,
-    log_format: Annotated[
-        str, _option("--log-format", "Of the log on stderr: text or json.", metavar="FORMAT")
-    ] = "text",
+    ] = _DEFAULT.trace
     log_prompts: Annotated[
         bool, _option("--log-prompts", "Write prompts and answers into the log.")
-    ] = False,
-    keep_answers: Annotated[
-        Path | None,
-        _option(
-            "--keep-answers",
-            "Draft from finished answers, kept in this folder, those of each API key for itself.",
-            metavar="FOLDER",
-        ),
-    ] = None,
-    share_answers: Annotated[
-        bool,
-        _option(
-            "--share-answers",
-            "With --keep-answers: of all keys for all. Timing then shows what others were told.",
-        ),
-    ] = False,
-    keep_every: Annotated[
-        float | None,
-        _option("--keep-every", "Seconds between writing kept answers.", show_default="1200"),
-    ] = None,
-    max_rows: Annotated[
-        int | None,
-        _option("--max-rows", "Answers decoded at once.", _LIMITS, show_default="64"),
-    ] = None,
+    ] = False
     kv_tokens: Annotated[
         int | None,
         _option(
@@ -123,13 +86,13 @@ def serve(
             "what free memory has room for.",
             _LIMITS,
         ),
-    ] = None,
-    max_queue: Annotated[
-        int, _option("--max-queue", "Answers that may wait besides.", _LIMITS)
-    ] = _DEFAULT.max_queue,
+    ] = None
+    max_queue: Annotated[int, _option("--max-queue", "Answers that may wait besides.", _LIMITS)] = (
+        _DEFAULT.max_queue
+    )
     max_queue_tokens: Annotated[
         int, _option("--max-queue-tokens", "Prompt tokens that may wait.", _LIMITS)
-    ] = _DEFAULT.max_queue_tokens,
+    ] = _DEFAULT.max_queue_tokens
     max_queue_per_key: Annotated[
         int | None,
         _option(
@@ -137,7 +100,7 @@ def serve(
             "Of --max-queue, for one key. Left out: half, if there are several keys.",
             _LIMITS,
         ),
-    ] = None,
+    ] = None
     max_connections: Annotated[
         int | None,
         _option(
@@ -145,52 +108,107 @@ def serve(
             "Open at once. Left out: what the limit of open files allows.",
             _LIMITS,
         ),
-    ] = None,
-    max_body_bytes: Annotated[
-        int, _option("--max-body-bytes", "Of a request.", _LIMITS)
-    ] = _DEFAULT.max_body_bytes,
+    ] = None
+    max_body_bytes: Annotated[int, _option("--max-body-bytes", "Of a request.", _LIMITS)] = (
+        _DEFAULT.max_body_bytes
+    )
     max_choices: Annotated[
         int, _option("--max-choices", "Answers of one request: n times its prompts.", _LIMITS)
-    ] = _DEFAULT.max_choices,
+    ] = _DEFAULT.max_choices
     max_output_tokens: Annotated[
         int | None,
         _option("--max-output-tokens", "Of one answer. Left out: what the context holds.", _LIMITS),
-    ] = None,
+    ] = None
     queue_timeout: Annotated[
         float, _option("--queue-timeout", "Seconds to wait for a row.", _LIMITS)
-    ] = _DEFAULT.queue_timeout_s,
+    ] = _DEFAULT.queue_timeout_s
     request_timeout: Annotated[
         float, _option("--request-timeout", "Seconds for a request altogether.", _LIMITS)
-    ] = _DEFAULT.request_timeout_s,
+    ] = _DEFAULT.request_timeout_s
     body_timeout: Annotated[
         float, _option("--body-timeout", "Seconds for a request to arrive.", _LIMITS)
-    ] = _DEFAULT.body_timeout_s,
+    ] = _DEFAULT.body_timeout_s
     send_timeout: Annotated[
         float, _option("--send-timeout", "Seconds for a client to take a piece.", _LIMITS)
-    ] = _DEFAULT.send_timeout_s,
+    ] = _DEFAULT.send_timeout_s
     drain_timeout: Annotated[
         float, _option("--drain-timeout", "Seconds for answers to end after SIGTERM.", _LIMITS)
-    ] = _DEFAULT.drain_timeout_s,
+    ] = _DEFAULT.drain_timeout_s
     health_timeout: Annotated[
         float, _option("--health-timeout", "Seconds that one step may take.", _LIMITS)
-    ] = _DEFAULT.health_timeout_s,
-    target: o.Target = o.DEFAULT_TARGET,
-    drafter: o.DrafterName = o.DEFAULT_DRAFTER,
-    budget: o.Budget = None,
-    tree: o.Tree = None,
-    law: o.LawName = None,
-    backend: o.BackendName = None,
-    dtype: o.Dtype = None,
-    device: o.Device = None,
-    capacity: o.Capacity = None,
-    weights: o.Weights = None,
-    kv: o.Kv = None,
-    threads: o.Threads = None,
-    cpus: o.Cpus = None,
-    parallel: o.Parallel = None,
-    offload: o.Offload = None,
-    memory: o.Memory = None,
-    tokenizer: o.Tokenizer = None,
+    ] = _DEFAULT.health_timeout_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """Who may ask."""
+
+    api_key: Annotated[
+        list[str] | None,
+        _option(
+            "--api-key",
+            "A key that clients must send; a file is safer, since command lines can be seen. "
+            "Repeatable.",
+            metavar="KEY",
+        ),
+    ] = None
+    api_key_file: Annotated[
+        Path | None,
+        _option("--api-key-file", "Keys, one a line. REDWOOD_API_KEY may hold some, too."),
+    ] = None
+    allow_no_key: Annotated[
+        bool, _option("--allow-no-key", "Let anybody in, also from other machines.")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Answers that are kept to draft from."""
+
+    keep_answers: Annotated[
+        Path | None,
+        _option(
+            "--keep-answers",
+            "Draft from finished answers, kept in this folder, those of each API key for itself.",
+            metavar="FOLDER",
+        ),
+    ] = None
+    share_answers: Annotated[
+        bool,
+        _option(
+            "--share-answers",
+            "With --keep-answers: of all keys for all. Timing then shows what others were told.",
+        ),
+    ] = False
+    keep_every: Annotated[
+        float | None,
+        _option("--keep-every", "Seconds between writing kept answers.", show_default="1200"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """How much is decoded at once."""
+
+    max_rows: Annotated[
+        int | None,
+        _option("--max-rows", "Answers decoded at once.", _LIMITS, show_default="64"),
+    ] = None
+
+
+@grouped
+def serve(
+    *,
+    serving: Serving,
+    access: Access,
+    kept: Kept,
+    log_format: Annotated[
+        str, _option("--log-format", "Of the log on stderr: text or json.", metavar="FORMAT")
+    ] = "text",
+    rows: Rows,
+    drafting: Drafting,
+    machine: Machine,
+    placement: Placement,
 ) -> int:
     """Serves a model over HTTP, as OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.
 
@@ -199,75 +217,58 @@ def serve(
     """
     if log_format not in FORMATS:
         raise o.wrong("--log-format", f"{log_format!r} is neither text nor json")
-    settings = Settings(
-        model_names=tuple(served_name or [public_name(target)]),
-        host=host,
-        port=port,
-        allowed_hosts=tuple(allowed_host or ()),
-        metrics_without_key=metrics_without_key,
-        trace=trace,
-        log_prompts=log_prompts,
-        max_queue=max_queue,
-        max_queue_tokens=max_queue_tokens,
-        max_queue_per_key=max_queue_per_key,
-        kv_tokens=kv_tokens,
-        max_connections=max_connections,
-        max_body_bytes=max_body_bytes,
-        max_choices=max_choices,
-        max_output_tokens=max_output_tokens,
-        queue_timeout_s=queue_timeout,
-        request_timeout_s=request_timeout,
-        body_timeout_s=body_timeout,
-        send_timeout_s=send_timeout,
-        drain_timeout_s=drain_timeout,
-        health_timeout_s=health_timeout,
-    )
-    if keep_answers is None and (share_answers or keep_every is not None):
-        raise o.wrong("--share-answers", "needs --keep-answers, as --keep-every does")
-    if keep_every is not None and not 0.0 < keep_every < float("inf"):
-        raise o.wrong("--keep-every", f"{keep_every} must be above 0")
+    settings = settings_of(asdict(serving), drafting.target)
+    _check(kept)
     check_packages("serve")
     from redwood.server.auth import read_keys
 
-    keys = read_keys(api_key or [], api_key_file)
-
-    follow_if_told(parallel, target, backend=backend, dtype=dtype, device=device, capacity=capacity)
+    keys = read_keys(access.api_key or [], access.api_key_file)
+    follow_if_told(placement.parallel, drafting.target, machine)
 
     def load() -> Engine:
-        return open_engine(
-            target,
-            drafter,
-            tree=tree,
-            law=law,
-            budget=budget,
-            backend=backend,
-            dtype=dtype,
-            device=device,
-            capacity=capacity,
-            weights=weights,
-            kv=kv,
-            threads=threads,
-            cpus=cpus,
-            parallel=parallel,
-            offload=offload,
-            memory=memory,
-            tokenizer=tokenizer,
-            max_rows=max_rows,
-        )
+        return open_engine(**values(drafting, machine, placement, rows))
 
     def recall(engine: Engine) -> Memory | None:
-        if keep_answers is None:
-            return None
-        from redwood.datastore import Namespaces
-        from redwood.server.memory import Memory
+        return _recalled(engine, kept, keys, drafting.target)
 
-        name = (lambda owner: "everybody") if share_answers else keys.namespace
-        kept = Namespaces(keep_answers, engine.tokenizer, name=target)
-        memory = Memory(kept, engine.drafter, name)
-        kept.start(**o.given(interval_s=keep_every))
-        return memory
+    return _run(
+        settings, keys, load, recall, allow_no_key=access.allow_no_key, log_format=log_format
+    )
 
-    return _run(settings, keys, load, recall, allow_no_key=allow_no_key, log_format=log_format)
+
+def settings_of(options: Mapping[str, Any], target: str) -> Settings:
+    """Returns the server's settings from the options of `Serving`; others are passed over."""
+    known = {field.name for field in fields(Settings)}
+    found = {
+        field: value
+        for name, value in options.items()
+        for field in (name, f"{name}_s")
+        if field in known
+    }
+    return Settings(
+        model_names=tuple(options["served_name"] or [public_name(target)]),
+        **{**found, "allowed_hosts": tuple(options["allowed_host"] or ())},
+    )
+
+
+def _check(kept: Kept) -> None:
+    if kept.keep_answers is None and (kept.share_answers or kept.keep_every is not None):
+        raise o.wrong("--share-answers", "needs --keep-answers, as --keep-every does")
+    if kept.keep_every is not None and not 0.0 < kept.keep_every < float("inf"):
+        raise o.wrong("--keep-every", f"{kept.keep_every} must be above 0")
+
+
+def _recalled(engine: Engine, kept: Kept, keys: Keys, target: str) -> Memory | None:
+    if kept.keep_answers is None:
+        return None
+    from redwood.datastore import Namespaces
+    from redwood.server.memory import Memory
+
+    name = (lambda owner: "everybody") if kept.share_answers else keys.namespace
+    stores = Namespaces(kept.keep_answers, engine.tokenizer, name=target)
+    memory = Memory(stores, engine.drafter, name)
+    stores.start(**o.given(interval_s=kept.keep_every))
+    return memory
 
 
 def public_name(target: str) -> str:

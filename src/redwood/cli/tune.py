@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -15,6 +16,7 @@ from rich.table import Table
 from redwood.cli import options as o
 from redwood.cli.bench import Task, read_tasks
 from redwood.cli.defaults import defaults_of
+from redwood.cli.groups import Machine, Offloading, grouped, values
 from redwood.cli.loading import open_engine
 from redwood.cli.terminal import print_json, say, stderr, stdout, write
 from redwood.errors import CapacityError
@@ -55,7 +57,69 @@ def _option(name: str, help_text: str, panel: str, owner: str = "Settings", **mo
     return typer.Option(name, help=help_text, show_default=default, rich_help_panel=panel, **more)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answering:
+    """What the target answers, and what is held back; named as the fields of `Plan`."""
+
+    max_tokens: Annotated[
+        int | None, _option("--max-tokens", "Tokens of each answer.", _TRAINING, "Plan")
+    ] = None
+    temperature: Annotated[
+        float | None, _option("--temperature", "Of the answers.", _TRAINING, "Plan")
+    ] = None
+    distill: Annotated[
+        int | None,
+        _option(
+            "--distill",
+            "Learn the law over the target's K best tokens at each place, not the answer's alone.",
+            _TRAINING,
+            "Plan",
+            metavar="K",
+        ),
+    ] = None
+    held_out: Annotated[
+        float | None,
+        _option(
+            "--held-out",
+            "Share of the prompts that is measured on; as many choose the epoch.",
+            _TRAINING,
+            "Plan",
+        ),
+    ] = None
+    marked_weight: Annotated[
+        float | None,
+        _option(
+            "--marked-weight",
+            "Of tokens that an earlier model knows, for the models after it.",
+            _BOOSTING,
+            "Plan",
+        ),
+    ] = None
+    seed: Annotated[
+        int | None, _option("--seed", "Of answers, split and order.", _TRAINING, "Plan")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a model learns; named as the fields of `Settings`."""
+
+    epochs: Annotated[int | None, _option("--epochs", "Passes over the answers.", _TRAINING)] = None
+    learning_rate: Annotated[
+        float | None, _option("--learning-rate", "The highest one.", _TRAINING)
+    ] = None
+    batch_tokens: Annotated[
+        int | None, _option("--batch-tokens", "Tokens per step of training.", _TRAINING)
+    ] = None
+    patience: Annotated[
+        int | None,
+        _option("--patience", "Epochs without gain before the training ends.", _TRAINING),
+    ] = None
+
+
+@grouped
 def tune(
+    *,
     prompts: Annotated[
         Path,
         typer.Option(
@@ -93,67 +157,11 @@ def tune(
     ] = None,
     drafter: o.DrafterName = o.DEFAULT_DRAFTER,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
-    max_tokens: Annotated[
-        int | None, _option("--max-tokens", "Tokens of each answer.", _TRAINING, "Plan")
-    ] = None,
-    temperature: Annotated[
-        float | None, _option("--temperature", "Of the answers.", _TRAINING, "Plan")
-    ] = None,
-    distill: Annotated[
-        int | None,
-        _option(
-            "--distill",
-            "Learn the law over the target's K best tokens at each place, not the answer's alone.",
-            _TRAINING,
-            "Plan",
-            metavar="K",
-        ),
-    ] = None,
-    epochs: Annotated[
-        int | None, _option("--epochs", "Passes over the answers.", _TRAINING)
-    ] = None,
-    learning_rate: Annotated[
-        float | None, _option("--learning-rate", "The highest one.", _TRAINING)
-    ] = None,
-    batch_tokens: Annotated[
-        int | None, _option("--batch-tokens", "Tokens per step of training.", _TRAINING)
-    ] = None,
-    patience: Annotated[
-        int | None,
-        _option("--patience", "Epochs without gain before the training ends.", _TRAINING),
-    ] = None,
-    held_out: Annotated[
-        float | None,
-        _option(
-            "--held-out",
-            "Share of the prompts that is measured on; as many choose the epoch.",
-            _TRAINING,
-            "Plan",
-        ),
-    ] = None,
-    marked_weight: Annotated[
-        float | None,
-        _option(
-            "--marked-weight",
-            "Of tokens that an earlier model knows, for the models after it.",
-            _BOOSTING,
-            "Plan",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, _option("--seed", "Of answers, split and order.", _TRAINING, "Plan")
-    ] = None,
+    answering: Answering,
+    training: Training,
     as_json: o.Json = False,
-    backend: o.BackendName = None,
-    dtype: o.Dtype = None,
-    device: o.Device = None,
-    capacity: o.Capacity = None,
-    weights: o.Weights = None,
-    kv: o.Kv = None,
-    threads: o.Threads = None,
-    cpus: o.Cpus = None,
-    offload: o.Offload = None,
-    memory: o.Memory = None,
+    machine: Machine,
+    offloading: Offloading,
 ) -> None:
     """Tunes small models on the target's own answers, so that they draft better for it.
 
@@ -166,37 +174,13 @@ def tune(
     if "+" in str(out):
         raise o.wrong("--out", f"{str(out)!r} holds a +, which joins drafters: choose another name")
     tasks = _tasks(prompts)
-    options: dict[str, Any] = dict(
-        backend=backend,
-        dtype=dtype,
-        device=device,
-        capacity=capacity,
-        weights=weights,
-        kv=kv,
-        threads=threads,
-        cpus=cpus,
-        offload=offload,
-        memory=memory,
-    )
-    answers = o.given(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        distill=distill,
-        held_out=held_out,
-        marked_weight=marked_weight,
-        seed=seed,
-    )
-    training = o.given(
-        epochs=epochs,
-        learning_rate=learning_rate,
-        batch_tokens=batch_tokens,
-        patience=patience,
-        seed=seed,
-    )
+    options = values(machine, offloading)
+    answers = o.given(**values(answering))
+    learning = o.given(**values(training), seed=answering.seed)
     with stderr().status("Looking at the models"):
         from redwood.tuning.project import Project
 
-        plan = _plan(target, starts, layers, models, tasks, raw, options, answers, training)
+        plan = _plan(target, starts, layers, models, tasks, raw, options, answers, learning)
         project = Project(out, plan)
         report = project.report()
     if report is None:
