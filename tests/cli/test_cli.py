@@ -6,7 +6,6 @@ import inspect
 import re
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ import torch
 
 import redwood
 from cli_kit import Ran, chat_prompt
-from redwood import Engine, SamplingParams
-from redwood.cli.defaults import defaults_of
+from redwood import Engine, SamplingParams, _defaults
 from redwood.cli.terminal import Shades
 from redwood.engine.engine import RowEngine
+from redwood.tuning.project import Plan
+from redwood.tuning.training import Settings
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 COMMANDS = [
@@ -57,16 +57,30 @@ def test_the_version_is_shown() -> None:
     assert Ran("--version").stdout == f"redwood {redwood.__version__}\n"
 
 
-def test_defaults_in_the_help_are_those_of_the_library() -> None:
-    params = {f.name: f.default for f in fields(SamplingParams)}
-    shown = defaults_of("redwood.sampling", "SamplingParams")
-    assert {"max_tokens", "temperature", "top_p", "top_k", "verifier"} <= shown.keys()
-    assert shown == {name: params[name] for name in shown}
-    signature = inspect.signature(redwood.load).parameters
-    shown = defaults_of("redwood.engine.load", "load")
-    assert {"backend", "dtype", "device", "law"} <= shown.keys()
-    assert shown == {name: signature[name].default for name in shown}
-    assert f"({SamplingParams().max_tokens})" in Ran("generate", "--help").stdout
+@pytest.mark.parametrize(
+    ("command", "owner", "library"),
+    [
+        ("generate", _defaults.Sampling, [SamplingParams]),
+        ("serve", _defaults.Loading, [redwood.load]),
+        ("tune", _defaults.Tuning, [Settings, Plan]),
+    ],
+)
+def test_defaults_in_the_help_are_those_of_the_library(
+    command: str, owner: type, library: list[Any]
+) -> None:
+    shown = " ".join(Ran(command, "--help", COLUMNS="200").stdout.split())
+    known = {
+        name: each.default
+        for made in library
+        for name, each in inspect.signature(made).parameters.items()
+    }
+    for name, value in vars(owner).items():
+        if not name.startswith("_"):
+            assert known[name] == value, name
+            option = rf"--{name.replace('_', '-')} "
+            assert re.search(rf"{option}[^\[]*\[default: \({re.escape(str(value))}\)\]", shown), (
+                name
+            )
 
 
 def test_nothing_heavy_is_imported_before_a_command_needs_it() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from redwood.cli.defaults import shown
+from redwood import _defaults
 from redwood.errors import ArgumentError
 from redwood.models._catalogue import DEFAULT_MODEL
 
@@ -28,10 +28,21 @@ def examples(*lines: str) -> str:
     return "\n".join(["Examples:", *(escape(f"  $ {line}") for line in lines)])
 
 
+def shown(name: str, *owners: type) -> str | bool:
+    """Returns the default of an option for its help, that of the first owner that has one."""
+    values = (vars(owner)[name] for owner in owners if name in vars(owner))
+    value = next(values, None)
+    return False if value is None else str(value)
+
+
 def _option(name: str, help_text: str, *, panel: str, **more: Any) -> Any:
     key = name.removeprefix("--").replace("-", "_")
     return typer.Option(
-        name, help=help_text, show_default=shown(key), rich_help_panel=panel, **more
+        name,
+        help=help_text,
+        show_default=shown(key, _defaults.Sampling, _defaults.Loading),
+        rich_help_panel=panel,
+        **more,
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from redwood._defaults import Loading as _defaults
 from redwood.cli import options as o
 from redwood.cli.groups import Drafting, Machine, Placement, grouped, values
 from redwood.cli.loading import follow_if_told, open_engine
@@ -192,7 +193,9 @@ class Rows:
 
     max_rows: Annotated[
         int | None,
-        _option("--max-rows", "Answers decoded at once.", _LIMITS, show_default="64"),
+        _option(
+            "--max-rows", "Answers decoded at once.", _LIMITS, show_default=str(_defaults.max_rows)
+        ),
     ] = None
 
 

@@ -13,9 +13,9 @@ import typer
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
+from redwood._defaults import Tuning
 from redwood.cli import options as o
 from redwood.cli.bench import Task, read_tasks
-from redwood.cli.defaults import defaults_of
 from redwood.cli.groups import Machine, Offloading, grouped, values
 from redwood.cli.loading import open_engine
 from redwood.cli.terminal import print_json, say, stderr, stdout, write
@@ -45,15 +45,8 @@ def register(app: typer.Typer) -> None:
     )(tune)
 
 
-def _default(name: str, owner: str = "Settings") -> str | bool:
-    module = "redwood.tuning.training" if owner == "Settings" else "redwood.tuning.project"
-    value = defaults_of(module, owner).get(name)
-    return False if value is None else str(value)
-
-
-def _option(name: str, help_text: str, panel: str, owner: str = "Settings", **more: Any) -> Any:
-    key = name.removeprefix("--").replace("-", "_")
-    default = _default(key, owner)
+def _option(name: str, help_text: str, panel: str, **more: Any) -> Any:
+    default = o.shown(name.removeprefix("--").replace("-", "_"), Tuning)
     return typer.Option(name, help=help_text, show_default=default, rich_help_panel=panel, **more)
 
 
@@ -62,18 +55,17 @@ class Answering:
     """What the target answers, and what is held back; named as the fields of `Plan`."""
 
     max_tokens: Annotated[
-        int | None, _option("--max-tokens", "Tokens of each answer.", _TRAINING, "Plan")
+        int | None, _option("--max-tokens", "Tokens of each answer.", _TRAINING)
     ] = None
-    temperature: Annotated[
-        float | None, _option("--temperature", "Of the answers.", _TRAINING, "Plan")
-    ] = None
+    temperature: Annotated[float | None, _option("--temperature", "Of the answers.", _TRAINING)] = (
+        None
+    )
     distill: Annotated[
         int | None,
         _option(
             "--distill",
             "Learn the law over the target's K best tokens at each place, not the answer's alone.",
             _TRAINING,
-            "Plan",
             metavar="K",
         ),
     ] = None
@@ -83,7 +75,6 @@ class Answering:
             "--held-out",
             "Share of the prompts that is measured on; as many choose the epoch.",
             _TRAINING,
-            "Plan",
         ),
     ] = None
     marked_weight: Annotated[
@@ -92,12 +83,9 @@ class Answering:
             "--marked-weight",
             "Of tokens that an earlier model knows, for the models after it.",
             _BOOSTING,
-            "Plan",
         ),
     ] = None
-    seed: Annotated[
-        int | None, _option("--seed", "Of answers, split and order.", _TRAINING, "Plan")
-    ] = None
+    seed: Annotated[int | None, _option("--seed", "Of answers, split and order.", _TRAINING)] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 
+from redwood._defaults import Loading as defaults
 from redwood.backends.base import Backend, Nodes
 from redwood.drafters.base import (
     Drafter,
@@ -43,14 +44,14 @@ def load(
     target: str | Path,
     drafter: str | Path | Drafter | Sequence[str | Path | Drafter] | None = None,
     *,
-    backend: str = "auto",
-    dtype: str | torch.dtype = "auto",
-    device: str | torch.device = "auto",
+    backend: str = defaults.backend,
+    dtype: str | torch.dtype = defaults.dtype,
+    device: str | torch.device = defaults.device,
     capacity: int | None = None,
     budget: int | None = None,
     tree: Sequence[int] | None = None,
-    law: str = "without_replacement",
-    max_rows: int = 64,
+    law: str = defaults.law,
+    max_rows: int = defaults.max_rows,
     kv_tokens: int | None = None,
     progress: bool = False,
     weights: str | None = None,

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from redwood._defaults import Sampling as defaults
 from redwood.errors import ArgumentError, NumericalError
 from redwood.sampling import kernels
 from redwood.sampling.host_rows import HostRows
@@ -64,20 +65,20 @@ class SamplingParams:
         ArgumentError: a value out of range; the message names it.
     """
 
-    max_tokens: int = 256
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
+    max_tokens: int = defaults.max_tokens
+    temperature: float = defaults.temperature
+    top_k: int = defaults.top_k
+    top_p: float = defaults.top_p
+    min_p: float = defaults.min_p
+    repetition_penalty: float = defaults.repetition_penalty
+    presence_penalty: float = defaults.presence_penalty
+    frequency_penalty: float = defaults.frequency_penalty
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop: Sequence[str] = ()
     ignore_eos: bool = False
     logits_processor: Callable[[Tensor, Tensor], Tensor] | None = None
-    verifier: str = "auto"
+    verifier: str = defaults.verifier
     logprobs: int | None = None
     speculate: bool = True
     prediction: Sequence[int] = ()

@@ -25,6 +25,7 @@ from rich.filesize import decimal
 from transformers import AutoConfig
 
 from redwood import _storage
+from redwood._defaults import Tuning as defaults
 from redwood.backends.load import DTYPES, load_stock
 from redwood.bench.acceptance import Text
 from redwood.drafters.base import ModelDrafter
@@ -76,12 +77,12 @@ class Plan:
     models: int
     prompts: str
     options: dict[str, str] = field(default_factory=dict)
-    max_tokens: int = 128
-    temperature: float = 0.0
-    seed: int = 0
-    distill: int = 0
-    held_out: float = 0.1
-    marked_weight: float = 0.0
+    max_tokens: int = defaults.max_tokens
+    temperature: float = defaults.temperature
+    seed: int = defaults.seed
+    distill: int = defaults.distill
+    held_out: float = defaults.held_out
+    marked_weight: float = defaults.marked_weight
     settings: Settings = field(default_factory=Settings)
     format: int = FORMAT
 

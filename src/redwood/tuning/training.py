@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from redwood._defaults import Tuning as defaults
 from redwood.errors import ArgumentError, NumericalError, check_count
 from redwood.tuning.checkpoint import (
     History,
@@ -52,15 +53,15 @@ class Settings:
         ArgumentError: a value out of range; the message names it.
     """
 
-    epochs: int = 4
-    learning_rate: float = 5e-4
-    batch_tokens: int = 1024
+    epochs: int = defaults.epochs
+    learning_rate: float = defaults.learning_rate
+    batch_tokens: int = defaults.batch_tokens
     warm_up: float = 0.1
     weight_decay: float = 0.01
     clip: float = 1.0
-    patience: int = 2
+    patience: int = defaults.patience
     distill: bool = False
-    seed: int = 0
+    seed: int = defaults.seed
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_tokens", "patience"):
