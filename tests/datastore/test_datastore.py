@@ -13,7 +13,7 @@ import pytest
 
 from datastore_kit import TOKENIZER, Words, documents_in, files_in, store_of
 from redwood._storage import digest
-from redwood.datastore import Datastore, add, build, create, remove, store
+from redwood.datastore import Datastore, add, create, folder, remove, store
 from redwood.datastore.chunk import MOST_TOKEN, MOST_VALUES
 from redwood.datastore.store import MANIFEST, TokenizerId
 from redwood.errors import (
@@ -293,6 +293,6 @@ def test_a_writer_that_does_not_end_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = store_of(tmp_path / "s", TEXTS)
-    monkeypatch.setattr(build, "_WAIT_S", 0.05)
-    with build.writing(made.path), pytest.raises(RedwoodError, match="another process has been"):
+    monkeypatch.setattr(folder, "_WAIT_S", 0.05)
+    with folder.writing(made.path), pytest.raises(RedwoodError, match="another process has been"):
         add(made.path, [[1]])

@@ -138,9 +138,9 @@ def verify(path: Store, as_json: o.Json = False) -> None:
 
 def remove(path: Store, as_json: o.Json = False) -> None:
     """Removes a datastore; a folder with anything else in it is refused."""
-    from redwood.datastore import store
+    from redwood.datastore import remove as remove_store
 
-    freed = store.remove(path)
+    freed = remove_store(path)
     if as_json:
         print_json({"path": str(path), "freed_bytes": freed})
     else:

@@ -5,7 +5,8 @@ apart by key. See docs/datastore.md.
 """
 
 from redwood.datastore.build import Added, add, create
+from redwood.datastore.folder import remove
 from redwood.datastore.namespaces import Namespaces
-from redwood.datastore.store import Datastore, remove
+from redwood.datastore.store import Datastore
 
 __all__ = ["Added", "Datastore", "Namespaces", "add", "create", "remove"]

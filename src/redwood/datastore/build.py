@@ -6,34 +6,26 @@ manifest does not name any more go last. What a killed writer left is removed by
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
-from rich.filesize import decimal
 
 from redwood.datastore.chunk import END, MOST_VALUES, Values, as_values, chunk_bytes
 from redwood.datastore.chunk import write_chunk as write_chunk_file
+from redwood.datastore.folder import clean, discard, explained, foreign_files, writing
 from redwood.datastore.store import (
     FORMAT,
-    LOCK,
     MANIFEST,
     ChunkEntry,
     Datastore,
     Manifest,
     TokenizerId,
     check_tokenizer,
-    discard,
-    foreign_files,
-    is_leftover,
     open_chunk,
     read_manifest,
     write_manifest,
@@ -43,7 +35,6 @@ from redwood.errors import ArgumentError, DatastoreError, check_count
 CHUNK_TOKENS = 1 << 23
 """Tokens of a chunk: every chunk is searched, and the last one is sorted anew by an addition."""
 
-_WAIT_S = 600.0  # for another writer
 _LEAST_CHUNK = 16
 
 Document = Sequence[int] | NDArray[Any]
@@ -85,7 +76,7 @@ def create(
     path = Path(path)
     known = tokenizer if isinstance(tokenizer, TokenizerId) else TokenizerId.of(tokenizer, name)
     fresh = not path.exists()
-    with _explained(path):
+    with explained(path):
         path.mkdir(parents=True, exist_ok=True)
     try:
         with writing(path):
@@ -159,21 +150,21 @@ def _extend(
     known: bool,
 ) -> Added:
     """Writes new chunks and a new manifest, or leaves the old ones; `known`: the old one exists."""
-    _clean(path, old)
+    clean(path, old)
     addition = _Addition(path, old)
     try:
         for document in documents:
             addition.take(as_values(document))
         new = addition.finish(most_tokens)
         if new != old or not known:
-            with _explained(path):
+            with explained(path):
                 write_manifest(path, new)
     except BaseException:
         # By what stands there now: an interruption may come just after the manifest's replacement.
         with suppress(DatastoreError):
-            _clean(path, read_manifest(path) if (path / MANIFEST).exists() else old)
+            clean(path, read_manifest(path) if (path / MANIFEST).exists() else old)
         raise
-    _clean(path, new)
+    clean(path, new)
     return Added(addition.num_documents, addition.num_tokens, new)
 
 
@@ -220,60 +211,10 @@ class _Addition:
                 values = np.concatenate((old.values.astype(np.uint32), values))
                 documents += self._last.num_documents
                 self._chunks.pop()
-            with _explained(self._path, chunk_bytes(len(values))):
+            with explained(self._path, chunk_bytes(len(values))):
                 name = f"{self._number:08d}.chunk"
                 made = write_chunk_file(self._path / name, values)
             num, size_bytes, mtime_ns, sha256 = made
             self._chunks.append(ChunkEntry(name, num, documents, size_bytes, mtime_ns, sha256))
             self._number += 1
         self._pending, self._size, self._last = [], 0, None
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Holds the lock of a datastore's folder; the system frees it whenever its holder ends.
-
-    Raises:
-        DatastoreError: another writer does not end, or the folder cannot be written.
-    """
-    guard = FileLock(path / LOCK)
-    try:
-        with _explained(path):
-            guard.acquire(timeout=_WAIT_S)
-    except Timeout as error:
-        raise DatastoreError(
-            f"another process has been writing to {path} for {_WAIT_S:.0f} s: try again later"
-        ) from error
-    try:
-        yield
-    finally:
-        guard.release()
-
-
-def _clean(path: Path, manifest: Manifest) -> None:
-    """Removes what the manifest does not name; what cannot be removed now goes the next time."""
-    used = [chunk.file for chunk in manifest.chunks]
-    with suppress(OSError):
-        for entry in list(path.iterdir()):
-            if is_leftover(entry.name, used):
-                with suppress(OSError):
-                    os.unlink(entry)
-
-
-@contextmanager
-def _explained(path: Path, needed_bytes: int = 0) -> Iterator[None]:
-    """Turns what the system says about a disk into an error that says what to do."""
-    try:
-        yield
-    except Timeout:
-        raise
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            message = f"cannot write to {path}: {error.strerror or error}"
-            raise DatastoreError(message) from error
-        needed = f" (a chunk needs up to {decimal(needed_bytes)})" if needed_bytes else ""
-        with suppress(OSError):
-            needed += f", {decimal(shutil.disk_usage(path).free)} are free"
-        raise DatastoreError(
-            f"the disk of {path} is full{needed}: the datastore is as before; free some space"
-        ) from error

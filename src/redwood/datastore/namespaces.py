@@ -17,7 +17,8 @@ from typing import Any, Self
 
 from redwood.datastore.build import CHUNK_TOKENS, add, create
 from redwood.datastore.chunk import Values, as_values, check_sorter
-from redwood.datastore.store import MANIFEST, Datastore, TokenizerId, remove
+from redwood.datastore.folder import remove
+from redwood.datastore.store import MANIFEST, Datastore, TokenizerId
 from redwood.errors import ArgumentError, DatastoreError, RedwoodError, check_count
 
 INTERVAL_S = 1200.0

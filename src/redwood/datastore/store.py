@@ -2,15 +2,12 @@
 
 Chunk files never change and never get a name twice in a manifest's life; the manifest is replaced
 in one step. So whoever opens the folder finds the old state or the new one, and an open `Datastore`
-is a snapshot: what is added or dropped later does not touch it. `redwood.datastore.build` writes.
+is a snapshot: what is added or dropped later does not touch it. `build` writes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -223,58 +220,3 @@ def check_tokenizer(path: Path, manifest: Manifest, tokenizer: Any) -> None:
             f"({theirs.vocab_size} tokens, here {ours.vocab_size}): make one for this model with "
             "`redwood index create`"
         )
-
-
-def remove(path: str | Path) -> int:
-    """Removes a datastore; returns the bytes that were freed.
-
-    The manifest goes first: what is left after an interruption is no datastore any more, and a
-    second call removes it. Snapshots that are open stay readable.
-
-    Raises:
-        DatastoreError: it is none, holds files that are not its own, or cannot be removed.
-    """
-    from redwood.datastore.build import writing
-
-    path = Path(path)
-    if not path.is_dir():
-        raise DatastoreError(f"{path} is no datastore: there is nothing to remove")
-    strangers = foreign_files(path)
-    if strangers:
-        raise DatastoreError(
-            f"{path} holds {strangers[0]!r}, which is no part of a datastore: remove it yourself"
-        )
-    with writing(path):
-        freed = sum(file.stat().st_size for file in path.iterdir())
-        discard(path)
-    shutil.rmtree(path, ignore_errors=True)  # an open lock file cannot go on every system
-    if path.exists():
-        raise DatastoreError(f"cannot remove all of {path}: remove the folder yourself")
-    return freed
-
-
-def discard(path: Path) -> None:
-    """Removes a datastore's folder, as far as it can; the manifest goes first."""
-    with suppress(OSError):
-        (path / MANIFEST).unlink(missing_ok=True)
-    if not (path / MANIFEST).exists():
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def foreign_files(path: Path) -> list[str]:
-    """Returns the names in a folder that no datastore gave."""
-    return sorted(entry.name for entry in path.iterdir() if not _is_ours(entry.name))
-
-
-def _is_ours(name: str) -> bool:
-    return name in (MANIFEST, LOCK) or is_leftover(name, ())
-
-
-def is_leftover(name: str, used: Sequence[str]) -> bool:
-    """Whether a file of this name is a chunk that is not used, or was not finished."""
-    finished = name.endswith(".chunk") and name not in used
-    return finished or (name.startswith(".") and name.endswith(".tmp")) or _is_draft(name)
-
-
-def _is_draft(name: str) -> bool:
-    return name.startswith(f".{MANIFEST}.")
