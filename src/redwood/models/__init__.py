@@ -23,7 +23,6 @@ from redwood.models import _cache, _convert, _entries, _fetch
 from redwood.models._cache import cache_dir
 from redwood.models._catalogue import DEFAULT_MODEL, PACKAGED, PackagedModel, suggestion
 from redwood.models._entries import Entry
-from redwood.models._gguf_parts import gguf_parts, merge, stamp_of
 from redwood.models._installed import Installed, installed, remove, verify
 from redwood.models._packed import packed_file
 
@@ -175,6 +174,16 @@ def _manifest(
     return _cache.Manifest(name, source, sha256, str(entry.dtype), made_by, {}, stamp)
 
 
+def gguf_parts(path: Path) -> list[Path]:
+    """Returns the files of the GGUF model that `path` is, or is a part of, in order.
+
+    Raises: ModelError if it is a part and another one is missing, or has the name of another count.
+    """
+    from redwood.models import _gguf_parts
+
+    return _gguf_parts.gguf_parts(path)
+
+
 def _first_part(path: Path) -> Path:
     """Returns the file itself, or the first part of its model; parts keep the names they have."""
     first, *others = gguf_parts(path)
@@ -183,6 +192,8 @@ def _first_part(path: Path) -> Path:
 
 def _from_gguf(path: Path, entry_of: Callable[[str], Entry], *, progress: bool) -> Path:
     """Returns the folder made from the user's GGUF file or parts; made once per sha256."""
+    from redwood.models._gguf_parts import merge, stamp_of
+
     parts = gguf_parts(path)
     stamp = stamp_of(parts)
     for name in _entries.user_keys():  # unchanged since last time?

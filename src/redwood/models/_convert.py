@@ -7,6 +7,8 @@ memory, which is given back at its end, and Transformers' settings and progress 
 caller's process.
 """
 
+from __future__ import annotations
+
 import errno
 import hashlib
 import json
@@ -16,13 +18,14 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from redwood._transformers import gguf_options
 from redwood.errors import ModelError
 from redwood.models._cache import made_by, say
-from redwood.models._gguf_vocab import Facts
-from redwood.models.gguf_tokenizer import build_tokenizer, hold_against, read_gguf_facts
+
+if TYPE_CHECKING:
+    from redwood.models._gguf_vocab import Facts
 
 NO_WEIGHTS = "none"
 """In place of a dtype: tokenizer and configuration only."""
@@ -106,6 +109,8 @@ def run(source_name: str, target_name: str, dtype: str) -> None:
     import torch
     import transformers
 
+    from redwood.models.gguf_tokenizer import build_tokenizer, read_gguf_facts
+
     source, target = Path(source_name), Path(target_name)
     refusal, facts, tokenizer = None, None, None
     try:
@@ -140,6 +145,8 @@ def run(source_name: str, target_name: str, dtype: str) -> None:
 def _save_tokenizer(tokenizer: Any, facts: Facts, target: Path) -> None:
     """Saves a tokenizer and holds what will be loaded against the file, too."""
     import transformers
+
+    from redwood.models.gguf_tokenizer import hold_against
 
     tokenizer.save_pretrained(target, save_jinja_files=False)  # named ones would get a folder
     loaded = transformers.PreTrainedTokenizerFast.from_pretrained(target, local_files_only=True)
