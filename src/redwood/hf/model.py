@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from redwood._transformers import attention_of, attentions_of, restore_attentions
 from redwood.backends.eager.backend import ATTENTION, EagerBackend, Together
-from redwood.backends.load import wrap_model
+from redwood.backends.eager.load import wrap_model
 
 
 class _Known:

@@ -26,7 +26,7 @@ from transformers import AutoConfig
 
 from redwood import _storage
 from redwood._defaults import Tuning as defaults
-from redwood.backends.load import DTYPES, load_stock
+from redwood.backends.eager.stock import DTYPES, load_stock
 from redwood.bench.acceptance import Text
 from redwood.drafters.base import ModelDrafter
 from redwood.engine.text import Engine

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from redwood import models
+from redwood.backends.eager.stock import load_stock
 from redwood.backends.offload.forms import Form, TorchForm
 from redwood.backends.offload.stream import PAGE, Span
 from redwood.backends.offload.streamed import Matrix, Part
@@ -155,7 +156,6 @@ def _converted(folder: Path, model: PreTrainedModel) -> dict[str, Tensor]:
 
     This needs memory for the whole model, once.
     """
-    from redwood.backends.load import load_stock
 
     dtype = getattr(model.config, "dtype", None)  # as the files have it
     return dict(load_stock(folder, dtype or torch.float32).state_dict())

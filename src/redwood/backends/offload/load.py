@@ -12,6 +12,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from redwood.backends.eager.load import wrap_model
+from redwood.backends.eager.stock import config_of, device_of, dtype_of, slots_of
+from redwood.backends.native.load import default_threads
 from redwood.backends.offload.backend import OffloadBackend, parse_bytes
 from redwood.backends.offload.file import Weights, plan, stored_file, writer
 from redwood.backends.offload.forms import Form, NativeForm, TorchForm, form_of
@@ -23,6 +26,46 @@ from redwood.errors import ArgumentError, UnsupportedError
 OFFLOAD = ("disk", "ram")
 SMALL = 1 << 16
 """Tensors of up to this many numbers stay in memory."""
+
+
+def load_offload(
+    folder: Path,
+    name: str,
+    offload: str = "disk",
+    *,
+    memory: str | int | None = None,
+    weights: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    capacity: int | None = None,
+    threads: int | None = None,
+) -> OffloadBackend:
+    """Returns the offload backend for the model in `folder`; see `backends.offload`.
+
+    Args:
+        name: under which the file that it streams from is kept in the cache.
+        offload, memory, weights: see `open_offloaded`.
+        dtype, device, capacity: as of `load_eager`.
+        threads: that multiply; None: one for each processor that this process may use.
+
+    Raises: as `load_eager` and `open_offloaded`.
+    """
+    place, config = device_of(device), config_of(folder)
+    slots = slots_of(capacity, config)
+    model, make = open_offloaded(
+        folder,
+        config,
+        name=name,
+        place=offload,
+        memory=memory,
+        weights=weights,
+        dtype=dtype_of(dtype, place, config),
+        device=place,
+        threads=threads or default_threads(),
+    )
+    made = wrap_model(model, slots, make)
+    assert isinstance(made, OffloadBackend)
+    return made
 
 
 def open_offloaded(

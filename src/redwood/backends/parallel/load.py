@@ -17,7 +17,9 @@ from torch import Tensor
 from redwood import __version__
 from redwood._transformers import pipeline_plan, plain_logits, split_options, tensor_plan
 from redwood.backends.eager.backend import EagerBackend
+from redwood.backends.eager.load import wrap_model
 from redwood.backends.eager.packing import pack_linears
+from redwood.backends.eager.stock import config_of, dtype_of, load_stock, slots_of
 from redwood.backends.parallel.backend import Member, ParallelBackend, follow
 from redwood.backends.parallel.ranks import JOIN_S, About, Place, Ranks, find_place, join
 from redwood.errors import ArgumentError, ModelError, ParallelError, UnsupportedError
@@ -88,12 +90,10 @@ def load_parallel(
         UnsupportedError: a model that cannot be split so, with the reason.
         ParallelError: ranks that do not find each other.
     """
-    from redwood.backends.load import _capacity, _config, _dtype
-
     place = find_place(parallel)
     here = _device(device, place)
-    config = _config(folder)
-    number, slots = _dtype(dtype, here, config), _capacity(capacity, config)
+    config = config_of(folder)
+    number, slots = dtype_of(dtype, here, config), slots_of(capacity, config)
     _refuse(config, parallel, place.size)
     options = {"parallel": parallel, "dtype": str(number), "capacity": slots, "device": here.type}
     versions = {
@@ -205,8 +205,6 @@ def _load_part(
     folder: Path, parallel: str, place: Place, dtype: torch.dtype, slots: int
 ) -> EagerBackend:
     """Loads what this rank computes, and checks it together with the others."""
-    from redwood.backends.load import load_stock, wrap_model
-
     model = load_stock(folder, dtype, **split_options(parallel, place.size))
     if parallel == "pipeline":
         _check_stage(model, place)
