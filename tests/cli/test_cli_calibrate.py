@@ -11,6 +11,7 @@ import pytest
 
 import redwood.bench.calibrate as calibration
 from cli_kit import Ran
+from conftest import save_model, tiny_llama, tiny_tokenizer
 from redwood.cli.bench import read_tasks
 from redwood.cli.calibrate import BUILT_IN
 from redwood.profiling.profile import Profile
@@ -152,3 +153,14 @@ def test_built_in_prompts_are_of_several_kinds(tiny_model_folder: Path) -> None:
     assert max(len(task.prompt) for task in tasks) < 1000
     small = ["calibrate", "-t", str(tiny_model_folder), "--capacity", "18", "--drafter", "none"]
     assert "holds none of the prompts" in Ran(*small).error()
+
+
+def test_a_model_whose_chat_template_fails_is_measured_with_plain_text(
+    tmp_path: Path, prompts: str
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = {"rag": "R", "tool_use": "T"}
+    folder = save_model(tmp_path / "target", tiny_llama(), tokenizer)
+    ran = Ran("calibrate", "-t", str(folder), "--prompts", prompts, "--max-tokens", "6")
+    assert ran.code == 0, ran.stderr
+    assert "none called default" in ran.stderr and "measuring with plain text" in ran.stderr

@@ -17,7 +17,7 @@ from redwood.cli.groups import Machine, Offloading, grouped, values
 from redwood.cli.loading import open_contenders
 from redwood.cli.profile_tables import show
 from redwood.cli.terminal import print_json, say, stderr
-from redwood.errors import CapacityError, ProfileError
+from redwood.errors import ArgumentError, CapacityError, ProfileError
 
 if TYPE_CHECKING:
     from redwood.drafters.base import Drafter
@@ -161,12 +161,24 @@ def _serves(profile: Profile, key: ProfileKey, temperatures: Sequence[float], pa
     return lack is None
 
 
+def _chats(engine: Engine) -> bool:
+    """Whether the model has a chat template that works; without one prompts are plain text."""
+    if not engine.tokenizer.chat_template:
+        return False
+    try:
+        engine.encode([{"role": "user", "content": "Hello"}])
+    except ArgumentError as error:
+        say(f"{error}; measuring with plain text")
+        return False
+    return True
+
+
 def _encode(engine: Engine, tasks: Sequence[Task], given: Path | None) -> list[list[int]]:
     """Token ids of the prompts that leave room for an answer.
 
     Prompts of the user's must all do so; of the built-in ones, some.
     """
-    chat = bool(engine.tokenizer.chat_template)
+    chat = _chats(engine)
     made, room = [], engine.target.capacity - _LEAST_ANSWER
     for task in tasks:
         message = [{"role": "user", "content": task.prompt}]

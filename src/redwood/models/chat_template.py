@@ -99,7 +99,7 @@ def _template_of(tokenizer: Any) -> str:
     if "default" not in templates:
         raise ArgumentError(
             f"this model has the chat templates {', '.join(sorted(templates))} and none called "
-            "default: give the prompt as text"
+            "default: give the prompt as text (--raw)"
         )
     return str(templates["default"])
 
@@ -232,7 +232,9 @@ def _watched(size: int) -> Iterator[None]:
 
 def _left_out(messages: list[Message], number: int) -> ArgumentError:
     role = messages[number]["role"]
-    advice = "put its text into a user message" if role != "user" else "give the prompt as text"
+    advice = (
+        "put its text into a user message" if role != "user" else "give the prompt as text (--raw)"
+    )
     return ArgumentError(
         f"the model's chat template leaves out message {number + 1} (role {role!r}): {advice}"
     )
