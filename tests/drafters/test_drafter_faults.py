@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_planner import curve
 
+from planner_kit import curve
 from redwood.algorithms.specinfer import expansion_tree
 from redwood.drafters.base import ModelDrafter, NgramDrafter, UnionDrafter, attach
 from redwood.drafters.context import Context

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_planner import PROMPTS, answers, curve, drafter_of, planner_for
+from test_planner import PROMPTS, answers, drafter_of, planner_for
 
 from conftest import tiny_llama
+from planner_kit import curve
 from redwood.backends.load import wrap_model
 from redwood.drafters.base import NgramDrafter
 from redwood.drafters.context import Context

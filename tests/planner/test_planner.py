@@ -11,6 +11,7 @@ import torch
 from scipy.stats import chisquare
 
 from conftest import tiny_llama
+from planner_kit import curve
 from redwood.algorithms.specinfer import merge_trees
 from redwood.backends.base import Nodes
 from redwood.backends.load import wrap_model
@@ -20,19 +21,10 @@ from redwood.engine.engine import RowEngine
 from redwood.errors import ArgumentError
 from redwood.planner.budget import Correction, Levels, StepTimes
 from redwood.planner.planner import Planner, arms_of
-from redwood.profiling.latency import TimeCurve, TimePoint
 from redwood.sampling import History, SamplingParams
 from redwood.tree import Law, TokenTree
 
 PROMPTS = [[5, 9, 17, 33, 5, 9, 17, 40, 5, 9], [2, 3, 2, 3, 2, 3, 2], [77], list(range(100, 160))]
-
-
-def curve(slope: float, base: float = 10.0) -> TimeCurve:
-    """A pass of n nodes takes base + slope (n - 1)."""
-    sizes = (1, 2, 4, 8, 16)
-    times = [base + slope * (n - 1) for n in sizes]
-    points = (TimePoint(1, n, 0, ms, ms, ms) for n, ms in zip(sizes, times, strict=True))
-    return TimeCurve(tuple(points))
 
 
 def drafter_of(name: str, noise: float = 0.08) -> Any:

@@ -1,0 +1,13 @@
+"""What tests of the planner share."""
+
+from __future__ import annotations
+
+from redwood.profiling.latency import TimeCurve, TimePoint
+
+
+def curve(slope: float, base: float = 10.0) -> TimeCurve:
+    """A pass of n nodes takes base + slope (n - 1)."""
+    sizes = (1, 2, 4, 8, 16)
+    times = [base + slope * (n - 1) for n in sizes]
+    points = (TimePoint(1, n, 0, ms, ms, ms) for n, ms in zip(sizes, times, strict=True))
+    return TimeCurve(tuple(points))
