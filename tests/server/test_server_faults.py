@@ -110,13 +110,13 @@ def test_a_row_that_cannot_be_released_does_not_stop_the_engine(
     live: Callable[..., Live], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = live()
-    real = server.engine.cancel
+    real = server.stage.release
 
-    def broken(request: int) -> None:
-        real(request)
+    def broken(row: int) -> None:
+        real(row)
         raise RuntimeError("stuck")
 
-    monkeypatch.setattr(server.engine, "cancel", broken)
+    monkeypatch.setattr(server.stage, "release", broken, raising=False)
     assert server.chat().status_code == 500
     monkeypatch.undo()
     server.alive_and_right()

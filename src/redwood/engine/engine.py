@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from queue import SimpleQueue
 
-from torch import Tensor
-
-from redwood import verify
 from redwood.algorithms.specinfer import merge_trees
 from redwood.backends.base import Backend, Kept, Nodes
 from redwood.drafters.base import Drafter, NoDrafter
-from redwood.drafters.context import Context
 from redwood.drafters.proposing import prefill, proposals, release
 from redwood.engine.detokenizer import Tokenizer
-from redwood.engine.request import Request, new_request, token_list
+from redwood.engine.judging import judge as judge
+from redwood.engine.judging import judge_rows
+from redwood.engine.request import Caller, Request, new_request, token_list
 from redwood.engine.request import Step as Step
 from redwood.engine.scheduler import admitted, chunks, one_pool
 from redwood.engine.stats import Clock, Stats
@@ -107,7 +107,7 @@ class RowEngine:
         self.eos_ids = frozenset(eos_ids)
         self.budget, self.max_rows, self.kv_tokens = budget, max_rows, kv_tokens
         self.prefill_chunk, self.prefill_beside = prefill_chunk, prefill_beside
-        self._pid = os.getpid()
+        self._pid, self._callers = os.getpid(), threading.local()
         # From any thread and at any moment; what follows them belongs to whoever has the turn.
         self._requests: dict[int, Request] = {}
         self._arrived, self._dropped = SimpleQueue[int](), SimpleQueue[int]()
@@ -128,12 +128,8 @@ class RowEngine:
                 than `kv_tokens`.
             UnsupportedError: a process forked from the one that made this engine.
         """
-        return self._queue(prompt, params, None).context.key
-
-    def _queue(
-        self, prompt: Sequence[int], params: SamplingParams | None, inbox: deque[Step] | None
-    ) -> Request:
         check_process(self._pid)
+        caller = self._taken_caller()
         request = new_request(
             next(_keys),
             token_list(prompt),
@@ -147,10 +143,26 @@ class RowEngine:
                 f"prompt and answer may take {request.most_tokens} tokens, all rows together have "
                 f"{self.kv_tokens}: shorten the prompt, or lower max_tokens"
             )
-        request.inbox = inbox
-        self._requests[request.context.key] = request
-        self._arrived.put(request.context.key)
-        return request
+        key = request.context.key
+        if caller is not None:
+            request.inbox, caller.stats[key] = caller.inbox, request.stats
+        self._requests[key] = request
+        self._arrived.put(key)
+        return key
+
+    @contextmanager
+    def _called_by(self, caller: Caller) -> Iterator[None]:
+        """Whom the next `add` or `step` of this thread is for; both may be replaced by anyone."""
+        self._callers.now = caller
+        try:
+            yield
+        finally:
+            self._callers.now = None
+
+    def _taken_caller(self) -> Caller | None:
+        caller: Caller | None = getattr(self._callers, "now", None)
+        self._callers.now = None  # what a processor adds in this step is its own
+        return caller
 
     @property
     def busy(self) -> bool:
@@ -221,17 +233,18 @@ class RowEngine:
             UnsupportedError: a process forked from the one that made this engine, or a call from
                 inside of a step.
         """
-        return self._step(lambda: False, claimed=True)
-
-    def _step(self, needless: Callable[[], bool], *, claimed: bool) -> list[Step]:
-        """A step, unless it becomes needless while others have their turn."""
         check_process(self._pid)
+        caller = self._taken_caller()
+
+        def needless() -> bool:
+            return caller is not None and caller.served(self._requests)
+
         with turn(self._things(), needless) as mine:
             if mine:
                 with one_pool(self.target, self.drafter):
                     self._step_all()
                 self._end_dropped()
-            if not (mine and claimed):
+            if caller is not None:
                 return []
             steps, self._unclaimed = self._unclaimed, []
             return steps
@@ -384,27 +397,6 @@ class RowEngine:
         free = self.target.capacity - self.target.length(request.row)
         wanted = request.room > 1 and request.context.params.speculate
         return max(1, free) if wanted else 1
-
-
-def judge(context: Context, tree: TokenTree, logits: Tensor) -> verify.Acceptance:
-    """Returns what the request's rule accepts of a tree; logits: [N, V]."""
-    return judge_rows(context, tree, PathRows(logits, tree, context.params, context.history))
-
-
-def judge_rows(context: Context, tree: TokenTree, rows: PathRows) -> verify.Acceptance:
-    """Returns what the request's rule accepts of a tree, given the target's rows."""
-    params = context.params
-    if params.temperature == 0.0:
-        return verify.greedy(tree, rows.best)
-    if context.noise is not None:
-        noise, first = context.noise, len(context.token_ids)
-        return verify.coupled_by(
-            tree, lambda node: rows.choice(node, noise, first + tree.depths[node])
-        )
-    rule: Callable[..., verify.Acceptance] = verify.traversal
-    if params.verifier == "recursive":
-        rule = verify.recursive
-    return rule(tree, rows, context.rng.random(len(tree)))
 
 
 def _backends(drafter: Drafter) -> list[Backend]:

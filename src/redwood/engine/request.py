@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -58,6 +58,25 @@ class Step(NamedTuple):
     nodes: list[int]
     logprobs: list[TokenLogprobs] | None = None
     error: Exception | None = None
+
+
+@dataclass
+class Caller:
+    """A call of `generate` or `stream`: what its requests cost, by number, and their steps.
+
+    Args:
+        stats: also of those that have ended.
+        inbox: steps that wait for it, whichever thread made them.
+        left: requests whose last step it has not taken.
+    """
+
+    stats: dict[int, Stats] = field(default_factory=dict)
+    inbox: deque[Step] = field(default_factory=deque)
+    left: set[int] = field(default_factory=set)
+
+    def served(self, running: Container[int]) -> bool:
+        """Whether there is something to take, or nothing to come any more."""
+        return bool(self.inbox) or not all(key in running for key in self.left)
 
 
 @dataclass

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
 from typing import Any, Self, TypeGuard, overload
 
 from redwood.engine.engine import RowEngine, Step
-from redwood.engine.request import TokenLogprobs, token_list
+from redwood.engine.request import Caller, TokenLogprobs, token_list
 from redwood.engine.stats import Stats
 from redwood.errors import ArgumentError, CapacityError, RedwoodError, check_process
 from redwood.models.chat_template import chat_text
@@ -225,46 +224,35 @@ class Engine(RowEngine):
         return _known(params)
 
     @contextmanager
-    def _serving(self, prompts: Sequence[list[int]], settings: SamplingParams) -> Iterator[_Served]:
+    def _serving(self, prompts: Sequence[list[int]], settings: SamplingParams) -> Iterator[Caller]:
         """Adds these requests, with an inbox of their own; drops at the end what has not ended."""
-        served = _Served()
+        served = Caller()
         try:
             for prompt in prompts:
-                request = self._queue(prompt, settings, served.inbox)
-                served.stats[request.context.key] = request.stats
+                with self._called_by(served):
+                    self.add(prompt, settings)
             yield served
         finally:
             for key in served.stats:
                 self.cancel(key)
 
-    def _steps(self, served: _Served) -> Iterator[Step]:
+    def _steps(self, served: Caller) -> Iterator[Step]:
         """Yields the steps of these requests until all have ended, whoever makes them."""
-        left = set(served.stats)
-
-        def gone() -> bool:
-            return not left <= self._requests.keys()
-
-        while left:
+        served.left.update(served.stats)
+        while served.left:
+            dropped = not served.left <= self._requests.keys()  # last steps are given before that
             if not served.inbox:
-                ended = gone()  # its last step was handed out before
-                if ended and not served.inbox:
+                if dropped:
                     raise RedwoodError("a request was dropped: cancelled, or its step failed")
-                self._step(lambda: bool(served.inbox) or gone(), claimed=False)
+                with self._called_by(served):
+                    self.step()
                 continue
             step = served.inbox.popleft()
             if step.error is not None:
                 raise step.error
             if step.finish_reason is not None:
-                left.remove(step.request)
+                served.left.remove(step.request)
             yield step
-
-
-@dataclass
-class _Served:
-    """Requests of one caller: their statistics by number, and the steps that wait for it."""
-
-    stats: dict[int, Stats] = field(default_factory=dict)
-    inbox: deque[Step] = field(default_factory=deque)
 
 
 def _known(params: Mapping[str, Any]) -> SamplingParams:

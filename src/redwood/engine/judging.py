@@ -1,0 +1,33 @@
+"""Which rule judges a tree, by what the request asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from redwood import verify
+from redwood.drafters.context import Context
+from redwood.sampling import PathRows
+from redwood.tree import TokenTree
+
+
+def judge(context: Context, tree: TokenTree, logits: Tensor) -> verify.Acceptance:
+    """Returns what the request's rule accepts of a tree; logits: [N, V]."""
+    return judge_rows(context, tree, PathRows(logits, tree, context.params, context.history))
+
+
+def judge_rows(context: Context, tree: TokenTree, rows: PathRows) -> verify.Acceptance:
+    """Returns what the request's rule accepts of a tree, given the target's rows."""
+    params = context.params
+    if params.temperature == 0.0:
+        return verify.greedy(tree, rows.best)
+    if context.noise is not None:
+        noise, first = context.noise, len(context.token_ids)
+        return verify.coupled_by(
+            tree, lambda node: rows.choice(node, noise, first + tree.depths[node])
+        )
+    rule: Callable[..., verify.Acceptance] = verify.traversal
+    if params.verifier == "recursive":
+        rule = verify.recursive
+    return rule(tree, rows, context.rng.random(len(tree)))
