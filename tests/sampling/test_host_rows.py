@@ -11,6 +11,7 @@ from torch import Tensor
 
 from redwood import verify
 from redwood.algorithms.specinfer import expansion_tree
+from redwood.errors import NumericalError
 from redwood.sampling import History, PathRows, SamplingParams, host_rows
 from redwood.sampling.host_rows import HostRows
 from redwood.sampling.noise import GumbelNoise
@@ -88,6 +89,30 @@ def test_a_small_tree_is_one_copy_for_every_rule(
     copies = Copies(monkeypatch)
     assert rule(tree, PathRows(_logits(), tree, params, History([3])), uniforms) == want
     assert copies.rows == [24]
+
+
+def test_arg_max_of_a_tree_waits_once_and_says_what_is_not_finite(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Copies(monkeypatch)
+    waits, tree, params = [0], _tree("chain"), SamplingParams()
+    for name in ("tolist", "item", "__bool__", "cpu"):
+        usual = getattr(Tensor, name)
+
+        def read(self: Tensor, usual: Any = usual) -> Any:
+            waits[0] += 1
+            return usual(self)
+
+        monkeypatch.setattr(Tensor, name, read)
+    rows = PathRows(_logits(), tree, params, History([3]))
+    best = [rows.best(node) for node in range(24)]
+    assert waits[0] == 1
+    assert best == _logits().argmax(-1).tolist()
+    for wrong in (float("nan"), float("inf"), -float("inf")):
+        logits = _logits()
+        logits[20, 7] = wrong
+        with pytest.raises(NumericalError, match="NaN or infinite"):
+            PathRows(logits, tree, params, History([3]))
 
 
 def test_a_descent_through_a_large_tree_takes_a_copy_for_many_nodes(

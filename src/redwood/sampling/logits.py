@@ -321,8 +321,12 @@ def _best_of_rows(logits: Tensor, arrays: AnyRow | None) -> list[int]:
     Raises: NumericalError where any entry is NaN or infinite.
     """
     if arrays is None:
-        check_finite(logits)
-        best: list[int] = logits.argmax(-1).tolist()  # for all rows: the device is waited for once
+        low, high = torch.aminmax(logits)
+        fine = torch.isfinite(low) & torch.isfinite(high)
+        # For all rows and the check: the device is waited for once.
+        all_fine, *best = torch.cat([fine[None].long(), logits.argmax(-1)]).tolist()
+        if not all_fine:
+            raise NumericalError(_NOT_FINITE)
         return best
     held = [kernels.row_range(row) for row in arrays]
     if not all(row.finite for row in held):
