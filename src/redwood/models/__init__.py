@@ -184,16 +184,6 @@ def _manifest(
     return _cache.Manifest(name, source, sha256, str(entry.dtype), made_by, {}, stamp)
 
 
-def gguf_parts(path: Path) -> list[Path]:
-    """Returns the files of the GGUF model that `path` is, or is a part of, in order.
-
-    Raises: ModelError if it is a part and another one is missing, or has the name of another count.
-    """
-    from redwood.models import _gguf_parts
-
-    return _gguf_parts.gguf_parts(path)
-
-
 def _first_part(path: Path) -> Path:
     """Returns the file itself, or the first part of its model; parts keep the names they have."""
     first, *others = gguf_parts(path)
