@@ -1,9 +1,11 @@
 # make run: answer a prompt with a real model. make test: lint, types, tests. make venv: the
 # environment alone. make native-check: the C++ code alone, under sanitizers. make slow: the long
-# runs on real models. make digests: whether this machine says bit for bit what all others say
-# (WRITE=1: write down what it says). make bench: the table beside peers, which it fetches and
-# builds (hours). make dist: wheel and sdist, in dist/. make dist-check: both installed where nothing
-# is, answering. make test-newest, make test-oldest: what touches other packages, with the newest
+# runs on real models. make smoke: every dtype, kind of weights and backend on real models, first of
+# all on a new machine (FULL=1: every pair of them, and the 1.5B; JSON=FILE: the rows as a file, too).
+# make digests: whether this machine says bit for bit what all others say (WRITE=1: write down what
+# it says). make bench: the table beside peers, which it fetches and builds (hours). make dist: wheel
+# and sdist, in dist/. make dist-check: both installed where nothing is, answering. make test-newest,
+# make test-oldest: what touches other packages, with the newest
 # versions of them and at the lower bounds of pyproject.toml. make lock: writes constraints.txt from
 # the environment in FROM, in which the tests have passed.
 PYTHON ?= python3
@@ -11,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test venv slow lint native-check digests bench clean dist dist-check lock test-newest test-oldest
+.PHONY: run test venv slow smoke lint native-check digests bench clean dist dist-check lock test-newest test-oldest
 
 NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	{ echo "error: Redwood needs Python 3.11 or newer (PYTHON=... chooses one)"; exit 1; }
@@ -109,6 +111,9 @@ digests: venv
 
 slow: venv
 	$(BIN)/pytest -m slow
+
+smoke: venv
+	@$(BIN)/python benchmarks/smoke.py $(if $(FULL),--full) $(if $(JSON),--json $(JSON))
 
 SPECBENCH ?=
 LIMIT ?= 6

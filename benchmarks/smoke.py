@@ -47,13 +47,12 @@ PROMPTS = (  # the first is one that n-grams draft for, the second is not
     "red green blue white red green blue white red green blue white red green",
     "def fibonacci(n):\n    if n < 2:\n        return n\n    return fibonacci(n - 1)",
 )
+CAPACITY = 512
 BUDGET = 6  # nodes of a pass: trees come where plain decoding would pay, too
-MOST_TOKENS, FEWEST_TOKENS, SECONDS = (
-    24,
-    5,
-    4.0,
-)  # of a text; fewer where plain ones would take long
-PATIENCE_S = {SMALL: 240, MIDDLE: 400, LARGE: 900}
+MOST_TOKENS, FEWEST_TOKENS = 24, 8  # of a text
+SECONDS = 5.0  # for plain texts, where that is less
+PATIENCE_S = {SMALL: 240, MIDDLE: 400}
+MOST_PATIENCE_S = 900
 FLAGS = (
     "avx2 fma f16c avx_vnni avx512f avx512bw avx512_vnni avx512_bf16 avx512_fp16 amx_tile amx_int8 "
     "amx_bf16 amx_fp16 asimd asimddp i8mm bf16 sve sve2"
@@ -97,7 +96,7 @@ def answer(case: Case, file: Path) -> None:
     import redwood
 
     try:
-        engine = redwood.load(**case, drafter="ngram", budget=BUDGET, capacity=512)
+        engine = redwood.load(**{"capacity": CAPACITY, **case}, drafter="ngram", budget=BUDGET)
         found = look(engine)
         if "parallel" in case:
             engine.target.close()
@@ -152,8 +151,8 @@ def parted(engine: Any, prompt: list[int], plain: list[int], trees: list[int]) -
 
 def rounding(engine: Any) -> float:
     """Nats by which rounding may move two tokens against each other here."""
-    from redwood.backends.eager.backend import EagerBackend
-    from redwood.backends.eager.probe import natural_tokens, own_rounding, tree_logits
+    from redwood.backends.eager.backend.backend import EagerBackend
+    from redwood.backends.eager.backend.probe import natural_tokens, own_rounding, tree_logits
 
     backend = engine.target
     if not isinstance(backend, EagerBackend):
@@ -196,7 +195,7 @@ def row(case: Case) -> dict[str, Any]:
         ]
         for process in processes:
             process.start()
-        ended = watch(processes, start + PATIENCE_S[case["target"]])
+        ended = watch(processes, start + PATIENCE_S.get(case["target"], MOST_PATIENCE_S))
         found: dict[str, Any] = {"status": "failed", "why": why(processes, ended, Path(folder))}
         if file.exists():
             found = json.loads(file.read_text())
@@ -243,7 +242,7 @@ def processor() -> dict[str, Any]:
     """Name, cores and instruction sets of this machine."""
     import torch
 
-    from redwood.backends.native.backend import extension
+    from redwood.backends.native.backend.backend import extension
     from redwood.errors import UnsupportedError
 
     told: dict[str, str] = {}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 OLDEST_TESTED, NEWEST_TESTED = "5.10.1", "5.24.0"
-_FIRST_WITH_PARTS = "5.17"  # its `DistributedConfig` has `tp_size` and `pp_size`
+_WITH_PARTS = "5.17"  # `tp_size` is there since 5.14 or before, `pp_size` since 5.16
 
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")  # the newest first
 _PREPARED = frozenset(
@@ -370,7 +370,7 @@ def split_options(parallel: str, size: int) -> dict[str, Any]:
         pass
     raise UnsupportedError(
         f"Transformers {transformers.__version__} has no {parallel} parallel loading of this "
-        f"kind: pip install -U 'transformers>={_FIRST_WITH_PARTS}'"
+        f"kind: pip install -U 'transformers>={_WITH_PARTS}'"
     )
 
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 
 import redwood
 from cli_kit import Ran, chat_prompt
 from redwood import Engine, SamplingParams, _defaults
 from redwood.cli.terminal import Shades
-from redwood.engine.engine import RowEngine
+from redwood.engine.engine.engine import RowEngine
 from redwood.tuning.project import Plan
 from redwood.tuning.training import Settings
 
@@ -90,6 +91,36 @@ def test_nothing_heavy_is_imported_before_a_command_needs_it() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", check], check=True, timeout=60)
+
+
+def _commands(group: Any, words: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = [words]
+    for name, command in getattr(group, "commands", {}).items():
+        found += _commands(command, (*words, name))
+    return found
+
+
+def test_version_and_every_help_come_without_torch() -> None:
+    from redwood.cli.app import app
+
+    pages = [
+        ["--version"],
+        *([*words, "--help"] for words in _commands(typer.main.get_command(app))),
+    ]
+    assert ["tune", "--help"] in pages and ["index", "create", "--help"] in pages
+    check = (
+        "import sys\n"
+        "from redwood.cli import main\n"
+        f"for page in {pages!r}:\n"
+        "    sys.argv = ['redwood', *page]\n"
+        "    try:\n"
+        "        main()\n"
+        "    except SystemExit as end:\n"
+        "        assert not end.code, page\n"
+        "    heavy = {'torch', 'transformers', 'numpy'} & sys.modules.keys()\n"
+        "    assert not heavy, (page, heavy)\n"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True, timeout=60, stdout=subprocess.DEVNULL)
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:
@@ -202,13 +233,13 @@ def test_every_model_option_reaches_load(
     target: str, tiny_draft_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Any] = []
-    load = redwood.engine.load.load
+    load = redwood.engine.engine.load.load
 
     def spy(*args: Any, **options: Any) -> Engine:
         calls.append((args, options))
         return load(*args, **options)
 
-    monkeypatch.setattr("redwood.engine.load.load", spy)
+    monkeypatch.setattr("redwood.engine.engine.load.load", spy)
     options = {
         "backend": "eager",
         "dtype": "bfloat16",
@@ -267,7 +298,7 @@ def test_shades_without_colours_are_said_to_be_missing(target: str) -> None:
 @pytest.mark.parametrize("stop", [None, "on", "é 東"])
 def test_shades_follow_the_tokens_through_held_back_text(engine: Engine, stop: str | None) -> None:
     """Any text as the answer, its tokens in random steps with random parts of them drafted."""
-    from redwood.engine.detokenizer import Detokenizer
+    from redwood.engine.engine.detokenizer import Detokenizer
 
     text = "Tom went on, naïve 東京 😀 ones: café 東 and on"
     tokens = engine.encode(text)
