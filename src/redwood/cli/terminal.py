@@ -7,8 +7,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from rich.color import ColorSystem
 from rich.console import Console
@@ -37,9 +36,11 @@ def stderr() -> Console:
 def say(message: str) -> None:
     """Writes one line to stderr, whatever the message holds."""
     sys.stdout.flush()
-    with suppress(OSError):  # nobody reads it, or its disk is full: no reason to end
+    try:
         sys.stderr.write(" ".join(message.split()) + "\n")
         sys.stderr.flush()
+    except OSError:  # nobody reads it, or its disk is full: no reason to end
+        _drop(sys.stderr)
 
 
 def write(text: str) -> None:
@@ -55,8 +56,12 @@ def print_json(value: Any) -> None:
 
 def drop_stdout() -> None:
     """Sends the rest of stdout nowhere: nobody reads it, and flushing it again would fail again."""
+    _drop(sys.stdout)
+
+
+def _drop(stream: IO[str]) -> None:
     try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     except (OSError, ValueError):  # not a file, as in tests
         return
 
