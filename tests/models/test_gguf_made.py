@@ -88,11 +88,30 @@ def test_an_unknown_rule_is_refused_and_a_folder_is_the_way_out(unknown: Path, o
     assert engine.generate("hi", max_tokens=2, ignore_eos=True).finish_reason == "length"
 
 
+def test_a_drafter_whose_tokenizer_is_refused_drafts_all_the_same(unknown: Path, own: Path) -> None:
+    engine = redwood.load(unknown, unknown, threads=1, tokenizer=own)
+    output = engine.generate("hi", max_tokens=8, ignore_eos=True)
+    alone = redwood.load(unknown, threads=1, tokenizer=own)
+    assert output.token_ids == alone.generate("hi", max_tokens=8, ignore_eos=True).token_ids
+
+
 def test_the_command_line_takes_a_tokenizer(unknown: Path, own: Path) -> None:
     options = ["-t", str(unknown), "--drafter", "none", "--threads", "1", "--max-tokens", "2"]
     assert "of-next-year" in Ran("generate", "hi", *options).error()
     ran = Ran("generate", "hi", *options, "--tokenizer", str(own))
     assert ran.code == 0, ran.stderr
+
+
+def test_a_datastore_is_made_with_the_tokenizer_given(
+    unknown: Path, own: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("x = 12345\n" * 20)
+    command = ["index", "create", str(tmp_path / "kept"), str(tmp_path / "a.txt")]
+    assert "of-next-year" in Ran(*command, "-t", str(unknown)).error()
+    made = Ran(*command, "-t", str(unknown), "--tokenizer", str(own))
+    assert made.code == 0, made.stderr
+    engine = redwood.load(unknown, f"index:{tmp_path / 'kept'}", threads=1, tokenizer=own)
+    assert engine.generate("x = 123", max_tokens=4, ignore_eos=True).finish_reason == "length"
 
 
 def test_a_tokenizer_of_another_model_is_refused(unknown: Path, own: Path, tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def create(
         int | None,
         typer.Option(help="Tokens sorted together: an addition sorts the last chunk anew."),
     ] = None,
+    tokenizer: o.Tokenizer = None,
     as_json: o.Json = False,
 ) -> None:
     """Makes a datastore for a model's tokenizer, with the text of files; empty without any."""
@@ -67,11 +68,11 @@ def create(
     from redwood.datastore.sources import find_files
 
     files = find_files(sources or [])
-    tokenizer = _tokenizer(target)
-    with _reading(files, tokenizer) as documents:
+    speaks = _tokenizer(target, tokenizer)
+    with _reading(files, speaks) as documents:
         made = build.create(
             path,
-            tokenizer,
+            speaks,
             documents,
             name=_full_name(target),
             **o.given(chunk_tokens=chunk_tokens),
@@ -92,6 +93,7 @@ def add(
     most_tokens: Annotated[
         int | None, typer.Option(help="Drop the oldest chunks beyond so many tokens.")
     ] = None,
+    tokenizer: o.Tokenizer = None,
     as_json: o.Json = False,
 ) -> None:
     """Adds the text of files to a datastore, all of it or nothing."""
@@ -103,9 +105,9 @@ def add(
     name = target or manifest.tokenizer.name
     if not name:
         raise o.wrong("--target", f"{path} does not say whose tokenizer it was made with: give it")
-    tokenizer = _tokenizer(name)
-    with _reading(files, tokenizer) as documents:
-        added = build.add(path, documents, tokenizer=tokenizer, most_tokens=most_tokens)
+    speaks = _tokenizer(name, tokenizer)
+    with _reading(files, speaks) as documents:
+        added = build.add(path, documents, tokenizer=speaks, most_tokens=most_tokens)
     _report(path, added, as_json)
 
 
@@ -153,7 +155,12 @@ def _full_name(target: str) -> str:
     return str(path.resolve()) if path.exists() else target
 
 
-def _tokenizer(name: str) -> Any:
+def _tokenizer(name: str, own: str | None) -> Any:
+    """The tokenizer of a model, or the one in a folder that stands for it."""
+    if own is not None:
+        from redwood.loading import own_tokenizer
+
+        return own_tokenizer(Path(own), name)
     from redwood.models import locate
     from redwood.models.tokenizer import load_tokenizer
 

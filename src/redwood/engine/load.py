@@ -22,7 +22,7 @@ from redwood.errors import ArgumentError
 from redwood.models import gguf_path
 from redwood.models.gguf_tokenizer import check_same_spelling
 from redwood.models.mapping import explain_bus_errors
-from redwood.models.tokenizer import check_same_tokens, eos_ids, load_tokenizer
+from redwood.models.tokenizer import check_same_tokens, eos_ids, is_refused, load_tokenizer
 from redwood.planner.from_profile import open_planner
 
 DEFAULT_BUDGETS = {"eager": {"ngram": 12, "model": 6}, "native": {"ngram": 4, "model": 4}}
@@ -124,7 +124,7 @@ def load(
         cpus=cpus,
     )
     large: dict[str, Any] = dict(parallel=parallel, offload=offload, memory=memory)
-    own = None if tokenizer is None else _own_tokenizer(Path(tokenizer), str(target))
+    own = None if tokenizer is None else own_tokenizer(Path(tokenizer), str(target))
     folder, model = open_model(str(target), capacity=capacity, **large, **options)
     speaks = load_tokenizer(folder) if own is None else own
 
@@ -165,8 +165,13 @@ def load(
     )
 
 
-def _own_tokenizer(folder: Path, target: str) -> Any:
-    """Returns the tokenizer in a user's folder, held against the target's file."""
+def own_tokenizer(folder: Path, target: str) -> Any:
+    """Returns the tokenizer in a user's folder, held against the target's GGUF file.
+
+    Raises:
+        ArgumentError: no folder.
+        ModelError: no tokenizer in it, or one that means other tokens.
+    """
     if not folder.expanduser().is_dir():
         raise ArgumentError(f"tokenizer {str(folder)!r} must be a folder with a tokenizer")
     tokenizer = load_tokenizer(folder.expanduser())
@@ -233,7 +238,11 @@ def open_drafter(
     folder, backend = open_model(name, outputs=draft_vocab, draft_weights=draft_weights, **options)
     if backend.name != "native":
         _refuse_draft_options(draft_vocab, draft_weights, f"the {backend.name} backend runs {name}")
-    check_same_tokens(tokenizer, load_tokenizer(folder))
+    source = gguf_path(name)
+    if source is not None and is_refused(folder):  # it drafts ids: of its tokenizer none is needed
+        check_same_spelling(tokenizer, source)
+    else:
+        check_same_tokens(tokenizer, load_tokenizer(folder))
     if draft_window == "auto":
         draft_window = DRAFT_WINDOW if backend.device.type == "cpu" else None
     return ModelDrafter(backend, tree, law=law, window=cast("int | None", draft_window))

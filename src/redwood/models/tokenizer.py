@@ -23,7 +23,7 @@ def load_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    if (folder / _REFUSED).is_file():
+    if is_refused(folder):
         raise ModelError((folder / _REFUSED).read_text("utf-8"))
     # AutoTokenizer replaces the splitting of some architectures by what it thinks that theirs is.
     kind = PreTrainedTokenizerFast if (folder / _MADE).is_file() else AutoTokenizer
@@ -31,6 +31,11 @@ def load_tokenizer(folder: Path) -> Any:
         return kind.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # the tokenizers library raises plain ones
         raise ModelError(f"{folder} has no usable tokenizer: {error}") from error
+
+
+def is_refused(folder: Path) -> bool:
+    """Whether a folder made from a GGUF file has a reason in place of a tokenizer."""
+    return (folder / _REFUSED).is_file()
 
 
 def eos_ids(folder: Path, tokenizer: Any, own: Path | None = None) -> list[int]:
