@@ -288,6 +288,7 @@ def test_gemma_4_joins_characters_by_merges_and_keeps_runs_of_line_breaks() -> N
         ({"token_type": [1]}, "1 token types for 2000 tokens"),
         ({"model": "llama", "merges": None}, "scores and merges are both missing"),
         ({"model": "llama", "scores": [0.5]}, "1 tokenizer.ggml.scores for 2000 tokens"),
+        ({"model": "gemma4"}, "neither byte tokens nor an unknown token"),
         ({"model": 7}, "tokenizer.ggml.model is '7', which cannot be"),
         ({"eos_token_id": "x"}, "eos_token_id is 'x', which cannot be"),
         ({"add_bos_token": 3}, "add_bos_token is '3', which cannot be"),

@@ -158,7 +158,7 @@ def _full_name(target: str) -> str:
 def _tokenizer(name: str, own: str | None) -> Any:
     """The tokenizer of a model, or the one in a folder that stands for it."""
     if own is not None:
-        from redwood.loading import own_tokenizer
+        from redwood.engine.load import own_tokenizer
 
         return own_tokenizer(Path(own), name)
     from redwood.models import locate

@@ -45,9 +45,13 @@ def character_bpe(facts: Facts, merges: list[tuple[str, str]], *, prefix: bool) 
     Args:
         merges: pairs, the first to be joined first.
         prefix: a space is put before each part of a text that begins it or follows a special token.
+
+    Raises: ModelError if characters without a piece could not be spelled.
     """
     from tokenizers import Tokenizer, models
 
+    if not facts.of_type(BYTE) and "unk" not in facts.ids:  # characters would go without a trace
+        raise facts.refusal("it has neither byte tokens nor an unknown token")
     made = Tokenizer(
         models.BPE(
             vocab=dict(facts.vocabulary),
