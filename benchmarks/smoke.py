@@ -151,7 +151,7 @@ def parted(engine: Any, prompt: list[int], plain: list[int], trees: list[int]) -
 
 def rounding(engine: Any) -> float:
     """Nats by which rounding may move two tokens against each other here."""
-    from redwood.backends.eager.backend.backend import EagerBackend
+    from redwood.backends.eager.backend import EagerBackend
     from redwood.backends.eager.backend.probe import natural_tokens, own_rounding, tree_logits
 
     backend = engine.target
@@ -242,7 +242,7 @@ def processor() -> dict[str, Any]:
     """Name, cores and instruction sets of this machine."""
     import torch
 
-    from redwood.backends.native.backend.backend import extension
+    from redwood.backends.native.backend import extension
     from redwood.errors import UnsupportedError
 
     told: dict[str, str] = {}

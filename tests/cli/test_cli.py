@@ -17,7 +17,7 @@ import redwood
 from cli_kit import Ran, chat_prompt
 from redwood import Engine, SamplingParams, _defaults
 from redwood.cli.terminal import Shades
-from redwood.engine.engine.engine import RowEngine
+from redwood.engine.engine import RowEngine
 from redwood.tuning.project import Plan
 from redwood.tuning.training import Settings
 
