@@ -12,7 +12,7 @@ the nodes that it has, often fewer than its budget; time to draft is left out fo
 
 Fixed: every row has the same budget. Published: `sssd.budget_by_batch` with I, or for a measured
 curve with its knee, t(1) over the slope at its end. Marginal: trees of up to 32 nodes, and of all
-rows together those nodes are scored whose chance is worth their time (`StepTimes.trim`), which is
+rows together those nodes are scored whose chance is worth their time (`StepBudget.trim`), which is
 what Redwood's planner does.
 """
 
@@ -37,7 +37,7 @@ from redwood.algorithms.sssd import budget_by_batch
 from redwood.backends.load import open_model
 from redwood.bench.report import forward_times
 from redwood.drafters.base import NgramDrafter
-from redwood.planner.budget import StepTimes
+from redwood.planner.budget import StepBudget
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 FIXED = (2, 4, 8, 16, 32)
@@ -111,7 +111,7 @@ def marginal_rate(
     spent = 0.0
     while True:
         trees = drafter.propose([row.context for row in rows], [MOST] * batch)
-        times = StepTimes(batch, curve.times[batch : batch * MOST + 1])
+        times = StepBudget(batch, curve.times[batch : batch * MOST + 1])
         trees = times.trim(trees, 0.0)
         tokens += sum(row.follow(tree) for row, tree in zip(rows, trees, strict=True))
         spent += float(curve.times[times.nodes])

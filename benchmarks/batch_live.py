@@ -27,7 +27,7 @@ from rich.table import Table
 
 import redwood
 from redwood.algorithms.sssd import budget_by_batch
-from redwood.bench.interleave import PLAIN, Contender, Lane, race
+from redwood.bench.interleave import PLAIN, Candidate, Stepper, run_interleaved
 from redwood.bench.report import quartiles
 from redwood.drafters.base import NgramDrafter, open_datastore_drafter
 from redwood.drafters.ngram import join_ngrams
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=4, help="requests for each row")
     parser.add_argument("--budgets", type=int, nargs="*", default=[4, 12], help="fixed sizes")
     parser.add_argument("--flops-per-byte", type=float, default=33.0, help="of this machine")
-    parser.add_argument("--index", type=Path, help="a datastore, for one more contender")
+    parser.add_argument("--index", type=Path, help="a datastore, for one more candidate")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -71,10 +71,10 @@ def main() -> None:
         engine.max_rows = batch
         limits[batch] = limit(engine, batch, context)
         drafter = NgramDrafter()
-        contenders = {
+        candidates = {
             "plain": PLAIN,
-            "planner": Contender("planner", drafter, 1, make_planner(engine.target, drafter)),
-            "published": Contender(
+            "planner": Candidate("planner", drafter, 1, make_planner(engine.target, drafter)),
+            "published": Candidate(
                 "published", NgramDrafter(), budget_by_batch(batch, options.flops_per_byte)
             ),
         }
@@ -82,14 +82,14 @@ def main() -> None:
             stored = open_datastore_drafter(options.index, engine.tokenizer)
             warm = join_ngrams([NgramDrafter(), stored])
             planner = make_planner(engine.target, warm)
-            contenders["with an index"] = Contender("with an index", warm, 1, planner)
-        contenders |= {f"{n} nodes": Contender("", NgramDrafter(), n) for n in options.budgets}
-        lanes = {name: Lane(engine, each, batch) for name, each in contenders.items()}
+            candidates["with an index"] = Candidate("with an index", warm, 1, planner)
+        candidates |= {f"{n} nodes": Candidate("", NgramDrafter(), n) for n in options.budgets}
+        lanes = {name: Stepper(engine, each, batch) for name, each in candidates.items()}
         ratios: dict[str, list[float]] = {name: [] for name in lanes}
         seconds: dict[str, list[float]] = {name: [] for name in lanes}
         different = 0
         for turn in range(-1, options.rounds):  # the first one warms up
-            race(list(lanes.values()), prompts[: options.turns * batch], params)
+            run_interleaved(list(lanes.values()), prompts[: options.turns * batch], params)
             plain = lanes["plain"]
             for name, lane in lanes.items():
                 if turn >= 0:
@@ -102,8 +102,8 @@ def main() -> None:
             rows.append(
                 {
                     "batch": batch,
-                    "contender": name,
-                    "budget": None if contenders[name].planner else contenders[name].budget,
+                    "candidate": name,
+                    "budget": None if candidates[name].planner else candidates[name].budget,
                     "ratio": median(ratios[name]),
                     "spread": quartiles(ratios[name]) if options.rounds > 1 else ratios[name] * 2,
                     "tokens_per_s": tokens / median(seconds[name]),
@@ -113,11 +113,11 @@ def main() -> None:
             )
             print(rows[-1], file=sys.stderr, flush=True)
     table = Table(title=f"{options.target}, {options.set}, temperature 0: x plain, all time")
-    columns = list(dict.fromkeys(row["contender"] for row in rows))
+    columns = list(dict.fromkeys(row["candidate"] for row in rows))
     for column in ("batch", "plain tokens/s", "limit", *columns[1:]):
         table.add_column(column, justify="right")
     for batch in options.batches:
-        mine = {row["contender"]: row for row in rows if row["batch"] == batch}
+        mine = {row["candidate"]: row for row in rows if row["batch"] == batch}
         cells = [
             f"{mine[c]['ratio']:.2f} ({mine[c]['tokens_per_pass']:.2f} per pass)"
             for c in columns[1:]

@@ -32,10 +32,10 @@ from rich.table import Table
 
 from redwood.algorithms.sequoia import expected_tokens, optimal_tree
 from redwood.bench.acceptance import Text, paired, teacher_forced
-from redwood.bench.interleave import PLAIN, Contender, alternate
+from redwood.bench.interleave import PLAIN, Candidate, alternate
 from redwood.bench.report import forward_times, quartiles
 from redwood.bench.sizes import paths, tokens_along
-from redwood.cli.loading import open_contenders
+from redwood.cli.loading import open_candidates
 from redwood.drafters.base import ModelDrafter, NgramDrafter
 from redwood.sampling import SamplingParams, top
 
@@ -125,8 +125,8 @@ def main() -> None:
     options = parser.parse_args()
     joined = "+".join(filter(None, [options.draft, "ngram"]))
     how = {"backend": "native", "threads": options.threads}
-    engine, contenders = open_contenders(options.target, [joined], [], **how)
-    planned: Contender = contenders[-1]
+    engine, candidates = open_candidates(options.target, [joined], [], **how)
+    planned: Candidate = candidates[-1]
     parts = getattr(planned.drafter, "parts", [planned.drafter])
     model = next((part for part in parts if isinstance(part, ModelDrafter)), None)
     tasks = read_prompts(options.set, options.prompts, options.limit)

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from common import command, setting
-from peers.contenders import PAIRS, Field, available_bytes, default_drafters, default_modes
+from peers.candidates import PAIRS, Field, available_bytes, default_drafters, default_modes
 from peers.prompts import NAMES, chat_ids, read_prompts
 from peers.summary import HEADER, enough, line, summary, table, verdict
 from rich.console import Console
 
 from redwood import SamplingParams
-from redwood.cli.loading import open_contenders
+from redwood.cli.loading import open_candidates
 
 OTHERS = 0.1  # processors
 DISTURBED = 3  # exit status
@@ -72,11 +72,11 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
-    """Runs all contenders on all prompts; the JSON file is written after every prompt."""
+    """Runs all candidates on all prompts; the JSON file is written after every prompt."""
     target, draft = PAIRS[options.pair]
     names = options.drafters or default_drafters(draft)
     how = {"backend": "native", "threads": options.threads}
-    engine, contenders = open_contenders(target, names, options.budgets, **how)
+    engine, candidates = open_candidates(target, names, options.budgets, **how)
     tasks = read_prompts(options.set, options.prompts, options.limit)
     prompts = chat_ids(engine, tasks)
     if max(map(len, prompts)) > engine.target.capacity - options.max_tokens:
@@ -84,8 +84,8 @@ def compare(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
     params = SamplingParams(max_tokens=options.max_tokens, temperature=options.temperature)
     ends = sorted(engine.eos_ids)
     field = Field(target, draft, prompts, ends, params, options.threads, stack)
-    for contender in contenders:
-        field.add_redwood(engine, contender)
+    for candidate in candidates:
+        field.add_redwood(engine, candidate)
     for mode in default_modes(bool(draft)) if options.modes is None else options.modes:
         field.add(mode)
         print(f"{mode} is ready, {available_bytes() >> 20} MiB are left", file=sys.stderr)

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from redwood.bench.acceptance import Text, paired
 from redwood.bench.interleave import PLAIN, run
-from redwood.cli.loading import open_contenders
+from redwood.cli.loading import open_candidates
 from redwood.drafters.base import ModelDrafter
 from redwood.sampling import SamplingParams, top
 
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, nargs="+", default=[256, 128, 64, 32, 16])
     options = parser.parse_args()
     how = {"backend": "native", "threads": options.threads}
-    engine, opened = open_contenders(options.target, [options.draft], [], **how)
+    engine, opened = open_candidates(options.target, [options.draft], [], **how)
     drafter = opened[-1].drafter
     assert isinstance(drafter, ModelDrafter)
     prompts = chat_ids(engine, read_prompts(options.set, options.prompts, options.limit))

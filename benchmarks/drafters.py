@@ -28,7 +28,7 @@ from redwood.backends.native import packed as packed_files
 from redwood.backends.native.backend import NativeBackend
 from redwood.backends.native.weights import open_gguf
 from redwood.bench.acceptance import Text
-from redwood.bench.interleave import PLAIN, Contender, alternate, run
+from redwood.bench.interleave import PLAIN, Candidate, alternate, run
 from redwood.drafters.base import ModelDrafter, NgramDrafter, UnionDrafter
 from redwood.engine.load import DRAFT_VOCAB, DRAFT_WINDOW, open_drafter
 from redwood.models import gguf_path
@@ -67,7 +67,7 @@ def first_layers(target: str, layers: int, threads: int) -> NativeBackend:
     )
 
 
-def candidates(options: argparse.Namespace, engine: redwood.Engine) -> dict[str, Any]:
+def drafters_of(options: argparse.Namespace, engine: redwood.Engine) -> dict[str, Any]:
     """Name -> model drafter, or None for n-grams."""
 
     def model(**how: Any) -> ModelDrafter:
@@ -102,33 +102,33 @@ def main() -> None:
     prompts = chat_ids(engine, read_prompts(options.set, options.prompts, options.limit))
     params = SamplingParams(max_tokens=options.max_tokens, temperature=0.0)
     texts = [Text(list(prompt), run(engine, PLAIN, prompt, params)[0]) for prompt in prompts]
-    drafters = candidates(options, engine)
+    drafters = drafters_of(options, engine)
 
-    def planned(name: str, drafter: Any) -> Contender:
-        return Contender(name, drafter, 1, make_planner(engine.target, drafter))
+    def planned(name: str, drafter: Any) -> Candidate:
+        return Candidate(name, drafter, 1, make_planner(engine.target, drafter))
 
     usual = next(known for known in drafters.values() if known is not None)
-    contenders = [PLAIN]
+    candidates = [PLAIN]
     for name, known in drafters.items():
         if known is None:
-            contenders += [Contender(name, NgramDrafter(), 3), planned(name, NgramDrafter())]
+            candidates += [Candidate(name, NgramDrafter(), 3), planned(name, NgramDrafter())]
             continue
         chain = ModelDrafter(known.backend, CHAIN, window=known.window)
-        contenders.append(Contender(name, chain, len(CHAIN)))
+        candidates.append(Candidate(name, chain, len(CHAIN)))
         if known is usual:
-            contenders.append(planned(name, known))
+            candidates.append(planned(name, known))
     both = UnionDrafter([ModelDrafter(usual.backend, window=usual.window), NgramDrafter()])
-    contenders.append(planned("both of these", both))
-    made = alternate(engine, contenders, prompts, params)
+    candidates.append(planned("both of these", both))
+    made = alternate(engine, candidates, prompts, params)
     plain = [runs[0] for runs in made[0]]
     kind = Kind(1, 1, 128)
     plain_ms = measure_curve(engine.target, [kind], repeats=15, seconds=10.0).points[0].ms
     found: dict[str, dict[str, Any]] = {}
-    for contender, runs in zip(contenders[1:], made[1:], strict=True):
-        row = found.setdefault(contender.name, {"drafter": contender.name})
+    for candidate, runs in zip(candidates[1:], made[1:], strict=True):
+        row = found.setdefault(candidate.name, {"drafter": candidate.name})
         stats = [each[0].stats for each in runs]
         ratios = [s.tokens_per_s / p.stats.tokens_per_s for s, p in zip(stats, plain, strict=True)]
-        kept = "planned" if contender.planner else "chain"
+        kept = "planned" if candidate.planner else "chain"
         row[kept] = median(ratios)
         row[f"{kept}_per_pass"] = sum(s.num_generated_tokens for s in stats) / sum(
             s.target_passes for s in stats
@@ -136,7 +136,7 @@ def main() -> None:
         row[f"{kept}_equal"] = sum(
             each[0].token_ids == p.token_ids for each, p in zip(runs, plain, strict=True)
         )
-        known = drafters.get(contender.name)
+        known = drafters.get(candidate.name)
         if known is not None and "right" not in row:
             curve = measure_curve(known.backend, [kind], repeats=15, seconds=10.0)
             row["cost"] = curve.points[0].ms / plain_ms
@@ -150,7 +150,7 @@ def main() -> None:
         table.add_row(row["drafter"], *(f"{row[k]:.2f}" if k in row else "" for k in keys))
     Console(width=110).print(table)
     equal = sum(row.get(f"{k}_equal", 0) for row in found.values() for k in ("chain", "planned"))
-    print(f"texts equal to plain decoding's: {equal} of {len(prompts) * (len(contenders) - 1)}")
+    print(f"texts equal to plain decoding's: {equal} of {len(prompts) * (len(candidates) - 1)}")
     if options.json:
         setting = common.setting(target=options.target, draft=options.draft, set=options.set)
         common.write(options.json, setting, plain_ms=plain_ms, rows=list(found.values()))

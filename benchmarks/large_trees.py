@@ -27,21 +27,21 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from redwood.algorithms.acceptance import Reliability, model_prior
+from redwood.algorithms.acceptance import AcceptanceTable, model_prior
 from redwood.algorithms.sequoia import optimal_tree
 from redwood.algorithms.specinfer import merge_trees
-from redwood.backends.base import Kept, Nodes
+from redwood.backends.base import AcceptedPath, Nodes
 from redwood.backends.eager.backend import _Row, _Span
 from redwood.backends.rows import RowState
 from redwood.drafters.base import ModelDrafter, NgramDrafter, UnionDrafter
 from redwood.drafters.context import Context
-from redwood.drafters.draft_tree import Growing
+from redwood.drafters.draft_tree import TreeBuilder
 from redwood.drafters.model import DEFAULT_ACCEPTANCE
-from redwood.engine.engine import judge
 from redwood.engine.request import new_request
-from redwood.planner.budget import Correction, Levels, StepTimes
+from redwood.engine.verification import verify_tree
+from redwood.planner.budget import LatencyCorrection, LevelBudget, StepBudget
 from redwood.planner.planner import Planner
-from redwood.profiling.latency import TimeCurve, TimePoint
+from redwood.profiling.latency import LatencyModel, LatencyPoint
 from redwood.sampling import SamplingParams
 from redwood.tree import Law, TokenTree, ancestor_mask
 
@@ -105,7 +105,7 @@ class InstantBackend:
             made.append(self._logits.of(nodes.token_ids[len(nodes.token_ids) - count :]))
         return made
 
-    def commit(self, rows: Sequence[Kept]) -> None:
+    def commit(self, rows: Sequence[AcceptedPath]) -> None:
         for kept in rows:
             state = self._rows[kept.row]
             state.check_path(kept)
@@ -119,11 +119,11 @@ class InstantBackend:
         self._rows[row] = RowState()
 
 
-def flat_curve(ms: float, per_node: float) -> TimeCurve:
+def flat_curve(ms: float, per_node: float) -> LatencyModel:
     """Times of a target whose weights stream: the pass is dear, a node is not."""
     sizes = (1, 2048)
-    points = [TimePoint(1, n, 0, *[ms + per_node * n] * 3) for n in sizes]
-    return TimeCurve(tuple(points))
+    points = [LatencyPoint(1, n, 0, *[ms + per_node * n] * 3) for n in sizes]
+    return LatencyModel(tuple(points))
 
 
 def some_text() -> list[int]:
@@ -161,9 +161,9 @@ class Drafting:
         self._draft = flat_curve(10.0, 0.1)
 
     def __call__(self) -> TokenTree:
-        step = StepTimes(1, self._times)
+        step = StepBudget(1, self._times)
         for model in self._models:
-            model.pace = Levels(step, self._draft, CONTEXT, 1.0)
+            model.level_policy = LevelBudget(step, self._draft, CONTEXT, 1.0)
         return self._drafter.propose([self.context], [self.size])[0]
 
 
@@ -188,7 +188,7 @@ def _level(logits: Logits, name: str, law: Law, size: int) -> Work:
     rates = [*model_prior(), 0.7]
 
     def work() -> None:
-        growing = Growing(context, law, None, size, 1 << 20, rates)
+        growing = TreeBuilder(context, law, None, size, 1 << 20, rates)
         growing.tokens += tokens
         growing.parents += [0] * half
         growing.place += [-1] * half
@@ -204,7 +204,7 @@ def shape(size: int) -> list[int]:
     return optimal_tree(DEFAULT_ACCEPTANCE, size, max_levels=levels)
 
 
-def grown_tree(logits: Logits, size: int, law: Law) -> tuple[ModelDrafter, Growing, TokenTree]:
+def grown_tree(logits: Logits, size: int, law: Law) -> tuple[ModelDrafter, TreeBuilder, TokenTree]:
     """A tree of Sequoia's shape, filled, and what made it; untimed."""
     name = {Law.POINT: "temperature 0", Law.COUPLED: "seed"}.get(law, "0.6")
     context = context_of(PARAMS[name], logits.vocab_size)
@@ -238,12 +238,12 @@ def trees(logits: Logits, size: int) -> Iterable[tuple[str, Work]]:
         known.learn(path, everyone)
 
     yield "TokenTree.point", lambda: TokenTree.point(tokens, parents, estimates)
-    yield "Growing.finish", growing.finish
+    yield "TreeBuilder.finish", growing.finish
     yield "TokenTree.kept, a half", lambda: tree.kept(half)
     yield "merge_trees, half of it new", lambda: merge_trees([tree, other])
     text = [*growing.context.token_ids, *news]
-    table = Reliability([*model_prior(), 0.7])
-    yield "Growing.learn, the longest path", lambda: growing.learn(text, [table])
+    table = AcceptanceTable([*model_prior(), 0.7])
+    yield "TreeBuilder.learn, the longest path", lambda: growing.learn(text, [table])
     yield "NgramDrafter: learn", learn_ngram
     yield "drafter's row: follow", lambda: row.follow([tokens[0], *news])
 
@@ -252,7 +252,7 @@ def planning(logits: Logits, size: int) -> Iterable[tuple[str, Work]]:
     """Times within a step. The estimates are those of a drafted tree."""
     _, growing, tree = grown_tree(logits, size, Law.POINT)
     curve = flat_curve(4000.0, 8.0)
-    correction = Correction()
+    correction = LatencyCorrection()
     for nodes in (1, 3, 9, 40, 100, 300, 900):
         correction.learn(nodes, 4100.0 + 9.0 * nodes, 4000.0 + 8.0 * nodes)
     times = curve.growth([CONTEXT], size - 1)
@@ -262,18 +262,18 @@ def planning(logits: Logits, size: int) -> Iterable[tuple[str, Work]]:
     offers = max(3, size // 8)
     gains = sorted((0.7 * chance for chance in growing.estimates[-offers:]), reverse=True)
 
-    def going_on() -> int:
-        pace = Levels(StepTimes(1, times), flat_curve(10.0, 0.1), CONTEXT, 1.0)
-        return pace.going_on(1.0, 1, growing.estimates[1:], gains, [1] * offers, [1] * offers)
+    def num_expansions() -> int:
+        pace = LevelBudget(StepBudget(1, times), flat_curve(10.0, 0.1), CONTEXT, 1.0)
+        return pace.num_expansions(1.0, 1, growing.estimates[1:], gains, [1] * offers, [1] * offers)
 
     def begin() -> None:
         planner.drop(planner.begin([drafter.context], [1 << 20], [200]))
 
     begin()
     yield "Planner.begin", begin
-    yield "Correction.apply", lambda: correction.apply(times, 1)
-    yield "going_on, n/8 offers", going_on
-    yield "trim", lambda: StepTimes(1, times).trim([tree], 100.0)
+    yield "LatencyCorrection.apply", lambda: correction.apply(times, 1)
+    yield "num_expansions, n/8 offers", num_expansions
+    yield "trim", lambda: StepBudget(1, times).trim([tree], 100.0)
 
 
 def backend(logits: Logits, size: int) -> Iterable[tuple[str, Work]]:
@@ -287,7 +287,7 @@ def backend(logits: Logits, size: int) -> Iterable[tuple[str, Work]]:
     chain = Nodes(0, list(range(size)))
     tree = TokenTree.point(range(size), parents)
     deepest = max(range(size), key=lambda node: tree.depths[node])
-    kept = Kept(0, tree.path(deepest))
+    kept = AcceptedPath(0, tree.path(deepest))
     slots = torch.zeros(HEADS, CONTEXT + size, DIM)
     row.layers = {layer: (slots.clone(), slots.clone()) for layer in range(LAYERS)}
     state = list(row.parents), list(row.depths)
@@ -329,7 +329,7 @@ def verify(logits: Logits, size: int) -> Iterable[tuple[str, Work]]:
         ) -> object:
             context.rng = np.random.default_rng(4)
             tree.__dict__.pop("_draft_cache", None)  # rows are read once for every tree
-            return judge(context, tree, scored)
+            return verify_tree(context, tree, scored)
 
         yield name, work
 

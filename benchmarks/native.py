@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import redwood
-from redwood.backends.base import Kept, Nodes
+from redwood.backends.base import AcceptedPath, Nodes
 from redwood.models import gguf_path
 
 HERE = Path(__file__).parent
@@ -108,7 +108,7 @@ def main() -> None:
     for context in options.contexts:
         row = backend.open()
         backend.extend([Nodes(row, ids[:context], num_logits=1)])
-        backend.commit([Kept(row, range(context))])
+        backend.commit([AcceptedPath(row, range(context))])
         peer.ask(do="prefill", ids=ids[:context])
         for nodes in options.nodes:
             tokens = ids[context : context + nodes]

@@ -55,7 +55,7 @@ def serve(checkout: Path, options: argparse.Namespace) -> None:
     sys.meta_path[:] = [f for f in sys.meta_path if "ScikitBuild" not in type(f).__name__]
     sys.path.insert(0, str(checkout.resolve() / "src"))
     import redwood
-    from redwood.backends.base import Kept, Nodes
+    from redwood.backends.base import AcceptedPath, Nodes
     from redwood.backends.native import load as native_load
 
     if options.isa != "auto":
@@ -75,7 +75,7 @@ def serve(checkout: Path, options: argparse.Namespace) -> None:
             context = request["context"]
             rows[context] = backend.open()
             backend.extend([Nodes(rows[context], ids[:context], num_logits=1)])
-            backend.commit([Kept(rows[context], range(context))])
+            backend.commit([AcceptedPath(rows[context], range(context))])
         elif request["do"] == "step":
             row, count = rows[request["context"]], request["nodes"]
             start = time.perf_counter()

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import redwood
-from redwood.bench.interleave import PLAIN, Contender, Run, alternate
+from redwood.bench.interleave import PLAIN, Candidate, Run, alternate
 from redwood.bench.report import quartiles
 from redwood.planner.from_profile import make_planner
 
@@ -34,9 +34,9 @@ def seconds(run: Run) -> float:
 
 
 def compare(
-    engine: redwood.Engine, contender: Contender, prompts: Sequence[list[int]], **params: Any
+    engine: redwood.Engine, candidate: Candidate, prompts: Sequence[list[int]], **params: Any
 ) -> dict[str, Any]:
-    made = alternate(engine, [PLAIN, contender], prompts, redwood.SamplingParams(**params))
+    made = alternate(engine, [PLAIN, candidate], prompts, redwood.SamplingParams(**params))
     pairs = [
         (p, o) for plain, own in zip(*made, strict=True) for p, o in zip(plain, own, strict=True)
     ]
@@ -48,7 +48,7 @@ def compare(
         for runs in zip(*pairs, strict=True)
     )
     return {
-        "drafter": contender.name,
+        "drafter": candidate.name,
         "prompts": len(prompts),
         "ratio": median(ratios),
         "spread": quartiles(ratios),
@@ -73,7 +73,7 @@ def main() -> None:
     args = parser.parse_args()
     drafter = f"{args.draft}+ngram" if args.draft else "ngram"
     engine = redwood.load(args.target, drafter, threads=args.threads)
-    known = Contender(drafter, engine.drafter, engine.budget, engine.planner)
+    known = Candidate(drafter, engine.drafter, engine.budget, engine.planner)
     rng = np.random.default_rng(0)
     random = [rng.integers(0, engine.target.vocab_size, 100).tolist() for _ in range(args.num)]
     questions = common.chat_prompts(engine, args.prompts, 20, 300, args.num)
@@ -91,16 +91,16 @@ def main() -> None:
         ("edits", known, edits, greedy),
     ]
     rows = []
-    for name, contender, prompts, params in sets:
-        rows.append({"set": name, **compare(engine, contender, prompts, **params)})
+    for name, candidate, prompts, params in sets:
+        rows.append({"set": name, **compare(engine, candidate, prompts, **params)})
         print(rows[-1], flush=True)
     if args.useless:
         with common.shallow_copy(args.target, 2, noise=2.0) as folder:
             other = redwood.load(args.target, folder, threads=args.threads)
             planner = make_planner(engine.target, other.drafter)
-            contender = Contender("useless", other.drafter, other.budget, planner)
+            candidate = Candidate("useless", other.drafter, other.budget, planner)
             rows.append(
-                {"set": "a useless drafter", **compare(engine, contender, questions, **greedy)}
+                {"set": "a useless drafter", **compare(engine, candidate, questions, **greedy)}
             )
             print(rows[-1], flush=True)
     table = Table(title=f"{args.target}, {args.threads} threads: planner over plain decoding")

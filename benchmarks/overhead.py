@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 import redwood
-from redwood.bench.interleave import Contender, run
+from redwood.bench.interleave import Candidate, run
 from redwood.drafters.base import NgramDrafter
 from redwood.sampling import SamplingParams
 
@@ -48,7 +48,7 @@ def main() -> None:
     options = parser.parse_args()
     most = max(options.contexts) + options.max_tokens + options.budget
     engine = redwood.load(options.target, threads=options.threads, capacity=most)
-    contender = Contender("ngram", NgramDrafter(), options.budget)
+    candidate = Candidate("ngram", NgramDrafter(), options.budget)
     text = engine.encode(TEXT.read_text())
     rows = []
     for context in options.contexts:
@@ -56,7 +56,7 @@ def main() -> None:
         for name in options.settings:
             params = SETTINGS[name]
             wanted = SamplingParams(max_tokens=options.max_tokens, ignore_eos=True, **params)
-            stats = run(engine, contender, prompt, wanted).stats
+            stats = run(engine, candidate, prompt, wanted).stats
             spent = {stage: stats.seconds[stage] for stage in STAGES}
             total = sum(spent.values())
             rows.append(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import redwood
 from native import PEER, LlamaCpp
-from redwood.backends.base import Kept, Nodes
+from redwood.backends.base import AcceptedPath, Nodes
 from redwood.models import gguf_path
 
 
@@ -30,7 +30,7 @@ def scored(backend: Any, ids: list[int], chunk: int) -> tuple[float, Tensor]:
     for start in range(0, len(ids), chunk):
         part = ids[start : start + chunk]
         (logits,) = backend.extend([Nodes(row, part)])
-        backend.commit([Kept(row, range(len(part)))])
+        backend.commit([AcceptedPath(row, range(len(part)))])
         after = torch.tensor(ids[start + 1 : start + len(part) + 1])
         laws = logits[: len(after)].double().log_softmax(-1)
         nll -= float(laws.gather(1, after[:, None]).sum())

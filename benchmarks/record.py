@@ -5,7 +5,7 @@
         --noise 0.1 --temperature 0.6 --prompts FILE.jsonl
 
 Each prompt is answered by plain decoding with a seed; the drafter then reads the answer (teacher
-forcing). Kept per position: the best tokens of both, and the log of the whole mass at the
+forcing). AcceptedPath per position: the best tokens of both, and the log of the whole mass at the
 temperatures 0.1 to 1.2. Records lie in the user's cache, are named and not committed. Trees leave
 the recorded path: a table about whole trees needs the models again.
 """
@@ -28,7 +28,7 @@ from laws import TEMPERATURES, Record
 from torch import Tensor
 
 import redwood
-from redwood.backends.base import Backend, Kept, Nodes
+from redwood.backends.base import AcceptedPath, Backend, Nodes
 from redwood.backends.load import open_model
 from redwood.drafters.base import ModelDrafter
 from redwood.sampling import History, SamplingParams, probs_from_scores, scores, top
@@ -95,7 +95,7 @@ def fill(backend: Backend, row: int, tokens: Sequence[int]) -> None:
     for start in range(0, len(tokens), _CHUNK):
         chunk = tokens[start : start + _CHUNK]
         backend.extend([Nodes(row, chunk, num_logits=1)])
-        backend.commit([Kept(row, range(len(chunk)))])
+        backend.commit([AcceptedPath(row, range(len(chunk)))])
 
 
 def answer(
@@ -107,7 +107,7 @@ def answer(
     tokens, rows = prompt[-1:], []
     while len(tokens) <= params.max_tokens and tokens[-1] not in engine.eos_ids:
         (logits,) = target.extend([Nodes(row, tokens[-1:])])
-        target.commit([Kept(row, [0])])
+        target.commit([AcceptedPath(row, [0])])
         rows.append(logits[0].clone())
         law = probs_from_scores(scores(rows[-1], params, History(prompt)), params)
         tokens.append(draw(law.numpy(), float(rng.random())))

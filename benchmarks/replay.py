@@ -22,7 +22,7 @@ from typing import Any
 import common
 import numpy as np
 
-from redwood.backends.base import Backend, Kept, Nodes
+from redwood.backends.base import AcceptedPath, Backend, Nodes
 from redwood.backends.load import open_model
 from redwood.drafters.base import Drafter
 from redwood.drafters.context import Context
@@ -147,10 +147,10 @@ def decode(
             for begin in range(0, len(prompt) - 1, _CHUNK):
                 chunk = prompt[begin : min(begin + _CHUNK, len(prompt) - 1)]
                 backend.extend([Nodes(row, chunk, num_logits=1)])
-                backend.commit([Kept(row, range(len(chunk)))])
+                backend.commit([AcceptedPath(row, range(len(chunk)))])
             running[row] = index, prompt[-1:]
         logits = backend.extend([Nodes(row, text[-1:]) for row, (_, text) in running.items()])
-        backend.commit([Kept(row, [0]) for row in running])
+        backend.commit([AcceptedPath(row, [0]) for row in running])
         for (row, (index, text)), scores in list(zip(running.items(), logits, strict=True)):
             if params.temperature == 0.0:
                 text.append(int(scores[0].argmax()))

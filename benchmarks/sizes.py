@@ -27,7 +27,7 @@ from trees import acceptance, in_context
 import redwood
 from redwood.algorithms.sequoia import Plan, choose_tree
 from redwood.backends.base import Backend
-from redwood.bench.interleave import PLAIN, Contender, Run, alternate
+from redwood.bench.interleave import PLAIN, Candidate, Run, alternate
 from redwood.bench.report import forward_times
 from redwood.drafters.base import ModelDrafter
 from redwood.sampling import SamplingParams
@@ -92,8 +92,8 @@ def compare(
         for size in sorted(times)
         if size > 1
     ]
-    contenders = [
-        Contender(str(plan.size), ModelDrafter(model.backend, plan.parents, width=width), plan.size)
+    candidates = [
+        Candidate(str(plan.size), ModelDrafter(model.backend, plan.parents, width=width), plan.size)
         for plan in plans
     ]
     params = SamplingParams(
@@ -102,7 +102,7 @@ def compare(
         seed=options.seed,
         verifier="recursive",
     )
-    runs = alternate(engine, [PLAIN, *contenders], chosen_prompts(engine, options), params)
+    runs = alternate(engine, [PLAIN, *candidates], chosen_prompts(engine, options), params)
     plain = measured(runs[0])
     result |= {"times_ms": times, "draft_ms": draft_ms, "chosen": chosen, "plain": plain}
     result["results"] = []

@@ -1,6 +1,6 @@
 """The planner against every fixed choice: drafters, sizes and, for a draft model, depths.
 
-All contenders take turns on each prompt at temperature 0. Two times: of decoding alone, and of the
+All candidates take turns on each prompt at temperature 0. Two times: of decoding alone, and of the
 whole answer, with what target and drafter need to read the prompt, which is what the planner minds.
 The sweep's best is picked afterwards on the same prompts, so it is flattered by noise; a planner
 that only equals it is as good.
@@ -22,17 +22,17 @@ from rich.progress import Progress
 from rich.table import Table
 
 from redwood.algorithms.sequoia import optimal_tree
-from redwood.bench.interleave import PLAIN, Contender, alternate
-from redwood.cli.loading import open_contenders
+from redwood.bench.interleave import PLAIN, Candidate, alternate
+from redwood.cli.loading import open_candidates
 from redwood.drafters.base import ModelDrafter, NgramDrafter
 from redwood.sampling import SamplingParams
 
 _RATES = [0.85, 0.07, 0.03, 0.01]  # by rank, about what the Qwen pair has; it shapes the trees
 
 
-def fixed(parts: list[Any], sizes: list[int], levels: list[int]) -> list[Contender]:
+def fixed(parts: list[Any], sizes: list[int], levels: list[int]) -> list[Candidate]:
     """Every drafter alone with every size; a model with every depth that is another tree."""
-    made = [Contender(f"ngram {n}", NgramDrafter(), n) for n in sizes]
+    made = [Candidate(f"ngram {n}", NgramDrafter(), n) for n in sizes]
     for part in parts:
         if not isinstance(part, ModelDrafter):
             continue
@@ -43,7 +43,7 @@ def fixed(parts: list[Any], sizes: list[int], levels: list[int]) -> list[Contend
             if depth <= n
         }
         made += [
-            Contender(
+            Candidate(
                 f"model {len(shape)}, {depth} levels",
                 ModelDrafter(part.backend, shape),
                 len(shape),
@@ -63,18 +63,18 @@ def main() -> None:
     options = parser.parse_args()
     joined = "+".join(filter(None, [options.draft, "ngram"]))
     how = {"backend": "native", "threads": options.threads}
-    engine, opened = open_contenders(options.target, [joined], [], **how)
+    engine, opened = open_candidates(options.target, [joined], [], **how)
     planned = opened[-1]
     parts = list(getattr(planned.drafter, "parts", [planned.drafter]))
-    contenders = [PLAIN, planned, *fixed(parts, options.sizes, options.levels)]
+    candidates = [PLAIN, planned, *fixed(parts, options.sizes, options.levels)]
     tasks = read_prompts(options.set, options.prompts, options.limit)
     prompts = chat_ids(engine, tasks)
     params = SamplingParams(max_tokens=options.max_tokens, temperature=0.0)
     with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("answers", total=len(contenders) * len(prompts))
-        made = alternate(engine, contenders, prompts, params, on_run=lambda: progress.advance(task))
+        task = progress.add_task("answers", total=len(candidates) * len(prompts))
+        made = alternate(engine, candidates, prompts, params, on_run=lambda: progress.advance(task))
     rows = []
-    for contender, runs in zip(contenders, made, strict=True):
+    for candidate, runs in zip(candidates, made, strict=True):
         ratios = [
             own[0].stats.tokens_per_s / plain[0].stats.tokens_per_s
             for plain, own in zip(made[0], runs, strict=True)
@@ -83,7 +83,7 @@ def main() -> None:
         whole = tokens / sum(sum(r[0].stats.seconds.values()) for r in runs)
         rows.append(
             {
-                "contender": contender.name if contender is not planned else "planner",
+                "candidate": candidate.name if candidate is not planned else "planner",
                 "median_ratio": median(ratios),
                 "tokens_per_s": tokens / sum(r[0].stats.decode_seconds for r in runs),
                 "tokens_per_s_whole": whole,
@@ -98,7 +98,7 @@ def main() -> None:
     rows[1]["predicted_tokens_per_s"] = predicted
     rows[2:] = sorted(rows[2:], key=lambda row: -row["tokens_per_s"])
     times = ("tokens_per_s", "tokens_per_s_whole")
-    best = {name: max(row[name] for row in rows if row["contender"] != "planner") for name in times}
+    best = {name: max(row[name] for row in rows if row["candidate"] != "planner") for name in times}
     table = Table(title=f"{options.target}, {options.set}, temperature 0")
     columns = (
         "",
@@ -116,7 +116,7 @@ def main() -> None:
         shares = [row[name] / best[name] for name in times]
         row["of_best"], row["of_best_whole"] = shares
         table.add_row(
-            row["contender"],
+            row["candidate"],
             f"{row['tokens_per_s']:.1f}",
             f"{shares[0]:.2f}",
             f"{row['tokens_per_s_whole']:.1f}",

@@ -25,7 +25,7 @@ from record import add_prompts, chosen_prompts, command, open_pair
 
 import redwood
 from redwood.algorithms.sequoia import expected_tokens, optimal_tree
-from redwood.bench.interleave import Contender, run
+from redwood.bench.interleave import Candidate, run
 from redwood.drafters.base import ModelDrafter
 from redwood.engine.engine import Step
 from redwood.sampling import SamplingParams
@@ -136,7 +136,7 @@ def decoded(
                 tokens[i] += len(step.nodes)
                 steps[i] += 1
 
-        run(engine, Contender("", drafter, size), prompt, params, count)
+        run(engine, Candidate("", drafter, size), prompt, params, count)
     return ratio(tokens, steps)
 
 

@@ -24,7 +24,7 @@ from record import command
 
 import redwood
 from redwood._storage import digest
-from redwood.bench.interleave import PLAIN, Contender, alternate
+from redwood.bench.interleave import PLAIN, Candidate, alternate
 from redwood.bench.report import reports
 from redwood.cli.bench import read_tasks
 from redwood.drafters.base import ModelDrafter, NgramDrafter, join_drafters
@@ -130,11 +130,11 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     sets: dict[str, list[Any]] = {"ngram": [grams], "start": [parts["start"]]}
     tuned = [parts[str(number)] for number in numbers_of(report)]
     sets |= {"1": tuned[:1], "1+2": tuned[:2], "1+ngram": [tuned[0], grams]}
-    contenders = [PLAIN, *(Contender(n, join_drafters(d), _BUDGET) for n, d in sets.items())]
+    candidates = [PLAIN, *(Candidate(n, join_drafters(d), _BUDGET) for n, d in sets.items())]
     params = SamplingParams(max_tokens=options.max_tokens)
     timed = [prompts[number] for number in held]
-    runs = alternate(engine, contenders, timed, params)
-    shown = [asdict(each) for each in reports(engine, contenders, timed, params, runs)]
+    runs = alternate(engine, candidates, timed, params)
+    shown = [asdict(each) for each in reports(engine, candidates, timed, params, runs)]
     result = {
         "command": command(),
         "setting": common.setting(threads=options.threads),

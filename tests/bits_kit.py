@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder_kit import tiny_config
-from redwood.backends.base import Kept, Nodes
+from redwood.backends.base import AcceptedPath, Nodes
 from redwood.backends.native import load as native_load
 from redwood.backends.native import packed as packed_files
 from redwood.backends.native.backend import NativeBackend, Packed, extension
@@ -175,7 +175,7 @@ def logits_of(
 
     for name, size in (("first", prompt - prompt // 3), ("second", prompt // 3)):
         add(name, size, None, scored)
-        backend.commit([Kept(row, range(size))])
+        backend.commit([AcceptedPath(row, range(size))])
     for name in ("tree", "other tree"):
         back = below(f"{name} parents", [min(i + 1, 6) for i in range(nodes)], nodes)
         parents = [i - 1 - steps for i, steps in enumerate(back)]
@@ -183,7 +183,7 @@ def logits_of(
         path = [nodes - 1]
         while parents[path[0]] >= 0:
             path.insert(0, parents[path[0]])
-        backend.commit([Kept(row, path)])
+        backend.commit([AcceptedPath(row, path)])
     backend.release(row)
     logits = np.concatenate(found)
     assert np.isfinite(logits).all()

@@ -25,7 +25,7 @@ import pytest
 import redwood
 from redwood._transformers import split_options
 from redwood.backends import load as _load  # noqa: F401
-from redwood.backends.base import Kept
+from redwood.backends.base import AcceptedPath
 from redwood.backends.eager.backend import EagerBackend
 from redwood.backends.load import wrap_model
 from redwood.backends.parallel.backend import Member, ParallelBackend, follow
@@ -202,9 +202,9 @@ def _forget_a_commit() -> None:
     """From its fifth on, this rank keeps one token less than it is told to."""
     commit, calls = EagerBackend.commit, list[int]()
 
-    def forgetful(self: EagerBackend, rows: Sequence[Kept]) -> None:
+    def forgetful(self: EagerBackend, rows: Sequence[AcceptedPath]) -> None:
         calls.append(1)
-        commit(self, [Kept(k.row, k.nodes[:-1]) if len(calls) > 8 else k for k in rows])
+        commit(self, [AcceptedPath(k.row, k.nodes[:-1]) if len(calls) > 8 else k for k in rows])
 
     EagerBackend.commit = forgetful  # type: ignore[method-assign]
 

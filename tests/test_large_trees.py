@@ -11,19 +11,19 @@ import torch
 
 from conftest import tiny_llama
 from redwood import verify
-from redwood.algorithms.acceptance import Reliability, learn
+from redwood.algorithms.acceptance import AcceptanceTable, learn
 from redwood.algorithms.specinfer import merge_trees
 from redwood.backends.base import Nodes
 from redwood.backends.eager.backend import _Row, _Span
 from redwood.backends.load import wrap_model
 from redwood.drafters.base import ModelDrafter, NgramDrafter, UnionDrafter
 from redwood.drafters.context import Context
-from redwood.drafters.draft_tree import Growing
+from redwood.drafters.draft_tree import TreeBuilder
 from redwood.drafters.model import _DraftRow
 from redwood.engine.engine import RowEngine
-from redwood.planner.budget import Correction, Levels, StepTimes
+from redwood.planner.budget import Correction, Levels, StepBudget
 from redwood.planner.planner import Planner, arms_of
-from redwood.profiling.latency import TimeCurve, TimePoint
+from redwood.profiling.latency import LatencyModel, LatencyPoint
 from redwood.sampling import History, SamplingParams, kernels
 from redwood.tree import Law, TokenTree, ancestor_mask
 
@@ -31,9 +31,11 @@ SIZES = (1, 2, 7, 60, 600)
 PROMPTS = [[5, 9, 17, 33, 5, 9, 17, 40, 5, 9], list(range(100, 160))]
 
 
-def flat_curve(ms: float, per_node: float) -> TimeCurve:
+def flat_curve(ms: float, per_node: float) -> LatencyModel:
     """Times of streamed weights: the pass is dear, a node is not."""
-    return TimeCurve(tuple(TimePoint(1, n, 0, *[ms + per_node * n] * 3) for n in (1, 16, 1024)))
+    return LatencyModel(
+        tuple(LatencyPoint(1, n, 0, *[ms + per_node * n] * 3) for n in (1, 16, 1024))
+    )
 
 
 def random_parents(rng: np.random.Generator, size: int, roots: float = 0.0) -> list[int]:
@@ -136,7 +138,7 @@ def test_learning_and_following_meet_the_nodes_that_a_scan_meets() -> None:
         tokens, parents = tree.token_list, tree.parent_list
         bins = rng.integers(-1, 6, size=size).tolist()
         news = [*(tokens[node] for node in tree.path(size - 1)[1:]), 1, 2]
-        quick, slow = Reliability([0.5] * 6), Reliability([0.5] * 6)
+        quick, slow = AcceptanceTable([0.5] * 6), AcceptanceTable([0.5] * 6)
         depth, at = learn(news, parents, tokens, bins, [quick]), 0
         for step, token in enumerate(news):
             below = [node for node in range(size) if parents[node] == at]
@@ -166,7 +168,7 @@ def test_a_dynamic_tree_keeps_its_best_nodes_as_cutting_the_whole_tree_would() -
     context = Context(1, [4, 5, 6], params, History([4, 5, 6]), 5000)
     rates = np.linspace(0.05, 0.95, 16).tolist()
     for budget in (2, 12, 200):
-        growing = Growing(context, Law.POINT, None, budget, 10_000, rates)
+        growing = TreeBuilder(context, Law.POINT, None, budget, 10_000, rates)
         generator = torch.Generator().manual_seed(budget)
         for level in range(6):
             nodes = growing.candidates()
@@ -204,10 +206,10 @@ def test_a_row_is_finite_unless_a_value_is_not() -> None:
 
 
 def test_times_of_growing_steps_are_those_of_each_step() -> None:
-    step = StepTimes(2, np.cumsum(np.linspace(2.0, 1.0, 60)))
+    step = StepBudget(2, np.cumsum(np.linspace(2.0, 1.0, 60)))
     assert step.growth(5, 80) == [step.of(nodes) for nodes in range(5, 86)]
-    points = [TimePoint(1, n, c, *[9.0 + n + c / 90] * 3) for n in (1, 8, 40) for c in (0, 900)]
-    curve = TimeCurve((*points, TimePoint(4, 2, 0, 22.0, 22.0, 22.0)))
+    points = [LatencyPoint(1, n, c, *[9.0 + n + c / 90] * 3) for n in (1, 8, 40) for c in (0, 900)]
+    curve = LatencyModel((*points, LatencyPoint(4, 2, 0, 22.0, 22.0, 22.0)))
     widths, lengths = [3, 1, 20, 5, 9], [7, 0, 300, 20, 40]
     running = list(curve.running(widths, lengths))
     assert running == [curve.ms(widths[:n], lengths[:n]) for n in range(1, 6)]
@@ -325,9 +327,9 @@ def test_the_pace_of_a_wide_level_is_that_of_adding_offers_one_by_one() -> None:
     free = (0.1 * rng.random(400)).tolist()
     gains = sorted((0.5 * rng.random(120)).tolist(), reverse=True)
     target, draft = flat_curve(50.0, 0.6).growth([40], 511), flat_curve(1.0, 0.02)
-    pace = Levels(StepTimes(1, target), draft, 40, 1.2)
-    got = pace.going_on(1.0, 1, free, gains, [1] * 120, [1] * 120)
-    step = StepTimes(1, target)
+    pace = Levels(StepBudget(1, target), draft, 40, 1.2)
+    got = pace.num_expansions(1.0, 1, free, gains, [1] * 120, [1] * 120)
+    step = StepBudget(1, target)
     best, best_rate = 0, 0.0
     for count in range(401):
         rate = (1.0 + sum(sorted(free)[400 - count :])) / step.of(1 + count)

@@ -9,8 +9,8 @@ import torch
 from subjects import Subject
 from torch import Tensor
 
-from redwood.backends.base import Backend, Kept, Nodes
-from redwood.bench.interleave import PLAIN, Contender, alternate
+from redwood.backends.base import AcceptedPath, Backend, Nodes
+from redwood.bench.interleave import PLAIN, Candidate, alternate
 from redwood.bench.report import NEAR_TIE, reports
 from redwood.sampling import SamplingParams
 
@@ -54,16 +54,16 @@ def answers(
     """Compares trees with plain decoding on the same backend; differences carry their margins."""
     found = []
     for engine in (subject.eager, subject.graphs):
-        contenders = [PLAIN] + [
-            Contender(kind, subject.drafter(kind), budget)
+        candidates = [PLAIN] + [
+            Candidate(kind, subject.drafter(kind), budget)
             for kind in ("ngram", "model")
             for budget in budgets
         ]
         for setting in _SETTINGS:
             params = SamplingParams(max_tokens=max_tokens, **setting)
             prompts = subject.prompts[:num_prompts]
-            runs = alternate(engine, contenders, prompts, params)
-            made = reports(engine, contenders, prompts, params, runs)
+            runs = alternate(engine, candidates, prompts, params)
+            made = reports(engine, candidates, prompts, params, runs)
             for report, own in list(zip(made, runs, strict=True))[1:]:
                 found.append(
                     {
@@ -89,7 +89,7 @@ def _tokens(backend: Backend) -> list[int]:
 def _filled(backend: Backend, text: list[int]) -> int:
     row = backend.open()
     backend.extend([Nodes(row, text, num_logits=1)])
-    backend.commit([Kept(row, range(len(text)))])
+    backend.commit([AcceptedPath(row, range(len(text)))])
     return row
 
 
@@ -131,7 +131,7 @@ def _among_others(backend: Backend, prompts: list[list[int]]) -> Tensor:
 def _after_commit(backend: Backend, prompt: list[int]) -> Tensor:
     row, tokens = _filled(backend, prompt), _tokens(backend)
     backend.extend([Nodes(row, tokens, _PARENTS)])
-    backend.commit([Kept(row, _KEPT)])
+    backend.commit([AcceptedPath(row, _KEPT)])
     (logits,) = backend.extend([Nodes(row, tokens[:1])])
     backend.release(row)
     return logits

@@ -16,7 +16,7 @@ from typing import Any
 from subjects import Subject
 
 from redwood.algorithms.sequoia import choose_tree, optimal_tree
-from redwood.bench.interleave import PLAIN, Contender, Run, alternate, run
+from redwood.bench.interleave import PLAIN, Candidate, Run, alternate, run
 from redwood.bench.report import quartiles
 from redwood.engine.engine import Step
 from redwood.sampling import SamplingParams
@@ -40,8 +40,8 @@ def plan(
     chosen = choose_tree(rates, times, draft_ms, max_levels=_MAX_LEVELS)
     subject.prepare([1, 2, 4, 8, chosen.size], params.max_tokens)
     drafter = subject.drafter("model", chosen.parents)
-    contenders = [PLAIN, Contender("model", drafter, chosen.size)]
-    plain, ours = alternate(subject.graphs, contenders, subject.prompts, params)
+    candidates = [PLAIN, Candidate("model", drafter, chosen.size)]
+    plain, ours = alternate(subject.graphs, candidates, subject.prompts, params)
     speeds = [[each[0].stats.tokens_per_s for each in own] for own in (plain, ours)]
     ratios = [b / a for a, b in zip(*speeds, strict=True)]
     return {
@@ -70,7 +70,7 @@ def acceptance(
 
     Counted at every node of an accepted path that has a k-th child.
     """
-    contender = Contender("model", subject.drafter("model", parents), len(parents))
+    candidate = Candidate("model", subject.drafter("model", parents), len(parents))
     reached, taken = [0] * len(parents), [0] * len(parents)
 
     def count(step: Step) -> None:
@@ -80,7 +80,7 @@ def acceptance(
                 reached[rank] += 1
                 taken[rank] += child == after
 
-    runs = [run(subject.graphs, contender, prompt, params, count) for prompt in subject.prompts]
+    runs = [run(subject.graphs, candidate, prompt, params, count) for prompt in subject.prompts]
     levels = 1 + max(depths_of(parents))  # as the formula counts them: with the root
     drafts = sum(each.stats.num_drafts for each in runs)
     draft_s = sum(each.stats.seconds["draft"] for each in runs)

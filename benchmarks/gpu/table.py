@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from subjects import Subject, stock
 
-from redwood.bench.interleave import Contender
+from redwood.bench.interleave import Candidate
 from redwood.bench.interleave import run as answer
 from redwood.bench.report import quartiles
 from redwood.drafters.base import NoDrafter
@@ -42,8 +42,8 @@ def ways(subject: Subject, budgets: Sequence[int]) -> list[Way]:
     """Returns all ways; the second is plain decoding with graphs, the third HF's `generate`."""
     plain = NoDrafter()
     found = [
-        _ours("plain, eager", subject.eager, Contender("none", plain, 1)),
-        _ours("plain, graphs", subject.graphs, Contender("none", plain, 1)),
+        _ours("plain, eager", subject.eager, Candidate("none", plain, 1)),
+        _ours("plain, graphs", subject.graphs, Candidate("none", plain, 1)),
         Way("HF generate", None, lambda prompt, params: _hf(subject, prompt, params)),
         Way(
             "HF assistant_model",
@@ -59,8 +59,8 @@ def ways(subject: Subject, budgets: Sequence[int]) -> list[Way]:
     for kind in ("ngram", "model"):
         drafter = subject.drafter(kind)
         for budget in budgets:
-            contender = Contender(kind, drafter, budget)
-            found.append(_ours(f"{kind} trees, graphs", subject.graphs, contender))
+            candidate = Candidate(kind, drafter, budget)
+            found.append(_ours(f"{kind} trees, graphs", subject.graphs, candidate))
     return found
 
 
@@ -122,9 +122,9 @@ def _passes(own: Sequence[Timed]) -> dict[str, Any]:
     }
 
 
-def _ours(name: str, engine: RowEngine, contender: Contender) -> Way:
+def _ours(name: str, engine: RowEngine, candidate: Candidate) -> Way:
     def timed(prompt: list[int], params: SamplingParams) -> Timed:
-        stats = answer(engine, contender, prompt, params).stats
+        stats = answer(engine, candidate, prompt, params).stats
         return Timed(
             stats.num_generated_tokens,
             stats.decode_seconds,
@@ -132,7 +132,7 @@ def _ours(name: str, engine: RowEngine, contender: Contender) -> Way:
             dict(stats.seconds),
         )
 
-    return Way(name, None if contender.name == "none" else contender.budget, timed)
+    return Way(name, None if candidate.name == "none" else candidate.budget, timed)
 
 
 def _hf(subject: Subject, prompt: list[int], params: SamplingParams, **how: Any) -> Timed:

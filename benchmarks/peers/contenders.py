@@ -1,6 +1,6 @@
-"""Who takes part: names of contenders, what they need, and how each takes its turn.
+"""Who takes part: names of candidates, what they need, and how each takes its turn.
 
-A contender is a group and a mode: "Redwood ngram", "hf-float32 assisted", "openvino lookup 5",
+A candidate is a group and a mode: "Redwood ngram", "hf-float32 assisted", "openvino lookup 5",
 "llama.cpp ngram-mod --spec-ngram-mod-n-max 16". All modes of a group run the same weights, and the
 group's plain mode is what their texts must be equal to. A number is the tokens of one draft.
 """
@@ -21,7 +21,7 @@ from peers import llama_server, places
 from peers.process import PAUSE, LinesPeer, watched
 
 from redwood import SamplingParams
-from redwood.bench.interleave import Contender, run
+from redwood.bench.interleave import Candidate, run
 from redwood.models import locate, resolve
 
 Turn = Callable[[list[int]], dict[str, Any]]
@@ -37,7 +37,7 @@ ROOM_BYTES = 1 << 30
 
 @dataclass
 class Field:
-    """What all contenders have in common."""
+    """What all candidates have in common."""
 
     target: str
     draft: str | None
@@ -51,7 +51,7 @@ class Field:
     _peers: dict[str, LinesPeer] = field(default_factory=dict)
 
     def add(self, name: str) -> None:
-        """Starts a peer's contender, or adds a mode to its process."""
+        """Starts a peer's candidate, or adds a mode to its process."""
         group, _, mode = name.partition(" ")
         if group == "llama.cpp":
             self._add_server(name, mode)
@@ -63,13 +63,13 @@ class Field:
         if left < ROOM_BYTES:
             raise SystemExit(f"{left >> 20} MiB are left after {name}: leave out some --modes")
 
-    def add_redwood(self, engine: Any, contender: Contender) -> None:
-        name = f"Redwood {contender.name}"
-        if contender.name != "none":
-            name += " auto" if contender.planner is not None else f" {contender.budget}"
-        self.turns[name] = partial(redwood_turn, engine, contender, self.params)
+    def add_redwood(self, engine: Any, candidate: Candidate) -> None:
+        name = f"Redwood {candidate.name}"
+        if candidate.name != "none":
+            name += " auto" if candidate.planner is not None else f" {candidate.budget}"
+        self.turns[name] = partial(redwood_turn, engine, candidate, self.params)
         self.weights["Redwood"] = _file_weights(self.target)
-        run(engine, contender, self.prompts[0], replace(self.params, max_tokens=WARM_UP))
+        run(engine, candidate, self.prompts[0], replace(self.params, max_tokens=WARM_UP))
 
     def versions(self) -> dict[str, str]:
         return {group: peer.info["version"] for group, peer in self._peers.items()}
@@ -142,13 +142,13 @@ def default_drafters(draft: str | None) -> list[str]:
     return ["none", "ngram", *([draft, f"{draft}+ngram"] if draft else [])]
 
 
-def redwood_turn(engine: Any, contender: Contender, params: Any, ids: list[int]) -> dict[str, Any]:
+def redwood_turn(engine: Any, candidate: Candidate, params: Any, ids: list[int]) -> dict[str, Any]:
     time.sleep(PAUSE)
     arrivals: list[float] = []
     start = time.perf_counter()
 
     def answer() -> Any:
-        return run(engine, contender, ids, params, lambda _: arrivals.append(time.perf_counter()))
+        return run(engine, candidate, ids, params, lambda _: arrivals.append(time.perf_counter()))
 
     made, others = watched(os.getpid(), answer)
     whole, stats = time.perf_counter() - start, made.stats
@@ -175,6 +175,6 @@ def _file_weights(target: str) -> str:
 
 
 def plain_of(name: str) -> str:
-    """The plain contender of the same group."""
+    """The plain candidate of the same group."""
     group = name.partition(" ")[0]
     return f"{group} {'none' if group == 'Redwood' else 'plain'}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from peers.contenders import plain_of
+from peers.candidates import plain_of
 from rich.table import Table
 
 from redwood.bench.report import quartiles
@@ -102,7 +102,7 @@ def _ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[
 
 
 def table(title: str, result: Mapping[str, Any]) -> Table:
-    """All contenders of one run."""
+    """All candidates of one run."""
     made = Table(title=title)
     made.add_column("", no_wrap=True)
     headers = ("tokens/s (quartiles)", "x own plain", "best Redwood / this", "with prefill")

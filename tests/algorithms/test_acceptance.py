@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from redwood.algorithms.acceptance import (
     MODEL_BINS,
-    Reliability,
+    AcceptanceTable,
     best_count,
     learn,
     model_bin,
@@ -24,7 +24,7 @@ from redwood.errors import ArgumentError
 
 
 def test_a_rate_moves_from_its_prior_to_what_was_seen() -> None:
-    table = Reliability([0.5, 0.2], belief=8)
+    table = AcceptanceTable([0.5, 0.2], belief=8)
     for i in range(200):
         table.count(0, i % 10 != 0)
     assert table.rates[0] == pytest.approx(0.9, abs=0.03)
@@ -32,14 +32,14 @@ def test_a_rate_moves_from_its_prior_to_what_was_seen() -> None:
 
 
 def test_old_trials_fade() -> None:
-    table = Reliability([0.5])
+    table = AcceptanceTable([0.5])
     for hit in [True] * 2000 + [False] * 1000:
         table.count(0, hit)
     assert table.rates[0] < 0.35
 
 
 def test_a_text_begins_with_what_all_texts_taught_and_keeps_its_own_counts() -> None:
-    table = Reliability([0.5])
+    table = AcceptanceTable([0.5])
     for _ in range(50):
         table.count(0, True)
     child = table.child()
@@ -49,7 +49,7 @@ def test_a_text_begins_with_what_all_texts_taught_and_keeps_its_own_counts() -> 
 
 
 def test_a_table_survives_being_written_down() -> None:
-    table, other = Reliability([0.5, 0.1]), Reliability([0.5, 0.1])
+    table, other = AcceptanceTable([0.5, 0.1]), AcceptanceTable([0.5, 0.1])
     for hit in (True, True, False):
         table.count(1, hit)
     other.load(table.to_dict())
@@ -69,7 +69,7 @@ def test_a_table_survives_being_written_down() -> None:
 )
 def test_a_damaged_table_is_refused(seen: dict[str, object]) -> None:
     with pytest.raises(ArgumentError):
-        Reliability([0.5, 0.1]).load(seen)
+        AcceptanceTable([0.5, 0.1]).load(seen)
 
 
 def test_bins_are_within_their_tables() -> None:
@@ -86,7 +86,7 @@ def test_learning_follows_the_text_and_notes_siblings() -> None:
     #     1 2       tokens 7 8
     #    3   4      tokens 9 9
     parents, tokens, bins = [-1, 0, 0, 1, 2], [-1, 7, 8, 9, 9], [-1, 0, 1, 2, 3]
-    table = Reliability([0.5] * 4)
+    table = AcceptanceTable([0.5] * 4)
     assert learn([8, 5], parents, tokens, bins, [table]) == 1
     seen = table.to_dict()
     assert seen["hits"] == [0.0, 1.0, 0.0, 0.0]

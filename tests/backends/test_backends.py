@@ -15,7 +15,7 @@ from conftest import save_model, tiny_llama, tiny_tokenizer
 from graph_kit import Tape
 from offload_kit import offloaded
 from parallel_kit import mirrored
-from redwood.backends.base import Backend, Kept, Nodes
+from redwood.backends.base import AcceptedPath, Backend, Nodes
 from redwood.backends.cuda_graph.backend import with_graphs
 from redwood.backends.load import load_eager, wrap_model
 from redwood.backends.native.load import load_native
@@ -65,7 +65,7 @@ def _filled(backend: Backend, tokens: list[int], chunk: int = 1000) -> int:
     for start in range(0, len(tokens), chunk):
         part = tokens[start : start + chunk]
         backend.extend([Nodes(row, part, num_logits=1)])
-        backend.commit([Kept(row, range(len(part)))])
+        backend.commit([AcceptedPath(row, range(len(part)))])
     return row
 
 
@@ -112,7 +112,7 @@ def test_commit_equals_recomputation(made: tuple[Any, Backend]) -> None:
     row = _filled(backend, PROMPT)
     backend.extend([Nodes(row, TOKENS, PARENTS)])
     kept = [0, 2, 5]
-    backend.commit([Kept(row, kept)])
+    backend.commit([AcceptedPath(row, kept)])
     text = PROMPT + [TOKENS[node] for node in kept]
     assert backend.length(row) == len(text)
     (logits,) = backend.extend([Nodes(row, [7, 8], [-1, -1])])
@@ -125,7 +125,7 @@ def test_many_commits_and_growth_of_slots_keep_the_text(made: tuple[Any, Backend
     for step in range(12):
         backend.extend([Nodes(row, [(t + step) % 300 for t in TOKENS], PARENTS)])
         kept = [[0, 2, 4], [0, 1, 3, 6, 7], [0]][step % 3]
-        backend.commit([Kept(row, kept)])
+        backend.commit([AcceptedPath(row, kept)])
         text += [(TOKENS[node] + step) % 300 for node in kept]
     (logits,) = backend.extend([Nodes(row, [1])])
     torch.testing.assert_close(logits[0], _plain(model, [*text, 1]), atol=1e-3, rtol=1e-3)
@@ -182,15 +182,15 @@ def test_wrong_calls_are_refused_and_change_nothing(made: tuple[Any, Backend]) -
         lambda: backend.extend([Nodes(row, [1, 2], [-1])]),
         lambda: backend.extend([Nodes(row, [1]), Nodes(row, [2])]),
         lambda: backend.extend([Nodes(row + 100, [1])]),
-        lambda: backend.commit([Kept(row, [1])]),
-        lambda: backend.commit([Kept(row, [0, 3])]),
+        lambda: backend.commit([AcceptedPath(row, [1])]),
+        lambda: backend.commit([AcceptedPath(row, [0, 3])]),
         lambda: backend.truncate(row, 999),
     ):
         with pytest.raises(ArgumentError):
             bad()
     with pytest.raises(CapacityError, match="capacity"):
         backend.extend([Nodes(row, [1] * 300)])
-    backend.commit([Kept(row, [0, 1, 3])])
+    backend.commit([AcceptedPath(row, [0, 1, 3])])
     assert backend.length(row) == len(PROMPT) + 3
     backend.release(row)
     with pytest.raises(ArgumentError, match="not open"):
@@ -250,7 +250,7 @@ def test_every_architecture_serves_trees(kind: str) -> None:
         torch.testing.assert_close(
             logits[node], _plain(model, prompt + _path(node)), atol=2e-4, rtol=2e-4
         )
-    backend.commit([Kept(row, [0, 1, 3, 6])])
+    backend.commit([AcceptedPath(row, [0, 1, 3, 6])])
     (after,) = backend.extend([Nodes(row, [8])])
     text = prompt + _path(6)
     torch.testing.assert_close(after[0], _plain(model, [*text, 8]), atol=2e-4, rtol=2e-4)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from conftest import tiny_llama
 from graph_kit import Tape
-from redwood.backends.base import Backend, Kept, Nodes
+from redwood.backends.base import AcceptedPath, Backend, Nodes
 from redwood.backends.cuda_graph.backend import CudaGraphBackend, with_graphs
 from redwood.backends.cuda_graph.recording import Repeated
 from redwood.backends.load import load_eager, open_model, wrap_model
@@ -112,8 +112,8 @@ def test_any_walk_of_calls_gives_the_logits_of_the_eager_backend() -> None:
             while parents[path[0]] >= 0:
                 path.insert(0, parents[path[0]])
             if rng.random() < 0.8:
-                eager.commit([Kept(a, path)])
-                made.commit([Kept(b, path)])
+                eager.commit([AcceptedPath(a, path)])
+                made.commit([AcceptedPath(b, path)])
             else:
                 cut = int(rng.integers(eager.length(a) + 1))
                 eager.truncate(a, cut)
@@ -132,7 +132,7 @@ def test_a_shape_is_recorded_once_and_replayed() -> None:
     row = _filled(made, TEXT[:20])
     for step in range(5):
         made.extend([Nodes(row, TOKENS[: 5 + step % 3], PARENTS[: 5 + step % 3])])
-        made.commit([Kept(row, [0])])
+        made.commit([AcceptedPath(row, [0])])
     assert made.num_recorded == len(tapes) == 2  # 32 nodes for the prompt, 8 for the trees
     assert [tape.num_replays for tape in tapes] == [1, 5]
 

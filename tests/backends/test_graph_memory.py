@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import tiny_llama
 from graph_kit import Tape
-from redwood.backends.base import Kept, Nodes
+from redwood.backends.base import AcceptedPath, Nodes
 from redwood.backends.cuda_graph import static
 from redwood.backends.cuda_graph.backend import CudaGraphBackend, with_graphs
 from redwood.backends.eager.backend import EagerBackend
@@ -277,7 +277,7 @@ def test_trees_that_grow_over_several_forwards_see_all_their_nodes(
         path = [first + 4]
         while parents[path[0]] >= 0:
             path.insert(0, parents[path[0]])
-        backend.commit([Kept(row, path)])
+        backend.commit([AcceptedPath(row, path)])
         found.append(backend.extend([Nodes(row, [7])])[0])
     _close(found[2], found[0])
     _close(found[3], found[1])
@@ -290,7 +290,7 @@ def test_a_commit_of_several_rows_takes_one_index(monkeypatch: pytest.MonkeyPatc
     sent: list[Any] = []
     usual = torch.tensor
     monkeypatch.setattr(torch, "tensor", lambda *a, **k: (sent.append(a), usual(*a, **k))[1])
-    made.commit([Kept(row, [0, 2, 4]) for row in rows])
+    made.commit([AcceptedPath(row, [0, 2, 4]) for row in rows])
     monkeypatch.undo()
     assert len(sent) == 1
     eager = _eager(layers=6)

@@ -17,7 +17,7 @@ from cli_kit import Ran
 from conftest import save_model, tiny_tokenizer
 from models_kit import FakeWorld, write_small_gguf
 from redwood.backends import load as loading
-from redwood.backends.base import Kept, Nodes
+from redwood.backends.base import AcceptedPath, Nodes
 from redwood.backends.load import fetch_for, open_model
 from redwood.backends.native.backend import NativeBackend
 from redwood.errors import ArgumentError, CapacityError, ModelError, UnsupportedError
@@ -54,7 +54,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 def logits_of(backend: Any) -> torch.Tensor:
     row = backend.open()
     (logits,) = backend.extend([Nodes(row, PROMPT)])
-    backend.commit([Kept(row, range(len(PROMPT)))])
+    backend.commit([AcceptedPath(row, range(len(PROMPT)))])
     return logits
 
 

@@ -11,7 +11,7 @@ import torch
 
 from conftest import tiny_tokenizer
 from decoder_kit import CLASSES, PlainDecoder, save_gguf, tiny_model
-from redwood.backends.base import Kept, Nodes
+from redwood.backends.base import AcceptedPath, Nodes
 from redwood.backends.native import load as native_load
 from redwood.backends.native.backend import NativeBackend, extension
 from redwood.backends.native.load import load_native
@@ -37,7 +37,7 @@ def filled(backend: NativeBackend, tokens: list[int], chunk: int = 1000) -> int:
     for start in range(0, len(tokens), chunk):
         part = tokens[start : start + chunk]
         backend.extend([Nodes(row, part, num_logits=0)])
-        backend.commit([Kept(row, range(len(part)))])
+        backend.commit([AcceptedPath(row, range(len(part)))])
     return row
 
 
@@ -46,7 +46,7 @@ def plain(backend: NativeBackend, tokens: list[int]) -> torch.Tensor:
     row, out = backend.open(), []
     for token in tokens:
         (logits,) = backend.extend([Nodes(row, [token])])
-        backend.commit([Kept(row, [0])])
+        backend.commit([AcceptedPath(row, [0])])
         out.append(logits[0])
     backend.release(row)
     return torch.stack(out)
@@ -109,7 +109,7 @@ def check_bitwise(backend: NativeBackend, seed: int, vocab: int = 96) -> None:
             path = path_of(trees[i], leaf)
             alone = plain(backend, texts[i] + [tokens[i][n] for n in path])
             assert torch.equal(logits[path], alone[len(texts[i]) :])
-            backend.commit([Kept(rows[i], path)])
+            backend.commit([AcceptedPath(rows[i], path)])
             texts[i] = texts[i] + [tokens[i][n] for n in path]
             if rng.random() < 0.3:
                 texts[i] = texts[i][: int(rng.integers(1, len(texts[i])))]

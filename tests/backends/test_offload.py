@@ -15,7 +15,7 @@ import torch
 import redwood
 from conftest import save_model, tiny_llama, tiny_tokenizer
 from offload_kit import opened, small_pieces
-from redwood.backends.base import Kept, Nodes
+from redwood.backends.base import AcceptedPath, Nodes
 from redwood.backends.load import open_model
 from redwood.backends.offload import backend as offload
 from redwood.backends.offload import file as offload_file
@@ -230,7 +230,7 @@ def test_weights_make_room_for_what_grows(
     stream = backend.stream
     row = backend.open()
     (before,) = backend.extend([Nodes(row, [1, 2, 3])])
-    backend.commit([Kept(row, [0, 1, 2])])
+    backend.commit([AcceptedPath(row, [0, 1, 2])])
     whole = stream.held_bytes
     assert whole == stream.kept_bytes > 0
     assert backend.memory is not None

@@ -17,7 +17,7 @@ import pytest
 import parallel_kit as kit
 from cli_kit import Ran
 from conftest import tiny_llama
-from redwood.backends.base import Kept, Nodes
+from redwood.backends.base import AcceptedPath, Nodes
 from redwood.backends.parallel import backend as parallel
 from redwood.backends.parallel import ranks as ranks_module
 from redwood.backends.parallel.load import _device
@@ -195,7 +195,7 @@ def test_what_is_wrong_with_a_call_is_found_before_anybody_hears_of_it() -> None
     with pytest.raises(ArgumentError):
         backend.extend([Nodes(row, [1], [5])])
     with pytest.raises(ArgumentError):
-        backend.commit([Kept(row, [3])])
+        backend.commit([AcceptedPath(row, [3])])
     with pytest.raises(ArgumentError):
         backend.truncate(row, 2)
     with pytest.raises(ArgumentError):

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausa
 
 from conftest import tiny_llama
 from graph_kit import Tape
-from redwood.backends.base import Backend, Kept, Nodes
+from redwood.backends.base import AcceptedPath, Backend, Nodes
 from redwood.backends.cuda_graph.backend import CudaGraphBackend
 from redwood.backends.eager.backend import EagerBackend, Together
 from redwood.backends.load import wrap_model
@@ -78,7 +78,7 @@ def test_rows_of_all_lengths_get_what_they_get_alone(together: Together, graphs:
         (want,) = alone.extend([tree._replace(row=_filled(alone, PROMPT[:n]))])
         _close(logits, want)
         assert logits.shape == want.shape
-        backend.commit([Kept(row, [0])])
+        backend.commit([AcceptedPath(row, [0])])
     for logits, row in zip(backend.extend([Nodes(row, [77]) for row in rows]), rows, strict=True):
         assert logits.shape == (1, 300) and backend.length(row) > 1
 
@@ -216,7 +216,7 @@ def test_a_commit_of_several_rows_takes_one_index_to_the_device(
 
     monkeypatch.setattr(Tensor, "to", to)
     paths = [[0, 2, 4], [0, 1], [0, 2, 5]]
-    backend.commit([Kept(row, path) for row, path in zip(rows, paths, strict=True)])
+    backend.commit([AcceptedPath(row, path) for row, path in zip(rows, paths, strict=True)])
     assert sent == 1
     monkeypatch.undo()
     got = backend.extend([Nodes(row, [77]) for row in rows])

@@ -22,7 +22,7 @@ from redwood.bench.acceptance import (
 )
 from redwood.bench.calibrate import calibrate
 from redwood.bench.choice import choices, speeds
-from redwood.bench.interleave import PLAIN, Contender, run
+from redwood.bench.interleave import PLAIN, Candidate, run
 from redwood.bench.sizes import tokens_by_size
 from redwood.drafters.context import Context
 from redwood.errors import ArgumentError, CapacityError
@@ -186,8 +186,8 @@ def test_a_walk_along_the_text_counts_the_passes_of_decoding(engine: Engine, siz
     known = texts(engine, 40)
     walked = tokens_by_size(Published(), known, 0.0, engine.target.vocab_size, sizes=[1, size])
     params = SamplingParams(max_tokens=40, ignore_eos=True)
-    contender = Contender("", Published(), size)
-    stats = [run(engine, contender, prompt, params).stats for prompt in PROMPTS]
+    candidate = Candidate("", Published(), size)
+    stats = [run(engine, candidate, prompt, params).stats for prompt in PROMPTS]
     passes = sum(s.target_passes for s in stats)
     assert walked[size] == pytest.approx(sum(s.num_generated_tokens for s in stats) / passes)
     assert walked[1] == 1.0
@@ -239,7 +239,7 @@ def test_what_a_drafter_had_learned_is_given_back(engine: Engine) -> None:
     before = engine.drafter, engine.budget, engine.planner
     drafter = NgramDrafter()
     params = SamplingParams(max_tokens=30, ignore_eos=True)
-    run(engine, Contender("", drafter, 6), PROMPTS[0], params)
+    run(engine, Candidate("", drafter, 6), PROMPTS[0], params)
     learned = drafter.reliability.to_dict()
     engine.drafter, engine.budget, engine.planner = before
     calibrate(

@@ -1,4 +1,4 @@
-"""Growing a model changes what it costs, not what it says."""
+"""TreeBuilder a model changes what it costs, not what it says."""
 
 from __future__ import annotations
 

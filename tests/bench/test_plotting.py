@@ -11,12 +11,12 @@ import pytest
 from redwood.bench.plot import FORMATS, check_plot, plot
 from redwood.errors import ArgumentError, UnsupportedError
 from redwood.profiling.profile import (
-    Acceptance,
     DrafterProfile,
+    LatencyModel,
+    LatencyPoint,
+    MeasuredAcceptance,
     Profile,
     ProfileKey,
-    TimeCurve,
-    TimePoint,
 )
 
 WITH_MATPLOTLIB = pytest.mark.skipif(
@@ -24,10 +24,10 @@ WITH_MATPLOTLIB = pytest.mark.skipif(
 )
 
 
-def curve(most: int) -> TimeCurve:
+def curve(most: int) -> LatencyModel:
     counts = (1, 2, 4, 8, 16)
-    return TimeCurve(
-        tuple(TimePoint(1, n, 128, 9.0 + n, 8.0, 12.0 + n) for n in counts if n <= most)
+    return LatencyModel(
+        tuple(LatencyPoint(1, n, 128, 9.0 + n, 8.0, 12.0 + n) for n in counts if n <= most)
     )
 
 
@@ -38,12 +38,14 @@ def profile(*drafters: DrafterProfile) -> Profile:
 
 
 NGRAM = DrafterProfile("ngram", None, 0.01, tokens_by_size={"0": {1: 1.0, 4: 1.5, 8: 1.6}})
-USELESS = DrafterProfile("useless", curve(4), 0.01, {"0": [Acceptance([0.0], [0.0], 9, "decoded")]})
+USELESS = DrafterProfile(
+    "useless", curve(4), 0.01, {"0": [MeasuredAcceptance([0.0], [0.0], 9, "decoded")]}
+)
 SMALL = DrafterProfile(
     "small",
     curve(8),
     0.01,
-    {at: [Acceptance([0.7, 0.1, 0.15], [0.1] * 3, 9, "decoded")] for at in ("0", "0.6")},
+    {at: [MeasuredAcceptance([0.7, 0.1, 0.15], [0.1] * 3, 9, "decoded")] for at in ("0", "0.6")},
     tokens_by_size={"0": {4: 2.0}},
 )
 

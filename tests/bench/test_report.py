@@ -13,7 +13,7 @@ import redwood
 from redwood import Engine, NgramDrafter, SamplingParams, TokenTree
 from redwood.backends.base import Nodes
 from redwood.bench import interleave
-from redwood.bench.interleave import PLAIN, Contender, Lane, Run, alternate, race, run
+from redwood.bench.interleave import PLAIN, Candidate, Run, Stepper, alternate, run, run_interleaved
 from redwood.bench.report import comparable, first_difference, forward_times, quartiles, reports
 from redwood.drafters.context import Context
 from redwood.engine.stats import Stats
@@ -29,8 +29,8 @@ def engine(tiny_model_folder: Path) -> Engine:
     return redwood.load(str(tiny_model_folder))
 
 
-def ngram(budget: int = 6) -> Contender:
-    return Contender("ngram", NgramDrafter(), budget)
+def ngram(budget: int = 6) -> Candidate:
+    return Candidate("ngram", NgramDrafter(), budget)
 
 
 class Diary:
@@ -57,11 +57,11 @@ def test_contenders_take_turns_in_rotating_order_after_a_warm_up(
     engine: Engine, together: bool
 ) -> None:
     diary: list[str] = []
-    contenders = [Contender(name, Diary(name, diary), 2) for name in "abc"]
+    candidates = [Candidate(name, Diary(name, diary), 2) for name in "abc"]
     counted: list[int] = []
     alternate(
         engine,
-        contenders,
+        candidates,
         PROMPTS[:2],
         PARAMS,
         repeats=2,
@@ -88,10 +88,10 @@ def test_the_next_step_is_of_whoever_had_least_time(
             return [TokenTree.chain(context.token_ids[-1:]) for context in contexts]
 
     monkeypatch.setattr(interleave, "perf_counter", lambda: now[0])
-    lanes = [Lane(engine, Contender(n, Slow(n, s), 2)) for n, s in (("a", 1.0), ("b", 2.5))]
+    lanes = [Stepper(engine, Candidate(n, Slow(n, s), 2)) for n, s in (("a", 1.0), ("b", 2.5))]
     ended: list[float] = []
     params = SamplingParams(max_tokens=6, ignore_eos=True)
-    race(lanes, PROMPTS[:1], params, lambda: ended.append(now[0]))
+    run_interleaved(lanes, PROMPTS[:1], params, lambda: ended.append(now[0]))
     assert "".join(asked) == "abaabaaabbbb"
     assert [lane.seconds for lane in lanes] == [6.0, 15.0] and len(ended) == 2
     assert lanes[0].texts == lanes[1].texts and len(lanes[0].texts[0]) == 6
@@ -99,8 +99,8 @@ def test_the_next_step_is_of_whoever_had_least_time(
 
 def test_contenders_may_share_a_drafter_and_the_engine_is_left_alone(engine: Engine) -> None:
     before, shared = (engine.drafter, engine.budget), NgramDrafter()
-    contenders = [PLAIN, Contender("few", shared, 2), Contender("many", shared, 6)]
-    plain, few, many = alternate(engine, contenders, PROMPTS, SamplingParams(max_tokens=40))
+    candidates = [PLAIN, Candidate("few", shared, 2), Candidate("many", shared, 6)]
+    plain, few, many = alternate(engine, candidates, PROMPTS, SamplingParams(max_tokens=40))
     texts = [run.token_ids for (run,) in plain]
     assert [run.token_ids for (run,) in few] == [run.token_ids for (run,) in many] == texts
     assert (engine.drafter, engine.budget) == before and not engine.busy
@@ -109,9 +109,9 @@ def test_contenders_may_share_a_drafter_and_the_engine_is_left_alone(engine: Eng
 def test_a_prompt_that_does_not_fit_is_refused_as_everywhere(engine: Engine) -> None:
     long = [5] * (engine.target.capacity + 1)
     for prompts in ([long], [PROMPTS[0], long]):
-        lanes = [Lane(engine, PLAIN), Lane(engine, ngram())]
+        lanes = [Stepper(engine, PLAIN), Stepper(engine, ngram())]
         with pytest.raises(CapacityError):
-            race(lanes, prompts, PARAMS)
+            run_interleaved(lanes, prompts, PARAMS)
         assert not any(lane.engine.busy for lane in lanes)
         with pytest.raises(CapacityError):
             alternate(engine, [PLAIN, ngram()], prompts, PARAMS)
@@ -122,9 +122,9 @@ def test_a_race_that_fails_frees_its_rows(engine: Engine) -> None:
         def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
             raise RuntimeError("no index")
 
-    lanes = [Lane(engine, PLAIN), Lane(engine, Contender("broken", Broken(), 4))]
+    lanes = [Stepper(engine, PLAIN), Stepper(engine, Candidate("broken", Broken(), 4))]
     with pytest.raises(RuntimeError, match="no index"):
-        race(lanes, PROMPTS[:1], PARAMS)
+        run_interleaved(lanes, PROMPTS[:1], PARAMS)
     assert not any(lane.engine.busy for lane in lanes)
 
 
@@ -133,9 +133,9 @@ def test_drafts_give_the_plain_text_and_the_report_says_so(
     engine: Engine, sampled: dict[str, float]
 ) -> None:
     params = SamplingParams(max_tokens=12, **sampled)
-    contenders = [PLAIN, ngram(6), ngram(1)]
-    runs = alternate(engine, contenders, PROMPTS, params, repeats=2)
-    made = reports(engine, contenders, PROMPTS, params, runs)
+    candidates = [PLAIN, ngram(6), ngram(1)]
+    runs = alternate(engine, candidates, PROMPTS, params, repeats=2)
+    made = reports(engine, candidates, PROMPTS, params, runs)
     assert [report.drafter for report in made] == ["none", "ngram", "ngram"]
     assert [report.budget for report in made] == [1, 6, 1]
     for report in made:

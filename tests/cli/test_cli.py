@@ -18,7 +18,7 @@ from cli_kit import Ran, chat_prompt
 from redwood import Engine, SamplingParams, _defaults
 from redwood.cli.terminal import Shades
 from redwood.engine.engine import RowEngine
-from redwood.tuning.project import Plan
+from redwood.tuning.project import TuningPlan
 from redwood.tuning.training import Settings
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -63,7 +63,7 @@ def test_the_version_is_shown() -> None:
     [
         ("generate", _defaults.Sampling, [SamplingParams]),
         ("serve", _defaults.Loading, [redwood.load]),
-        ("tune", _defaults.Tuning, [Settings, Plan]),
+        ("tune", _defaults.Tuning, [Settings, TuningPlan]),
     ],
 )
 def test_defaults_in_the_help_are_those_of_the_library(

@@ -12,7 +12,7 @@ import yaml
 from cli_kit import Ran
 from redwood.errors import ArgumentError, UnsupportedError
 from redwood.server import replicas
-from redwood.server.replicas.plan import Plan
+from redwood.server.replicas.plan import DeployPlan
 from redwood.server.settings import Settings
 
 SETTINGS = Settings(model_names=("m",))
@@ -36,7 +36,7 @@ def test_what_is_printed_says_everything_that_was_asked_for(tmp_path: Path) -> N
     assert config["http_options"] == {"host": "0.0.0.0", "port": 9000}
     (entry,) = config["applications"]
     assert entry["import_path"] == "redwood.server.replicas:application"
-    plan = Plan.from_args(entry["args"])
+    plan = DeployPlan.from_args(entry["args"])
     assert (plan.replicas, plan.max_replicas, plan.target_ongoing) == (3, 5, 7.0)
     assert (plan.routers, plan.retries, plan.threads, plan.replica_gpus) == (2, 4, 2, 0.5)
     assert plan.engine == {"max_rows": 8, "tree": [-1, 0, 1, 1]} and plan.rows == 8
@@ -45,7 +45,7 @@ def test_what_is_printed_says_everything_that_was_asked_for(tmp_path: Path) -> N
     assert plan.drafter == "ngram+smollm2-135m-instruct" and plan.log_format == "json"
     assert len(plan.keys()) == 1
     assert "a-long-enough-key" not in yaml.safe_dump(config)
-    assert Plan.from_args(plan.args()) == plan
+    assert DeployPlan.from_args(plan.args()) == plan
 
 
 def test_what_was_not_asked_for_is_left_to_the_defaults() -> None:
@@ -104,7 +104,7 @@ def test_wrong_usage_names_the_option() -> None:
 )
 def test_a_wrong_configuration_is_named(args: dict[str, Any], said: str) -> None:
     with pytest.raises(ArgumentError, match=said):
-        Plan.from_args(args)
+        DeployPlan.from_args(args)
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,15 +172,15 @@ def test_bench_prompts_compares_only_what_is_one_text(
 def test_bench_prompts_shows_where_texts_differ(
     target: str, prompts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from redwood.bench.interleave import Lane
+    from redwood.bench.interleave import Stepper
 
-    def wrong(lane: Lane) -> list[list[int]]:
+    def wrong(lane: Stepper) -> list[list[int]]:
         found = [list(text) for text in lane._texts.values()]
         if lane.engine.drafter.name == "ngram":
             found[0][2] = (found[0][2] + 1) % 300
         return found
 
-    monkeypatch.setattr(Lane, "texts", property(wrong))
+    monkeypatch.setattr(Stepper, "texts", property(wrong))
     common = ["bench", "prompts", "-t", target, "--prompts", prompts, "--max-tokens", "6"]
     ran = Ran(*common, "--category", "markets")
     assert "ngram (budget auto), line 3: token 2 is" in ran.stdout and "margin" in ran.stdout

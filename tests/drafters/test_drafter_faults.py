@@ -14,7 +14,7 @@ from redwood.algorithms.specinfer import expansion_tree
 from redwood.drafters.base import ModelDrafter, NgramDrafter, UnionDrafter, attach
 from redwood.drafters.context import Context
 from redwood.engine.engine import RowEngine
-from redwood.planner.budget import StepTimes
+from redwood.planner.budget import StepBudget
 from redwood.planner.planner import Planner
 from redwood.sampling import SamplingParams
 from redwood.testing import TableBackend
@@ -247,10 +247,10 @@ def test_nothing_of_a_step_stays_on_a_draft_model_however_it_ended(
     try:
         while engine.busy:
             engine.step()
-            assert model.pace is None and model.most_drawn is None
+            assert model.level_policy is None and model.most_drawn is None
     except (Exception, KeyboardInterrupt) as raised:
         assert raised is error
-    assert model.pace is None and model.most_drawn is None
+    assert model.level_policy is None and model.most_drawn is None
     assert backend.num_rows == target.num_rows == 0
 
 
@@ -265,11 +265,11 @@ def test_trimming_keeps_what_drawn_nodes_hang_from() -> None:
         None,
         [1.0, 0.01, 0.005, 0.001, 0.3, 0.2],
     )
-    dear = StepTimes(1, 10.0 + 10.0 * torch.arange(6).numpy())
+    dear = StepBudget(1, 10.0 + 10.0 * torch.arange(6).numpy())
     (kept,) = dear.trim([tree], 0.0)
     assert kept.token_list == [0, 1, 5]
     assert kept.law_list == [POINT, POINT, WITHOUT] and dear.nodes == 3
-    (same,) = StepTimes(1, 10.0 + 1e-6 * torch.arange(6).numpy()).trim([tree], 0.0)
+    (same,) = StepBudget(1, 10.0 + 1e-6 * torch.arange(6).numpy()).trim([tree], 0.0)
     assert same is tree
 
 

@@ -11,7 +11,7 @@ import pytest
 from redwood.drafters.base import Drafter, ModelDrafter, NgramDrafter, join_drafters
 from redwood.engine.engine import RowEngine
 from redwood.planner.planner import Planner
-from redwood.profiling.latency import TimeCurve, TimePoint
+from redwood.profiling.latency import LatencyModel, LatencyPoint
 from redwood.sampling import SamplingParams
 from redwood.testing import TableBackend
 from redwood.tree import TokenTree
@@ -76,9 +76,9 @@ class FlakyBackend(TableBackend):
         return made
 
 
-def _curve(base: float, per_node: float) -> TimeCurve:
+def _curve(base: float, per_node: float) -> LatencyModel:
     times = {nodes: base + per_node * nodes for nodes in (1, 2, 4, 8, 16)}
-    return TimeCurve(tuple(TimePoint(1, n, 0, ms, ms, ms) for n, ms in times.items()))
+    return LatencyModel(tuple(LatencyPoint(1, n, 0, ms, ms, ms) for n, ms in times.items()))
 
 
 def _params(dice: random.Random, vocab_size: int) -> SamplingParams:
@@ -199,7 +199,7 @@ def _try(number: int, planned: bool, faulty: bool) -> int:
     assert target.num_rows == 0, "a row of the target was not given back"
     backends = [model.backend for model in models]
     assert not any(backend.num_rows for backend in backends), "a row of a draft model, too"
-    assert all(model.pace is None for model in models)
+    assert all(model.level_policy is None for model in models)
     return accepted
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from conftest import tiny_llama
-from redwood.backends.base import Kept, Nodes
+from redwood.backends.base import AcceptedPath, Nodes
 from redwood.backends.cuda_graph.backend import CudaGraphBackend
 from redwood.backends.cuda_graph.recording import Repeated
 from redwood.backends.load import wrap_model
@@ -20,7 +20,7 @@ from redwood.engine import engine as engine_module
 from redwood.engine.engine import RowEngine
 from redwood.planner.planner import Plan, Planner
 from redwood.profiling import measure
-from redwood.profiling.latency import TimeCurve, TimePoint
+from redwood.profiling.latency import LatencyModel, LatencyPoint
 from redwood.profiling.measure import Kind, fill_seconds, measure_curve, wait_for
 from redwood.sampling import SamplingParams
 
@@ -55,7 +55,7 @@ class Device:
         self.pending += PASS_S
         return self.backend.extend(rows)
 
-    def commit(self, rows: Sequence[Kept]) -> None:
+    def commit(self, rows: Sequence[AcceptedPath]) -> None:
         self.pending += COMMIT_S
         self.backend.commit(rows)
 
@@ -77,9 +77,9 @@ class Noting(Planner):
         super().drop(plan)
 
 
-def _curve() -> TimeCurve:
-    points = [TimePoint(1, nodes, 0, ms=1e3, low=1e3, high=1e3) for nodes in (1, 4, 16)]
-    return TimeCurve(tuple(points))
+def _curve() -> LatencyModel:
+    points = [LatencyPoint(1, nodes, 0, ms=1e3, low=1e3, high=1e3) for nodes in (1, 4, 16)]
+    return LatencyModel(tuple(points))
 
 
 def test_a_pass_is_booked_where_it_was_launched(monkeypatch: pytest.MonkeyPatch) -> None:

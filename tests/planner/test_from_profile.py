@@ -17,14 +17,16 @@ from redwood.engine.engine import RowEngine
 from redwood.errors import ArgumentError
 from redwood.planner.from_profile import known_profile, make_planner
 from redwood.profiling.key import profile_key
-from redwood.profiling.latency import TimeCurve, TimePoint
-from redwood.profiling.profile import Acceptance, DrafterProfile, Profile, profile_path
+from redwood.profiling.latency import LatencyModel, LatencyPoint
+from redwood.profiling.profile import DrafterProfile, MeasuredAcceptance, Profile, profile_path
 from redwood.sampling import SamplingParams
 from redwood.tree import Law
 
 
-def curve(ms: float) -> TimeCurve:
-    return TimeCurve((TimePoint(1, 1, 0, ms, ms, ms), TimePoint(1, 4, 0, 2 * ms, ms, 3 * ms)))
+def curve(ms: float) -> LatencyModel:
+    return LatencyModel(
+        (LatencyPoint(1, 1, 0, ms, ms, ms), LatencyPoint(1, 4, 0, 2 * ms, ms, 3 * ms))
+    )
 
 
 def drafters() -> dict[str, Any]:
@@ -37,7 +39,7 @@ def profile_for(key: Any, known: dict[str, Any]) -> Profile:
         for _ in range(40):
             table.count(3, True)
     learned = {"POINT": small.to_dict(), "COUPLED": small.to_dict()}
-    rates = Acceptance([0.6, 0.2], [0.01, 0.01], 100, "teacher-forced")
+    rates = MeasuredAcceptance([0.6, 0.2], [0.01, 0.01], 100, "teacher-forced")
     return Profile(
         key,
         "2026-11-22T00:00:00+00:00",

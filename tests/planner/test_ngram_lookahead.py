@@ -15,8 +15,8 @@ from redwood.drafters.base import NgramDrafter
 from redwood.drafters.context import Context
 from redwood.engine.engine import RowEngine
 from redwood.planner import ngram_lookahead
-from redwood.planner.budget import StepTimes
-from redwood.planner.ngram_lookahead import Peek
+from redwood.planner.budget import StepBudget
+from redwood.planner.ngram_lookahead import NgramLookahead
 from redwood.planner.planner import Planner
 from redwood.sampling import History, SamplingParams
 from redwood.tree import TokenTree
@@ -76,8 +76,8 @@ def dear_after_passes(planner: Planner, cost: float) -> Planner:
 
 def test_n_grams_that_were_not_asked_do_not_draft_however_dear_a_step_is() -> None:
     planner = dear_after_passes(planner_for(NgramDrafter()), 5.0)
-    assert planner._peek is not None
-    planner._peek._owed = 1.0  # nor will they be asked for a hundred steps
+    assert planner._lookahead is not None
+    planner._lookahead._owed = 1.0  # nor will they be asked for a hundred steps
     planner._step = 1  # the last text repeated itself
     planner._tokens.add(8.0, 1.0)
     planner._cost.add(1.0, 1.0)
@@ -89,8 +89,8 @@ def test_what_follows_a_pass_is_not_saved_by_n_grams_that_find_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     planner, saved = dear_after_passes(planner_for(NgramDrafter()), 5.0), []
-    assert planner._peek is not None
-    monkeypatch.setattr(planner._peek, "judge", saved.append)
+    assert planner._lookahead is not None
+    monkeypatch.setattr(planner._lookahead, "judge", saved.append)
     for key in range(2, 12):
         chosen(planner, NEW, key)
     assert saved == [0.0] * 10
@@ -110,8 +110,8 @@ def test_no_text_changes(name: str, slope: float) -> None:
 
 @pytest.mark.usefixtures("always")
 def test_rows_without_room_get_bare_roots() -> None:
-    seen = Peek(NgramDrafter()).ask(
-        [context(COPIED, 1), context(COPIED, 2)], [1, 8], StepTimes(2, np.full(17, 10.0)), 1.0
+    seen = NgramLookahead(NgramDrafter()).ask(
+        [context(COPIED, 1), context(COPIED, 2)], [1, 8], StepBudget(2, np.full(17, 10.0)), 1.0
     )
     assert seen is not None
     assert len(seen.trees[0]) == 1 and len(seen.trees[1]) > 1
@@ -120,7 +120,7 @@ def test_rows_without_room_get_bare_roots() -> None:
 
 def test_nothing_is_weighed_while_n_grams_wait_and_nothing_changes() -> None:
     planner = planner_for(NgramDrafter())
-    assert planner._peek is not None
+    assert planner._lookahead is not None
     first = [context(NEW, 1), context([*NEW, 7], 2)]
 
     def step(contexts: list[Context]) -> bool:
@@ -132,11 +132,11 @@ def test_nothing_is_weighed_while_n_grams_wait_and_nothing_changes() -> None:
         return plan.resting
 
     assert not step(first)  # the n-grams were asked
-    planner._peek._owed = 0.062  # twelve steps
+    planner._lookahead._owed = 0.062  # twelve steps
     assert not step(first)
     assert [step(first) for _ in range(9)] == [True] * 8 + [False]
-    assert planner._peek.waits == 2 and planner.predicted_tokens == 2 * 11
-    planner._peek._owed = 1.0
+    assert planner._lookahead.waits == 2 and planner.predicted_tokens == 2 * 11
+    planner._lookahead._owed = 1.0
     assert [step(first) for _ in range(3)] == [True, True, False]  # the two that were left
     assert not step(first[:1]) and step(first[:1])  # another batch is weighed anew
 
@@ -152,7 +152,7 @@ def test_asking_in_vain_takes_its_share_of_the_time_and_no_more(
             return super().propose(contexts, budgets)
 
     monkeypatch.setattr(ngram_lookahead, "perf_counter", lambda: now[0])
-    asked, times = Peek(Slow()), StepTimes(1, np.full(17, 10.0))
+    asked, times = NgramLookahead(Slow()), StepBudget(1, np.full(17, 10.0))
     told = []
     for step in range(100):
         reply = asked.ask([context(COPIED)], [8], times, 1.0)
@@ -171,7 +171,7 @@ def test_a_drafter_that_fails_promises_nothing() -> None:
             raise RuntimeError("no index")
 
     broken = Broken()
-    seen = Peek(broken).ask([context(COPIED)], [8], StepTimes(1, np.full(17, 10.0)), 1.0)
+    seen = NgramLookahead(broken).ask([context(COPIED)], [8], StepBudget(1, np.full(17, 10.0)), 1.0)
     assert [len(tree) for tree in seen.trees] == [1] and seen.tokens == 1.0
     engine = RowEngine(wrap_model(tiny_llama()), broken, planner=Planner(broken, curve(0.01)))
     key = engine.add(COPIED, SamplingParams(max_tokens=3, temperature=0.0))

@@ -19,7 +19,7 @@ from redwood.drafters.base import ModelDrafter, NgramDrafter, NoDrafter, UnionDr
 from redwood.drafters.context import Context
 from redwood.engine.engine import RowEngine
 from redwood.errors import ArgumentError
-from redwood.planner.budget import Correction, Levels, StepTimes
+from redwood.planner.budget import LatencyCorrection, LevelBudget, StepBudget
 from redwood.planner.planner import Planner, arms_of
 from redwood.sampling import History, SamplingParams
 from redwood.tree import Law, TokenTree
@@ -137,7 +137,7 @@ def simulate(planner: Planner, gives: dict[str, tuple[int, float]], steps: int) 
 
     What n-grams promise is no part of it; see test_peek.py.
     """
-    used, planner._peek = [], None
+    used, planner._lookahead = [], None
     for _ in range(steps):
         plan = planner.begin([context()], [100], [100])
         count, draft_ms = gives[plan.drafter.name]
@@ -198,11 +198,11 @@ def test_trimming_keeps_drawn_nodes_and_the_best_of_the_others() -> None:
         draft_probs=[[0.1, 0.9]],
         estimates=[1.0, 0.5, 0.9, 0.1, 0.05],
     )
-    times = StepTimes(1, np.array([10.0, 10.0, 12.0, 20.0, 40.0]))
+    times = StepBudget(1, np.array([10.0, 10.0, 12.0, 20.0, 40.0]))
     (kept,) = times.trim([tree], 0.0)
     assert kept.token_list == [0, 1, 2]
     assert times.nodes == 3
-    (same,) = StepTimes(1, np.full(5, 10.0)).trim([tree], 0.0)
+    (same,) = StepBudget(1, np.full(5, 10.0)).trim([tree], 0.0)
     assert same is tree
 
 
@@ -218,7 +218,7 @@ def test_trimming_two_trees_is_the_best_of_all_cuts() -> None:
         (2 + sum((trees[t].estimates or [])[n] for t, n in cut)) / (values[len(cut)] + 3.0)
         for cut in cuts
     ]
-    kept = StepTimes(2, values).trim(trees, 3.0)
+    kept = StepBudget(2, values).trim(trees, 3.0)
     tokens = sum(sum(tree.estimates or []) for tree in kept)
     assert tokens / (values[sum(map(len, kept)) - 2] + 3.0) == pytest.approx(max(rates))
 
@@ -251,7 +251,7 @@ def test_a_drawn_node_cannot_be_left_out() -> None:
     ],
 )
 def test_nodes_past_the_table_of_times_are_never_free(times: list[float], node_ms: float) -> None:
-    step, last = StepTimes(2, np.array(times)), 2 + len(times) - 1
+    step, last = StepBudget(2, np.array(times)), 2 + len(times) - 1
     assert step.of(last) == times[-1]
     assert step.of(last + 3) == pytest.approx(times[-1] + 3 * node_ms)
     assert step.growth(last, 2) == pytest.approx(
@@ -263,42 +263,44 @@ def test_nodes_past_the_table_of_times_are_never_free(times: list[float], node_m
 def test_a_chain_merged_on_a_full_tree_is_trimmed_where_it_does_not_pay() -> None:
     sure = TokenTree.point(list(range(16)), range(-1, 15), [0.97**i for i in range(16)])
     rest = TokenTree.point([0, *range(100, 115)], range(-1, 15), [1.0] + [0.002] * 15)
-    step = StepTimes(1, curve(1.0, 20.0).growth([10], 15))
+    step = StepBudget(1, curve(1.0, 20.0).growth([10], 15))
     (kept,) = step.trim([merge_trees([sure, rest])], 0.0)
     assert kept.token_list == sure.token_list
-    free = StepTimes(1, curve(1e-9, 20.0).growth([10], 15))
+    free = StepBudget(1, curve(1e-9, 20.0).growth([10], 15))
     assert len(free.trim([merge_trees([sure, rest])], 0.0)[0]) == 31
 
 
 def test_levels_are_drafted_while_they_pay() -> None:
-    def going_on(gain: float, level_ms: float) -> int:
-        step = StepTimes(1, np.full(9, 10.0))
-        return Levels(step, curve(0.0, level_ms), 50, 1.0).going_on(1.0, 1, [], [gain], [1], [1])
+    def num_expansions(gain: float, level_ms: float) -> int:
+        step = StepBudget(1, np.full(9, 10.0))
+        return LevelBudget(step, curve(0.0, level_ms), 50, 1.0).num_expansions(
+            1.0, 1, [], [gain], [1], [1]
+        )
 
-    assert going_on(0.9, 1.0) == 1
-    assert going_on(0.05, 1.0) == 0
-    assert going_on(0.9, 12.0) == 0
+    assert num_expansions(0.9, 1.0) == 1
+    assert num_expansions(0.05, 1.0) == 0
+    assert num_expansions(0.9, 12.0) == 0
 
 
 def test_the_rows_with_most_to_gain_draft_on() -> None:
-    step = StepTimes(3, np.array([30.0, 31.0, 36.0, 60.0]))
-    pace = Levels(step, curve(0.5, 2.0), 50, 1.0)
-    assert pace.going_on(3.0, 3, [], [0.9, 0.8, 0.1], [1, 1, 1], [1, 1, 1]) == 2
+    step = StepBudget(3, np.array([30.0, 31.0, 36.0, 60.0]))
+    pace = LevelBudget(step, curve(0.5, 2.0), 50, 1.0)
+    assert pace.num_expansions(3.0, 3, [], [0.9, 0.8, 0.1], [1, 1, 1], [1, 1, 1]) == 2
 
 
 def test_rows_that_draft_nothing_take_their_part_of_the_pass() -> None:
-    def going_on(idle: int, rows: int) -> int:
-        step = StepTimes(3, np.array([30.0, 31.0, 40.0, 80.0, 200.0]))
-        pace = Levels(step, curve(0.0, 1.5), 50, 1.0, idle)
-        return pace.going_on(rows, rows, [], [0.9, 0.6], [1, 1], [1, 1])
+    def num_expansions(idle: int, rows: int) -> int:
+        step = StepBudget(3, np.array([30.0, 31.0, 40.0, 80.0, 200.0]))
+        pace = LevelBudget(step, curve(0.0, 1.5), 50, 1.0, idle)
+        return pace.num_expansions(rows, rows, [], [0.9, 0.6], [1, 1], [1, 1])
 
-    assert going_on(2, 1) == going_on(0, 3) == 1
-    step = StepTimes(3, np.array([30.0, 31.0]))
+    assert num_expansions(2, 1) == num_expansions(0, 3) == 1
+    step = StepBudget(3, np.array([30.0, 31.0]))
     assert step.growth(1, 2) == step.growth(3, 2) == [30.0, 31.0, 32.0]  # rows asked one by one
 
 
 def test_the_machines_speed_is_told_from_the_curves_shape() -> None:
-    correction, times = Correction(), np.array([10.0, 10.0, 10.0, 10.0])
+    correction, times = LatencyCorrection(), np.array([10.0, 10.0, 10.0, 10.0])
     for _ in range(200):  # everything twice as slow, and 4 nodes dearer still
         for nodes, ms in ((1, 20.0), (4, 26.0)):
             said = correction.apply(times, 1)[nodes - 1]

@@ -8,17 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redwood.errors import ArgumentError
-from redwood.profiling.latency import TimeCurve, TimePoint
+from redwood.profiling.latency import LatencyModel, LatencyPoint
 
 COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)
 
 
-def point(nodes: int, ms: float, *, rows: int = 1, context: int = 128) -> TimePoint:
-    return TimePoint(rows, nodes, context, ms, 0.9 * ms, 1.1 * ms)
+def point(nodes: int, ms: float, *, rows: int = 1, context: int = 128) -> LatencyPoint:
+    return LatencyPoint(rows, nodes, context, ms, 0.9 * ms, 1.1 * ms)
 
 
-def curve(ms: list[float], counts: tuple[int, ...] = COUNTS) -> TimeCurve:
-    return TimeCurve(tuple(point(n, t) for n, t in zip(counts, ms, strict=False)))
+def curve(ms: list[float], counts: tuple[int, ...] = COUNTS) -> LatencyModel:
+    return LatencyModel(tuple(point(n, t) for n, t in zip(counts, ms, strict=False)))
 
 
 def made_up(rows: int, nodes: int, context: int) -> float:
@@ -29,11 +29,11 @@ def made_up(rows: int, nodes: int, context: int) -> float:
 
 
 @pytest.fixture
-def machine() -> TimeCurve:
+def machine() -> LatencyModel:
     kinds = [(1, n, 128) for n in COUNTS]
     kinds += [(1, n, context) for n in (1, 4, 16, 64) for context in (1024, 4096)]
     kinds += [(rows, n, 128) for rows in (2, 4) for n in (1, 4, 16)]
-    return TimeCurve(
+    return LatencyModel(
         tuple(point(n, made_up(r, n, c), rows=r, context=c) for r, n, c in reversed(kinds))
     )
 
@@ -43,13 +43,13 @@ def machine() -> TimeCurve:
     [(1, 1, 128), (1, 4, 0), (1, 5, 500), (1, 64, 4096), (1, 100, 128), (2, 8, 700), (4, 3, 128)],
 )
 def test_a_machine_of_this_form_is_found_again(
-    machine: TimeCurve, rows: int, nodes: int, context: int
+    machine: LatencyModel, rows: int, nodes: int, context: int
 ) -> None:
     wanted = made_up(rows, nodes, context)
     assert machine.ms([nodes] * rows, [context] * rows) == pytest.approx(wanted, rel=1e-3)
 
 
-def test_rows_of_different_size_add_up(machine: TimeCurve) -> None:
+def test_rows_of_different_size_add_up(machine: LatencyModel) -> None:
     wanted = 20.0 + 0.3 * 9 + 9.0 + 0.8
     wanted += (1e-4 * 7 + 2e-3) * 300 + (1e-4 * 2 + 2e-3) * 900
     assert machine.ms([7, 2], [300, 900]) == pytest.approx(wanted, rel=1e-3)
@@ -82,7 +82,7 @@ points = st.lists(st.floats(0.1, 1000.0), min_size=1, max_size=len(COUNTS))
 def test_more_never_takes_less(ms: list[float], longer: list[float], rows: int) -> None:
     further = [point(n, t, context=1024) for n, t in zip((1, 4, 16, 64), longer, strict=False)]
     beside = [point(n, 2 * t, rows=2) for n, t in zip((1, 4), longer, strict=False)]
-    made = TimeCurve((*curve(ms).points, *further, *beside))
+    made = LatencyModel((*curve(ms).points, *further, *beside))
     for length in (0, 128, 3000):
         times = [made.ms([n] * rows, [length] * rows) for n in range(1, 80)]
         assert times[0] > 0.0
@@ -94,7 +94,7 @@ def test_more_never_takes_less(ms: list[float], longer: list[float], rows: int) 
 @settings(max_examples=30, deadline=None)
 @given(points, st.integers(0, 5000), st.integers(1, 100))
 def test_times_are_those_of_single_forwards(ms: list[float], length: int, most: int) -> None:
-    made = TimeCurve((*curve(ms).points, point(1, ms[0] + 1.0, context=1024)))
+    made = LatencyModel((*curve(ms).points, point(1, ms[0] + 1.0, context=1024)))
     times = made.times(length, most)
     assert times.shape == (most + 1,) and times.dtype == np.float64 and times[0] == 0.0
     wanted = [made.ms([n], [length]) for n in range(1, most + 1)]
@@ -107,7 +107,7 @@ def test_growth_is_that_of_rows_of_mean_length(
     ms: list[float], lengths: list[int], most: int
 ) -> None:
     further = [point(1, ms[0] + 1.0, context=1024), point(2, ms[0] + 5.0, rows=2)]
-    made = TimeCurve((*curve(ms).points, *further))
+    made = LatencyModel((*curve(ms).points, *further))
     growth = made.growth(lengths, most)
     assert growth.shape == (most + 1,)
     assert growth[0] == pytest.approx(made.ms([1] * len(lengths), lengths), rel=0.01)
@@ -124,9 +124,9 @@ def test_growth_is_that_of_rows_of_mean_length(
     ],
     ids=["none", "no single node", "no single row", "twice"],
 )
-def test_points_that_make_no_curve_are_refused(points: tuple[TimePoint, ...]) -> None:
+def test_points_that_make_no_curve_are_refused(points: tuple[LatencyPoint, ...]) -> None:
     with pytest.raises(ArgumentError):
-        TimeCurve(points)
+        LatencyModel(points)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_points_that_cannot_be_are_refused(
     values: tuple[int, int, int, float, float, float],
 ) -> None:
     with pytest.raises(ArgumentError):
-        TimePoint(*values)
+        LatencyPoint(*values)
 
 
 def test_a_table_needs_a_size() -> None:

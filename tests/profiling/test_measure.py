@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import redwood
-from redwood.backends.base import Kept, Nodes
+from redwood.backends.base import AcceptedPath, Nodes
 from redwood.errors import ArgumentError
 from redwood.profiling import measure
 from redwood.profiling.measure import Kind, fill_seconds, measure_curve, quick_curve
@@ -40,7 +40,7 @@ class Watched:
             self.forwards.append(forward)
         return [torch.zeros(len(row.token_ids), 300) for row in rows]
 
-    def commit(self, rows: Sequence[Kept]) -> None:
+    def commit(self, rows: Sequence[AcceptedPath]) -> None:
         for kept in rows:
             self.lengths[kept.row] += len(kept.nodes)
 

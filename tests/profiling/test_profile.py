@@ -13,12 +13,12 @@ import pytest
 from redwood import _storage
 from redwood.errors import ArgumentError, ProfileError
 from redwood.profiling.profile import (
-    Acceptance,
     DrafterProfile,
+    LatencyModel,
+    LatencyPoint,
+    MeasuredAcceptance,
     Profile,
     ProfileKey,
-    TimeCurve,
-    TimePoint,
     profile_path,
     temperature_name,
 )
@@ -36,7 +36,9 @@ KEY = ProfileKey(
     device="cpu",
     redwood="0.1.0",
 )
-CURVE = TimeCurve((TimePoint(1, 1, 128, 5.0, 4.5, 5.5), TimePoint(1, 4, 128, 6.0, 5.5, 7.0)))
+CURVE = LatencyModel(
+    (LatencyPoint(1, 1, 128, 5.0, 4.5, 5.5), LatencyPoint(1, 4, 128, 6.0, 5.5, 7.0))
+)
 
 
 def drafter(name: str, **more: Any) -> DrafterProfile:
@@ -45,8 +47,8 @@ def drafter(name: str, **more: Any) -> DrafterProfile:
 
 @pytest.fixture
 def profile() -> Profile:
-    forced = Acceptance([0.7, 0.1], [0.02, 0.01], 400, "teacher-forced")
-    counted = Acceptance([0.6, 0.2], [0.05, 0.03], 90, "decoded")
+    forced = MeasuredAcceptance([0.7, 0.1], [0.02, 0.01], 400, "teacher-forced")
+    counted = MeasuredAcceptance([0.6, 0.2], [0.05, 0.03], 90, "decoded")
     small = DrafterProfile(
         "small",
         CURVE,
@@ -261,7 +263,7 @@ def test_acceptance_that_cannot_be_is_refused() -> None:
         ([0.5], [0.0], -1),
     ):
         with pytest.raises(ArgumentError):
-            Acceptance(rates, stderr, trials, "decoded")
+            MeasuredAcceptance(rates, stderr, trials, "decoded")
 
 
 def test_temperatures_have_one_name() -> None:

@@ -17,12 +17,12 @@ from conftest import save_model, tiny_llama, tiny_tokenizer
 from redwood import Engine
 from redwood.bench.acceptance import Text, teacher_forced
 from redwood.errors import ArgumentError, NumericalError
-from redwood.profiling.profile import Acceptance
+from redwood.profiling.profile import MeasuredAcceptance
 from redwood.tuning import (
-    History,
     Rates,
     Sample,
     Settings,
+    TrainingHistory,
     agreement,
     boost,
     collect,
@@ -315,10 +315,10 @@ def test_every_round_gets_what_no_earlier_model_knows(sampled: list[Sample]) -> 
     ours, check, models = sampled[:28], sampled[28:34], [peaked(), fresh(), fresh()]
     given: list[list[NDArray[np.float32]]] = []
 
-    def train(number: int, weights: Any, validation: Any) -> tuple[Any, History]:
+    def train(number: int, weights: Any, validation: Any) -> tuple[Any, TrainingHistory]:
         given.append(weights)
         assert [len(w) for w in validation] == [len(s.answer) for s in check]
-        return models[number], History([0.0])
+        return models[number], TrainingHistory([0.0])
 
     rounds = boost(3, ours, check, train, marked_weight=0.25)
     first, second = (agreement(model, ours) for model in models[:2])
@@ -340,7 +340,7 @@ def test_boosting_ends_when_nothing_is_left(places: Path, tmp_path: Path) -> Non
     same = redwood.load(str(places / "target"), backend="eager")
     own = collect(same, PROMPTS[:4], tmp_path, key="e", max_tokens=8)
     target = peaked()  # knows every answer of its own
-    made = boost(3, own, own[:2], lambda number, weights, check: (target, History()))
+    made = boost(3, own, own[:2], lambda number, weights, check: (target, TrainingHistory()))
     assert [each.left for each in made] == [sum(len(sample.answer) for sample in own)]
 
 
@@ -348,7 +348,7 @@ def test_boosted_models_cover_more_than_the_same_model_twice(sampled: list[Sampl
     ours, check, held = sampled[:28], sampled[28:34], sampled[34:]
     models: list[Any] = []
 
-    def train(number: int, weights: Any, validation: Any) -> tuple[Any, History]:
+    def train(number: int, weights: Any, validation: Any) -> tuple[Any, TrainingHistory]:
         model = fresh()
         history = tune(model, ours, weights, check, validation, QUICK)
         models.append(model)
@@ -376,7 +376,7 @@ def test_measured_rates_are_those_of_calibration(
 
 
 def of(ids: list[list[int]], wanted: list[int]) -> Rates:
-    none = Acceptance([0.0], [0.0], 0, "teacher-forced")
+    none = MeasuredAcceptance([0.0], [0.0], 0, "teacher-forced")
     return Rates(none, [np.array(ids)], [np.array(wanted)])
 
 

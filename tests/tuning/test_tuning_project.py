@@ -19,7 +19,7 @@ from cli_kit import Ran
 from conftest import save_model, tiny_tokenizer
 from redwood._storage import write_whole
 from redwood.errors import ArgumentError, ModelError
-from redwood.tuning import Plan, Project, shallow_copy
+from redwood.tuning import Project, TuningPlan, shallow_copy
 from redwood.tuning import project as project_module
 from redwood.tuning.project import split
 
@@ -198,7 +198,7 @@ def test_few_prompts_other_tokens_and_a_full_disk_are_refused(
 
 
 def test_a_folder_in_use_is_refused(places: Path, tmp_path: Path) -> None:
-    plan = Plan("t", ("s",), None, 1, "p")
+    plan = TuningPlan("t", ("s",), None, 1, "p")
     first, second = Project(tmp_path / "out", plan), Project(tmp_path / "out", plan)
     with first._alone(), pytest.raises(ArgumentError, match="another process is at work"):
         with second._alone():

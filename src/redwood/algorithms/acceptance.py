@@ -21,7 +21,7 @@ _MEMORY = 512.0  # trials a bin remembers; older ones fade, since texts change
 _BELIEF = 8.0  # trials that a prior counts for
 
 
-class Reliability:
+class AcceptanceTable:
     """Chance of acceptance by bin: a prior, corrected by what was seen.
 
     Args:
@@ -52,9 +52,9 @@ class Reliability:
         seen = self._belief + self._trials[index]
         self.rates[index] = (self._belief * self._prior[index] + self._hits[index]) / seen
 
-    def child(self) -> Reliability:
+    def child(self) -> AcceptanceTable:
         """Returns a table for one text that begins with what this one believes."""
-        return Reliability(self.rates, self._belief)
+        return AcceptanceTable(self.rates, self._belief)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what was seen, as plain values for JSON."""
@@ -172,7 +172,7 @@ def learn(
     parents: Sequence[int],
     token_ids: Sequence[int],
     bins: Sequence[int],
-    tables: Sequence[Reliability],
+    tables: Sequence[AcceptanceTable],
 ) -> int:
     """Follows new text through a drafted tree; notes in all tables which children it took.
 
@@ -194,7 +194,7 @@ def learn_below(
     children: Callable[[int], Sequence[int]],
     token_ids: Sequence[int],
     bins: Sequence[int],
-    tables: Sequence[Reliability],
+    tables: Sequence[AcceptanceTable],
 ) -> int:
     """Does what `learn` does, for a caller who knows the children of a node, in index order."""
     at = depth = 0
@@ -211,10 +211,10 @@ def learn_below(
     return depth
 
 
-class Pace(Protocol):
+class LevelPolicy(Protocol):
     """Decides, level by level, whether drafting on is worth its time."""
 
-    def going_on(
+    def num_expansions(
         self,
         tokens: float,
         nodes: int,

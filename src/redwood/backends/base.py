@@ -32,7 +32,7 @@ class Nodes(NamedTuple):
     num_logits: int | None = None
 
 
-class Kept(NamedTuple):
+class AcceptedPath(NamedTuple):
     """Provisional nodes of one row to keep: a path, in order; the others are dropped."""
 
     row: int
@@ -79,7 +79,7 @@ class Backend(Protocol):
         """
         ...
 
-    def commit(self, rows: Sequence[Kept]) -> None:
+    def commit(self, rows: Sequence[AcceptedPath]) -> None:
         """Keeps these provisional nodes, in order, and drops all others of these rows.
 
         Raises:

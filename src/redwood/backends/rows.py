@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from redwood.backends.base import Kept, Nodes
+from redwood.backends.base import AcceptedPath, Nodes
 from redwood.errors import ArgumentError, CapacityError
 
 
@@ -40,7 +40,7 @@ class RowState:
             depths.append(0 if parent < 0 else depths[parent] + 1)
         return parents, depths
 
-    def check_path(self, kept: Kept) -> None:
+    def check_path(self, kept: AcceptedPath) -> None:
         """Raises ArgumentError unless the kept nodes are a path from the committed prefix."""
         path = [-1, *kept.nodes]
         if any(

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from redwood.algorithms.sequoia import draw_without_replacement
-from redwood.backends.base import Backend, Kept, Nodes
-from redwood.bench.interleave import Contender, run
+from redwood.backends.base import AcceptedPath, Backend, Nodes
+from redwood.bench.interleave import Candidate, run
 from redwood.drafters.base import ModelDrafter
 from redwood.drafters.model import DRAFT_WIDTH, readable
 from redwood.engine.engine import RowEngine, Step
-from redwood.profiling.profile import Acceptance
+from redwood.profiling.profile import MeasuredAcceptance
 from redwood.sampling import SamplingParams, check_finite, draft_law, probs_from_scores, top
 
 RANKS = 8
@@ -49,7 +49,7 @@ def teacher_forced(
     *,
     ranks: int = RANKS,
     on_text: Callable[[], None] | None = None,
-) -> Acceptance:
+) -> MeasuredAcceptance:
     """Returns the mean chance by rank over all positions of plain answers.
 
     Source: arXiv 2402.12374, Def. 3.1, measured as its authors' code does: at a position, the k-th
@@ -141,10 +141,10 @@ def decoded(
     *,
     ranks: int = RANKS,
     on_text: Callable[[], None] | None = None,
-) -> Acceptance:
+) -> MeasuredAcceptance:
     """Returns how often each rank was accepted while decoding with trees of one level."""
     ranks = min(ranks, draft.vocab_size, engine.target.vocab_size, engine.target.capacity - 1)
-    contender = Contender("", ModelDrafter(draft, [-1] + [0] * ranks), 1 + ranks)
+    candidate = Candidate("", ModelDrafter(draft, [-1] + [0] * ranks), 1 + ranks)
     sums, counts = np.zeros((len(prompts), ranks)), np.zeros(len(prompts))
     for i, prompt in enumerate(prompts):
 
@@ -160,7 +160,7 @@ def decoded(
             seed=i,
             verifier=plain_verifier(temperature),
         )
-        run(engine, contender, prompt, params, count)
+        run(engine, candidate, prompt, params, count)
         if on_text is not None:
             on_text()
     return clustered(sums, counts, "decoded")
@@ -171,7 +171,7 @@ def plain_verifier(temperature: float) -> str:
     return "auto" if temperature == 0.0 else "traversal"
 
 
-def clustered(sums: Row, counts: Row, how: str) -> Acceptance:
+def clustered(sums: Row, counts: Row, how: str) -> MeasuredAcceptance:
     """Returns rates with standard errors that take prompts, not positions, as independent.
 
     With a single prompt there is nothing to compare: its positions count as independent then.
@@ -182,7 +182,7 @@ def clustered(sums: Row, counts: Row, how: str) -> Acceptance:
     """
     total = float(counts.sum())
     if total == 0.0:
-        return Acceptance([0.0] * sums.shape[1], [0.0] * sums.shape[1], 0, how)
+        return MeasuredAcceptance([0.0] * sums.shape[1], [0.0] * sums.shape[1], 0, how)
     rates = sums.sum(0) / total
     groups = int((counts > 0).sum())
     if groups > 1:
@@ -190,7 +190,7 @@ def clustered(sums: Row, counts: Row, how: str) -> Acceptance:
         stderr = np.sqrt(spread) / total
     else:
         stderr = np.sqrt(rates * (1.0 - rates).clip(0.0) / total)
-    return Acceptance(rates.clip(0.0, 1.0).tolist(), stderr.tolist(), int(total), how)
+    return MeasuredAcceptance(rates.clip(0.0, 1.0).tolist(), stderr.tolist(), int(total), how)
 
 
 def paired(target: Backend, draft: Backend, text: Text) -> Generator[tuple[Tensor, Tensor]]:
@@ -215,5 +215,5 @@ def paired(target: Backend, draft: Backend, text: Text) -> Generator[tuple[Tenso
 def _append(backend: Backend, row: int, tokens: Sequence[int], num_logits: int | None) -> Tensor:
     known = readable(backend, tokens)
     (logits,) = backend.extend([Nodes(row, known, num_logits=num_logits)])
-    backend.commit([Kept(row, range(len(known)))])
+    backend.commit([AcceptedPath(row, range(len(known)))])
     return logits

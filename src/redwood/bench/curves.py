@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from redwood.backends.base import Backend
-from redwood.profiling.latency import TimeCurve
+from redwood.profiling.latency import LatencyModel
 from redwood.profiling.measure import Kind, fill_seconds, measure_curve
 
 Progress = Callable[[str, int, int], None]
@@ -52,7 +52,7 @@ def _contexts(backend: Backend) -> list[int]:
 
 def curve_of(
     backend: Backend, name: str, kinds: Sequence[Kind], seconds: float, tell: Progress
-) -> TimeCurve:
+) -> LatencyModel:
     """Returns the measured curve of a backend that is called `name` in progress."""
     what = f"Timing {name}"
     tell(what, 0, _REPEATS)

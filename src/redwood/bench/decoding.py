@@ -13,11 +13,11 @@ from redwood.backends.base import Backend
 from redwood.bench.acceptance import Text, decoded, plain_verifier, teacher_forced
 from redwood.bench.clocks import ClockedBackend, ClockedDrafter
 from redwood.bench.curves import Progress
-from redwood.bench.interleave import PLAIN, Contender, Run, run
+from redwood.bench.interleave import PLAIN, Candidate, Run, run
 from redwood.bench.sizes import tokens_by_size
 from redwood.drafters.base import Drafter, ModelDrafter
 from redwood.engine.engine import RowEngine
-from redwood.profiling.profile import Acceptance, DrafterProfile, temperature_name
+from redwood.profiling.profile import DrafterProfile, MeasuredAcceptance, temperature_name
 from redwood.sampling import SamplingParams
 
 TREE_SIZES, MOST_LEVELS = (4, 8, 16), 8
@@ -65,12 +65,12 @@ class Bench:
     def _params(self, **more: Any) -> SamplingParams:
         return SamplingParams(max_tokens=self.max_tokens, temperature=self.temperature, **more)
 
-    def runs(self, contender: Contender, params: Sequence[SamplingParams], what: str) -> list[Run]:
+    def runs(self, candidate: Candidate, params: Sequence[SamplingParams], what: str) -> list[Run]:
         """Answers a prompt per entry of `params`."""
         advance = self.progress(what, len(params))
         made = []
         for prompt, each in zip(self.prompts, params, strict=False):
-            made.append(run(self.engine, contender, prompt, each))
+            made.append(run(self.engine, candidate, prompt, each))
             stats = made[-1].stats
             seconds = stats.seconds["verify"] + stats.seconds["other"]
             self.step_ms.append(1000.0 * seconds / stats.target_passes)
@@ -104,7 +104,7 @@ def measured(
     """Returns the profile of a drafter with what one more temperature tells of it."""
     at = temperature_name(bench.temperature)
     kept = deepcopy(getattr(drafter, "reliability", None))
-    rates: list[Acceptance] = []
+    rates: list[MeasuredAcceptance] = []
     try:
         if isinstance(drafter, ModelDrafter):
             rates = _acceptance(bench, profile.name, drafter.backend, texts)
@@ -124,7 +124,9 @@ def measured(
     )
 
 
-def _acceptance(bench: Bench, name: str, draft: Backend, texts: Sequence[Text]) -> list[Acceptance]:
+def _acceptance(
+    bench: Bench, name: str, draft: Backend, texts: Sequence[Text]
+) -> list[MeasuredAcceptance]:
     engine, count = bench.engine, len(texts)
     forced = teacher_forced(
         engine.target,
@@ -156,11 +158,11 @@ def _with_trees(bench: Bench, name: str, drafter: ModelDrafter, rates: Sequence[
         if learned is not None:
             cast(Any, shaped).reliability = learned
         clocked = ClockedDrafter(shaped, forwards)
-        contender = Contender(name, clocked, size)
+        candidate = Candidate(name, clocked, size)
         what = f"Decoding with {size} nodes of {name}"
-        sizes[size] = _tokens_per_pass(bench.runs(contender, bench.unseeded(count), what))
+        sizes[size] = _tokens_per_pass(bench.runs(candidate, bench.unseeded(count), what))
         if bench.temperature > 0.0:  # with a seed, children are another law's: learned as well
-            bench.runs(contender, bench.coupled(count), what)
+            bench.runs(candidate, bench.coupled(count), what)
         costs.append(clocked.ms_per_node)
     return _Decoded(sizes, median(costs) if costs else 0.0, _plain_values(learned))
 
@@ -170,7 +172,7 @@ def _with_texts(bench: Bench, name: str, drafter: Drafter, texts: Sequence[Text]
     budget = min(_LEARNING_BUDGET, bench.engine.target.capacity)
     clocked = ClockedDrafter(drafter)
     params = bench.unseeded(len(texts))
-    runs = bench.runs(Contender(name, clocked, budget), params, f"Decoding with {name}")
+    runs = bench.runs(Candidate(name, clocked, budget), params, f"Decoding with {name}")
     learned = _plain_values(getattr(drafter, "reliability", None))
     if drafter.draws:
         return _Decoded({budget: _tokens_per_pass(runs)}, clocked.ms_per_node, learned)

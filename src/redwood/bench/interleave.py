@@ -1,6 +1,6 @@
 """Contenders on one target: who drafts, and answers made in turns.
 
-On CPUs, contenders answer a prompt at once, each with a row of its own on the one loaded target,
+On CPUs, candidates answer a prompt at once, each with a row of its own on the one loaded target,
 and take turns step by step: a slow second of the machine hurts all of them alike.
 """
 
@@ -21,7 +21,7 @@ from redwood.sampling import SamplingParams
 _WARM_UP_TOKENS = 8
 
 
-class Contender(NamedTuple):
+class Candidate(NamedTuple):
     """A drafter and the nodes per step that it may fill, or a planner that chooses both."""
 
     name: str
@@ -30,7 +30,7 @@ class Contender(NamedTuple):
     planner: Planner | None = None
 
 
-PLAIN = Contender("none", NoDrafter(), 1)
+PLAIN = Candidate("none", NoDrafter(), 1)
 """Plain decoding."""
 
 
@@ -43,17 +43,17 @@ class Run(NamedTuple):
 
 def run(
     engine: RowEngine,
-    contender: Contender,
+    candidate: Candidate,
     prompt: Sequence[int],
     params: SamplingParams,
     on_step: Callable[[Step], None] | None = None,
 ) -> Run:
-    """Answers one prompt (token ids) with one contender; `on_step` sees every step.
+    """Answers one prompt (token ids) with one candidate; `on_step` sees every step.
 
-    The engine must be idle; it keeps the contender's drafter, budget and planner.
+    The engine must be idle; it keeps the candidate's drafter, budget and planner.
     """
-    engine.drafter, engine.budget = contender.drafter, contender.budget
-    engine.planner = contender.planner
+    engine.drafter, engine.budget = candidate.drafter, candidate.budget
+    engine.planner = candidate.planner
     key = engine.add(prompt, params)
     stats, tokens = engine.stats(key), list[int]()
     try:
@@ -70,8 +70,8 @@ def run(
         engine.cancel(key)
 
 
-class Lane:
-    """A contender with rows of its own on the target of an engine.
+class Stepper:
+    """A candidate with rows of its own on the target of an engine.
 
     Attributes:
         seconds: what its steps took since `start`.
@@ -79,14 +79,14 @@ class Lane:
         stats: of each prompt.
     """
 
-    def __init__(self, engine: RowEngine, contender: Contender, rows: int = 1) -> None:
+    def __init__(self, engine: RowEngine, candidate: Candidate, rows: int = 1) -> None:
         self.engine = RowEngine(
             engine.target,
-            contender.drafter,
+            candidate.drafter,
             tokenizer=engine.tokenizer,
             eos_ids=sorted(engine.eos_ids),
-            budget=contender.budget,
-            planner=contender.planner,
+            budget=candidate.budget,
+            planner=candidate.planner,
             max_rows=rows,
             prefill_chunk=engine.prefill_chunk,
             prefill_beside=engine.prefill_beside,
@@ -124,8 +124,8 @@ class Lane:
             self.engine.cancel(key)
 
 
-def race(
-    lanes: Sequence[Lane],
+def run_interleaved(
+    lanes: Sequence[Stepper],
     prompts: Sequence[Sequence[int]],
     params: SamplingParams,
     on_end: Callable[[], None] | None = None,
@@ -152,7 +152,7 @@ def race(
 
 def alternate(
     engine: RowEngine,
-    contenders: Sequence[Contender],
+    candidates: Sequence[Candidate],
     prompts: Sequence[Sequence[int]],
     params: SamplingParams,
     *,
@@ -160,10 +160,10 @@ def alternate(
     together: bool | None = None,
     on_run: Callable[[], None] | None = None,
 ) -> list[list[list[Run]]]:
-    """Returns runs[contender][prompt][repeat]; everybody has a short warm-up run first.
+    """Returns runs[candidate][prompt][repeat]; everybody has a short warm-up run first.
 
     Args:
-        together: contenders answer a prompt at once, in turns step by step, which takes a row of
+        together: candidates answer a prompt at once, in turns step by step, which takes a row of
             the target for each; False: one after the other, in rotating order. None: at once on
             CPUs, which others share; a GPU's memory may have no room for more rows.
         on_run: called after each run.
@@ -172,19 +172,19 @@ def alternate(
         ArgumentError: no prompts, repeats below 1, a budget below 1.
         CapacityError: a budget beyond the target's capacity.
     """
-    _check(engine, contenders, prompts, repeats)
-    runs: list[list[list[Run]]] = [[[] for _ in prompts] for _ in contenders]
+    _check(engine, candidates, prompts, repeats)
+    runs: list[list[list[Run]]] = [[[] for _ in prompts] for _ in candidates]
     if together is None:
         together = engine.target.device.type == "cpu"
-    lanes = [Lane(engine, contender) for contender in contenders]
+    lanes = [Stepper(engine, candidate) for candidate in candidates]
     short = replace(params, max_tokens=min(params.max_tokens, _WARM_UP_TOKENS))
     for lane in lanes:
-        race([lane], prompts[:1], short)
+        run_interleaved([lane], prompts[:1], short)
     for i, prompt in enumerate(prompts):
         for repeat in range(repeats):
             order = rotated(range(len(lanes)), i * repeats + repeat)
             for group in [order] if together else [[j] for j in order]:
-                race([lanes[j] for j in group], [prompt], params, on_run)
+                run_interleaved([lanes[j] for j in group], [prompt], params, on_run)
                 for j in group:
                     runs[j][i].append(Run(lanes[j].texts[0], lanes[j].stats[0]))
     return runs
@@ -192,18 +192,18 @@ def alternate(
 
 def _check(
     engine: RowEngine,
-    contenders: Sequence[Contender],
+    candidates: Sequence[Candidate],
     prompts: Sequence[Sequence[int]],
     repeats: int,
 ) -> None:
     if not prompts or repeats < 1:
         raise ArgumentError(f"{len(prompts)} prompts and {repeats} repeats: both must be >= 1")
-    for contender in contenders:
-        if contender.budget < 1:
-            raise ArgumentError(f"budget {contender.budget} must be at least 1")
-        if contender.budget > engine.target.capacity:
+    for candidate in candidates:
+        if candidate.budget < 1:
+            raise ArgumentError(f"budget {candidate.budget} must be at least 1")
+        if candidate.budget > engine.target.capacity:
             raise CapacityError(
-                f"budget {contender.budget} exceeds the capacity of {engine.target.capacity} "
+                f"budget {candidate.budget} exceeds the capacity of {engine.target.capacity} "
                 "slots: lower it"
             )
 

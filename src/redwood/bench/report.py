@@ -1,4 +1,4 @@
-"""Measuring: contenders on one target, token for token comparisons, times of one forward.
+"""Measuring: candidates on one target, token for token comparisons, times of one forward.
 
 Only measuring is here; what is measured is loaded and shown elsewhere, and `interleave` makes the
 answers. Decoding is timed with prefill apart, a model drafter's own included.
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from redwood.backends.base import Backend, Nodes
-from redwood.bench.interleave import Contender, Run, rotated
+from redwood.bench.interleave import Candidate, Run, rotated
 from redwood.engine.engine import RowEngine
 from redwood.engine.stats import STAGES
 from redwood.errors import ArgumentError, CapacityError
@@ -53,7 +53,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Report:
-    """How a contender did on all prompts. Spreads are quartiles.
+    """How a candidate did on all prompts. Spreads are quartiles.
 
     `tokens_per_s` is the median over the prompts, `ratio_to_plain` the median of the ratios of
     single prompts, `mean_acceptance_length` all tokens by all target passes. `identical` and the
@@ -91,16 +91,16 @@ class ForwardTimes:
 
 def reports(
     engine: RowEngine,
-    contenders: Sequence[Contender],
+    candidates: Sequence[Candidate],
     prompts: Sequence[Sequence[int]],
     params: SamplingParams,
     runs: Sequence[Sequence[Sequence[Run]]],
 ) -> list[Report]:
-    """Returns a report per contender of `alternate`; the first contender is the plain one."""
+    """Returns a report per candidate of `alternate`; the first candidate is the plain one."""
     plain = runs[0]
     return [
-        _report(contender, own, plain, _differences(engine, prompts, params, own, plain))
-        for contender, own in zip(contenders, runs, strict=True)
+        _report(candidate, own, plain, _differences(engine, prompts, params, own, plain))
+        for candidate, own in zip(candidates, runs, strict=True)
     ]
 
 
@@ -208,7 +208,7 @@ def _differences(
 
 
 def _report(
-    contender: Contender,
+    candidate: Candidate,
     own: Sequence[Sequence[Run]],
     plain: Sequence[Sequence[Run]],
     differences: list[Difference] | None,
@@ -221,8 +221,8 @@ def _report(
     ]
     passes = sum(s.target_passes for s in stats)
     return Report(
-        drafter=contender.name,
-        budget=None if contender.planner else contender.budget,
+        drafter=candidate.name,
+        budget=None if candidate.planner else candidate.budget,
         num_prompts=len(own),
         tokens_per_s=median(speeds),
         tokens_per_s_spread=quartiles(speeds),

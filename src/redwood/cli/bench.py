@@ -14,7 +14,7 @@ from rich.table import Table
 
 from redwood.cli import options as o
 from redwood.cli.groups import Machine, Sampling, grouped, values
-from redwood.cli.loading import open_backend, open_contenders
+from redwood.cli.loading import open_backend, open_candidates
 from redwood.cli.terminal import print_json, stderr, stdout, write
 from redwood.errors import ArgumentError, CapacityError
 
@@ -103,7 +103,7 @@ def bench_prompts(
     budgets = [] if budget is None else o.integers("--budget", budget)
     params = o.sampling(sampling.given())
     tasks = read_tasks(prompts, category or [])[:limit]
-    engine, contenders = open_contenders(
+    engine, candidates = open_candidates(
         target,
         drafter.split(","),
         budgets,
@@ -115,16 +115,16 @@ def bench_prompts(
 
     encoded = [_encode(engine, task, prompts, raw) for task in tasks]
     with Progress(console=stderr(), transient=True) as progress:
-        bar = progress.add_task("Decoding", total=len(tasks) * repeats * len(contenders))
+        bar = progress.add_task("Decoding", total=len(tasks) * repeats * len(candidates))
         runs = alternate(
             engine,
-            contenders,
+            candidates,
             encoded,
             params,
             repeats=repeats,
             on_run=lambda: progress.advance(bar),
         )
-        made = reports(engine, contenders, encoded, params, runs)
+        made = reports(engine, candidates, encoded, params, runs)
     if as_json:
         print_json([_as_json(report, tasks) for report in made])
     else:

@@ -14,7 +14,7 @@ from rich.progress import Progress, TaskID
 from redwood.cli import options as o
 from redwood.cli.bench import Task, read_tasks
 from redwood.cli.groups import Machine, Offloading, grouped, values
-from redwood.cli.loading import open_contenders
+from redwood.cli.loading import open_candidates
 from redwood.cli.profile_tables import show
 from redwood.cli.terminal import print_json, say, stderr
 from redwood.errors import ArgumentError, CapacityError, ProfileError
@@ -95,7 +95,7 @@ def calibrate(
 
         check_plot(plot)
     names = [name for name in dict.fromkeys(drafter.replace("+", ",").split(",")) if name != "none"]
-    engine, contenders = open_contenders(
+    engine, candidates = open_candidates(
         target,
         names,
         [1],
@@ -104,7 +104,7 @@ def calibrate(
     from redwood.profiling.key import profile_key
     from redwood.profiling.profile import profile_path
 
-    drafters = {each.name: each.drafter for each in contenders[1:]}
+    drafters = {each.name: each.drafter for each in candidates[1:]}
     pinned = None if machine.cpus is None else o.integers("--cpus", machine.cpus)
     key = profile_key(
         engine.target, target, drafters, weights=machine.weights, kv=machine.kv, cpus=pinned

@@ -11,7 +11,7 @@ import typer
 
 from redwood.cli import options as o
 from redwood.cli.groups import Machine, grouped, values
-from redwood.cli.loading import open_contenders
+from redwood.cli.loading import open_candidates
 from redwood.cli.terminal import (
     Words,
     painter,
@@ -66,20 +66,20 @@ def demo(
     Both run in turns on the same loaded model; the table shows medians. What was drafted and
     accepted has another shade on a terminal.
     """
-    engine, contenders = open_contenders(
+    engine, candidates = open_candidates(
         target,
         [drafter],
         [] if budget is None else [budget],
         **values(machine),
     )
-    if len(contenders) < 2:
+    if len(candidates) < 2:
         raise o.wrong("--drafter", "none has nothing to compare with plain decoding")
     from redwood.bench.interleave import alternate, run
     from redwood.bench.report import reports
 
     params = o.sampling({"max_tokens": max_tokens})
     prompt = _encode(engine)
-    plain, drafted = contenders
+    plain, drafted = candidates
     if not as_json:
         write(f"{PROMPT}\n\n{target} answers through token trees ({drafter}):\n\n")
     shown: list[str] = []
@@ -94,8 +94,8 @@ def demo(
     if not as_json:
         write("\n\n")
     with stderr().status("Answering again, plainly and through trees in turns, to compare"):
-        runs = alternate(engine, contenders, [prompt], params, repeats=repeats)
-        report = reports(engine, contenders, [prompt], params, runs)[1]
+        runs = alternate(engine, candidates, [prompt], params, repeats=repeats)
+        report = reports(engine, candidates, [prompt], params, runs)[1]
     columns = {"token tree": _typical(runs[1][0]), "plain": _typical(runs[0][0])}
     if as_json:
         print_json(

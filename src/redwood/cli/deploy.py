@@ -15,7 +15,7 @@ from redwood.cli.serve import FORMATS, Serving, check_packages, serve, settings_
 from redwood.cli.terminal import say, write
 
 if TYPE_CHECKING:
-    from redwood.server.replicas.plan import Plan
+    from redwood.server.replicas.plan import DeployPlan
 
 # Options of `redwood serve` that mean nothing, or something else, with several processes.
 _NOT_HERE = {
@@ -139,8 +139,8 @@ def deploy(
     return run_here(plan, ready)
 
 
-def _plan(options: Mapping[str, Any], **more: Any) -> Plan:
-    from redwood.server.replicas.plan import Plan
+def _plan(options: Mapping[str, Any], **more: Any) -> DeployPlan:
+    from redwood.server.replicas.plan import DeployPlan
 
     left = dict(options)
     taken = {name: left.pop(name) for name in _OF_PLAN}
@@ -156,7 +156,7 @@ def _plan(options: Mapping[str, Any], **more: Any) -> Plan:
     taken["drafter"] = "+".join(_absolute(part) for part in taken["drafter"].split("+"))
     if taken["api_key_file"] is not None:
         taken["api_key_file"] = str(taken["api_key_file"].absolute())
-    return Plan(settings=settings, engine=engine, **taken, **more)
+    return DeployPlan(settings=settings, engine=engine, **taken, **more)
 
 
 def _absolute(name: str) -> str:

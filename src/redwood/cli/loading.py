@@ -12,7 +12,7 @@ from redwood.cli.terminal import stderr
 
 if TYPE_CHECKING:
     from redwood.backends.base import Backend
-    from redwood.bench.interleave import Contender
+    from redwood.bench.interleave import Candidate
     from redwood.drafters.base import Drafter
     from redwood.engine.text import Engine
 
@@ -72,14 +72,14 @@ def open_backend(target: str, **options: Any) -> Backend:
         return open_model(target, **options)[1]
 
 
-def open_contenders(
+def open_candidates(
     target: str,
     names: Sequence[str],
     budgets: Sequence[int],
     *,
     law: str | None = None,
     **options: Any,
-) -> tuple[Engine, list[Contender]]:
+) -> tuple[Engine, list[Candidate]]:
     """Returns an engine that decodes plainly, and what to compare on it, plain decoding first.
 
     Every model is loaded once, however often it is named.
@@ -93,7 +93,7 @@ def open_contenders(
     _check_law(law, models)
     options = _given(options)
     with _loading(target, models, options):
-        from redwood.bench.interleave import PLAIN, Contender
+        from redwood.bench.interleave import PLAIN, Candidate
         from redwood.drafters.base import join_drafters
         from redwood.engine.load import default_budget, load, open_drafter, settle
         from redwood.planner.from_profile import open_planner
@@ -104,7 +104,7 @@ def open_contenders(
             draft_options.pop("weights", None)
         draft_options |= given(law=law)
         made: dict[str, Drafter] = {}
-        contenders = [PLAIN]
+        candidates = [PLAIN]
         for name in names:
             parts: dict[str, Drafter] = {}
             for part in name.split("+"):
@@ -116,14 +116,14 @@ def open_contenders(
             if not parts:
                 continue
             joined = join_drafters(list(parts.values()))
-            contenders += [Contender(name, joined, size) for size in budgets]
+            candidates += [Candidate(name, joined, size) for size in budgets]
             if not budgets:
                 how = {key: options.get(key) for key in ("weights", "kv", "cpus")}
                 planner = open_planner(engine.target, target, joined, parts, **how)
                 size = default_budget(list(parts.values()), engine.target.name)
-                contenders.append(Contender(name, joined, size, planner))
+                candidates.append(Candidate(name, joined, size, planner))
         settle(engine.target, list(made.values()))
-        return engine, contenders
+        return engine, candidates
 
 
 def _model_names(drafters: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from redwood.cli.terminal import stdout, write
 
 if TYPE_CHECKING:
     from redwood.bench.choice import Choice
-    from redwood.profiling.latency import TimeCurve
+    from redwood.profiling.latency import LatencyModel
     from redwood.profiling.profile import Profile
 
 _SHOWN_RANKS = 3
@@ -50,7 +50,7 @@ def _table(*columns: str, left: int = 1) -> Table:
     return table
 
 
-def _times(curve: TimeCurve) -> Table:
+def _times(curve: LatencyModel) -> Table:
     """One line per number of nodes, one column per context; rows beside each other at the end."""
     contexts = sorted({p.context for p in curve.points if p.rows == 1})
     table = _table("nodes", *(f"{context} before" for context in contexts), "x 1st", left=0)

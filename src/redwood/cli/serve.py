@@ -163,7 +163,7 @@ class Access:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class KeptAnswers:
     """Answers that are kept to draft from."""
 
     keep_answers: Annotated[
@@ -204,7 +204,7 @@ def serve(
     *,
     serving: Serving,
     access: Access,
-    kept: Kept,
+    kept: KeptAnswers,
     log_format: Annotated[
         str, _option("--log-format", "Of the log on stderr: text or json.", metavar="FORMAT")
     ] = "text",
@@ -254,14 +254,14 @@ def settings_of(options: Mapping[str, Any], target: str) -> Settings:
     )
 
 
-def _check(kept: Kept) -> None:
+def _check(kept: KeptAnswers) -> None:
     if kept.keep_answers is None and (kept.share_answers or kept.keep_every is not None):
         raise o.wrong("--share-answers", "needs --keep-answers, as --keep-every does")
     if kept.keep_every is not None and not 0.0 < kept.keep_every < float("inf"):
         raise o.wrong("--keep-every", f"{kept.keep_every} must be above 0")
 
 
-def _recalled(engine: Engine, kept: Kept, keys: Keys, target: str) -> Memory | None:
+def _recalled(engine: Engine, kept: KeptAnswers, keys: Keys, target: str) -> Memory | None:
     if kept.keep_answers is None:
         return None
     from redwood.datastore import Namespaces

@@ -24,7 +24,7 @@ from redwood.errors import CapacityError
 if TYPE_CHECKING:
     from redwood.drafters.base import ModelDrafter
     from redwood.engine.text import Engine
-    from redwood.tuning.project import Plan
+    from redwood.tuning.project import TuningPlan
 
 _OF_ANSWERS = ("backend", "dtype", "device", "weights", "kv", "offload")
 """Options of the target on which its answers may depend, in their last bits."""
@@ -52,7 +52,7 @@ def _option(name: str, help_text: str, panel: str, **more: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Answering:
-    """What the target answers, and what is held back; named as the fields of `Plan`."""
+    """What the target answers, and what is held back; named as the fields of `TuningPlan`."""
 
     max_tokens: Annotated[
         int | None, _option("--max-tokens", "Tokens of each answer.", _TRAINING)
@@ -198,13 +198,13 @@ def _plan(
     options: dict[str, Any],
     answers: dict[str, Any],
     training: dict[str, Any],
-) -> Plan:
+) -> TuningPlan:
     from redwood._storage import digest
-    from redwood.tuning.project import Plan, identity, split
+    from redwood.tuning.project import TuningPlan, identity, split
     from redwood.tuning.training import Settings
 
     settings = Settings(distill=bool(answers.get("distill")), **training)
-    made = Plan(
+    made = TuningPlan(
         target=identity(target),
         starts=tuple(identity(name) for name in starts),
         layers=layers,

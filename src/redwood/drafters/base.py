@@ -98,13 +98,13 @@ class UnionDrafter:
         """Returns merged trees within the budgets."""
         merged = NoDrafter().propose(contexts, budgets)
         for i, drafter in enumerate(self.parts):
-            rooms = [budget - len(tree) for budget, tree in zip(budgets, merged, strict=True)]
+            free_slots = [budget - len(tree) for budget, tree in zip(budgets, merged, strict=True)]
             left = len(self.parts) - i
             if self._shares is None:
-                parts = [room // left for room in rooms]
+                parts = [room // left for room in free_slots]
             else:
                 last = left == 1
-                parts = [room if last else min(room, self._shares[i]) for room in rooms]
+                parts = [room if last else min(room, self._shares[i]) for room in free_slots]
             trees = proposals(drafter, contexts, [1 + part for part in parts])
             merged = [merge_trees(pair) for pair in zip(merged, trees, strict=True)]
         return merged

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from redwood.algorithms.acceptance import MODEL_BINS, Reliability, learn_below, model_bin
+from redwood.algorithms.acceptance import MODEL_BINS, AcceptanceTable, learn_below, model_bin
 from redwood.algorithms.sequoia import draw_without_replacement
 from redwood.algorithms.specinfer import draw_with_replacement
 from redwood.drafters.context import Context
@@ -37,7 +37,7 @@ class Shape:
         self.children = children_of(parents)
 
 
-class Growing:
+class TreeBuilder:
     """A tree in the making.
 
     Args:
@@ -133,7 +133,7 @@ class Growing:
         self._probs.append(probs)
         self._ids.append(ids)
 
-    def learn(self, text: Sequence[int], tables: Sequence[Reliability]) -> None:
+    def learn(self, text: Sequence[int], tables: Sequence[AcceptanceTable]) -> None:
         """Notes what became of this tree, of which `text` is the continuation."""
         news = text[self.length :]
         depth = learn_below(news, self._children, self.tokens, self._bins, tables)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from redwood.algorithms.acceptance import Pace, Reliability, model_prior
+from redwood.algorithms.acceptance import AcceptanceTable, LevelPolicy, model_prior
 from redwood.algorithms.sequoia import optimal_tree
-from redwood.backends.base import Backend, Kept, Nodes
+from redwood.backends.base import AcceptedPath, Backend, Nodes
 from redwood.drafters.context import Context
-from redwood.drafters.draft_tree import Growing, Shape
+from redwood.drafters.draft_tree import Shape, TreeBuilder
 from redwood.errors import ArgumentError, check_count
 from redwood.sampling import SamplingParams
 from redwood.tree import Law, TokenTree
@@ -78,9 +78,9 @@ class ModelDrafter:
         self.window = window
         self._rows: dict[int, _DraftRow] = {}
         self._shapes: dict[tuple[int, tuple[float, ...]], Shape] = {}
-        self.reliability = {law: Reliability([*model_prior(), _HOPE]) for law in Law}
+        self.reliability = {law: AcceptanceTable([*model_prior(), _HOPE]) for law in Law}
         self.acceptance: Sequence[float] = DEFAULT_ACCEPTANCE
-        self.pace: Pace | None = None
+        self.level_policy: LevelPolicy | None = None
         self.most_drawn: int | None = None
 
     def is_static(self, context: Context) -> bool:
@@ -113,7 +113,7 @@ class ModelDrafter:
             level += 1
         return [g.finish() for g in growing]
 
-    def _begin(self, context: Context, budget: int) -> Growing:
+    def _begin(self, context: Context, budget: int) -> TreeBuilder:
         """A bare root, with what was learned from the tree before it."""
         law, row = self._law_for(context.params), self._row(context)
         table = self.reliability[law]
@@ -124,12 +124,12 @@ class ModelDrafter:
         # Past the drafter's own context, maybe shorter than the target's, nothing is drafted.
         room = self.backend.capacity - (len(context.token_ids) - row.skipped)
         budget = max(1, min(budget, room))
-        dynamic = self.pace is not None and not context.unsteered
+        dynamic = self.level_policy is not None and not context.unsteered
         free = dynamic and law in (Law.POINT, Law.COUPLED) and self._parents is None
         if self.is_static(context) and self._parents is None and not context.unsteered:
             budget = min(budget, self.most_drawn or budget)
         shape = None if free else self._shape(context, budget)
-        row.last = Growing(context, law, shape, budget, room, row.reliability.rates)
+        row.last = TreeBuilder(context, law, shape, budget, room, row.reliability.rates)
         return row.last
 
     def _shape(self, context: Context, budget: int) -> Shape:
@@ -149,10 +149,12 @@ class ModelDrafter:
     def _levels(self, budget: int) -> int:
         return self._max_levels or max(_LEVELS, min(_DEEPEST, budget // 4))
 
-    def _chosen(self, growing: Sequence[Growing], level: int) -> list[tuple[Growing, list[int]]]:
+    def _chosen(
+        self, growing: Sequence[TreeBuilder], level: int
+    ) -> list[tuple[TreeBuilder, list[int]]]:
         """The rows that get another level, and which of their nodes."""
         offers = [(g, nodes) for g in growing if (nodes := g.candidates())]
-        if self.pace is None or not offers:
+        if self.level_policy is None or not offers:
             return offers
         fixed = [(g, nodes) for g, nodes in offers if g.context.unsteered]
         asked = [(g, nodes) for g, nodes in offers if not g.context.unsteered and g.shape]
@@ -161,7 +163,7 @@ class ModelDrafter:
         asked.sort(key=lambda offer: -offer[0].gain(offer[1]))
         drawn = [g for g in growing if g.law not in (Law.POINT, Law.COUPLED)]
         others = [g for g in growing if g.law in (Law.POINT, Law.COUPLED)]
-        count = self.pace.going_on(
+        count = self.level_policy.num_expansions(
             len(others) + sum(sum(g.estimates) for g in drawn),
             len(others) + sum(len(g.tokens) for g in drawn),
             [chance for g in others for chance in g.estimates[1:]],
@@ -169,7 +171,7 @@ class ModelDrafter:
             [sum(map(g.num_children, nodes)) if g.shape else 1 for g, nodes in asked],
             [len(nodes) for _, nodes in asked],
         )
-        together: dict[int, tuple[Growing, list[int]]] = {}
+        together: dict[int, tuple[TreeBuilder, list[int]]] = {}
         for g, nodes in asked[:count]:
             together.setdefault(id(g), (g, []))[1].extend(nodes)
         return [*fixed, *together.values()]
@@ -210,18 +212,18 @@ class ModelDrafter:
 
     def _keep(self, row: _DraftRow, tokens: Sequence[int]) -> None:
         self.backend.extend([Nodes(row.row, readable(self.backend, tokens), num_logits=0)])
-        self.backend.commit([Kept(row.row, range(len(tokens)))])
+        self.backend.commit([AcceptedPath(row.row, range(len(tokens)))])
 
     def _law_for(self, params: SamplingParams) -> Law:
         if params.temperature == 0.0:
             return Law.POINT
         return Law.COUPLED if params.coupled else self._law
 
-    def _catch_up(self, growing: Growing) -> Nodes:
+    def _catch_up(self, growing: TreeBuilder) -> Nodes:
         """Keeps of the last tree what became text; the first level appends the rest of the text."""
         row, text = self._row(growing.context), growing.context.token_ids
         kept = row.follow(text[self._length(row) : -1])
-        self.backend.commit([Kept(row.row, kept)])
+        self.backend.commit([AcceptedPath(row.row, kept)])
         length = self._length(row)
         if len(text) - length > _CHUNK:
             length = len(text) - _CHUNK
@@ -232,7 +234,7 @@ class ModelDrafter:
         growing.place[0] = len(new) - 1
         return Nodes(row.row, readable(self.backend, new), num_logits=1)
 
-    def _next_level(self, growing: Growing, nodes: Sequence[int]) -> Nodes:
+    def _next_level(self, growing: TreeBuilder, nodes: Sequence[int]) -> Nodes:
         row = self._row(growing.context)
         parents = [growing.place[growing.parents[node]] for node in nodes]
         tokens = [growing.tokens[node] for node in nodes]
@@ -290,9 +292,9 @@ class _DraftRow:
     skipped: int = 0
     count: int = 0
     below: dict[tuple[int, int], int] = field(default_factory=dict)
-    last: Growing | None = None
+    last: TreeBuilder | None = None
     law: Law | None = None
-    reliability: Reliability | None = None
+    reliability: AcceptanceTable | None = None
 
     def follow(self, text: Sequence[int]) -> list[int]:
         """Returns the provisional nodes that spell the beginning of `text`."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from redwood.algorithms.acceptance import (
-    Reliability,
+    AcceptanceTable,
     learn_below,
     ngram_prior,
     store_bin,
@@ -73,8 +73,8 @@ class NgramDrafter:
         self._chunks = _chunks_of(stores)
         self._attached: dict[int, tuple[Chunk, ...]] = {}
         self._texts: dict[int, _Text] = {}
-        self.reliability = Reliability(ngram_prior() if own_text else store_prior())
-        self.store_reliability = Reliability(store_prior())
+        self.reliability = AcceptanceTable(ngram_prior() if own_text else store_prior())
+        self.store_reliability = AcceptanceTable(store_prior())
         self.least = 0.0
 
     def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
@@ -150,7 +150,7 @@ class NgramDrafter:
             return Continuations([])
         return look_up(chunks, context.token_ids[-LONGEST_MATCH:], vocab_size=context.vocab_size)
 
-    def _tables(self) -> list[Reliability]:
+    def _tables(self) -> list[AcceptanceTable]:
         """By source: of the text, of the datastore."""
         alone = not self.own_text
         return [self.reliability, self.reliability if alone else self.store_reliability]
@@ -160,12 +160,12 @@ class NgramDrafter:
 class _Text:
     """What is kept of one request; tables by source."""
 
-    tables: list[Reliability]
+    tables: list[AcceptanceTable]
     index: AnyIndex = field(default_factory=text_index)
     length: int = 0
     drafted: list[Candidate] = field(default_factory=list)
 
-    def learn(self, news: Sequence[int], everyone: Sequence[Reliability]) -> None:
+    def learn(self, news: Sequence[int], everyone: Sequence[AcceptanceTable]) -> None:
         """Notes what became of the last tree, which is then forgotten."""
         if not self.drafted:
             return

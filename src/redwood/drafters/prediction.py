@@ -14,7 +14,7 @@ from operator import mul
 import numpy as np
 from numpy.typing import NDArray
 
-from redwood.algorithms.acceptance import Reliability
+from redwood.algorithms.acceptance import AcceptanceTable
 from redwood.tree import TokenTree
 
 _LEAST_MATCH = 2  # tokens in a row that show where the answer goes on
@@ -32,7 +32,7 @@ class Prediction:
     def __init__(self, token_ids: Sequence[int]) -> None:
         self._tokens = list(token_ids)
         self._array = np.array(self._tokens, np.int64)
-        self._rates = Reliability(_PRIOR)
+        self._rates = AcceptanceTable(_PRIOR)
         self._tail: list[int] = []
         self._at, self._run = 0, _BEGINNING
         self._seen: set[int] = set()  # places of the prediction that the answer has said

@@ -19,17 +19,16 @@ from itertools import count
 from queue import SimpleQueue
 
 from redwood.algorithms.specinfer import merge_trees
-from redwood.backends.base import Backend, Kept, Nodes
+from redwood.backends.base import AcceptedPath, Backend, Nodes
 from redwood.drafters.base import Drafter, NoDrafter
 from redwood.drafters.proposing import prefill, proposals, release
 from redwood.engine.detokenizer import Tokenizer
-from redwood.engine.judging import judge as judge
-from redwood.engine.judging import judge_rows
 from redwood.engine.request import Caller, Request, new_request, token_list
 from redwood.engine.request import Step as Step
 from redwood.engine.scheduler import admitted, chunks, one_pool
 from redwood.engine.stats import Clock, Stats
 from redwood.engine.turns import turn, when_free
+from redwood.engine.verification import verify_rows
 from redwood.errors import (
     ArgumentError,
     CapacityError,
@@ -37,7 +36,7 @@ from redwood.errors import (
     check_count,
     check_process,
 )
-from redwood.planner.planner import Plan, Planner, planned
+from redwood.planner.planner import Planner, StepPlan, planned
 from redwood.profiling.measure import recordings_of, wait_for
 from redwood.sampling import PathRows, SamplingParams
 from redwood.tree import TokenTree
@@ -253,13 +252,13 @@ class RowEngine:
         try:
             self._admit()
             running = [self._requests[key] for key in self._active]
-            filling = [request for request in running if self._unfilled(request)]
+            prefilling = [request for request in running if self._unfilled(request)]
             ready = [request for request in running if not self._unfilled(request)]
             if ready:
-                self._decode(ready, chunks(filling, self.target.length, self.prefill_beside))
-            elif filling:
-                self._fill(chunks(filling, self.target.length, self.prefill_chunk))
-                ready = [request for request in filling if not self._unfilled(request)]
+                self._decode(ready, chunks(prefilling, self.target.length, self.prefill_beside))
+            elif prefilling:
+                self._fill(chunks(prefilling, self.target.length, self.prefill_chunk))
+                ready = [request for request in prefilling if not self._unfilled(request)]
                 if ready:
                     self._decode(ready, [])
         except BaseException as error:
@@ -303,7 +302,7 @@ class RowEngine:
         clock = self._clock([request for request, _ in parts])
         self.target.extend([nodes for _, nodes in parts])
         self.target.commit([_whole(nodes) for _, nodes in parts])
-        clock.lap("prefill")
+        clock.record_stage("prefill")
 
     def _decode(self, ready: Sequence[Request], parts: Sequence[tuple[Request, Nodes]]) -> None:
         """One step of rows that have their prompt, and parts of other prompts beside them."""
@@ -315,17 +314,17 @@ class RowEngine:
         before = recordings_of(self.target)
         logits = self.target.extend(nodes)
         usual = recordings_of(self.target) == before
-        target_s = clock.lap("target" if usual else "prefill")  # a graph is recorded once
+        target_s = clock.record_stage("target" if usual else "prefill")  # a graph is recorded once
         judged = []
         for (request, tree), scored in zip(trees, logits, strict=False):
             try:
                 rows = PathRows(scored, tree, request.context.params, request.context.history)
-                judged.append((request, tree, rows, judge_rows(request.context, tree, rows)))
+                judged.append((request, tree, rows, verify_rows(request.context, tree, rows)))
             except Exception as error:
                 self._give(request, request.fail(error))
-        other_s = clock.lap("verify")
+        other_s = clock.record_stage("verify")
         self.target.commit(
-            [Kept(request.row, kept.nodes) for request, _, _, kept in judged]
+            [AcceptedPath(request.row, kept.nodes) for request, _, _, kept in judged]
             + [_whole(nodes) for _, nodes in parts]
         )
         steps = []
@@ -334,7 +333,7 @@ class RowEngine:
                 steps.append((request, request.advance(tree, kept, rows, self.eos_ids)))
             except Exception as error:
                 steps.append((request, request.fail(error)))
-        other_s += clock.lap("other")
+        other_s += clock.record_stage("other")
         for request, _ in parts:
             request.stats.seconds["prefill"] += target_s
         if self.planner is not None and plan is not None and len(steps) == len(ready):
@@ -344,7 +343,7 @@ class RowEngine:
             self.planner.end(plan, contexts, counts, timed_s, other_s)
         for request, step in steps:
             self._give(request, step)
-        clock.lap("other")
+        clock.record_stage("other")
 
     def _give(self, request: Request, step: Step) -> None:
         """Hands a step to whom it belongs, and ends the request if it was the last."""
@@ -354,22 +353,25 @@ class RowEngine:
 
     def _draft(
         self, ready: Sequence[Request], clock: Clock
-    ) -> tuple[list[tuple[Request, TokenTree]], Plan | None]:
+    ) -> tuple[list[tuple[Request, TokenTree]], StepPlan | None]:
         """A tree for every row, and the plan they follow, if there is one."""
-        contexts, rooms = [r.context for r in ready], [self._room(r) for r in ready]
+        contexts, free_slots = [r.context for r in ready], [self._room(r) for r in ready]
         drafter, plan = self.drafter, None
-        budgets, most = [min(self.budget, room) for room in rooms], max(self.budget, _PREDICTED)
+        budgets, most = (
+            [min(self.budget, room) for room in free_slots],
+            max(self.budget, _PREDICTED),
+        )
         # The text of some requests may not depend on what was measured, nor may their company.
-        steered = max(rooms) > 1 and not any(context.unsteered for context in contexts)
+        steered = max(free_slots) > 1 and not any(context.unsteered for context in contexts)
         if steered and self.planner is not None:
             known, most = self.planner.prepared, self.planner.most
-            plan = planned(self.planner, contexts, rooms, [request.room for request in ready])
+            plan = planned(self.planner, contexts, free_slots, [request.room for request in ready])
             budgets = [1] * len(ready) if plan is None else plan.budgets
             drafter = drafter if plan is None else plan.drafter
-            clock.lap("draft" if known else "prefill")  # times are measured once
+            clock.record_stage("draft" if known else "prefill")  # times are measured once
         drafting = [i for i, budget in enumerate(budgets) if budget > 1]
         prefill(drafter, [contexts[i] for i in drafting])
-        clock.lap("prefill")
+        clock.record_stage("prefill")
         before = recordings_of(*_backends(drafter))
         if plan is not None and plan.drafted is not None:
             made = {i: plan.drafted[i] for i in drafting}
@@ -377,7 +379,7 @@ class RowEngine:
             asked, sizes = [contexts[i] for i in drafting], [budgets[i] for i in drafting]
             made = dict(zip(drafting, proposals(drafter, asked, sizes), strict=True))
         trees = []
-        for i, (request, room) in enumerate(zip(ready, rooms, strict=True)):
+        for i, (request, room) in enumerate(zip(ready, free_slots, strict=True)):
             drafted = made.get(i) or TokenTree.chain(contexts[i].token_ids[-1:])
             if request.prediction is not None and room > 1:
                 size = min(room - len(drafted) + 1, most)
@@ -385,7 +387,7 @@ class RowEngine:
                 drafted = merge_trees([drafted, chain])
             trees.append(drafted)
         usual = recordings_of(*_backends(drafter)) == before
-        drafting_s = clock.lap("draft" if usual else "prefill")
+        drafting_s = clock.record_stage("draft" if usual else "prefill")
         if not usual:  # nothing is to be learned from its time
             plan = None
         if self.planner is not None and plan is not None:
@@ -404,5 +406,5 @@ def _backends(drafter: Drafter) -> list[Backend]:
     return [part.backend for part in parts if hasattr(part, "backend")]
 
 
-def _whole(nodes: Nodes) -> Kept:
-    return Kept(nodes.row, range(len(nodes.token_ids)))
+def _whole(nodes: Nodes) -> AcceptedPath:
+    return AcceptedPath(nodes.row, range(len(nodes.token_ids)))

@@ -38,7 +38,7 @@ def admitted(
 
 
 def chunks(
-    filling: Iterable[Request], length: Callable[[int], int], budget: int
+    prefilling: Iterable[Request], length: Callable[[int], int], budget: int
 ) -> list[tuple[Request, Nodes]]:
     """Returns the next parts of prompts, those that came first before others.
 
@@ -49,7 +49,7 @@ def chunks(
         budget: tokens of all parts together.
     """
     made = []
-    for request in filling:
+    for request in prefilling:
         done, end = length(request.row), len(request.context.token_ids) - 1
         part = request.context.token_ids[done : min(end, done + budget)]
         if part:

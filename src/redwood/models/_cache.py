@@ -53,7 +53,7 @@ class FileFacts:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class EntryManifest:
     """The contents of `redwood.json`.
 
     source is what the entry was made from (requirements, or the path of a GGUF file); source_stamp
@@ -71,13 +71,13 @@ class Manifest:
     format: int = FORMAT
 
 
-def read_manifest(folder: Path) -> Manifest | None:
+def read_manifest(folder: Path) -> EntryManifest | None:
     """Returns the manifest of an entry, or None if it is missing or makes no sense."""
     try:
         fields: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
         files = {name: FileFacts(**facts) for name, facts in fields.pop("files").items()}
         stamp = fields.pop("source_stamp")
-        known = Manifest(**fields, files=files, source_stamp=tuple(stamp) if stamp else None)
+        known = EntryManifest(**fields, files=files, source_stamp=tuple(stamp) if stamp else None)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return known if files and all(Path(name).name == name for name in files) else None
@@ -96,7 +96,7 @@ def made_by(*packages: str) -> dict[str, str]:
     return found
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Path, manifest: EntryManifest) -> None:
     """Writes `redwood.json`, replacing an older one in a single step."""
     draft = folder / f".{MANIFEST}.{os.getpid()}"
     with draft.open("w", encoding="utf-8") as file:
@@ -213,7 +213,7 @@ def _disk_error(error: OSError, key: str, needed_bytes: int) -> ModelError:
     return ModelError(f"the disk of {folder} is full: {key} needs {needed_bytes} bytes")
 
 
-def publish(folder: Path, destination: Path, manifest: Manifest) -> None:
+def publish(folder: Path, destination: Path, manifest: EntryManifest) -> None:
     """Turns a finished folder of a workspace into an entry, replacing an older one.
 
     Every file reaches the disk before the folder gets its name; `manifest.files` is filled in here.

@@ -52,7 +52,7 @@ def packed_file(
             with (made / _FILE).open("wb") as file:
                 write(file)
             made_by = _cache.made_by("redwood")
-            manifest = _cache.Manifest(name, str(sources[0]), sha256, weights, made_by, {})
+            manifest = _cache.EntryManifest(name, str(sources[0]), sha256, weights, made_by, {})
             _cache.publish(made, folder, manifest)
             for stale in folders():
                 known = _cache.read_manifest(stale)
@@ -67,7 +67,7 @@ def folders() -> list[Path]:
     return sorted(_root().glob("packed-*"))
 
 
-def _same_use(one: _cache.Manifest, other: _cache.Manifest) -> bool:
+def _same_use(one: _cache.EntryManifest, other: _cache.EntryManifest) -> bool:
     return (one.source, one.dtype) == (other.source, other.dtype)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redwood.algorithms.acceptance import best_count
-from redwood.profiling.latency import TimeCurve
+from redwood.profiling.latency import LatencyModel
 from redwood.tree import Law, TokenTree
 
 _QUICK, _SLOW = 0.2, 0.08  # weight of a new time: in the machine's speed, in the curve's shape
@@ -21,7 +21,7 @@ _POINT, _COUPLED = int(Law.POINT), int(Law.COUPLED)
 
 
 @dataclass
-class Mean:
+class DecayedMean:
     """A mean whose older entries fade by a factor for every new one."""
 
     total: float = 0.0
@@ -37,7 +37,7 @@ class Mean:
         return (belief * prior + self.total) / (belief + self.weight)
 
 
-class Correction:
+class LatencyCorrection:
     """What steps really take, against the curve: the machine's speed now, and the curve's shape.
 
     The speed moves within seconds and concerns all sizes alike; the shape is kept per power of two
@@ -84,7 +84,7 @@ class Correction:
 
 
 @dataclass
-class StepTimes:
+class StepBudget:
     """The times of one step.
 
     Attributes:
@@ -180,8 +180,8 @@ def _staying(tree: TokenTree) -> set[int]:
 
 
 @dataclass
-class Levels:
-    """The `Pace` of a model drafter in one step.
+class LevelBudget:
+    """The `LevelPolicy` of a model drafter in one step.
 
     Args:
         step: what it belongs to; the time of levels is noted there.
@@ -191,14 +191,14 @@ class Levels:
         idle: rows of the step that draft nothing.
     """
 
-    step: StepTimes
-    curve: TimeCurve
+    step: StepBudget
+    curve: LatencyModel
     length: int
     factor: float
     idle: int = 0
     _spent: float = field(default=0.0, init=False)
 
-    def going_on(
+    def num_expansions(
         self,
         tokens: float,
         nodes: int,
@@ -207,7 +207,7 @@ class Levels:
         added: Sequence[int],
         widths: Sequence[int],
     ) -> int:
-        """See `Pace.going_on`: as many offers as give the most tokens per time."""
+        """See `LevelPolicy.num_expansions`: as many offers as give the most tokens per time."""
         tokens, nodes = tokens + self.idle, nodes + self.idle
         chances = sorted(free, reverse=True)
         times = self.step.growth(nodes, len(chances))

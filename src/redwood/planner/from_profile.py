@@ -12,7 +12,7 @@ from redwood.drafters.base import Drafter, ModelDrafter, NgramDrafter
 from redwood.errors import ArgumentError, ProfileError, RedwoodError
 from redwood.planner.planner import Measure, Planner, arms_of
 from redwood.profiling.key import profile_key
-from redwood.profiling.latency import TimeCurve
+from redwood.profiling.latency import LatencyModel
 from redwood.profiling.measure import quick_curve
 from redwood.profiling.profile import DrafterProfile, Profile, profile_path
 from redwood.tree import Law
@@ -42,7 +42,7 @@ def make_planner(
     Args:
         named: drafters among them by the names that they have in the profile.
     """
-    curves: dict[ModelDrafter, TimeCurve | Measure] = {
+    curves: dict[ModelDrafter, LatencyModel | Measure] = {
         model: partial(quick_curve, model.backend) for model in arms_of(drafter)[-1].models
     }
     for name, part in (named or {}).items():

@@ -17,21 +17,21 @@ import numpy as np
 from redwood.drafters.base import NgramDrafter
 from redwood.drafters.context import Context
 from redwood.drafters.proposing import proposals
-from redwood.planner.budget import StepTimes
+from redwood.planner.budget import StepBudget
 from redwood.tree import TokenTree
 
 _SHARE = 0.005  # of the target's time may go to asking in vain
 _ALL = 8  # every so many answers have nodes that cannot pay as well: a low rate must not stay so
 
 
-class Seen(NamedTuple):
+class Preview(NamedTuple):
     """Trees by row, less the nodes that would not pay, and what is then expected of the step.
 
     No trees: they were not asked for this step, and are not to draft.
     """
 
     trees: list[TokenTree]
-    times: StepTimes
+    times: StepBudget
 
     @property
     def tokens(self) -> float:
@@ -44,7 +44,7 @@ class Seen(NamedTuple):
         return self.times.of(self.times.nodes)
 
 
-class Peek:
+class NgramLookahead:
     """Asks an n-gram drafter: at every step while that pays, else as often as time allows."""
 
     def __init__(self, drafter: NgramDrafter) -> None:
@@ -54,8 +54,8 @@ class Peek:
         self._cost = self._owed = 0.0  # of the last answer, and to be waited for; in plain passes
 
     def ask(
-        self, contexts: Sequence[Context], budgets: Sequence[int], times: StepTimes, speed: float
-    ) -> Seen:
+        self, contexts: Sequence[Context], budgets: Sequence[int], times: StepBudget, speed: float
+    ) -> Preview:
         """Returns what the n-grams promise.
 
         Args:
@@ -66,7 +66,7 @@ class Peek:
         plain_ms, self._cost = times.of(times.rows), 0.0
         self.rest()
         if self._owed > 0.0:
-            return Seen([], StepTimes(times.rows, times.times, nodes=times.rows))
+            return Preview([], StepBudget(times.rows, times.times, nodes=times.rows))
         self._owed = 0.0
         self._answers += 1
         start = perf_counter()
@@ -78,10 +78,10 @@ class Peek:
         if self._known.issuperset(context.key for context in contexts):
             self._cost = 1e3 * (perf_counter() - start) / (speed * plain_ms)
         self._known.update(context.key for context in contexts)
-        step = StepTimes(times.rows, times.times)
-        return Seen(step.trim(trees, 0.0), step)
+        step = StepBudget(times.rows, times.times)
+        return Preview(step.trim(trees, 0.0), step)
 
-    def judge(self, saved: float) -> None:
+    def settle(self, saved: float) -> None:
         """Notes what the last answer is expected to save, in plain passes; 0: it is not used."""
         self._owed = max(0.0, self._owed + self._cost - saved)
 
@@ -99,7 +99,7 @@ class Peek:
         self._known.discard(key)
 
 
-def _least_paying(times: StepTimes) -> float:
+def _least_paying(times: StepBudget) -> float:
     """The chance that nodes must have to give more tokens per time than plain decoding does."""
     plain_ms, more_ms = times.times[0], times.times[1:] - times.times[0]
     cheapest = (more_ms / np.arange(1, len(more_ms) + 1)).min(initial=np.inf)

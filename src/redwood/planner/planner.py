@@ -3,7 +3,7 @@
 Three decisions, each by tokens per time. Before a step: which arm drafts (nothing, one drafter, all
 in one tree), by what each arm gave lately and what it cost. While a model drafts: whether another
 level pays. Before the target runs: how many of the drafted nodes are scored. Times come from a
-`TimeCurve`, corrected by what steps really take. Plain decoding is always a legal answer.
+`LatencyModel`, corrected by what steps really take. Plain decoding is always a legal answer.
 
 Nothing of a step's own coins is used: arms and estimates are settled before they are drawn, and
 only nodes chosen without chance are left out.
@@ -24,9 +24,9 @@ from redwood.algorithms.sequoia import choose_tree
 from redwood.drafters.base import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
 from redwood.drafters.context import Context
 from redwood.drafters.proposing import tell
-from redwood.planner.budget import Correction, Levels, Mean, StepTimes
-from redwood.planner.ngram_lookahead import Peek, Seen
-from redwood.profiling.latency import TimeCurve
+from redwood.planner.budget import DecayedMean, LatencyCorrection, LevelBudget, StepBudget
+from redwood.planner.ngram_lookahead import NgramLookahead, Preview
+from redwood.profiling.latency import LatencyModel
 from redwood.tree import TokenTree
 
 _FADE, _FADE_ALL = 0.95, 0.98  # what a step weighs one step later: in its text, over all texts
@@ -36,8 +36,8 @@ _ONCE = 16.0  # and these plain passes, so that a first text can show what a mod
 _ONCE_MS = 2000.0  # but no longer: a pass over streamed weights takes seconds
 _PAUSE = 16  # steps before an arm that lost is tried again: twice as many each time,
 _LONGEST, _LONGEST_MODEL = 64, 512  # up to these; a model has to read the text first
-_REACH = 0.5  # of the tokens it may have, what a text is believed to take,
-_REACH_BELIEF, _REACH_FADE = 2.0, 0.9  # until texts show it
+_LENGTH_RATIO = 0.5  # of the tokens it may have, what a text is believed to take,
+_LENGTH_BELIEF, _LENGTH_FADE = 2.0, 0.9  # until texts show it
 _REST = 8  # steps in a row at most in which nothing is weighed
 _MOST = 16
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
@@ -45,7 +45,7 @@ _WIDTH = 8  # nodes of a level of a large drawn tree, roughly, for what drafting
 _NEAR = 32  # tokens by which rows may grow before times are made anew
 _NGRAM = (1.3, 1.05)  # tokens per step and cost in plain passes, where nothing is known
 
-Measure = Callable[[], TimeCurve]
+Measure = Callable[[], LatencyModel]
 
 
 class Arm(NamedTuple):
@@ -67,14 +67,14 @@ def arms_of(drafter: Drafter) -> list[Arm]:
 
 
 def planned(
-    planner: Planner, contexts: Sequence[Context], rooms: Sequence[int], left: Sequence[int]
-) -> Plan | None:
+    planner: Planner, contexts: Sequence[Context], free_slots: Sequence[int], left: Sequence[int]
+) -> StepPlan | None:
     """Returns the plan of a step, see `Planner.begin`; None where planning failed.
 
     It measures models and asks drafters, of which none may cost a request: the log says why.
     """
     try:
-        return planner.begin(contexts, rooms, left)
+        return planner.begin(contexts, free_slots, left)
     except MemoryError:
         raise
     except Exception as error:
@@ -89,9 +89,9 @@ class _Record:
 
     tokens: float
     cost: float
-    tokens_seen: Mean = field(default_factory=Mean)
-    cost_seen: Mean = field(default_factory=Mean)
-    texts: dict[int, Mean] = field(default_factory=dict)
+    tokens_seen: DecayedMean = field(default_factory=DecayedMean)
+    cost_seen: DecayedMean = field(default_factory=DecayedMean)
+    texts: dict[int, DecayedMean] = field(default_factory=dict)
     last: int = -_PAUSE
     pause: int = _PAUSE
 
@@ -108,7 +108,7 @@ class _Record:
         return self.cost_seen.value(self.cost, _BELIEF)
 
 
-class Plan(NamedTuple):
+class StepPlan(NamedTuple):
     """What a step shall do: its arm, the nodes of each row at most, and its times.
 
     `best_ms` is the time per token that the best arm promises; None: this is the best arm.
@@ -119,7 +119,7 @@ class Plan(NamedTuple):
     arm: int
     drafter: Drafter
     budgets: list[int]
-    times: StepTimes
+    times: StepBudget
     best_ms: float | None
     drafted: list[TokenTree] | None = None
     resting: bool = False
@@ -142,37 +142,42 @@ class Planner:
     def __init__(
         self,
         drafter: Drafter,
-        curve: TimeCurve | Measure,
-        draft_curves: Mapping[ModelDrafter, TimeCurve | Measure] | None = None,
+        curve: LatencyModel | Measure,
+        draft_curves: Mapping[ModelDrafter, LatencyModel | Measure] | None = None,
         *,
         most: int = _MOST,
     ) -> None:
         self.arms = arms_of(drafter)
         self.most = most
-        self._curves: dict[ModelDrafter | None, TimeCurve | Measure] = {None: curve}
+        self._curves: dict[ModelDrafter | None, LatencyModel | Measure] = {None: curve}
         for model, measured in (draft_curves or {}).items():
             self._curves[model] = measured
         grams = [i for i, arm in enumerate(self.arms) if isinstance(arm.drafter, NgramDrafter)]
-        self._grams = grams[0] if grams else -1
-        self._peek = Peek(cast(NgramDrafter, self.arms[grams[0]].drafter)) if grams else None
-        self._tokens, self._cost = Mean(), Mean()  # of a row per step, and in plain passes
+        self._ngram_arm = grams[0] if grams else -1
+        self._lookahead = (
+            NgramLookahead(cast(NgramDrafter, self.arms[grams[0]].drafter)) if grams else None
+        )
+        self._tokens, self._cost = (
+            DecayedMean(),
+            DecayedMean(),
+        )  # of a row per step, and in plain passes
         self._records: list[_Record] = []
-        self._correction = Correction()
-        self._factors: dict[ModelDrafter, Mean] = {}
+        self._correction = LatencyCorrection()
+        self._factors: dict[ModelDrafter, DecayedMean] = {}
         self._read: set[tuple[ModelDrafter, int]] = set()  # prompts that a model has read
         self._left: dict[int, tuple[int, int]] = {}  # tokens a text could have at first, and now
-        self._reach = Mean()
+        self._length_ratio = DecayedMean()
         self._drawn: dict[ModelDrafter, tuple[Any, int]] = {}
         self._near: tuple[tuple[int, int], NDArray[np.float64]] | None = None
         self._step = self._rest = 0  # steps so far, and those to come in which nothing is weighed
-        self._resting: tuple[list[int], Plan] | None = None  # requests, and what they do then
+        self._resting: tuple[list[int], StepPlan] | None = None  # requests, and what they do then
         self._spent_ms = self._lost_ms = 0.0
         self.predicted_tokens = self.predicted_ms = 0.0
 
-    def curve(self, model: ModelDrafter | None = None) -> TimeCurve:
+    def curve(self, model: ModelDrafter | None = None) -> LatencyModel:
         """Returns the times of a model drafter, or of the target."""
         made = self._curves[model]
-        if not isinstance(made, TimeCurve):
+        if not isinstance(made, LatencyModel):
             made = self._curves[model] = made()
         return made
 
@@ -181,12 +186,14 @@ class Planner:
         """Whether all times are known that the first step needs."""
         return bool(self._records)
 
-    def begin(self, contexts: Sequence[Context], rooms: Sequence[int], left: Sequence[int]) -> Plan:
+    def begin(
+        self, contexts: Sequence[Context], free_slots: Sequence[int], left: Sequence[int]
+    ) -> StepPlan:
         """Returns the plan of a step.
 
         Args:
             contexts: of the rows, at least one.
-            rooms: nodes that each row has room for, at least 1.
+            free_slots: nodes that each row has room for, at least 1.
             left: tokens that each row may still generate.
         """
         keys = [context.key for context in contexts]
@@ -194,38 +201,40 @@ class Planner:
             self._rest -= 1
             return self._resting[1]
         lengths = [len(context.token_ids) for context in contexts]
-        times = StepTimes(len(lengths), self._correction.apply(self._growth(lengths), len(lengths)))
+        times = StepBudget(
+            len(lengths), self._correction.apply(self._growth(lengths), len(lengths))
+        )
         for context, count in zip(contexts, left, strict=True):
             self._left[context.key] = self._left.get(context.key, (count,))[0], count
-        to_come = sum(left) * self._reach.value(_REACH, _REACH_BELIEF)
-        budgets = [min(self.most, room) for room in rooms]
+        to_come = sum(left) * self._length_ratio.value(_LENGTH_RATIO, _LENGTH_BELIEF)
+        budgets = [min(self.most, room) for room in free_slots]
         seen = None
-        if self._peek is not None:
-            seen = self._peek.ask(contexts, budgets, times, self._correction.speed)
+        if self._lookahead is not None:
+            seen = self._lookahead.ask(contexts, budgets, times, self._correction.speed)
         arm, best_ms = self._choose(contexts, max(1.0, to_come), times, seen)
         drafter, models = self.arms[arm]
         for model in models:
             self._read.update((model, context.key) for context in contexts)
-            factor = self._factors.setdefault(model, Mean()).value(1.0, _BELIEF)
+            factor = self._factors.setdefault(model, DecayedMean()).value(1.0, _BELIEF)
             idle = budgets.count(1)
-            model.pace = Levels(times, self.curve(model), max(lengths), factor, idle)
+            model.level_policy = LevelBudget(times, self.curve(model), max(lengths), factor, idle)
             model.most_drawn = self._drawn_size(model, times)
-        if seen is not None and arm == self._grams:
-            return Plan(arm, drafter, budgets, seen.times, best_ms, seen.trees)
+        if seen is not None and arm == self._ngram_arm:
+            return StepPlan(arm, drafter, budgets, seen.times, best_ms, seen.trees)
         if arm == 0 and best_ms is None:
             self._rest = self._steps_alike()
-            self._resting = keys, Plan(arm, drafter, [1] * len(keys), times, None, resting=True)
-        return Plan(arm, drafter, budgets, times, best_ms)
+            self._resting = keys, StepPlan(arm, drafter, [1] * len(keys), times, None, resting=True)
+        return StepPlan(arm, drafter, budgets, times, best_ms)
 
     def _steps_alike(self) -> int:
         """Steps that would be plain as well: n-grams are not to be asked, no arm is to be tried."""
-        waits = [_REST] if self._peek is None else [_REST, self._peek.waits]
+        waits = [_REST] if self._lookahead is None else [_REST, self._lookahead.waits]
         for i, record in enumerate(self._records):
-            if i not in (0, self._grams) and self._step - record.last < record.pause:
+            if i not in (0, self._ngram_arm) and self._step - record.last < record.pause:
                 waits.append(record.pause - (self._step - record.last))
         return min(waits)
 
-    def _drawn_size(self, model: ModelDrafter, times: StepTimes) -> int:
+    def _drawn_size(self, model: ModelDrafter, times: StepBudget) -> int:
         """Nodes of a static tree, none of which can be left out once it is drawn (Sequoia, 4.1)."""
         assert self._near is not None
         known, rows = (self._near[0], tuple(model.acceptance)), times.rows
@@ -246,7 +255,9 @@ class Planner:
             self._near = key, self.curve().growth(lengths, most)
         return self._near[1]
 
-    def trim(self, plan: Plan, trees: Sequence[TokenTree], drafting_s: float) -> list[TokenTree]:
+    def trim(
+        self, plan: StepPlan, trees: Sequence[TokenTree], drafting_s: float
+    ) -> list[TokenTree]:
         """Returns the trees less the nodes whose scoring would not pay."""
         self.clear()
         drafting_ms = 1e3 * drafting_s / self._correction.speed
@@ -259,11 +270,11 @@ class Planner:
         """Takes back what `begin` told the models for one step, however that step ended."""
         for arm in self.arms:
             for model in arm.models:
-                model.pace = model.most_drawn = None
+                model.level_policy = model.most_drawn = None
 
     def end(
         self,
-        plan: Plan,
+        plan: StepPlan,
         contexts: Sequence[Context],
         tokens: Sequence[int],
         target_s: float | None,
@@ -284,8 +295,8 @@ class Planner:
             self.predicted_ms += speed * expected
             self._spent_ms += expected
             self._step += 1
-            if self._peek is not None:
-                self._peek.rest()
+            if self._lookahead is not None:
+                self._lookahead.rest()
             return
         models = self.arms[plan.arm].models if times.levels_ms else ()
         drafting = times.drafting_ms
@@ -304,7 +315,7 @@ class Planner:
             if budget == 1:  # it drafts nothing: nothing can be said of the arm
                 continue
             if context.key not in record.texts:
-                record.texts[context.key] = Mean(_BELIEF * record.known(), _BELIEF)
+                record.texts[context.key] = DecayedMean(_BELIEF * record.known(), _BELIEF)
             record.tokens_seen.add(count, _FADE_ALL)
             record.texts[context.key].add(count, _FADE)
         for model in models:
@@ -324,17 +335,17 @@ class Planner:
         """Forgets a request; notes how much of what it could have it took."""
         first, last = self._left.pop(key, (0, 0))
         if first > 0:
-            self._reach.add((first - last) / first, _REACH_FADE)
+            self._length_ratio.add((first - last) / first, _LENGTH_FADE)
         for record in self._records:
             record.texts.pop(key, None)
-        if self._peek is not None:
-            self._peek.release(key)
+        if self._lookahead is not None:
+            self._lookahead.release(key)
         self._read = {pair for pair in self._read if pair[1] != key}
 
     def _choose(
-        self, contexts: Sequence[Context], to_come: float, times: StepTimes, seen: Seen | None
+        self, contexts: Sequence[Context], to_come: float, times: StepBudget, seen: Preview | None
     ) -> tuple[int, float | None]:
-        """The arm of the step, whose reading of prompts is charged; see `Plan` for the second.
+        """The arm of the step, whose reading of prompts is charged; see `StepPlan` for the second.
 
         The best arm gives most beyond what its time would give anyway, at the best rate that is
         known. What a model needs to read a prompt is spread over the tokens to come.
@@ -342,39 +353,44 @@ class Planner:
         plain_ms = times.of(times.rows)
         if not self._records:
             self._records = [self._guess(arm, contexts) for arm in self.arms]
-        filling = [self._filling_ms(arm, contexts) for arm in self.arms]
+        prefill_ms = [self._prefill_ms(arm, contexts) for arm in self.arms]
         costs, tokens = [], []
-        for record, fill in zip(self._records, filling, strict=True):
+        for record, fill in zip(self._records, prefill_ms, strict=True):
             tokens.append(sum(record.tokens_of(context.key) for context in contexts))
             costs.append(record.cost_now() * plain_ms + fill * tokens[-1] / to_come)
         known = [t / cost for t, cost in zip(tokens, costs, strict=True)]
         if seen is not None:  # this one step: no rate of the steps to come
             after = self._records[0].cost_now() - 1.0  # what follows a pass, whoever drafts
-            tokens[self._grams], costs[self._grams] = seen.tokens, seen.ms + after * plain_ms
+            tokens[self._ngram_arm], costs[self._ngram_arm] = (
+                seen.tokens,
+                seen.ms + after * plain_ms,
+            )
             lately = self._tokens.total / self._cost.total if self._step else 0.0
-            known[self._grams] = lately * len(contexts) / plain_ms
+            known[self._ngram_arm] = lately * len(contexts) / plain_ms
         rate = max(known)
         gains = [t - rate * cost for t, cost in zip(tokens, costs, strict=True)]
         if seen is not None and seen.times.nodes == times.rows:  # not asked, or nothing pays
-            gains[self._grams] = -inf
+            gains[self._ngram_arm] = -inf
         best = max(range(len(gains)), key=lambda arm: (gains[arm], arm))  # first, all in one tree
-        if self._peek is not None and seen is not None:
-            others = max(value for i, value in enumerate(known) if i != self._grams)
-            saved_ms = seen.tokens / others - costs[self._grams] if best == self._grams else 0.0
-            self._peek.judge(max(0.0, saved_ms) / plain_ms)
+        if self._lookahead is not None and seen is not None:
+            others = max(value for i, value in enumerate(known) if i != self._ngram_arm)
+            saved_ms = (
+                seen.tokens / others - costs[self._ngram_arm] if best == self._ngram_arm else 0.0
+            )
+            self._lookahead.settle(max(0.0, saved_ms) / plain_ms)
         once_ms = min(_ONCE * plain_ms, _ONCE_MS)
         allowed = _SHARE * self._spent_ms + once_ms - self._lost_ms
         arm, best_ms = best, None
         for i in sorted(range(len(gains)), key=lambda i: self._records[i].last):
-            loss = costs[i] + filling[i] - tokens[i] / rate
+            loss = costs[i] + prefill_ms[i] - tokens[i] / rate
             waited = self._step - self._records[i].last
-            if i == best or (seen is not None and i == self._grams):
+            if i == best or (seen is not None and i == self._ngram_arm):
                 continue
             if waited >= self._records[i].pause and loss <= allowed:
                 arm, best_ms = i, 1.0 / rate
-                self._lost_ms += filling[i]
+                self._lost_ms += prefill_ms[i]
                 break
-        self._spent_ms += filling[arm]
+        self._spent_ms += prefill_ms[arm]
         return arm, best_ms
 
     def _guess(self, arm: Arm, contexts: Sequence[Context]) -> _Record:
@@ -388,7 +404,7 @@ class Planner:
         plan = choose_tree(arm.models[0].acceptance, sizes, draft_ms)
         return _Record(plan.expected_tokens, plan.time_per_token * plan.expected_tokens / sizes[1])
 
-    def _filling_ms(self, arm: Arm, contexts: Sequence[Context]) -> float:
+    def _prefill_ms(self, arm: Arm, contexts: Sequence[Context]) -> float:
         """What the models of an arm need to read the prompts that they have not read."""
         return sum(
             self.curve(model).ms([model.reads(len(context.token_ids))], [0])

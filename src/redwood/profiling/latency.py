@@ -28,7 +28,7 @@ _LEAST_MS = 1e-6  # a time is never 0: it is divided by
 
 
 @dataclass(frozen=True)
-class TimePoint:
+class LatencyPoint:
     """Forwards of one kind that were measured.
 
     Args:
@@ -57,7 +57,7 @@ class TimePoint:
 
 
 @dataclass(frozen=True)
-class TimeCurve:
+class LatencyModel:
     """Milliseconds of one forward of a backend, from measured points.
 
     The base is measured with one row behind the context that has most points; further contexts and
@@ -69,7 +69,7 @@ class TimeCurve:
         ArgumentError: no point for one row with one node, or the same forward twice.
     """
 
-    points: tuple[TimePoint, ...]
+    points: tuple[LatencyPoint, ...]
 
     def __post_init__(self) -> None:
         if not any(point.rows == point.nodes == 1 for point in self.points):
@@ -151,7 +151,7 @@ class _Fit(NamedTuple):
     per_row: float
 
 
-def _fitted(points: Sequence[TimePoint]) -> _Fit:
+def _fitted(points: Sequence[LatencyPoint]) -> _Fit:
     single = [point for point in points if point.rows == 1]
     sizes = Counter(point.context for point in single if _has_plain(single, point.context))
     context = min(sizes, key=lambda each: (-sizes[each], each))
@@ -172,7 +172,7 @@ def _fitted(points: Sequence[TimePoint]) -> _Fit:
     return curve._replace(per_row=_per_row(curve, [p for p in points if p.rows > 1]))
 
 
-def _has_plain(points: Sequence[TimePoint], context: int) -> bool:
+def _has_plain(points: Sequence[LatencyPoint], context: int) -> bool:
     return any(point.nodes == 1 and point.context == context for point in points)
 
 
@@ -216,7 +216,7 @@ def _last_slope(base: Sequence[float], counts: Sequence[int]) -> float:
     return (base[last] - base[half]) / (last - half)
 
 
-def _per_row(curve: _Fit, points: Sequence[TimePoint]) -> float:
+def _per_row(curve: _Fit, points: Sequence[LatencyPoint]) -> float:
     """Milliseconds of a further row: the median of what the other terms leave, 0 at least."""
     left = []
     for p in points:

@@ -1,4 +1,4 @@
-"""Times the forwards of one backend, by rows, nodes and context: from a clock to a `TimeCurve`.
+"""Times the forwards of one backend, by rows, nodes and context: from a clock to a `LatencyModel`.
 
 All kinds of forward take turns on rows that stay open, in an order that changes, so that a slow
 second of the machine hurts none of them alone. Random tokens: no prompt is needed.
@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redwood.backends.base import Backend, Kept, Nodes
+from redwood.backends.base import AcceptedPath, Backend, Nodes
 from redwood.errors import ArgumentError
-from redwood.profiling.latency import TimeCurve, TimePoint
+from redwood.profiling.latency import LatencyModel, LatencyPoint
 
 QUICK_NODES = (1, 2, 4, 8, 16)
 """Unless a backend has `quick_nodes`: sizes for forwards that take seconds."""
@@ -42,7 +42,7 @@ def measure_curve(
     repeats: int,
     seconds: float,
     on_round: Callable[[int], None] | None = None,
-) -> TimeCurve:
+) -> LatencyModel:
     """Returns the curve through the medians of timed forwards.
 
     Kinds that do not fit the backend's capacity are left out, and so are those that had no turn
@@ -71,10 +71,10 @@ def measure_curve(
                     times[kind].append(_forward(backend, kind, rows, tokens))
             if on_round is not None:
                 on_round(turn + 1)
-    return TimeCurve(tuple(_point(kind, listed) for kind, listed in times.items() if listed))
+    return LatencyModel(tuple(_point(kind, listed) for kind, listed in times.items() if listed))
 
 
-def quick_curve(backend: Backend, context: int = 128) -> TimeCurve:
+def quick_curve(backend: Backend, context: int = 128) -> LatencyModel:
     """Returns a rough curve for one row, in about 4 seconds at most.
 
     1 to 16 nodes behind `context` tokens, or as many as fit; without a term for the context. Where
@@ -112,7 +112,7 @@ def fill(backend: Backend, row: int, tokens: Sequence[int]) -> None:
     for start in range(0, len(tokens), _CHUNK):
         chunk = tokens[start : start + _CHUNK]
         backend.extend([Nodes(row, chunk, num_logits=1)])
-        backend.commit([Kept(row, range(len(chunk)))])
+        backend.commit([AcceptedPath(row, range(len(chunk)))])
 
 
 def wait_for(what: Tensor | torch.device) -> None:
@@ -180,6 +180,6 @@ def _forward(
     return took
 
 
-def _point(kind: Kind, times: Sequence[float]) -> TimePoint:
+def _point(kind: Kind, times: Sequence[float]) -> LatencyPoint:
     low, middle, high = (max(float(ms), _FINEST_MS) for ms in np.percentile(times, [25, 50, 75]))
-    return TimePoint(*kind, ms=middle, low=low, high=high)
+    return LatencyPoint(*kind, ms=middle, low=low, high=high)

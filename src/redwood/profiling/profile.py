@@ -13,16 +13,16 @@ from typing import Any, Self
 
 from redwood import _storage
 from redwood.errors import ArgumentError, ProfileError
-from redwood.profiling.latency import TimeCurve, TimePoint
+from redwood.profiling.latency import LatencyModel, LatencyPoint
 
 __all__ = [
     "FORMAT",
-    "Acceptance",
+    "MeasuredAcceptance",
     "DrafterProfile",
     "Profile",
     "ProfileKey",
-    "TimeCurve",
-    "TimePoint",
+    "LatencyModel",
+    "LatencyPoint",
     "profile_path",
     "temperature_name",
 ]
@@ -32,7 +32,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Acceptance:
+class MeasuredAcceptance:
     """Chance by rank that a drafted child is the accepted one, given that its parent was.
 
     Args:
@@ -69,9 +69,9 @@ class DrafterProfile:
     """
 
     name: str
-    curve: TimeCurve | None
+    curve: LatencyModel | None
     draft_ms: float
-    acceptance: dict[str, list[Acceptance]] = field(default_factory=dict)
+    acceptance: dict[str, list[MeasuredAcceptance]] = field(default_factory=dict)
     reliability: dict[str, Any] = field(default_factory=dict)
     tokens_by_size: dict[str, dict[int, float]] = field(default_factory=dict)
 
@@ -148,7 +148,7 @@ class Profile:
 
     key: ProfileKey
     made: str
-    target: TimeCurve
+    target: LatencyModel
     step_ms: float
     drafters: dict[str, DrafterProfile]
 

@@ -31,7 +31,7 @@ class Encoders:
     def __init__(self, max_signs: int) -> None:
         self._max_signs = max_signs
         self.signs = 0
-        self._short, self._long = Lane("redwood-encode"), Lane("redwood-encode-long")
+        self._short, self._long = Stepper("redwood-encode"), Stepper("redwood-encode-long")
 
     def close(self) -> None:
         """Ends the threads."""
@@ -62,7 +62,7 @@ class Encoders:
             self.signs -= size
 
 
-class Lane:
+class Stepper:
     """A thread that takes the smallest of what waits, of equal ones the first.
 
     Args:

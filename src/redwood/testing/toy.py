@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redwood.backends.base import Kept, Nodes
+from redwood.backends.base import AcceptedPath, Nodes
 from redwood.errors import ArgumentError, CapacityError, check_count
 
 
@@ -123,7 +123,7 @@ class TableBackend:
         ]
         return torch.stack(scored) if scored else torch.empty(0, self.vocab_size)
 
-    def commit(self, rows: Sequence[Kept]) -> None:
+    def commit(self, rows: Sequence[AcceptedPath]) -> None:
         """Keeps a path of provisional nodes per row; see `Backend.commit`."""
         for kept in rows:
             row, nodes = self._row(kept.row), list(kept.nodes)

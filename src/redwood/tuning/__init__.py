@@ -10,18 +10,18 @@ folder, so that an interrupted run goes on. Nothing here can change a text: draf
 from __future__ import annotations
 
 from redwood.tuning.boost import boost
-from redwood.tuning.checkpoint import History
+from redwood.tuning.checkpoint import TrainingHistory
 from redwood.tuning.collect import collect
 from redwood.tuning.corpus import Sample, read_corpus
 from redwood.tuning.measure import Rates, measure, union_rates
 from redwood.tuning.packing import agreement
-from redwood.tuning.project import Plan, Project
+from redwood.tuning.project import Project, TuningPlan
 from redwood.tuning.shallow import shallow_copy
 from redwood.tuning.training import Settings, tune
 
 __all__ = [
-    "History",
-    "Plan",
+    "TrainingHistory",
+    "TuningPlan",
     "Project",
     "Rates",
     "Sample",

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from redwood.errors import ArgumentError
-from redwood.tuning.checkpoint import History
+from redwood.tuning.checkpoint import TrainingHistory
 from redwood.tuning.corpus import Sample
 from redwood.tuning.packing import Marks, Weights, agreement
 
@@ -31,10 +31,10 @@ class Round(NamedTuple):
 
     left: int
     of: int
-    history: History
+    history: TrainingHistory
 
 
-Train = Callable[[int, Weights, Weights], tuple[Any, History]]
+Train = Callable[[int, Weights, Weights], tuple[Any, TrainingHistory]]
 """Trains model i with weights for samples and validation; returns it with its history."""
 
 

@@ -27,7 +27,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass
-class History:
+class TrainingHistory:
     """What became of a model, epoch by epoch.
 
     Args:
@@ -45,7 +45,7 @@ class History:
 class State:
     """What a training knows beside its model and optimizer: its history, the best weights."""
 
-    history: History
+    history: TrainingHistory
     best: dict[str, Tensor]
 
 
@@ -99,7 +99,7 @@ def restore_state(
             if about["key"] != key:
                 raise ArgumentError(f"{path} is of another run: choose another folder")
             named = dict(model.named_parameters())
-            history, steps = History(**about["history"]), about["steps"]
+            history, steps = TrainingHistory(**about["history"]), about["steps"]
             best = {name: file.get_tensor(f"best.{name}") for name in named}
             put_back(model, {name: file.get_tensor(f"model.{name}") for name in named})
             for name, count in steps.items():

@@ -23,10 +23,10 @@ from redwood.bench.acceptance import (
     paired,
     position_chances,
 )
-from redwood.bench.interleave import Contender, run
+from redwood.bench.interleave import Candidate, run
 from redwood.drafters.base import ModelDrafter, join_drafters
 from redwood.engine.engine import RowEngine
-from redwood.profiling.profile import Acceptance
+from redwood.profiling.profile import MeasuredAcceptance
 from redwood.sampling import SamplingParams, top
 
 
@@ -40,7 +40,7 @@ class Rates:
         wanted: per text, [P], the target's token.
     """
 
-    acceptance: Acceptance
+    acceptance: MeasuredAcceptance
     ids: list[NDArray[np.int64]]
     wanted: list[NDArray[np.int64]]
 
@@ -66,7 +66,7 @@ def measure(target: Backend, draft: Backend, texts: Sequence[Text], *, ranks: in
     return Rates(clustered(sums, counts, "teacher-forced"), ids, wanted)
 
 
-def union_rates(models: Sequence[Rates], *, ranks: int = RANKS) -> Acceptance:
+def union_rates(models: Sequence[Rates], *, ranks: int = RANKS) -> MeasuredAcceptance:
     """Returns the rates of all models' candidates in one tree; see the top of this file.
 
     Args:
@@ -119,9 +119,9 @@ def decode(
         params: of each text; with a seed, or at temperature 0, as the texts were made.
     """
     kept = engine.drafter, engine.budget, engine.planner
-    contender = Contender("tuned", join_drafters(drafters), budget)
+    candidate = Candidate("tuned", join_drafters(drafters), budget)
     try:
-        runs = [run(engine, contender, t.prompt, p) for t, p in zip(texts, params, strict=True)]
+        runs = [run(engine, candidate, t.prompt, p) for t, p in zip(texts, params, strict=True)]
     finally:
         engine.drafter, engine.budget, engine.planner = kept
     tokens = sum(made.stats.num_generated_tokens for made in runs)
@@ -130,7 +130,7 @@ def decode(
     return Decoding(budget, tokens / passes if passes else 0.0, same, len(texts))
 
 
-def as_values(rates: Acceptance, decoding: Decoding | None = None) -> Mapping[str, Any]:
+def as_values(rates: MeasuredAcceptance, decoding: Decoding | None = None) -> Mapping[str, Any]:
     """Returns what was measured as plain values for JSON."""
     made = {**asdict(rates), "sums": np.cumsum(rates.rates).round(6).tolist()}
     return made if decoding is None else {**made, "decoding": asdict(decoding)}

@@ -34,7 +34,7 @@ from redwood.errors import ArgumentError, ModelError, check_count
 from redwood.models import gguf_parts, locate
 from redwood.models.tokenizer import load_tokenizer
 from redwood.tuning.boost import Round, boost
-from redwood.tuning.checkpoint import History, publish, read_about
+from redwood.tuning.checkpoint import TrainingHistory, publish, read_about
 from redwood.tuning.collect import Progress, answer_params, collect
 from redwood.tuning.corpus import Sample
 from redwood.tuning.measure import as_values, decode, measure, union_rates
@@ -50,7 +50,7 @@ _NODES = 4  # that each model may fill of the tree in which all are compared
 
 
 @dataclass(frozen=True)
-class Plan:
+class TuningPlan:
     """Everything that the tuned models depend on.
 
     Args:
@@ -162,7 +162,7 @@ class Project:
         OSError: a folder that cannot be written.
     """
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
+    def __init__(self, folder: Path, plan: TuningPlan) -> None:
         self.folder, self.plan = folder, plan
         values = json.loads(json.dumps(asdict(plan)))
         path = folder / "plan.json"
@@ -294,7 +294,7 @@ class Project:
         training = [samples[number] for number in parts.training]
         validation = [samples[number] for number in parts.validation]
 
-        def train(number: int, weights: Weights, check: Weights) -> tuple[Any, History]:
+        def train(number: int, weights: Weights, check: Weights) -> tuple[Any, TrainingHistory]:
             name = str(number + 1)
             made, state = self.folder / name, self.folder / f"{name}.state"
             if not made.exists():
@@ -315,7 +315,7 @@ class Project:
                 publish(model, own, made, _stored_dtype(starts[number]), about)
                 del model
             state.unlink(missing_ok=True)
-            history = History(**read_about(made, plan.key)["history"])
+            history = TrainingHistory(**read_about(made, plan.key)["history"])
             # Asked as it lies there, rounded to its dtype: the same after an interruption.
             return load_stock(made, torch.float32).to(torch.device(device)), history
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from redwood._defaults import Tuning as defaults
 from redwood.errors import ArgumentError, NumericalError, check_count
 from redwood.tuning.checkpoint import (
-    History,
     State,
+    TrainingHistory,
     put_back,
     restore_state,
     save_state,
@@ -88,7 +88,7 @@ def tune(
     checkpoint: Path | None = None,
     key: str = "",
     on_progress: Callable[[str, int, int], None] | None = None,
-) -> History:
+) -> TrainingHistory:
     """Trains a model in place; in the end it has the weights that were best in validation.
 
     Args:
@@ -119,7 +119,7 @@ def tune(
     state = restore_state(checkpoint, key, model, optimizer) if checkpoint is not None else None
     if state is None:
         first = _score(model, validation, validation_weights)
-        state = State(History([first]), snapshot(model))
+        state = State(TrainingHistory([first]), snapshot(model))
     history = state.history
     for epoch in range(len(history.losses), settings.epochs):
         if epoch - history.best >= settings.patience:

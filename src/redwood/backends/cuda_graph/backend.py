@@ -18,11 +18,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from redwood._transformers import attention_of
-from redwood.backends.base import Kept, Nodes
+from redwood.backends.base import AcceptedPath, Nodes
 from redwood.backends.cuda_graph.recording import CudaRecorder, Recorder, Recording
 from redwood.backends.cuda_graph.static import (
     ATTENTION,
-    Shape,
+    GraphShape,
     StaticForward,
     StaticRow,
     StaticSlots,
@@ -91,7 +91,7 @@ class CudaGraphBackend:
         eager.release(row)
         self.model.set_attn_implementation(ATTENTION)
         self._together = eager.together
-        self._recorded: OrderedDict[Shape, tuple[StaticForward, Recording]] = OrderedDict()
+        self._recorded: OrderedDict[GraphShape, tuple[StaticForward, Recording]] = OrderedDict()
         self._outputs: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
         self._graphs, self._graph_bytes = graphs, graph_bytes
         self.recordings = 0
@@ -199,7 +199,7 @@ class CudaGraphBackend:
             slots = min(self._slots_read(length) + 64, self._most_slots)
             self._grow(self._slots.rows, slots)
 
-    def _recordable(self, rows: int, nodes: int, length: int, tree: int) -> Shape | None:
+    def _recordable(self, rows: int, nodes: int, length: int, tree: int) -> GraphShape | None:
         """The padded shape that serves these, its slots ready; None: there is none.
 
         Args:
@@ -211,11 +211,11 @@ class CudaGraphBackend:
         width = next((count for count in self._nodes if count >= nodes), None)
         if width is None or rows * width > _MOST_TOKENS or tree > _TREES[-1]:
             return None
-        shape = Shape(rows, width, min(slots, self._slots.slots), _tree_width(width, tree))
+        shape = GraphShape(rows, width, min(slots, self._slots.slots), _tree_width(width, tree))
         self._slots.ready(0, shape.rows, shape.slots)
         return shape
 
-    def _recording(self, shape: Shape) -> tuple[StaticForward, Recording]:
+    def _recording(self, shape: GraphShape) -> tuple[StaticForward, Recording]:
         if shape in self._recorded:
             self._recorded.move_to_end(shape)
             return self._recorded[shape]
@@ -268,7 +268,7 @@ class CudaGraphBackend:
         return min(low if _FEWEST_SLOTS < needed <= low else high, self._most_slots)
 
     @torch.inference_mode()
-    def commit(self, rows: Sequence[Kept]) -> None:
+    def commit(self, rows: Sequence[AcceptedPath]) -> None:
         """Keeps a path of provisional nodes per row; see `Backend.commit`."""
         for kept in rows:
             self._row(kept.row).check_path(kept)
@@ -335,7 +335,7 @@ def _tree_logits(backend: EagerBackend | CudaGraphBackend) -> Tensor:
     row = backend.open()
     try:
         backend.extend([Nodes(row, tokens[:_PROMPT], num_logits=1)])
-        backend.commit([Kept(row, range(_PROMPT))])
+        backend.commit([AcceptedPath(row, range(_PROMPT))])
         (logits,) = backend.extend([Nodes(row, tokens[_PROMPT:], _PARENTS)])
         return logits.float().cpu()
     finally:

@@ -28,7 +28,7 @@ ATTENTION = "redwood_static"  # the name under which this attention is registere
 _BLOCKS = 8  # that layers of one size lie in
 
 
-class Shape(NamedTuple):
+class GraphShape(NamedTuple):
     """What one forward computes.
 
     Args:
@@ -171,7 +171,7 @@ class StaticForward(CacheHandle):
         self,
         model: PreTrainedModel,
         slots: StaticSlots,
-        shape: Shape,
+        shape: GraphShape,
         outputs: WeakValueDictionary[int, Tensor],
     ) -> None:
         self._model, self._slots, self.shape = model, slots, shape

@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from redwood._transformers import CacheHandle, cached_logits
-from redwood.backends.base import Kept, Nodes
+from redwood.backends.base import AcceptedPath, Nodes
 from redwood.backends.rows import RowState, check_distinct
 from redwood.errors import ArgumentError, UnsupportedError
 from redwood.tree import ancestor_mask
@@ -299,7 +299,7 @@ class EagerBackend:
         return run_rows(self.model, [self._row(n.row) for n in rows], rows, self.together)
 
     @torch.inference_mode()
-    def commit(self, rows: Sequence[Kept]) -> None:
+    def commit(self, rows: Sequence[AcceptedPath]) -> None:
         """Keeps a path of provisional nodes per row; see `Backend.commit`."""
         for kept in rows:
             self._row(kept.row).check_path(kept)

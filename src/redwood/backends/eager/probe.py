@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from redwood._transformers import plain_logits
-from redwood.backends.base import Kept, Nodes
+from redwood.backends.base import AcceptedPath, Nodes
 from redwood.backends.eager.backend import ATTENTION, EagerBackend
 from redwood.backends.eager.small import small_models
 from redwood.errors import ModelError, UnsupportedError
@@ -239,7 +239,7 @@ def tree_logits(backend: EagerBackend, tokens: Sequence[int]) -> Tensor:
     row, prompt = backend.open(), len(tokens) - len(_PARENTS)
     try:
         backend.extend([Nodes(row, tokens[:prompt], num_logits=1)])
-        backend.commit([Kept(row, range(prompt))])
+        backend.commit([AcceptedPath(row, range(prompt))])
         (logits,) = backend.extend([Nodes(row, tokens[prompt:], _PARENTS)])
     finally:
         backend.release(row)

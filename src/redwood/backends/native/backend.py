@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from redwood.backends.base import Kept, Nodes
+from redwood.backends.base import AcceptedPath, Nodes
 from redwood.backends.native.spec import DecoderSpec
 from redwood.backends.rows import RowState, check_distinct
 from redwood.errors import ArgumentError, UnsupportedError, check_process
@@ -157,7 +157,7 @@ class NativeBackend:
             state.parents, state.depths = parents, depths
         return list(torch.split(logits[:, : self.vocab_size], counts))
 
-    def commit(self, rows: Sequence[Kept]) -> None:
+    def commit(self, rows: Sequence[AcceptedPath]) -> None:
         """Keeps a path of provisional nodes per row; see `Backend.commit`."""
         for kept in rows:
             self._row(kept.row).check_path(kept)

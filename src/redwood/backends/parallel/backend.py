@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redwood.backends.base import Kept, Nodes
+from redwood.backends.base import AcceptedPath, Nodes
 from redwood.backends.eager.backend import EagerBackend
 from redwood.backends.parallel.ranks import Ranks
 from redwood.backends.rows import check_distinct
@@ -58,7 +58,7 @@ class Member:
         elif verb == "extend":
             logits = self.part.extend([Nodes(*nodes) for nodes in given[0]])
         elif verb == "commit":
-            self.part.commit([Kept(*kept) for kept in given[0]])
+            self.part.commit([AcceptedPath(*kept) for kept in given[0]])
         elif verb == "truncate":
             self.part.truncate(*given)
         elif verb == "release":
@@ -175,7 +175,7 @@ class ParallelBackend:
             self._part._row(nodes.row).grown(nodes, self.capacity)
         return self._do(["extend", [_plain(nodes) for nodes in rows]])
 
-    def commit(self, rows: Sequence[Kept]) -> None:
+    def commit(self, rows: Sequence[AcceptedPath]) -> None:
         """Keeps a path of provisional nodes per row; see `Backend.commit`."""
         for kept in rows:
             self._part._row(kept.row).check_path(kept)

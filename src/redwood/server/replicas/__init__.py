@@ -23,17 +23,17 @@ def application(args: Mapping[str, Any]) -> Any:
     """Returns Ray Serve's application: for `import_path: redwood.server.replicas:application`.
 
     Args:
-        args: of `Plan.from_args`.
+        args: of `DeployPlan.from_args`.
 
     Raises:
         UnsupportedError: Ray is not installed.
-        ArgumentError: see `Plan.from_args`.
+        ArgumentError: see `DeployPlan.from_args`.
     """
     check_ray()
     from redwood.server.replicas.deployments import build
-    from redwood.server.replicas.plan import Plan
+    from redwood.server.replicas.plan import DeployPlan
 
-    return build(Plan.from_args(args))
+    return build(DeployPlan.from_args(args))
 
 
 def check_ray() -> None:

@@ -21,7 +21,7 @@ from redwood.server.auth import Keys
 from redwood.server.errors import ApiError, full, unavailable
 from redwood.server.replicas.engines import Call, Replica, open_engine
 from redwood.server.replicas.gathered import Page
-from redwood.server.replicas.plan import Plan
+from redwood.server.replicas.plan import DeployPlan
 from redwood.server.replicas.router import ReplicaLost, Router
 
 ENGINE, ROUTER = "engine", "router"
@@ -32,7 +32,7 @@ _ROUTER_ONGOING = 10_000
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}  # requests have our own log
 
 
-def build(plan: Plan) -> Any:
+def build(plan: DeployPlan) -> Any:
     """Returns the application.
 
     Raises:
@@ -65,7 +65,7 @@ def build(plan: Plan) -> Any:
     return router.bind(plan, keys, engine.bind(plan, keys))
 
 
-def _scale(plan: Plan) -> dict[str, Any]:
+def _scale(plan: DeployPlan) -> dict[str, Any]:
     if plan.max_replicas is None:
         return {"num_replicas": plan.replicas}
     scaling = {
@@ -80,7 +80,7 @@ def _scale(plan: Plan) -> dict[str, Any]:
 class _Engine:
     """A replica of the engine, in a process of its own."""
 
-    async def __init__(self, plan: Plan, keys: Keys) -> None:  # type: ignore[misc]  # Ray awaits it
+    async def __init__(self, plan: DeployPlan, keys: Keys) -> None:  # type: ignore[misc]  # Ray awaits it
         logs.set_up(plan.log_format)
         engine = await asyncio.to_thread(open_engine, plan)
         name = serve.get_replica_context().replica_id.unique_id
@@ -105,7 +105,7 @@ class _Engine:
 class _Router:
     """A copy of the router, in a process of its own."""
 
-    def __init__(self, plan: Plan, keys: Keys, engines: DeploymentHandle) -> None:
+    def __init__(self, plan: DeployPlan, keys: Keys, engines: DeploymentHandle) -> None:
         logs.set_up(plan.log_format)
         name = serve.get_replica_context().replica_id.unique_id
         self._router = Router(name, _Handles(engines), plan.settings, keys, plan.retries)

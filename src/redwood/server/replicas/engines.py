@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message
 from redwood.errors import ArgumentError, UnsupportedError
 from redwood.server.auth import Keys
 from redwood.server.logs import Record
-from redwood.server.replicas.plan import Plan
+from redwood.server.replicas.plan import DeployPlan
 from redwood.server.settings import Settings
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Replica:
         self._leave(_BROKEN)
 
 
-def open_engine(plan: Plan) -> Engine:
+def open_engine(plan: DeployPlan) -> Engine:
     """Returns the engine of one replica, with threads for the processors that are its own.
 
     Raises:

@@ -19,7 +19,7 @@ _MAX_ROWS = 64  # of `redwood.load`
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class DeployPlan:
     """Replicas of one engine, and the router in front of them.
 
     Args:
@@ -102,11 +102,11 @@ class Plan:
         return keys
 
     @classmethod
-    def from_args(cls, args: Mapping[str, Any]) -> Plan:
+    def from_args(cls, args: Mapping[str, Any]) -> DeployPlan:
         """Returns the plan of a configuration file's `args`.
 
         Args:
-            args: fields of `Plan`, those of `Settings` in `server` instead of `settings`.
+            args: fields of `DeployPlan`, those of `Settings` in `server` instead of `settings`.
 
         Raises:
             ArgumentError: a name that is unknown, or a value out of range.

@@ -16,7 +16,7 @@ from ray import serve
 
 from redwood.errors import ArgumentError
 from redwood.server.replicas.deployments import ROUTER, build
-from redwood.server.replicas.plan import NAME, Plan
+from redwood.server.replicas.plan import NAME, DeployPlan
 
 _EVERY_S = 0.2
 _GRACE_S = 3.0
@@ -24,7 +24,7 @@ _CALL_S = 5.0
 _STORE_BYTES = 2**29  # requests and pieces of answers; Ray would take a third of the memory
 
 
-def run(plan: Plan, ready: Callable[[str], None]) -> int:
+def run(plan: DeployPlan, ready: Callable[[str], None]) -> int:
     """Runs a plan until SIGTERM or Ctrl-C, which drain; a second one cuts at once.
 
     Args:
@@ -57,7 +57,7 @@ def run(plan: Plan, ready: Callable[[str], None]) -> int:
     return 0
 
 
-def _check_room(plan: Plan) -> None:
+def _check_room(plan: DeployPlan) -> None:
     """Ray would wait for what never comes."""
     have = ray.cluster_resources()
     for kind, each in (("CPU", plan.replica_cpus), ("GPU", plan.replica_gpus)):

@@ -12,12 +12,12 @@ from redwood.sampling import PathRows
 from redwood.tree import TokenTree
 
 
-def judge(context: Context, tree: TokenTree, logits: Tensor) -> verify.Acceptance:
+def verify_tree(context: Context, tree: TokenTree, logits: Tensor) -> verify.Acceptance:
     """Returns what the request's rule accepts of a tree; logits: [N, V]."""
-    return judge_rows(context, tree, PathRows(logits, tree, context.params, context.history))
+    return verify_rows(context, tree, PathRows(logits, tree, context.params, context.history))
 
 
-def judge_rows(context: Context, tree: TokenTree, rows: PathRows) -> verify.Acceptance:
+def verify_rows(context: Context, tree: TokenTree, rows: PathRows) -> verify.Acceptance:
     """Returns what the request's rule accepts of a tree, given the target's rows."""
     params = context.params
     if params.temperature == 0.0:
