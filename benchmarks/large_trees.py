@@ -36,7 +36,9 @@ from redwood.backends.rows import RowState
 from redwood.drafters.base import ModelDrafter, NgramDrafter, UnionDrafter
 from redwood.drafters.context import Context
 from redwood.drafters.draft_tree import TreeBuilder
+from redwood.drafters.limits import Limits, ModelLimits
 from redwood.drafters.model import DEFAULT_ACCEPTANCE
+from redwood.drafters.proposing import proposals
 from redwood.engine.request import new_request
 from redwood.engine.verification import verify_tree
 from redwood.planner.budget import LatencyCorrection, LevelBudget, StepBudget
@@ -162,9 +164,9 @@ class Drafting:
 
     def __call__(self) -> TokenTree:
         step = StepBudget(1, self._times)
-        for model in self._models:
-            model.level_policy = LevelBudget(step, self._draft, CONTEXT, 1.0)
-        return self._drafter.propose([self.context], [self.size])[0]
+        levels = ModelLimits(LevelBudget(step, self._draft, CONTEXT, 1.0))
+        limits = Limits(dict.fromkeys(self._models, levels))
+        return proposals(self._drafter, [self.context], [self.size], limits)[0]
 
 
 def drafting(logits: Logits, size: int) -> Iterable[tuple[str, Work]]:

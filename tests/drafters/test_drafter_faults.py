@@ -235,9 +235,7 @@ def test_times_of_a_draft_model_that_cannot_be_measured_cost_drafts_only() -> No
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), RuntimeError("lost")])
 @pytest.mark.parametrize("where", ["draft", "target"])
-def test_nothing_of_a_step_stays_on_a_draft_model_however_it_ended(
-    error: BaseException, where: str
-) -> None:
+def test_no_row_stays_open_however_a_step_ended(error: BaseException, where: str) -> None:
     backend = Failing(5, error) if where == "draft" else TableBackend(V)
     target = Failing(5, error) if where == "target" else TableBackend(V)
     model = ModelDrafter(backend)
@@ -247,10 +245,8 @@ def test_nothing_of_a_step_stays_on_a_draft_model_however_it_ended(
     try:
         while engine.busy:
             engine.step()
-            assert model.level_policy is None and model.most_drawn is None
     except (Exception, KeyboardInterrupt) as raised:
         assert raised is error
-    assert model.level_policy is None and model.most_drawn is None
     assert backend.num_rows == target.num_rows == 0
 
 

@@ -18,7 +18,7 @@ from redwood.bench import clocks
 from redwood.drafters.base import ModelDrafter, NgramDrafter, UnionDrafter
 from redwood.engine import engine as engine_module
 from redwood.engine.engine import RowEngine
-from redwood.planner.planner import Plan, Planner
+from redwood.planner.planner import Planner, StepPlan
 from redwood.profiling import measure
 from redwood.profiling.latency import LatencyModel, LatencyPoint
 from redwood.profiling.measure import Kind, fill_seconds, measure_curve, wait_for
@@ -68,11 +68,11 @@ class Noting(Planner):
         self.told: list[tuple[float | None, float]] = []
         self.dropped = 0
 
-    def end(self, plan: Plan, *args: Any) -> None:
+    def end(self, plan: StepPlan, *args: Any) -> None:
         self.told.append(args[-2:])
         super().end(plan, *args)
 
-    def drop(self, plan: Plan) -> None:
+    def drop(self, plan: StepPlan) -> None:
         self.dropped += 1
         super().drop(plan)
 

@@ -90,7 +90,7 @@ def test_what_follows_a_pass_is_not_saved_by_n_grams_that_find_nothing(
 ) -> None:
     planner, saved = dear_after_passes(planner_for(NgramDrafter()), 5.0), []
     assert planner._lookahead is not None
-    monkeypatch.setattr(planner._lookahead, "judge", saved.append)
+    monkeypatch.setattr(planner._lookahead, "settle", saved.append)
     for key in range(2, 12):
         chosen(planner, NEW, key)
     assert saved == [0.0] * 10
@@ -158,7 +158,7 @@ def test_asking_in_vain_takes_its_share_of_the_time_and_no_more(
         reply = asked.ask([context(COPIED)], [8], times, 1.0)
         assert reply is not None
         told += [step] * bool(reply.trees)
-        asked.judge(0.2 if 61 <= step < 70 else 0.0)
+        asked.settle(0.2 if 61 <= step < 70 else 0.0)
     # The first time a text is read does not count; 9.8 % of a pass are paid back in twenty, or by
     # what is saved.
     assert told == [0, 1, 21, 41, *range(61, 71), 90]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -149,24 +149,6 @@ def model_prior() -> list[float]:
     return [0.95 * middle for middle in middles]
 
 
-def best_count(gains: Sequence[float], times: Sequence[float], sunk: float, sure: float) -> int:
-    """Returns how many of the nodes to keep for the most tokens per time.
-
-    Args:
-        gains: chance of each node to be accepted, best first.
-        times: of a pass that scores i of them beside those that stay anyway, [len(gains) + 1].
-        sunk: time of this step that is spent anyway, same unit.
-        sure: tokens expected without them: one for each root, at least.
-    """
-    best, most = 0, sure / (times[0] + sunk)
-    for count, gain in enumerate(gains, start=1):
-        sure += gain
-        rate = sure / (times[count] + sunk)
-        if rate > most:
-            best, most = count, rate
-    return best
-
-
 def learn(
     news: Sequence[int],
     parents: Sequence[int],
@@ -209,28 +191,3 @@ def learn_below(
             break
         at, depth = taken, depth + 1
     return depth
-
-
-class LevelPolicy(Protocol):
-    """Decides, level by level, whether drafting on is worth its time."""
-
-    def num_expansions(
-        self,
-        tokens: float,
-        nodes: int,
-        free: Sequence[float],
-        gains: Sequence[float],
-        added: Sequence[int],
-        widths: Sequence[int],
-    ) -> int:
-        """Returns how many of the offers, the first ones, draft another level.
-
-        Args:
-            tokens: expected of this step from what will be scored anyway, for all rows.
-            nodes: that will be scored anyway, roots included.
-            free: chances of drafted nodes of which the best will be scored.
-            gains: [K] further tokens that an offer promises, falling.
-            added: [K] nodes that it adds for the target.
-            widths: [K] nodes that the drafter scores for it.
-        """
-        ...

@@ -12,6 +12,7 @@ from typing import Protocol
 from redwood.algorithms.specinfer import merge_trees
 from redwood.datastore import Datastore
 from redwood.drafters.context import Context
+from redwood.drafters.limits import NO_LIMITS, Limits
 from redwood.drafters.model import ModelDrafter
 from redwood.drafters.ngram import NgramDrafter, join_ngrams, open_datastore_drafter
 from redwood.drafters.proposing import prefill as prefill
@@ -48,7 +49,11 @@ class Drafter(Protocol):
         ...
 
     def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
-        """Returns a tree per context, of at most `budget` >= 1 nodes, the root included."""
+        """Returns a tree per context, of at most `budget` >= 1 nodes, the root included.
+
+        One that takes a third parameter, `limits`, gets what the planner allows in this step, see
+        `redwood.drafters.limits`.
+        """
         ...
 
     def release(self, key: int) -> None:
@@ -62,7 +67,9 @@ class NoDrafter:
     name = "none"
     draws = False
 
-    def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
+    def propose(
+        self, contexts: Sequence[Context], budgets: Sequence[int], limits: Limits = NO_LIMITS
+    ) -> list[TokenTree]:
         """Returns roots."""
         return [TokenTree.chain(context.token_ids[-1:]) for context in contexts]
 
@@ -94,7 +101,9 @@ class UnionDrafter:
         self._shares = None if shares is None else [shares[i] for i in order]
         self.name = "+".join(d.name for d in drafters)
 
-    def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
+    def propose(
+        self, contexts: Sequence[Context], budgets: Sequence[int], limits: Limits = NO_LIMITS
+    ) -> list[TokenTree]:
         """Returns merged trees within the budgets."""
         merged = NoDrafter().propose(contexts, budgets)
         for i, drafter in enumerate(self.parts):
@@ -105,7 +114,7 @@ class UnionDrafter:
             else:
                 last = left == 1
                 parts = [room if last else min(room, self._shares[i]) for room in free_slots]
-            trees = proposals(drafter, contexts, [1 + part for part in parts])
+            trees = proposals(drafter, contexts, [1 + part for part in parts], limits)
             merged = [merge_trees(pair) for pair in zip(merged, trees, strict=True)]
         return merged
 

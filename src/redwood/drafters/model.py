@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from redwood.algorithms.acceptance import AcceptanceTable, LevelPolicy, model_prior
+from redwood.algorithms.acceptance import AcceptanceTable, model_prior
 from redwood.algorithms.sequoia import optimal_tree
 from redwood.backends.base import AcceptedPath, Backend, Nodes
 from redwood.drafters.context import Context
 from redwood.drafters.draft_tree import Shape, TreeBuilder
+from redwood.drafters.limits import NO_LIMITS, LevelPolicy, Limits, ModelLimits
 from redwood.errors import ArgumentError, check_count
 from redwood.sampling import SamplingParams
 from redwood.tree import Law, TokenTree
@@ -42,10 +43,6 @@ class ModelDrafter:
         acceptance: rates by rank, for the default tree.
         reliability: by law, the chance that a child is accepted, by the probability it was given;
             learned over all texts.
-        pace: decides after each level whether another one pays; None: the tree is always filled.
-            It is not asked for requests whose text must depend on their seed alone.
-        most_drawn: nodes of a tree that is drawn with chance, since none of them can be left out
-            afterwards; None: the budget. Not for those requests either, nor where `tree` was given.
     """
 
     name = "model"
@@ -80,30 +77,33 @@ class ModelDrafter:
         self._shapes: dict[tuple[int, tuple[float, ...]], Shape] = {}
         self.reliability = {law: AcceptanceTable([*model_prior(), _HOPE]) for law in Law}
         self.acceptance: Sequence[float] = DEFAULT_ACCEPTANCE
-        self.level_policy: LevelPolicy | None = None
-        self.most_drawn: int | None = None
 
     def is_static(self, context: Context) -> bool:
         """Returns whether the shape of this request's tree is fixed before tokens are drawn."""
         law = self._law_for(context.params)
         return self._parents is not None or law not in (Law.POINT, Law.COUPLED)
 
-    def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
+    def propose(
+        self, contexts: Sequence[Context], budgets: Sequence[int], limits: Limits = NO_LIMITS
+    ) -> list[TokenTree]:
         """Returns trees drawn from this model; one forward per level for all contexts.
 
         Where it raises, it goes on from the committed text at the next call.
         """
         try:
-            return self._propose(contexts, budgets)
+            return self._propose(contexts, budgets, limits.models.get(self, ModelLimits()))
         except BaseException:
             for context in contexts:
                 self._forget_drafts(context.key)
             raise
 
-    def _propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
-        growing = [self._begin(c, budget) for c, budget in zip(contexts, budgets, strict=True)]
+    def _propose(
+        self, contexts: Sequence[Context], budgets: Sequence[int], limits: ModelLimits
+    ) -> list[TokenTree]:
+        pairs = zip(contexts, budgets, strict=True)
+        growing = [self._begin(context, budget, limits) for context, budget in pairs]
         level = 0
-        while chosen := self._chosen(growing, level):
+        while chosen := self._chosen(growing, level, limits.policy):
             entries = [
                 self._next_level(g, nodes) if level else self._catch_up(g) for g, nodes in chosen
             ]
@@ -113,7 +113,7 @@ class ModelDrafter:
             level += 1
         return [g.finish() for g in growing]
 
-    def _begin(self, context: Context, budget: int) -> TreeBuilder:
+    def _begin(self, context: Context, budget: int, limits: ModelLimits) -> TreeBuilder:
         """A bare root, with what was learned from the tree before it."""
         law, row = self._law_for(context.params), self._row(context)
         table = self.reliability[law]
@@ -124,10 +124,10 @@ class ModelDrafter:
         # Past the drafter's own context, maybe shorter than the target's, nothing is drafted.
         room = self.backend.capacity - (len(context.token_ids) - row.skipped)
         budget = max(1, min(budget, room))
-        dynamic = self.level_policy is not None and not context.unsteered
+        dynamic = limits.policy is not None and not context.unsteered
         free = dynamic and law in (Law.POINT, Law.COUPLED) and self._parents is None
         if self.is_static(context) and self._parents is None and not context.unsteered:
-            budget = min(budget, self.most_drawn or budget)
+            budget = min(budget, limits.most_drawn or budget)
         shape = None if free else self._shape(context, budget)
         row.last = TreeBuilder(context, law, shape, budget, room, row.reliability.rates)
         return row.last
@@ -150,11 +150,11 @@ class ModelDrafter:
         return self._max_levels or max(_LEVELS, min(_DEEPEST, budget // 4))
 
     def _chosen(
-        self, growing: Sequence[TreeBuilder], level: int
+        self, growing: Sequence[TreeBuilder], level: int, policy: LevelPolicy | None
     ) -> list[tuple[TreeBuilder, list[int]]]:
         """The rows that get another level, and which of their nodes."""
         offers = [(g, nodes) for g in growing if (nodes := g.candidates())]
-        if self.level_policy is None or not offers:
+        if policy is None or not offers:
             return offers
         fixed = [(g, nodes) for g, nodes in offers if g.context.unsteered]
         asked = [(g, nodes) for g, nodes in offers if not g.context.unsteered and g.shape]
@@ -163,7 +163,7 @@ class ModelDrafter:
         asked.sort(key=lambda offer: -offer[0].gain(offer[1]))
         drawn = [g for g in growing if g.law not in (Law.POINT, Law.COUPLED)]
         others = [g for g in growing if g.law in (Law.POINT, Law.COUPLED)]
-        count = self.level_policy.num_expansions(
+        count = policy.num_expansions(
             len(others) + sum(sum(g.estimates) for g in drawn),
             len(others) + sum(len(g.tokens) for g in drawn),
             [chance for g in others for chance in g.estimates[1:]],

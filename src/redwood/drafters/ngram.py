@@ -26,6 +26,7 @@ from redwood.datastore import Datastore
 from redwood.datastore.chunk import Chunk
 from redwood.datastore.search import LONGEST_MATCH, Continuations, look_up
 from redwood.drafters.context import Context
+from redwood.drafters.limits import NO_LIMITS, Limits
 from redwood.errors import ArgumentError, check_count
 from redwood.tree import TokenTree, children_of
 
@@ -49,7 +50,6 @@ class NgramDrafter:
         reliability: chance by bin over all texts; each text begins with it. Of candidates from the
             text itself, or from the datastore where nothing else is drafted from.
         store_reliability: the same of the datastore's candidates where the text is a source, too.
-        least: chance that a node must have to be drafted; the planner sets it to what can pay.
 
     Raises:
         ArgumentError: `max_branch` out of range, or nothing to draft from.
@@ -75,14 +75,15 @@ class NgramDrafter:
         self._texts: dict[int, _Text] = {}
         self.reliability = AcceptanceTable(ngram_prior() if own_text else store_prior())
         self.store_reliability = AcceptanceTable(store_prior())
-        self.least = 0.0
 
-    def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
+    def propose(
+        self, contexts: Sequence[Context], budgets: Sequence[int], limits: Limits = NO_LIMITS
+    ) -> list[TokenTree]:
         """Returns trees of POINT nodes, most probable first; a bare root where nothing matches."""
         made = []
         for context, budget in zip(contexts, budgets, strict=True):
             try:
-                made.append(self._tree(context, budget))
+                made.append(self._tree(context, budget, limits.least))
             except BaseException:  # half of a text may be in its index: it is read anew
                 self._texts.pop(context.key, None)
                 raise
@@ -101,7 +102,7 @@ class NgramDrafter:
         self._texts.pop(key, None)
         self._attached.pop(key, None)
 
-    def _tree(self, context: Context, budget: int) -> TokenTree:
+    def _tree(self, context: Context, budget: int, least: float) -> TokenTree:
         text = context.token_ids
         known = self._texts.get(context.key)
         if known is None:
@@ -136,7 +137,7 @@ class NgramDrafter:
             rates,
             max_branch=self.max_branch,
             others=others,
-            least=self.least,
+            least=least,
         )
         known.drafted = found
         return TokenTree.point(

@@ -7,14 +7,17 @@ a right one: drawing code alone knows how it drew.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from itertools import starmap
 from operator import le
 from typing import Any, Protocol
 
 from redwood.drafters.context import Context
+from redwood.drafters.limits import NO_LIMITS, Limits
 from redwood.errors import ArgumentError, CapacityError
 from redwood.tree import Law, TokenTree
 
@@ -27,12 +30,16 @@ _ROUNDING = 1e-6
 class _Proposer(Protocol):
     """What is asked of a drafter here; see `redwood.drafters.base.Drafter`."""
 
-    def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]: ...
+    @property
+    def propose(self) -> Callable[..., list[TokenTree]]: ...
     def release(self, key: int) -> None: ...
 
 
 def proposals(
-    drafter: _Proposer, contexts: Sequence[Context], budgets: Sequence[int]
+    drafter: _Proposer,
+    contexts: Sequence[Context],
+    budgets: Sequence[int],
+    limits: Limits = NO_LIMITS,
 ) -> list[TokenTree]:
     """Returns a tree per context, within its budget; a bare root where the drafter failed.
 
@@ -43,12 +50,12 @@ def proposals(
     """
     several = len(contexts) > 1
     states = [context.rng.bit_generator.state for context in contexts] if several else []
-    made = _asked(drafter, contexts, budgets)
+    made = _asked(drafter, contexts, budgets, limits)
     if isinstance(made, Exception):
         made = [] if several else [made]
         for context, budget, state in zip(contexts, budgets, states, strict=False):  # if several
             context.rng.bit_generator.state = state
-            alone = _asked(drafter, [context], [budget])
+            alone = _asked(drafter, [context], [budget], limits)
             made += [alone] if isinstance(alone, Exception) else alone
     trees = []
     for context, budget, tree in zip(contexts, budgets, made, strict=True):
@@ -85,11 +92,12 @@ def release(drafter: _Proposer, key: int) -> None:
 
 
 def _asked(
-    drafter: _Proposer, contexts: Sequence[Context], budgets: Sequence[int]
+    drafter: _Proposer, contexts: Sequence[Context], budgets: Sequence[int], limits: Limits
 ) -> list[Any] | Exception:
     """As many answers as contexts, or what went wrong."""
     try:
-        answer: Any = drafter.propose(contexts, budgets) if contexts else []
+        more = [limits] if _takes_limits(type(drafter)) else []
+        answer: Any = drafter.propose(contexts, budgets, *more) if contexts else []
         made = list(answer) if isinstance(answer, Iterable) else [answer]
     except MemoryError:
         raise
@@ -98,6 +106,15 @@ def _asked(
     if len(made) != len(contexts):
         return ArgumentError(f"it made {len(made)} trees for {len(contexts)} texts")
     return made
+
+
+@lru_cache(maxsize=256)
+def _takes_limits(kind: type) -> bool:
+    """Whether drafters of this class want the limits of a step; somebody else's may not."""
+    try:
+        return "limits" in inspect.signature(kind.propose).parameters  # type: ignore[attr-defined]
+    except (AttributeError, TypeError, ValueError):
+        return False
 
 
 def _fault(drafter: _Proposer, context: Context, tree: Any, budget: int) -> Exception | None:

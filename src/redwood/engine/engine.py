@@ -18,17 +18,17 @@ from functools import partial
 from itertools import count
 from queue import SimpleQueue
 
-from redwood.algorithms.specinfer import merge_trees
 from redwood.backends.base import AcceptedPath, Backend, Nodes
 from redwood.drafters.base import Drafter, NoDrafter
-from redwood.drafters.proposing import prefill, proposals, release
+from redwood.drafters.proposing import release
 from redwood.engine.detokenizer import Tokenizer
+from redwood.engine.drafting import Drafts, draft
 from redwood.engine.request import Caller, Request, new_request, token_list
 from redwood.engine.request import Step as Step
 from redwood.engine.scheduler import admitted, chunks, one_pool
 from redwood.engine.stats import Clock, Stats
 from redwood.engine.turns import turn, when_free
-from redwood.engine.verification import verify_rows
+from redwood.engine.verification import Accepted, Scored, verify_rows
 from redwood.errors import (
     ArgumentError,
     CapacityError,
@@ -36,14 +36,12 @@ from redwood.errors import (
     check_count,
     check_process,
 )
-from redwood.planner.planner import Planner, StepPlan, planned
+from redwood.planner.planner import Planner
 from redwood.profiling.measure import recordings_of, wait_for
 from redwood.sampling import PathRows, SamplingParams
-from redwood.tree import TokenTree
 
 _log = logging.getLogger(__name__)
 _keys = count(1)  # of all engines: those on one target may share a drafter
-_PREDICTED = 8  # nodes for a predicted output where the budget is less
 
 
 class RowEngine:
@@ -264,9 +262,6 @@ class RowEngine:
         except BaseException as error:
             self._end_all(error)
             raise
-        finally:
-            if self.planner is not None:
-                self.planner.clear()
 
     def _end_all(self, error: BaseException) -> None:
         """Ends all rows; those of other threads' `generate` and `stream` are told why."""
@@ -307,43 +302,67 @@ class RowEngine:
     def _decode(self, ready: Sequence[Request], parts: Sequence[tuple[Request, Nodes]]) -> None:
         """One step of rows that have their prompt, and parts of other prompts beside them."""
         clock = self._clock(ready)
-        trees, plan = self._draft(ready, clock)
+        drafts = self._draft(ready, clock)
+        scored = self._extend(drafts, parts, clock)
+        accepted, verify_s = self._verify(drafts, scored, clock)
+        steps, commit_s = self._commit(accepted, parts, clock)
+        for request, _ in parts:
+            request.stats.seconds["prefill"] += scored.seconds
+        if self.planner is not None and drafts.plan is not None and len(steps) == len(ready):
+            counts = [len(step.token_ids) for _, step in steps]
+            contexts = [request.context for request in ready]
+            target_s = scored.seconds if scored.usual and not parts else None
+            self.planner.end(drafts.plan, contexts, counts, target_s, verify_s + commit_s)
+        for request, step in steps:
+            self._give(request, step)
+        clock.record_stage("other")
+
+    def _draft(self, ready: Sequence[Request], clock: Clock) -> Drafts:
+        """A tree for every row."""
+        free = [self._free_slots(request) for request in ready]
+        return draft(ready, free, self.drafter, self.planner, self.budget, clock)
+
+    def _extend(
+        self, drafts: Drafts, parts: Sequence[tuple[Request, Nodes]], clock: Clock
+    ) -> Scored:
+        """One forward of the target over all trees, and over parts of prompts."""
         nodes = [
-            Nodes(request.row, tree.token_list, tree.parent_list) for request, tree in trees
-        ] + [nodes for _, nodes in parts]
+            Nodes(request.row, tree.token_list, tree.parent_list)
+            for request, tree in zip(drafts.requests, drafts.trees, strict=True)
+        ]
         before = recordings_of(self.target)
-        logits = self.target.extend(nodes)
-        usual = recordings_of(self.target) == before
-        target_s = clock.record_stage("target" if usual else "prefill")  # a graph is recorded once
-        judged = []
-        for (request, tree), scored in zip(trees, logits, strict=False):
+        logits = self.target.extend([*nodes, *(nodes for _, nodes in parts)])
+        usual = recordings_of(self.target) == before  # a graph is recorded once
+        return Scored(logits, clock.record_stage("target" if usual else "prefill"), usual)
+
+    def _verify(self, drafts: Drafts, scored: Scored, clock: Clock) -> tuple[list[Accepted], float]:
+        """The path that each row keeps, and the seconds it took; a row that fails ends alone."""
+        accepted = []
+        each = zip(drafts.requests, drafts.trees, scored.logits, strict=False)
+        for request, tree, logits in each:
             try:
-                rows = PathRows(scored, tree, request.context.params, request.context.history)
-                judged.append((request, tree, rows, verify_rows(request.context, tree, rows)))
+                rows = PathRows(logits, tree, request.context.params, request.context.history)
+                kept = verify_rows(request.context, tree, rows)
+                accepted.append(Accepted(request, tree, rows, kept))
             except Exception as error:
                 self._give(request, request.fail(error))
-        other_s = clock.record_stage("verify")
+        return accepted, clock.record_stage("verify")
+
+    def _commit(
+        self, accepted: Sequence[Accepted], parts: Sequence[tuple[Request, Nodes]], clock: Clock
+    ) -> tuple[list[tuple[Request, Step]], float]:
+        """Keeps the accepted slots; the step of each request, and the seconds it took."""
         self.target.commit(
-            [AcceptedPath(request.row, kept.nodes) for request, _, _, kept in judged]
+            [AcceptedPath(each.request.row, each.kept.nodes) for each in accepted]
             + [_whole(nodes) for _, nodes in parts]
         )
         steps = []
-        for request, tree, rows, kept in judged:
+        for request, tree, rows, kept in accepted:
             try:
                 steps.append((request, request.advance(tree, kept, rows, self.eos_ids)))
             except Exception as error:
                 steps.append((request, request.fail(error)))
-        other_s += clock.record_stage("other")
-        for request, _ in parts:
-            request.stats.seconds["prefill"] += target_s
-        if self.planner is not None and plan is not None and len(steps) == len(ready):
-            counts = [len(step.token_ids) for _, step in steps]
-            contexts = [request.context for request in ready]
-            timed_s = target_s if usual and not parts else None
-            self.planner.end(plan, contexts, counts, timed_s, other_s)
-        for request, step in steps:
-            self._give(request, step)
-        clock.record_stage("other")
+        return steps, clock.record_stage("other")
 
     def _give(self, request: Request, step: Step) -> None:
         """Hands a step to whom it belongs, and ends the request if it was the last."""
@@ -351,59 +370,11 @@ class RowEngine:
         if step.finish_reason is not None:
             self._end(step.request)
 
-    def _draft(
-        self, ready: Sequence[Request], clock: Clock
-    ) -> tuple[list[tuple[Request, TokenTree]], StepPlan | None]:
-        """A tree for every row, and the plan they follow, if there is one."""
-        contexts, free_slots = [r.context for r in ready], [self._room(r) for r in ready]
-        drafter, plan = self.drafter, None
-        budgets, most = (
-            [min(self.budget, room) for room in free_slots],
-            max(self.budget, _PREDICTED),
-        )
-        # The text of some requests may not depend on what was measured, nor may their company.
-        steered = max(free_slots) > 1 and not any(context.unsteered for context in contexts)
-        if steered and self.planner is not None:
-            known, most = self.planner.prepared, self.planner.most
-            plan = planned(self.planner, contexts, free_slots, [request.room for request in ready])
-            budgets = [1] * len(ready) if plan is None else plan.budgets
-            drafter = drafter if plan is None else plan.drafter
-            clock.record_stage("draft" if known else "prefill")  # times are measured once
-        drafting = [i for i, budget in enumerate(budgets) if budget > 1]
-        prefill(drafter, [contexts[i] for i in drafting])
-        clock.record_stage("prefill")
-        before = recordings_of(*_backends(drafter))
-        if plan is not None and plan.drafted is not None:
-            made = {i: plan.drafted[i] for i in drafting}
-        else:
-            asked, sizes = [contexts[i] for i in drafting], [budgets[i] for i in drafting]
-            made = dict(zip(drafting, proposals(drafter, asked, sizes), strict=True))
-        trees = []
-        for i, (request, room) in enumerate(zip(ready, free_slots, strict=True)):
-            drafted = made.get(i) or TokenTree.chain(contexts[i].token_ids[-1:])
-            if request.prediction is not None and room > 1:
-                size = min(room - len(drafted) + 1, most)
-                chain = request.prediction.tree(drafted.token_list[0], size)
-                drafted = merge_trees([drafted, chain])
-            trees.append(drafted)
-        usual = recordings_of(*_backends(drafter)) == before
-        drafting_s = clock.record_stage("draft" if usual else "prefill")
-        if not usual:  # nothing is to be learned from its time
-            plan = None
-        if self.planner is not None and plan is not None:
-            trees = self.planner.trim(plan, trees, drafting_s)
-        return list(zip(ready, trees, strict=True)), plan
-
-    def _room(self, request: Request) -> int:
+    def _free_slots(self, request: Request) -> int:
         """Nodes that fit; none is drafted for a last token, nor where the caller wants none."""
         free = self.target.capacity - self.target.length(request.row)
         wanted = request.room > 1 and request.context.params.speculate
         return max(1, free) if wanted else 1
-
-
-def _backends(drafter: Drafter) -> list[Backend]:
-    parts = getattr(drafter, "parts", [drafter])
-    return [part.backend for part in parts if hasattr(part, "backend")]
 
 
 def _whole(nodes: Nodes) -> AcceptedPath:

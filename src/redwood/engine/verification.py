@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 from redwood import verify
 from redwood.drafters.context import Context
+from redwood.engine.request import Request
 from redwood.sampling import PathRows
 from redwood.tree import TokenTree
+
+
+class Scored(NamedTuple):
+    """What the target said: logits by row and node, and how long that took; usual: no recording."""
+
+    logits: Sequence[Tensor]
+    seconds: float
+    usual: bool
+
+
+class Accepted(NamedTuple):
+    """A row's tree after verification."""
+
+    request: Request
+    tree: TokenTree
+    rows: PathRows
+    kept: verify.Acceptance
 
 
 def verify_tree(context: Context, tree: TokenTree, logits: Tensor) -> verify.Acceptance:

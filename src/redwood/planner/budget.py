@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from redwood.algorithms.acceptance import best_count
 from redwood.profiling.latency import LatencyModel
 from redwood.tree import Law, TokenTree
 
@@ -177,6 +176,24 @@ def _staying(tree: TokenTree) -> set[int]:
             found.add(above)
             above = tree.parent_list[above]
     return found
+
+
+def best_count(gains: Sequence[float], times: Sequence[float], sunk: float, sure: float) -> int:
+    """Returns how many of the nodes to keep for the most tokens per time.
+
+    Args:
+        gains: chance of each node to be accepted, best first.
+        times: of a pass that scores i of them beside those that stay anyway, [len(gains) + 1].
+        sunk: time of this step that is spent anyway, same unit.
+        sure: tokens expected without them: one for each root, at least.
+    """
+    best, most = 0, sure / (times[0] + sunk)
+    for count, gain in enumerate(gains, start=1):
+        sure += gain
+        rate = sure / (times[count] + sunk)
+        if rate > most:
+            best, most = count, rate
+    return best
 
 
 @dataclass

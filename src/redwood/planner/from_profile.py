@@ -10,7 +10,8 @@ from typing import Any
 from redwood.backends.base import Backend
 from redwood.drafters.base import Drafter, ModelDrafter, NgramDrafter
 from redwood.errors import ArgumentError, ProfileError, RedwoodError
-from redwood.planner.planner import Measure, Planner, arms_of
+from redwood.planner.arms import arms_of
+from redwood.planner.planner import Measure, Planner
 from redwood.profiling.key import profile_key
 from redwood.profiling.latency import LatencyModel
 from redwood.profiling.measure import quick_curve

@@ -16,6 +16,7 @@ import numpy as np
 
 from redwood.drafters.base import NgramDrafter
 from redwood.drafters.context import Context
+from redwood.drafters.limits import Limits
 from redwood.drafters.proposing import proposals
 from redwood.planner.budget import StepBudget
 from redwood.tree import TokenTree
@@ -70,11 +71,8 @@ class NgramLookahead:
         self._owed = 0.0
         self._answers += 1
         start = perf_counter()
-        self._drafter.least = _least_paying(times) if self._answers % _ALL else 0.0
-        try:
-            trees = proposals(self._drafter, contexts, budgets)
-        finally:
-            self._drafter.least = 0.0
+        least = _least_paying(times) if self._answers % _ALL else 0.0
+        trees = proposals(self._drafter, contexts, budgets, Limits(least=least))
         if self._known.issuperset(context.key for context in contexts):
             self._cost = 1e3 * (perf_counter() - start) / (speed * plain_ms)
         self._known.update(context.key for context in contexts)

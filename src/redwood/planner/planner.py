@@ -12,7 +12,6 @@ only nodes chosen without chance are left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from math import inf
 from operator import is_
 from typing import Any, NamedTuple, cast
@@ -21,20 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redwood.algorithms.sequoia import choose_tree
-from redwood.drafters.base import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
+from redwood.drafters.base import Drafter, ModelDrafter, NgramDrafter, NoDrafter
 from redwood.drafters.context import Context
+from redwood.drafters.limits import NO_LIMITS, Limits, ModelLimits
 from redwood.drafters.proposing import tell
+from redwood.planner.arms import BELIEF, FIRST_PAUSE, Arm, ArmStats, arms_of
 from redwood.planner.budget import DecayedMean, LatencyCorrection, LevelBudget, StepBudget
 from redwood.planner.ngram_lookahead import NgramLookahead, Preview
 from redwood.profiling.latency import LatencyModel
 from redwood.tree import TokenTree
 
 _FADE, _FADE_ALL = 0.95, 0.98  # what a step weighs one step later: in its text, over all texts
-_BELIEF = 4.0  # steps that count for what is believed beforehand; in a text they fade as others do
 _SHARE = 0.01  # of all time may be lost to arms that seemed worse,
 _ONCE = 16.0  # and these plain passes, so that a first text can show what a model is worth
 _ONCE_MS = 2000.0  # but no longer: a pass over streamed weights takes seconds
-_PAUSE = 16  # steps before an arm that lost is tried again: twice as many each time,
 _LONGEST, _LONGEST_MODEL = 64, 512  # up to these; a model has to read the text first
 _LENGTH_RATIO = 0.5  # of the tokens it may have, what a text is believed to take,
 _LENGTH_BELIEF, _LENGTH_FADE = 2.0, 0.9  # until texts show it
@@ -46,24 +45,6 @@ _NEAR = 32  # tokens by which rows may grow before times are made anew
 _NGRAM = (1.3, 1.05)  # tokens per step and cost in plain passes, where nothing is known
 
 Measure = Callable[[], LatencyModel]
-
-
-class Arm(NamedTuple):
-    """A way to draft, and the models that take part in it."""
-
-    drafter: Drafter
-    models: tuple[ModelDrafter, ...]
-
-
-def arms_of(drafter: Drafter) -> list[Arm]:
-    """Returns plain decoding, every part of the drafter alone, and all parts in one tree."""
-    parts = list(drafter.parts) if isinstance(drafter, UnionDrafter) else [drafter]
-    drafting = [part for part in parts if not isinstance(part, NoDrafter)]
-    arms = [Arm(NoDrafter(), ())]
-    arms += [Arm(p, (p,) if isinstance(p, ModelDrafter) else ()) for p in drafting]
-    if len(drafting) > 1:
-        arms.append(Arm(drafter, tuple(p for p in drafting if isinstance(p, ModelDrafter))))
-    return arms
 
 
 def planned(
@@ -78,42 +59,16 @@ def planned(
     except MemoryError:
         raise
     except Exception as error:
-        planner.clear()
         tell(planner, error)
         return None
-
-
-@dataclass
-class _Record:
-    """What is known of an arm: tokens per step, and cost in plain passes."""
-
-    tokens: float
-    cost: float
-    tokens_seen: DecayedMean = field(default_factory=DecayedMean)
-    cost_seen: DecayedMean = field(default_factory=DecayedMean)
-    texts: dict[int, DecayedMean] = field(default_factory=dict)
-    last: int = -_PAUSE
-    pause: int = _PAUSE
-
-    def tokens_of(self, key: int) -> float:
-        """Tokens per step in this text."""
-        return self.texts[key].value(1.0, 0.0) if key in self.texts else self.known()
-
-    def known(self) -> float:
-        """Tokens per step over all texts."""
-        return self.tokens_seen.value(self.tokens, _BELIEF)
-
-    def cost_now(self) -> float:
-        """Time of a step, in plain passes."""
-        return self.cost_seen.value(self.cost, _BELIEF)
 
 
 class StepPlan(NamedTuple):
     """What a step shall do: its arm, the nodes of each row at most, and its times.
 
-    `best_ms` is the time per token that the best arm promises; None: this is the best arm.
-    `drafted` are the trees of all rows, trimmed, where they are known already. `resting`: nothing
-    was weighed, the last step's answer holds.
+    `best_ms` is set only when exploring: the best arm's ms per token, to compute the regret.
+    `limits` are what its drafters may do. `drafted` are the trees of all rows, trimmed, where the
+    lookahead made them already. `resting`: nothing was weighed, the last step's answer holds.
     """
 
     arm: int
@@ -122,6 +77,7 @@ class StepPlan(NamedTuple):
     times: StepBudget
     best_ms: float | None
     drafted: list[TokenTree] | None = None
+    limits: Limits = NO_LIMITS
     resting: bool = False
 
 
@@ -161,7 +117,7 @@ class Planner:
             DecayedMean(),
             DecayedMean(),
         )  # of a row per step, and in plain passes
-        self._records: list[_Record] = []
+        self._records: list[ArmStats] = []
         self._correction = LatencyCorrection()
         self._factors: dict[ModelDrafter, DecayedMean] = {}
         self._read: set[tuple[ModelDrafter, int]] = set()  # prompts that a model has read
@@ -213,18 +169,29 @@ class Planner:
             seen = self._lookahead.ask(contexts, budgets, times, self._correction.speed)
         arm, best_ms = self._choose(contexts, max(1.0, to_come), times, seen)
         drafter, models = self.arms[arm]
-        for model in models:
-            self._read.update((model, context.key) for context in contexts)
-            factor = self._factors.setdefault(model, DecayedMean()).value(1.0, _BELIEF)
-            idle = budgets.count(1)
-            model.level_policy = LevelBudget(times, self.curve(model), max(lengths), factor, idle)
-            model.most_drawn = self._drawn_size(model, times)
+        limits = self._limits(models, contexts, budgets, times)
         if seen is not None and arm == self._ngram_arm:
             return StepPlan(arm, drafter, budgets, seen.times, best_ms, seen.trees)
         if arm == 0 and best_ms is None:
             self._rest = self._steps_alike()
             self._resting = keys, StepPlan(arm, drafter, [1] * len(keys), times, None, resting=True)
-        return StepPlan(arm, drafter, budgets, times, best_ms)
+        return StepPlan(arm, drafter, budgets, times, best_ms, limits=limits)
+
+    def _limits(
+        self,
+        models: Sequence[ModelDrafter],
+        contexts: Sequence[Context],
+        budgets: Sequence[int],
+        times: StepBudget,
+    ) -> Limits:
+        """How far the models of an arm may draft, by what their levels and the target cost."""
+        longest, made = max(len(context.token_ids) for context in contexts), {}
+        for model in models:
+            self._read.update((model, context.key) for context in contexts)
+            factor = self._factors.setdefault(model, DecayedMean()).value(1.0, BELIEF)
+            levels = LevelBudget(times, self.curve(model), longest, factor, budgets.count(1))
+            made[model] = ModelLimits(levels, self._drawn_size(model, times))
+        return Limits(made)
 
     def _steps_alike(self) -> int:
         """Steps that would be plain as well: n-grams are not to be asked, no arm is to be tried."""
@@ -259,18 +226,11 @@ class Planner:
         self, plan: StepPlan, trees: Sequence[TokenTree], drafting_s: float
     ) -> list[TokenTree]:
         """Returns the trees less the nodes whose scoring would not pay."""
-        self.clear()
         drafting_ms = 1e3 * drafting_s / self._correction.speed
         if plan.drafted is not None and all(map(is_, trees, plan.drafted)):  # nothing was joined
             plan.times.drafting_ms = drafting_ms
             return list(trees)
         return plan.times.trim(trees, drafting_ms)
-
-    def clear(self) -> None:
-        """Takes back what `begin` told the models for one step, however that step ended."""
-        for arm in self.arms:
-            for model in arm.models:
-                model.level_policy = model.most_drawn = None
 
     def end(
         self,
@@ -301,7 +261,7 @@ class Planner:
         models = self.arms[plan.arm].models if times.levels_ms else ()
         drafting = times.drafting_ms
         if models:
-            drafting = times.levels_ms * self._factors[models[0]].value(1.0, _BELIEF)
+            drafting = times.levels_ms * self._factors[models[0]].value(1.0, BELIEF)
         self.predicted_tokens += times.tokens
         self.predicted_ms += speed * (expected + drafting)
         if target_s is not None:
@@ -315,7 +275,7 @@ class Planner:
             if budget == 1:  # it drafts nothing: nothing can be said of the arm
                 continue
             if context.key not in record.texts:
-                record.texts[context.key] = DecayedMean(_BELIEF * record.known(), _BELIEF)
+                record.texts[context.key] = DecayedMean(BELIEF * record.known(), BELIEF)
             record.tokens_seen.add(count, _FADE_ALL)
             record.texts[context.key].add(count, _FADE)
         for model in models:
@@ -329,7 +289,7 @@ class Planner:
             lost = spent - sum(tokens) * plan.best_ms
             self._lost_ms = max(0.0, self._lost_ms + lost)
             longest = _LONGEST_MODEL if self.arms[plan.arm].models else _LONGEST
-            record.pause = min(2 * record.pause, longest) if lost > 0.0 else _PAUSE
+            record.pause = min(2 * record.pause, longest) if lost > 0.0 else FIRST_PAUSE
 
     def release(self, key: int) -> None:
         """Forgets a request; notes how much of what it could have it took."""
@@ -393,16 +353,16 @@ class Planner:
         self._spent_ms += prefill_ms[arm]
         return arm, best_ms
 
-    def _guess(self, arm: Arm, contexts: Sequence[Context]) -> _Record:
+    def _guess(self, arm: Arm, contexts: Sequence[Context]) -> ArmStats:
         """What an arm may give, before it was ever tried."""
         if not arm.models:
-            return _Record(1.0, 1.0) if isinstance(arm.drafter, NoDrafter) else _Record(*_NGRAM)
+            return ArmStats(1.0, 1.0) if isinstance(arm.drafter, NoDrafter) else ArmStats(*_NGRAM)
         length = max(len(context.token_ids) for context in contexts)
         times = self.curve().times(length, self.most)
         draft_ms = sum(self.curve(model).ms([1], [length]) for model in arm.models)
         sizes = {size: float(times[size]) for size in range(1, self.most + 1)}
         plan = choose_tree(arm.models[0].acceptance, sizes, draft_ms)
-        return _Record(plan.expected_tokens, plan.time_per_token * plan.expected_tokens / sizes[1])
+        return ArmStats(plan.expected_tokens, plan.time_per_token * plan.expected_tokens / sizes[1])
 
     def _prefill_ms(self, arm: Arm, contexts: Sequence[Context]) -> float:
         """What the models of an arm need to read the prompts that they have not read."""

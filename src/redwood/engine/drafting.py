@@ -1,0 +1,100 @@
+"""The drafts of one step: a tree for every row that decodes, whoever makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from redwood.algorithms.specinfer import merge_trees
+from redwood.backends.base import Backend
+from redwood.drafters.base import Drafter
+from redwood.drafters.context import Context
+from redwood.drafters.limits import NO_LIMITS
+from redwood.drafters.proposing import prefill, proposals
+from redwood.engine.request import Request
+from redwood.engine.stats import Clock
+from redwood.planner.planner import Planner, StepPlan, planned
+from redwood.profiling.measure import recordings_of
+from redwood.tree import TokenTree
+
+_PREDICTED = 8  # nodes for a predicted output where the budget is less
+
+
+class Drafts(NamedTuple):
+    """Requests and their trees, and the plan that these follow, if there is one to learn from."""
+
+    requests: Sequence[Request]
+    trees: Sequence[TokenTree]
+    plan: StepPlan | None
+
+
+def draft(
+    requests: Sequence[Request],
+    free_slots: Sequence[int],
+    drafter: Drafter,
+    planner: Planner | None,
+    budget: int,
+    clock: Clock,
+) -> Drafts:
+    """Returns a tree for every request; stages go to the clock.
+
+    Args:
+        free_slots: nodes that each may have, the root included.
+        drafter, budget: where no planner decides.
+        planner: not asked where a text may depend on its seed alone: neither what was measured nor
+            such a text's company may change it.
+    """
+    contexts = [request.context for request in requests]
+    if max(free_slots) == 1 or any(context.unsteered for context in contexts):
+        planner = None
+    budgets, most = [min(budget, free) for free in free_slots], max(budget, _PREDICTED)
+    plan = None
+    if planner is not None:
+        known, most = planner.prepared, planner.most
+        plan = planned(planner, contexts, free_slots, [request.room for request in requests])
+        budgets = [1] * len(requests) if plan is None else plan.budgets
+        drafter = drafter if plan is None else plan.drafter
+        clock.record_stage("draft" if known else "prefill")  # times are measured once
+    drafting = [i for i, nodes in enumerate(budgets) if nodes > 1]
+    prefill(drafter, [contexts[i] for i in drafting])
+    clock.record_stage("prefill")
+    before = recordings_of(*_backends(drafter))
+    made = _asked(drafter, contexts, budgets, plan)
+    trees = [
+        _with_prediction(request, tree, free, most)
+        for request, tree, free in zip(requests, made, free_slots, strict=True)
+    ]
+    usual = recordings_of(*_backends(drafter)) == before  # a graph is recorded once
+    drafting_s = clock.record_stage("draft" if usual else "prefill")
+    if planner is None or plan is None or not usual:
+        return Drafts(requests, trees, None)
+    return Drafts(requests, planner.trim(plan, trees, drafting_s), plan)
+
+
+def _asked(
+    drafter: Drafter, contexts: Sequence[Context], budgets: Sequence[int], plan: StepPlan | None
+) -> list[TokenTree]:
+    """What the drafter proposes, or has proposed when the planner asked; else roots."""
+    drafting = [i for i, nodes in enumerate(budgets) if nodes > 1]
+    if plan is not None and plan.drafted is not None:
+        made = {i: plan.drafted[i] for i in drafting}
+    else:
+        limits = NO_LIMITS if plan is None else plan.limits
+        asked, sizes = [contexts[i] for i in drafting], [budgets[i] for i in drafting]
+        made = dict(zip(drafting, proposals(drafter, asked, sizes, limits), strict=True))
+    return [
+        made.get(i) or TokenTree.chain(context.token_ids[-1:]) for i, context in enumerate(contexts)
+    ]
+
+
+def _with_prediction(request: Request, tree: TokenTree, free: int, most: int) -> TokenTree:
+    """The tree, joined by what the request's expected answer says comes next."""
+    if request.prediction is None or free == 1:
+        return tree
+    chain = request.prediction.tree(tree.token_list[0], min(free - len(tree) + 1, most))
+    return merge_trees([tree, chain])
+
+
+def _backends(drafter: Drafter) -> list[Backend]:
+    parts = getattr(drafter, "parts", [drafter])
+    return [part.backend for part in parts if hasattr(part, "backend")]
