@@ -5,7 +5,7 @@
         --noise 0.1 --temperature 0.6 --prompts FILE.jsonl
 
 Each prompt is answered by plain decoding with a seed; the drafter then reads the answer (teacher
-forcing). AcceptedPath per position: the best tokens of both, and the log of the whole mass at the
+forcing). Kept per position: the best tokens of both, and the log of the whole mass at the
 temperatures 0.1 to 1.2. Records lie in the user's cache, are named and not committed. Trees leave
 the recorded path: a table about whole trees needs the models again.
 """

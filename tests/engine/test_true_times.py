@@ -16,7 +16,7 @@ from redwood.backends.cuda_graph.recording import Repeated
 from redwood.backends.load import wrap_model
 from redwood.bench import clocks
 from redwood.drafters.base import ModelDrafter, NgramDrafter, UnionDrafter
-from redwood.engine import engine as engine_module
+from redwood.engine import stats as stats_module
 from redwood.engine.engine import RowEngine
 from redwood.planner.planner import Planner, StepPlan
 from redwood.profiling import measure
@@ -37,7 +37,7 @@ class Device:
         self.records, self.recordings = records, 0
         self._seen: set[tuple[int, int]] = set()
         monkeypatch.setattr(torch.cuda, "synchronize", self.synchronize)
-        for module in (engine_module, measure, clocks):
+        for module in (stats_module, measure, clocks):
             monkeypatch.setattr(module, "perf_counter", lambda: self.now)
 
     def __getattr__(self, name: str) -> Any:
