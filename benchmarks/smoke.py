@@ -152,7 +152,7 @@ def parted(engine: Any, prompt: list[int], plain: list[int], trees: list[int]) -
 def rounding(engine: Any) -> float:
     """Nats by which rounding may move two tokens against each other here."""
     from redwood.backends.eager.backend import EagerBackend
-    from redwood.backends.eager.backend.probe import natural_tokens, own_rounding, tree_logits
+    from redwood.backends.eager.probe import natural_tokens, own_rounding, tree_logits
 
     backend = engine.target
     if not isinstance(backend, EagerBackend):

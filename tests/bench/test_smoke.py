@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import redwood
-from redwood.backends import load
+from redwood.backends.eager.stock import DTYPES
 from redwood.backends.native.packed import WEIGHTS as NATIVE_WEIGHTS
 from redwood.backends.offload.forms import WEIGHTS as OFFLOAD_WEIGHTS
 from redwood.backends.parallel.ranks import PARALLEL
@@ -41,8 +41,8 @@ def test_every_pair_that_the_documents_offer_is_run(smoke: Any) -> None:
     for rows in (usual, full):
         native = {case["weights"] for case in rows if case.get("backend") == "native"}
         assert native == set(NATIVE_WEIGHTS) - {"draft"}
-        eager = {load.DTYPES[case["dtype"]] for case in rows if case.get("backend") == "eager"}
-        assert eager == set(load.DTYPES.values())
+        eager = {DTYPES[case["dtype"]] for case in rows if case.get("backend") == "eager"}
+        assert eager == set(DTYPES.values())
         streamed = {(c["dtype"], c["weights"]) for c in rows if "offload" in c}
         assert streamed == {(dtype, w) for dtype in smoke.DTYPES for w in OFFLOAD_WEIGHTS}
         assert {case["parallel"] for case in rows if "parallel" in case} == set(PARALLEL)

@@ -233,13 +233,13 @@ def test_every_model_option_reaches_load(
     target: str, tiny_draft_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Any] = []
-    load = redwood.engine.engine.load.load
+    load = redwood.engine.load.load
 
     def spy(*args: Any, **options: Any) -> Engine:
         calls.append((args, options))
         return load(*args, **options)
 
-    monkeypatch.setattr("redwood.engine.engine.load.load", spy)
+    monkeypatch.setattr("redwood.engine.load.load", spy)
     options = {
         "backend": "eager",
         "dtype": "bfloat16",
@@ -298,7 +298,7 @@ def test_shades_without_colours_are_said_to_be_missing(target: str) -> None:
 @pytest.mark.parametrize("stop", [None, "on", "é 東"])
 def test_shades_follow_the_tokens_through_held_back_text(engine: Engine, stop: str | None) -> None:
     """Any text as the answer, its tokens in random steps with random parts of them drafted."""
-    from redwood.engine.engine.detokenizer import Detokenizer
+    from redwood.engine.detokenizer import Detokenizer
 
     text = "Tom went on, naïve 東京 😀 ones: café 東 and on"
     tokens = engine.encode(text)

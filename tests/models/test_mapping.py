@@ -114,4 +114,4 @@ def test_files_are_mapped_in_one_place() -> None:
         for file in source.rglob("*.py")
         if re.search(r"memmap\(|mmap\.mmap\((?!-1)", file.read_text())
     }
-    assert found == {"_mapping.py"}
+    assert found == {"mapping.py"}

@@ -4,7 +4,9 @@ Four things are understood: the name of a packaged model, a folder, a GGUF file,
 model on the hub. Only safetensors are ever handed out, never pickles, and never code. The packaged
 models are listed in `_catalogue`; how entries are kept on disk is in `_cache`, which of them belong
 to a model in `_entries`, how they are listed and removed in `_installed`; how packages are fetched
-is in `_fetch`, how GGUF files are converted in `_convert`, packed weights are in `_packed`.
+is in `_fetch`, how GGUF files are converted in `_convert`, packed weights are in `_packed`. GGUF
+files: `_gguf` and `_gguf_parts` read them, `gguf_tokenizer` makes their tokenizer. May import:
+errors, `_storage`, `_transformers`.
 """
 
 import json

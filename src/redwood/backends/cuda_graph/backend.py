@@ -4,7 +4,7 @@ A small forward on a GPU is bound by launching its kernels one by one. A graph l
 at once, but repeats fixed work on fixed memory, so trees are padded: a graph is recorded for each
 (rows, nodes, slots read), when it is first needed, and dropped when others are used more. Prefill
 and larger trees run without a graph, as on the eager backend but for the slots. What is recorded is
-in `_static.py`.
+in `static`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A CUDA graph repeats the same work on the same memory. So keys and values live in tensors that stay
 where they are, what differs between forwards is written into input tensors, and the forward itself
-reads nothing else. Recording and repeating it is in `cuda_graph.py`.
+reads nothing else. Recording and repeating it is in `backend`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """The eager backend: Transformers' own modules with our attention function.
 
-`backend` runs them, `probe` checks at load that a tree's logits are right, `packing` packs linear
-layers once for the CPU.
+`stock` loads them, `backend` runs them, `load` joins both. `probe` checks at load that a tree's
+logits are right, on a `small` model of the same make too, and `together` how rows may share a
+forward. `packing` packs linear layers once for the CPU.
 """

@@ -25,7 +25,7 @@ from redwood.errors import ArgumentError, UnsupportedError, check_process
 _LANES = 16  # the decoder writes logits in blocks of this many columns
 
 Packed = Mapping[str, tuple[str, NDArray[np.uint8]]]
-"""Matrices by name ("3.q", "embed", "output"): their format and bytes, see `_packed`."""
+"""Matrices by name ("3.q", "embed", "output"): their format and bytes, see `packed`."""
 
 
 def extension() -> Any:

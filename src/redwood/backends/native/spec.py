@@ -1,6 +1,6 @@
 """What a decoder must know to compute a model: sizes, rotary frequencies, windows, switches.
 
-`_decoder_spec_hf` and `_decoder_spec_gguf` make it from files. All models here share one block:
+`spec_hf` and `spec_gguf` make it from files. All models here share one block:
 RMS norm, grouped attention with rotary positions, a gated MLP; they differ in the fields below.
 """
 
