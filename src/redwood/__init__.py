@@ -8,6 +8,8 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from redwood import _moved
+
 if TYPE_CHECKING:
     from redwood.drafters.base import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
     from redwood.engine.engine import Step
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from redwood.verify import Acceptance
 
 __version__ = "0.1.0"
+
+_moved.install()
 
 __all__ = [
     "Acceptance",

@@ -98,3 +98,9 @@ class Backend(Protocol):
     def release(self, row: int) -> None:
         """Forgets the row and frees its slots."""
         ...
+
+
+def __getattr__(name: str) -> type[AcceptedPath]:
+    if name == "Kept":  # as it was called up to version 0.1; see `redwood._moved`
+        return AcceptedPath
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,3 +6,14 @@ answer), `draft_tree` (growing a tree level by level), `context` (a request as d
 how many nodes pay, which the planner decides. May import: algorithms, datastore, backends and all
 below.
 """
+
+from redwood.drafters.base import (
+    Drafter,
+    ModelDrafter,
+    NgramDrafter,
+    NoDrafter,
+    UnionDrafter,
+    join_drafters,
+)
+
+__all__ = ["Drafter", "ModelDrafter", "NgramDrafter", "NoDrafter", "UnionDrafter", "join_drafters"]

@@ -5,3 +5,7 @@ of a step and of a level), `ngram_lookahead` (what n-grams would give), `from_pr
 from what calibration knew). Not here: measuring (profiling, bench). May import: profiling,
 drafters and all below.
 """
+
+from redwood.planner.planner import Planner
+
+__all__ = ["Planner"]

@@ -2,3 +2,7 @@
 
 `static` holds them, `recording` records, `backend` chooses the graph.
 """
+
+from redwood.backends.cuda_graph.backend import CudaGraphBackend
+
+__all__ = ["CudaGraphBackend"]

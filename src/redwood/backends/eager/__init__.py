@@ -4,3 +4,7 @@
 logits are right, on a `small` model of the same make too, and `together` how rows may share a
 forward. `packing` packs linear layers once for the CPU.
 """
+
+from redwood.backends.eager.backend import EagerBackend
+
+__all__ = ["EagerBackend"]

@@ -4,3 +4,7 @@
 `spec_gguf` and `spec_hf` read it from files, `weights` finds the tensors, `packed` keeps what was
 packed. The C++ lies in `src/native`.
 """
+
+from redwood.backends.native.backend import NativeBackend
+
+__all__ = ["NativeBackend"]
