@@ -1,4 +1,4 @@
-"""Where modules of the first layout are now: old imports work, with a warning, until version 0.3."""
+"""Where modules of the first layout are now: old imports work until version 0.3, with a warning."""
 
 from __future__ import annotations
 
