@@ -31,7 +31,7 @@ from redwood.drafters.base import ModelDrafter, NgramDrafter, join_drafters
 from redwood.engine.load import open_drafter
 from redwood.models import resolve
 from redwood.sampling import SamplingParams
-from redwood.tuning import Plan, Project, Settings
+from redwood.tuning import Project, Settings, TuningPlan
 from redwood.tuning.project import identity, split
 
 _BUDGET = 5
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     how: dict[str, Any] = {"backend": "native", "threads": options.threads}
     engine = redwood.load(options.target, "ngram", **how)
     prompts = short_prompts(engine, options)
-    plan = Plan(
+    plan = TuningPlan(
         target=identity(options.target),
         starts=(),
         layers=options.layers,

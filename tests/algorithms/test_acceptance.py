@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from redwood.algorithms.acceptance import (
     MODEL_BINS,
     AcceptanceTable,
-    best_count,
     learn,
     model_bin,
     model_prior,
@@ -21,6 +20,7 @@ from redwood.algorithms.acceptance import (
 )
 from redwood.algorithms.sssd import TextIndex, likely_tree
 from redwood.errors import ArgumentError
+from redwood.planner.budget import best_count
 
 
 def test_a_rate_moves_from_its_prior_to_what_was_seen() -> None:
