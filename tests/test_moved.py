@@ -36,6 +36,8 @@ def test_renamed_classes_are_found_under_their_old_names() -> None:
         "from redwood.backends.eager import EagerBackend\n"
         "from redwood.backends.native import NativeBackend\n"
         "from redwood.loading import load\n"
+        "from redwood.pacing import *\n"
+        "assert StepTimes.__name__ == 'StepBudget' and np\n"
         "import redwood\n"
         "assert load is redwood.load and NoDrafter is redwood.NoDrafter\n"
         "assert TimeCurve.__name__ == 'LatencyModel' and Kept.__name__ == 'AcceptedPath'\n"

@@ -67,9 +67,12 @@ class _Old(ModuleType):
     """Stands for a module under its old name."""
 
     def __getattr__(self, name: str) -> Any:
+        home = import_module(f"redwood.{MODULES[self.__name__.removeprefix('redwood.')]}")
+        if name == "__all__":  # for `import *`
+            old = [was for was, now in NAMES.items() if hasattr(home, now)]
+            return [*old, *(each for each in vars(home) if not each.startswith("_"))]
         if name.startswith("__"):
             raise AttributeError(name)
-        home = import_module(f"redwood.{MODULES[self.__name__.removeprefix('redwood.')]}")
         return getattr(home, name if hasattr(home, name) else NAMES.get(name, name))
 
 
