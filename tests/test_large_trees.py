@@ -11,7 +11,7 @@ import torch
 
 from conftest import tiny_llama
 from redwood import verify
-from redwood.algorithms.acceptance import AcceptanceTable, learn
+from redwood.algorithms.acceptance import AcceptanceTable, learn_below
 from redwood.algorithms.specinfer import merge_trees
 from redwood.backends.base import Nodes
 from redwood.backends.eager.backend import _Row, _Span
@@ -21,11 +21,11 @@ from redwood.drafters.context import Context
 from redwood.drafters.draft_tree import TreeBuilder
 from redwood.drafters.model import _DraftRow
 from redwood.engine.engine import RowEngine
-from redwood.planner.budget import Correction, Levels, StepBudget
+from redwood.planner.budget import LatencyCorrection, LevelBudget, StepBudget
 from redwood.planner.planner import Planner, arms_of
 from redwood.profiling.latency import LatencyModel, LatencyPoint
 from redwood.sampling import History, SamplingParams, kernels
-from redwood.tree import Law, TokenTree, ancestor_mask
+from redwood.tree import Law, TokenTree, ancestor_mask, children_of
 
 SIZES = (1, 2, 7, 60, 600)
 PROMPTS = [[5, 9, 17, 33, 5, 9, 17, 40, 5, 9], list(range(100, 160))]
@@ -139,7 +139,7 @@ def test_learning_and_following_meet_the_nodes_that_a_scan_meets() -> None:
         bins = rng.integers(-1, 6, size=size).tolist()
         news = [*(tokens[node] for node in tree.path(size - 1)[1:]), 1, 2]
         quick, slow = AcceptanceTable([0.5] * 6), AcceptanceTable([0.5] * 6)
-        depth, at = learn(news, parents, tokens, bins, [quick]), 0
+        depth, at = learn_below(news, children_of(parents).__getitem__, tokens, bins, [quick]), 0
         for step, token in enumerate(news):
             below = [node for node in range(size) if parents[node] == at]
             for node in below:
@@ -217,7 +217,7 @@ def test_times_of_growing_steps_are_those_of_each_step() -> None:
         float(curve.times(0, 4)[4]) + running[0] - float(curve.times(0, 3)[3])
         + curve._fit.per_row
     )  # fmt: skip
-    correction = Correction()
+    correction = LatencyCorrection()
     for nodes in (1, 2, 5, 30, 200):
         correction.learn(nodes, 30.0 + nodes, 20.0)
     times = np.linspace(10.0, 40.0, 300)
@@ -327,7 +327,7 @@ def test_the_pace_of_a_wide_level_is_that_of_adding_offers_one_by_one() -> None:
     free = (0.1 * rng.random(400)).tolist()
     gains = sorted((0.5 * rng.random(120)).tolist(), reverse=True)
     target, draft = flat_curve(50.0, 0.6).growth([40], 511), flat_curve(1.0, 0.02)
-    pace = Levels(StepBudget(1, target), draft, 40, 1.2)
+    pace = LevelBudget(StepBudget(1, target), draft, 40, 1.2)
     got = pace.num_expansions(1.0, 1, free, gains, [1] * 120, [1] * 120)
     step = StepBudget(1, target)
     best, best_rate = 0, 0.0

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from redwood.errors import ArgumentError
-from redwood.tree import children_of
 
 _MEMORY = 512.0  # trials a bin remembers; older ones fade, since texts change
 _BELIEF = 8.0  # trials that a prior counts for
@@ -26,18 +25,16 @@ class AcceptanceTable:
 
     Args:
         prior: chance per bin, in [0, 1].
-        belief: trials that the prior counts for.
 
     Raises:
         ArgumentError: no bins, or a chance outside [0, 1].
     """
 
-    def __init__(self, prior: Iterable[float], belief: float = _BELIEF) -> None:
+    def __init__(self, prior: Iterable[float]) -> None:
         # Lists: single numbers of an array are slow to change.
         self._prior = [float(chance) for chance in prior]
         if not self._prior or not all(0.0 <= chance <= 1.0 for chance in self._prior):
             raise ArgumentError("a prior needs chances in [0, 1]")
-        self._belief = belief
         self._hits, self._trials = [0.0] * len(self._prior), [0.0] * len(self._prior)
         self.rates = list(self._prior)
         """Chance per bin, as now believed."""
@@ -49,12 +46,12 @@ class AcceptanceTable:
             self._trials[index] *= 0.5
         self._hits[index] += hit
         self._trials[index] += 1.0
-        seen = self._belief + self._trials[index]
-        self.rates[index] = (self._belief * self._prior[index] + self._hits[index]) / seen
+        seen = _BELIEF + self._trials[index]
+        self.rates[index] = (_BELIEF * self._prior[index] + self._hits[index]) / seen
 
     def child(self) -> AcceptanceTable:
         """Returns a table for one text that begins with what this one believes."""
-        return AcceptanceTable(self.rates, self._belief)
+        return AcceptanceTable(self.rates)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what was seen, as plain values for JSON."""
@@ -75,7 +72,7 @@ class AcceptanceTable:
         if not ((hits >= 0.0) & (hits <= trials) & (trials < np.inf)).all():
             raise ArgumentError("a reliability table has counts that cannot be")
         self._hits, self._trials = hits.tolist(), trials.tolist()
-        rates = (self._belief * np.array(self._prior) + hits) / (self._belief + trials)
+        rates = (_BELIEF * np.array(self._prior) + hits) / (_BELIEF + trials)
         self.rates = rates.tolist()
 
 
@@ -149,28 +146,6 @@ def model_prior() -> list[float]:
     return [0.95 * middle for middle in middles]
 
 
-def learn(
-    news: Sequence[int],
-    parents: Sequence[int],
-    token_ids: Sequence[int],
-    bins: Sequence[int],
-    tables: Sequence[AcceptanceTable],
-) -> int:
-    """Follows new text through a drafted tree; notes in all tables which children it took.
-
-    Nobody needs to tell a drafter what was accepted: a child is, if it is the next token.
-
-    Args:
-        news: [L] tokens of the text after the tree's root.
-        parents, token_ids, bins: [N]; node 0 is the root; nodes of bin -1 are not noted.
-
-    Returns: the length of the path that the text took.
-    """
-    if not len(news):
-        return 0
-    return learn_below(news, children_of(parents).__getitem__, token_ids, bins, tables)
-
-
 def learn_below(
     news: Sequence[int],
     children: Callable[[int], Sequence[int]],
@@ -178,7 +153,17 @@ def learn_below(
     bins: Sequence[int],
     tables: Sequence[AcceptanceTable],
 ) -> int:
-    """Does what `learn` does, for a caller who knows the children of a node, in index order."""
+    """Follows new text through a drafted tree and counts in all tables which children it took.
+
+    Nobody needs to tell a drafter what was accepted: a child is, if it is the next token.
+
+    Args:
+        news: [L] tokens of the text after the tree's root.
+        children: of a node, in index order; node 0 is the root.
+        token_ids, bins: [N]; nodes of bin -1 are not counted.
+
+    Returns: the length of the path that the text took.
+    """
     at = depth = 0
     for token in news:
         taken = 0

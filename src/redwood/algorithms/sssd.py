@@ -77,22 +77,21 @@ class TextIndex:
 
     Args:
         token_ids: the prompt.
-        longest_match: tokens compared at most (4 in the paper).
     """
 
-    def __init__(self, token_ids: Iterable[int] = (), longest_match: int = len(DECAYS)) -> None:
+    def __init__(self, token_ids: Iterable[int] = ()) -> None:
         self._text: list[int] = []
         # By length: the latest place behind an n-gram, and by place the one before it (0: none).
         # Whole numbers alone, which the garbage collector passes over.
-        self._latest: list[dict[int, int]] = [{} for _ in range(longest_match)]
-        self._earlier: list[list[int]] = [[0] for _ in range(longest_match)]
+        self._latest: list[dict[int, int]] = [{} for _ in DECAYS]
+        self._earlier: list[list[int]] = [[0] for _ in DECAYS]
         self.extend(token_ids)
 
     def __len__(self) -> int:
         return len(self._text)
 
     def extend(self, token_ids: Iterable[int]) -> None:
-        """Appends tokens. O(longest_match) each."""
+        """Appends tokens. O(match lengths) each."""
         text = self._text
         for token in token_ids:
             text.append(token)
@@ -114,7 +113,7 @@ class TextIndex:
         """
         found, gram, end = [], 0, len(self._text)
         for length, token in enumerate(reversed(suffix), start=1):
-            if length > len(self._latest):
+            if length > len(DECAYS):
                 break
             gram = gram << _TOKEN_BITS | token
             place, earlier = self._latest[length - 1].get(gram, 0), self._earlier[length - 1]
@@ -163,7 +162,7 @@ def candidate_tree(
 
     Args:
         index: prompt and output.
-        suffix: the text's last tokens, the root's included; at most `longest_match` are used.
+        suffix: the text's last tokens, the root's included; at most 4 are used.
         size: budget, the root included.
         max_branch: children per node at most.
         continuations: what followed in the datastore, [places][tokens]; one found by two match

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from redwood.algorithms.sequoia import draw_without_replacement
 from redwood.backends.base import AcceptedPath, Backend, Nodes
+from redwood.backends.rows import fill, readable
 from redwood.bench.interleave import Candidate, run
 from redwood.drafters.base import ModelDrafter
-from redwood.drafters.model import DRAFT_WIDTH, readable
+from redwood.drafters.model import DRAFT_WIDTH
 from redwood.engine.engine import RowEngine, Step
 from redwood.profiling.profile import MeasuredAcceptance
 from redwood.sampling import SamplingParams, check_finite, draft_law, probs_from_scores, top
@@ -28,7 +29,6 @@ RANKS = 8
 """Ranks that are measured; past them a tree gains next to nothing."""
 
 _CHUNK = 32  # positions whose logits are held at once
-_PREFILL = 512
 _LEAST_MASS = 1e-12
 
 Row = NDArray[np.float64]
@@ -201,19 +201,18 @@ def paired(target: Backend, draft: Backend, text: Text) -> Generator[tuple[Tenso
     try:
         for backend in (target, draft):
             rows.append((backend, backend.open()))
-            for at in range(0, start, _PREFILL):
-                _append(*rows[-1], tokens[at : min(at + _PREFILL, start)], 1)
+            fill(*rows[-1], tokens[:start])
         for at in range(start, len(tokens) - 1, _CHUNK):
             chunk = tokens[at : min(at + _CHUNK, len(tokens) - 1)]
-            wanted, drafted = (_append(*row, chunk, None) for row in rows)
+            wanted, drafted = (_append(*row, chunk) for row in rows)
             yield from zip(wanted, drafted, strict=True)
     finally:
         for backend, row in rows:
             backend.release(row)
 
 
-def _append(backend: Backend, row: int, tokens: Sequence[int], num_logits: int | None) -> Tensor:
+def _append(backend: Backend, row: int, tokens: Sequence[int]) -> Tensor:
     known = readable(backend, tokens)
-    (logits,) = backend.extend([Nodes(row, known, num_logits=num_logits)])
+    (logits,) = backend.extend([Nodes(row, known)])
     backend.commit([AcceptedPath(row, range(len(known)))])
     return logits

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from redwood.backends.base import Backend, Nodes
+from redwood.backends.rows import fill
 from redwood.bench.interleave import Candidate, Run, rotated
 from redwood.engine.engine import RowEngine
 from redwood.engine.stats import STAGES
 from redwood.errors import ArgumentError, CapacityError
-from redwood.profiling.measure import fill, wait_for
+from redwood.profiling.measure import wait_for
 from redwood.sampling import GumbelNoise, History, SamplingParams, probs_from_scores, scores
 
 NEAR_TIE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}

@@ -21,7 +21,7 @@ from redwood.algorithms.specinfer import draw_with_replacement
 from redwood.drafters.context import Context
 from redwood.errors import NumericalError
 from redwood.sampling import check_finite, draft_law, scores, top
-from redwood.tree import Law, TokenTree, children_of
+from redwood.tree import Law, TokenTree
 
 _BRANCH, _NARROW = 3, 3  # children of a node of a dynamic tree, and nodes of a level that get any
 _NARROW_SHARE = 8  # or this part of the budget, in trees of hundreds of nodes
@@ -30,20 +30,14 @@ _ABSENT = -1e30  # logit of a token that a draft model has not
 _CACHED = 1 << 18  # logits whose temporaries stay in the cache
 
 
-class Shape:
-    """A static tree: the children of every node, by index."""
-
-    def __init__(self, parents: Sequence[int]) -> None:
-        self.children = children_of(parents)
-
-
 class TreeBuilder:
     """A tree in the making.
 
     Args:
         context: of the request.
         law: how children are drawn.
-        shape: of a static tree; None: the tree is dynamic, law POINT or COUPLED.
+        shape: children of every node of a static tree; None: the tree is dynamic, law POINT or
+            COUPLED.
         budget: nodes in the end, the root included.
         room: nodes that the drafter can still hold.
         rates: chance of acceptance by bin; see `redwood.algorithms.acceptance`.
@@ -53,7 +47,7 @@ class TreeBuilder:
         self,
         context: Context,
         law: Law,
-        shape: Shape | None,
+        shape: Sequence[Sequence[int]] | None,
         budget: int,
         room: int,
         rates: Sequence[float],
@@ -77,7 +71,7 @@ class TreeBuilder:
         if self.budget == 1:
             return []
         if self.shape is not None:
-            return [n for n in self._last if self.shape.children[self._origins[n]]]
+            return [n for n in self._last if self.shape[self._origins[n]]]
         most = max(0, min(max(_NARROW, self.budget // _NARROW_SHARE), self._room))
         return sorted(self._last, key=lambda n: -self.estimates[n])[:most]
 
@@ -85,7 +79,7 @@ class TreeBuilder:
         """Children that a node would get."""
         if self.shape is None:
             return max(_BRANCH, isqrt(self.budget // 2))
-        return len(self.shape.children[self._origins[node]])
+        return len(self.shape[self._origins[node]])
 
     def gain(self, nodes: Sequence[int]) -> float:
         """Tokens that children of these nodes promise."""
@@ -203,7 +197,7 @@ class TreeBuilder:
         self._bins += kinds
         self.estimates += [believed * self.rates[kind] for kind in kinds]
         if self.shape is not None:
-            self._origins += self.shape.children[self._origins[node]][:count]
+            self._origins += self.shape[self._origins[node]][:count]
 
 
 def _scored(row: Tensor, context: Context, path: Sequence[int]) -> Tensor:

@@ -11,12 +11,13 @@ import numpy as np
 from redwood.algorithms.acceptance import AcceptanceTable, model_prior
 from redwood.algorithms.sequoia import optimal_tree
 from redwood.backends.base import AcceptedPath, Backend, Nodes
+from redwood.backends.rows import CHUNK, fill, readable
 from redwood.drafters.context import Context
-from redwood.drafters.draft_tree import Shape, TreeBuilder
+from redwood.drafters.draft_tree import TreeBuilder
 from redwood.drafters.limits import NO_LIMITS, LevelPolicy, Limits, ModelLimits
 from redwood.errors import ArgumentError, check_count
 from redwood.sampling import SamplingParams
-from redwood.tree import Law, TokenTree
+from redwood.tree import Law, TokenTree, children_of
 
 # Acceptance of a good small drafter by rank, for a first tree where nothing was measured.
 DEFAULT_ACCEPTANCE = (0.85, 0.07, 0.03, 0.01, 0.01, 0.01)
@@ -74,7 +75,7 @@ class ModelDrafter:
         self._law, self._max_levels, self._width = _LAWS[law], max_levels, width
         self.window = window
         self._rows: dict[int, _DraftRow] = {}
-        self._shapes: dict[tuple[int, tuple[float, ...]], Shape] = {}
+        self._shapes: dict[tuple[int, tuple[float, ...]], list[list[int]]] = {}
         self.reliability = {law: AcceptanceTable([*model_prior(), _HOPE]) for law in Law}
         self.acceptance: Sequence[float] = DEFAULT_ACCEPTANCE
 
@@ -132,7 +133,7 @@ class ModelDrafter:
         row.last = TreeBuilder(context, law, shape, budget, room, row.reliability.rates)
         return row.last
 
-    def _shape(self, context: Context, budget: int) -> Shape:
+    def _shape(self, context: Context, budget: int) -> list[list[int]]:
         # What was measured shapes no tree of a text that may depend on its seed alone.
         acceptance = tuple(DEFAULT_ACCEPTANCE if context.unsteered else self.acceptance)
         shape = self._shapes.get((budget, acceptance))
@@ -140,9 +141,9 @@ class ModelDrafter:
             parents = self._parents
             if parents is None:
                 parents = optimal_tree(acceptance, budget, max_levels=self._levels(budget))
-            shape = self._shapes[budget, acceptance] = Shape(parents[:budget])
+            shape = self._shapes[budget, acceptance] = children_of(parents[:budget])
         choices = min(self.backend.vocab_size, context.vocab_size)
-        if max(map(len, shape.children)) > choices:
+        if max(map(len, shape)) > choices:
             raise ArgumentError(f"a node of the tree has more children than {choices} tokens")
         return shape
 
@@ -194,7 +195,7 @@ class ModelDrafter:
             row = _DraftRow(self.backend.open(), len(text) - self.reads(len(text)))
             if row.skipped:
                 try:
-                    self._keep(row, text[:_SINKS])
+                    fill(self.backend, row.row, text[:_SINKS])
                 except BaseException:
                     self.backend.release(row.row)
                     raise
@@ -206,13 +207,8 @@ class ModelDrafter:
         return self.backend.length(row.row) + row.skipped
 
     def _fill(self, row: _DraftRow, text: Sequence[int], end: int) -> None:
-        """Commits the text up to `end`, a chunk at a time."""
-        for start in range(self._length(row), end, _CHUNK):
-            self._keep(row, text[start : min(start + _CHUNK, end)])
-
-    def _keep(self, row: _DraftRow, tokens: Sequence[int]) -> None:
-        self.backend.extend([Nodes(row.row, readable(self.backend, tokens), num_logits=0)])
-        self.backend.commit([AcceptedPath(row.row, range(len(tokens)))])
+        """Commits the text up to `end`."""
+        fill(self.backend, row.row, text[self._length(row) : end])
 
     def _law_for(self, params: SamplingParams) -> Law:
         if params.temperature == 0.0:
@@ -225,8 +221,8 @@ class ModelDrafter:
         kept = row.follow(text[self._length(row) : -1])
         self.backend.commit([AcceptedPath(row.row, kept)])
         length = self._length(row)
-        if len(text) - length > _CHUNK:
-            length = len(text) - _CHUNK
+        if len(text) - length > CHUNK:
+            length = len(text) - CHUNK
             self._fill(row, text, length)
         new = text[length:]
         row.count = len(new)
@@ -264,13 +260,6 @@ class ModelDrafter:
                 self.backend.release(row.row)
 
 
-def readable(backend: Backend, tokens: Sequence[int]) -> list[int]:
-    """Returns the tokens, with 0 for those beyond a drafter's vocabulary, maybe the smaller one."""
-    size = getattr(backend, "num_embeddings", backend.vocab_size)
-    return [token if token < size else 0 for token in tokens]
-
-
-_CHUNK = 512
 _SINKS = 4  # first tokens, which models attend to whatever they say (arXiv 2309.17453)
 _LEVELS, _DEEPEST = 8, 24
 _HOPE = 0.7  # first guess that some child of an accepted node is accepted; bin MODEL_BINS

@@ -17,6 +17,7 @@ from redwood.drafters.base import (
     join_drafters,
     open_datastore_drafter,
 )
+from redwood.drafters.names import INDEX, NGRAM, NONE, split_names
 from redwood.engine.text import Engine
 from redwood.errors import ArgumentError
 from redwood.models import gguf_path
@@ -29,9 +30,6 @@ DEFAULT_BUDGETS = {"eager": {"ngram": 12, "model": 6}, "native": {"ngram": 4, "m
 """Nodes per step by backend and drafter: where a pass becomes dear (docs/status.md)."""
 DRAFT_VOCAB = 49152
 """Tokens that a model drafter proposes: of 152k, these make nearly all (docs/status.md)."""
-
-INDEX = "index:"
-"""Before the folder of a datastore, where a drafter is named."""
 
 DRAFT_WINDOW = 128
 """Tokens of a new text that a model drafter reads on a CPU unless told otherwise: the last ones."""
@@ -200,7 +198,7 @@ def _parts(
     if drafter is None:
         return []
     if isinstance(drafter, str):
-        drafter = drafter.split("+")
+        drafter = split_names(drafter)
     given = list(drafter) if isinstance(drafter, Sequence) else [drafter]
     parts = [str(part) if isinstance(part, Path) else part for part in given]
     odd = [part for part in parts if not isinstance(part, str) and not hasattr(part, "propose")]
@@ -208,7 +206,7 @@ def _parts(
         raise ArgumentError(f"drafter {odd[0]!r} is neither a name nor an object with propose()")
     if "" in parts:
         raise ArgumentError("an empty drafter name: use none, ngram or a model, joined with +")
-    return [part for part in parts if part != "none"]
+    return [part for part in parts if part != NONE]
 
 
 def open_drafter(
@@ -231,7 +229,7 @@ def open_drafter(
     """
     from redwood.backends.load import open_model
 
-    if name == "ngram":
+    if name == NGRAM:
         return NgramDrafter()
     if name.startswith(INDEX):
         return open_datastore_drafter(name.removeprefix(INDEX), tokenizer)

@@ -31,11 +31,6 @@ class Accepted(NamedTuple):
     kept: verify.Acceptance
 
 
-def verify_tree(context: Context, tree: TokenTree, logits: Tensor) -> verify.Acceptance:
-    """Returns what the request's rule accepts of a tree; logits: [N, V]."""
-    return verify_rows(context, tree, PathRows(logits, tree, context.params, context.history))
-
-
 def verify_rows(context: Context, tree: TokenTree, rows: PathRows) -> verify.Acceptance:
     """Returns what the request's rule accepts of a tree, given the target's rows."""
     params = context.params

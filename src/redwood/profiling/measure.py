@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redwood.backends.base import AcceptedPath, Backend, Nodes
+from redwood.backends.base import Backend, Nodes
+from redwood.backends.rows import fill
 from redwood.errors import ArgumentError
 from redwood.profiling.latency import LatencyModel, LatencyPoint
 
 QUICK_NODES = (1, 2, 4, 8, 16)
 """Unless a backend has `quick_nodes`: sizes for forwards that take seconds."""
 _QUICK_REPEATS, _QUICK_SECONDS = 9, 3.0
-_CHUNK = 512
 _FINEST_MS = 1e-3  # a coarse clock may say 0
 
 
@@ -105,14 +105,6 @@ def fill_seconds(backend: Backend, context: int) -> float:
         if recordings_of(backend) == before:
             break
     return took
-
-
-def fill(backend: Backend, row: int, tokens: Sequence[int]) -> None:
-    """Commits tokens to an empty row, a chunk at a time."""
-    for start in range(0, len(tokens), _CHUNK):
-        chunk = tokens[start : start + _CHUNK]
-        backend.extend([Nodes(row, chunk, num_logits=1)])
-        backend.commit([AcceptedPath(row, range(len(chunk)))])
 
 
 def wait_for(what: Tensor | torch.device) -> None:
