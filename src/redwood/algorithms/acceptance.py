@@ -1,9 +1,9 @@
-"""Dynamic trees: how likely a drafted node is to be accepted, and how many nodes pay.
+"""Learned acceptance rates: how likely a drafted node is to be accepted.
 
-A static tree believes in ranks alone. Here each node gets an estimate from what its drafter knows
-of it (match length and share of an n-gram, the probability a draft model gave), calibrated by what
-became of such nodes before. Estimates only steer what is drafted. Verification never sees them, and
-they are made before the coins of a step are drawn, so the law of the text is untouched.
+A static tree knows ranks alone. Here each node gets an estimate from its features (match length and
+share of an n-gram, probability of a draft model), calibrated by the outcomes of such nodes before.
+Estimates only steer what is drafted. Verification never sees them, and they are fixed before the
+random numbers of a step are drawn, so the law of the text is unchanged.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import numpy as np
 
 from redwood.errors import ArgumentError
 
-_MEMORY = 512.0  # trials a bin remembers; older ones fade, since texts change
-_BELIEF = 8.0  # trials that a prior counts for
+_MEMORY = 512.0  # trials after which the counts of a bin are halved, since texts change
+_BELIEF = 8.0  # weight of a prior, in trials
 
 
 class AcceptanceTable:
-    """Chance of acceptance by bin: a prior, corrected by what was seen.
+    """Acceptance rate by bin: a prior, updated by outcomes.
 
     Args:
-        prior: chance per bin, in [0, 1].
+        prior: rate per bin, in [0, 1].
 
     Raises:
-        ArgumentError: no bins, or a chance outside [0, 1].
+        ArgumentError: no bins, or a rate outside [0, 1].
     """
 
     def __init__(self, prior: Iterable[float]) -> None:
@@ -37,10 +37,10 @@ class AcceptanceTable:
             raise ArgumentError("a prior needs chances in [0, 1]")
         self._hits, self._trials = [0.0] * len(self._prior), [0.0] * len(self._prior)
         self.rates = list(self._prior)
-        """Chance per bin, as now believed."""
+        """Current rate per bin."""
 
     def count(self, index: int, hit: bool) -> None:
-        """Notes one node of a bin whose parent was accepted: was it accepted, too?"""
+        """Counts one node of a bin whose parent was accepted; hit: it was accepted, too."""
         if self._trials[index] >= _MEMORY:
             self._hits[index] *= 0.5
             self._trials[index] *= 0.5
@@ -50,15 +50,15 @@ class AcceptanceTable:
         self.rates[index] = (_BELIEF * self._prior[index] + self._hits[index]) / seen
 
     def child(self) -> AcceptanceTable:
-        """Returns a table for one text that begins with what this one believes."""
+        """Returns a table for one text, whose prior is the rates of this one."""
         return AcceptanceTable(self.rates)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what was seen, as plain values for JSON."""
+        """Returns the counts, as plain values for JSON."""
         return {"hits": list(self._hits), "trials": list(self._trials)}
 
     def load(self, seen: Mapping[str, Any]) -> None:
-        """Takes over what `to_dict` gave.
+        """Loads counts from `to_dict`.
 
         Raises:
             ArgumentError: another number of bins, or counts that cannot be.
@@ -83,9 +83,9 @@ def ngram_bin(match: int, count: int, total: int, *, longest: bool) -> int:
     """Returns the bin of an n-gram candidate.
 
     Args:
-        match: tokens of context that are the same, drafted ones included; 1 or more.
-        count, total: times this token followed there, and times any did; 1 <= count <= total.
-        longest: whether no longer context was seen before.
+        match: matching tokens of context, drafted ones included; 1 or more.
+        count, total: occurrences of this token behind the match, and of any; 1 <= count <= total.
+        longest: whether this is the longest match.
     """
     if count == total:
         share = 3 if total == 1 else 4  # once is not always
@@ -95,7 +95,7 @@ def ngram_bin(match: int, count: int, total: int, *, longest: bool) -> int:
 
 
 def ngram_prior() -> list[float]:
-    """Returns a first guess per bin: longer matches and larger shares are right more often."""
+    """Returns the prior per bin: longer matches and larger shares are accepted more often."""
     return [
         trust * share * (0.5 + 0.5 * match / _MATCHES)
         for trust in (0.3, 1.0)
@@ -111,7 +111,7 @@ _STORE_CLASSES = len(_STORE_SHARES) + 4
 def store_bin(match: int, count: int, total: int, *, longest: bool) -> int:
     """Returns the bin of a candidate from a datastore; arguments as of `ngram_bin`.
 
-    `total` is the size of a sample: a few places that agree say less than many.
+    `total` is the size of a sample: few occurrences that agree are weaker evidence than many.
     """
     if count == total:
         share = len(_STORE_SHARES) + (1 if total == 1 else 2 if total < 5 else 3)
@@ -121,7 +121,7 @@ def store_bin(match: int, count: int, total: int, *, longest: bool) -> int:
 
 
 def store_prior() -> list[float]:
-    """Returns a first guess per bin: other texts are trusted less than the text itself."""
+    """Returns the prior per bin: other texts are accepted less often than the text itself."""
     return [
         trust * share * (0.4 + 0.6 * match / _MATCHES)
         for trust in (0.6, 0.9)
@@ -135,12 +135,12 @@ MODEL_BINS = len(_MODEL_EDGES) + 1
 
 
 def model_bin(prob: float) -> int:
-    """Returns the bin of a token that a draft model gave this probability."""
+    """Returns the bin of a token with this draft probability."""
     return bisect_left(_MODEL_EDGES, prob)
 
 
 def model_prior() -> list[float]:
-    """Returns a first guess per bin: a draft model is trusted, less at the top."""
+    """Returns the prior per bin: the draft probability, less 5 %."""
     edges = (0.0, *_MODEL_EDGES, 1.0)
     middles = [(low + high) / 2.0 for low, high in zip(edges, edges[1:], strict=False)]
     return [0.95 * middle for middle in middles]
@@ -155,7 +155,7 @@ def learn_below(
 ) -> int:
     """Follows new text through a drafted tree and counts in all tables which children it took.
 
-    Nobody needs to tell a drafter what was accepted: a child is, if it is the next token.
+    No message about accepted nodes is needed: a child was accepted if it is the next token.
 
     Args:
         news: [L] tokens of the text after the tree's root.

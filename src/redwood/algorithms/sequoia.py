@@ -187,8 +187,8 @@ def choose_tree(
                 unsettled.append(n)
         fastest = min(time for _, _, time in candidates) * (1.0 + _TIE)
         drafting = (levels + 1) * draft_time
-        hopes = ((target_times[n] + drafting) / ceiling[n] for n in unsettled)
-        if levels == max_levels or not any(hope <= fastest for hope in hopes):
+        bounds = ((target_times[n] + drafting) / ceiling[n] for n in unsettled)
+        if levels == max_levels or not any(bound <= fastest for bound in bounds):
             break
     size, levels, _ = min(candidate for candidate in candidates if candidate[2] <= fastest)
     parents = optimal_tree(acceptance, size, max_levels=levels, max_branch=max_branch)

@@ -23,7 +23,7 @@ from redwood.algorithms.sequoia import choose_tree
 from redwood.drafters.base import Drafter, ModelDrafter, NgramDrafter, NoDrafter
 from redwood.drafters.context import Context
 from redwood.drafters.limits import NO_LIMITS, Limits, ModelLimits
-from redwood.drafters.proposing import tell
+from redwood.drafters.proposing import log_fault
 from redwood.planner.arms import BELIEF, FIRST_PAUSE, Arm, ArmStats, arms_of
 from redwood.planner.budget import DecayedMean, LatencyCorrection, LevelBudget, StepBudget
 from redwood.planner.ngram_lookahead import NgramLookahead, Preview
@@ -62,7 +62,7 @@ def planned(
     except MemoryError:
         raise
     except Exception as error:
-        tell(planner, error)
+        log_fault(planner, error)
         return None
 
 
