@@ -1,7 +1,7 @@
-"""Measuring: candidates on one target, token for token comparisons, times of one forward.
+"""Figures: speed of candidates on one target, token for token comparisons, times of one forward.
 
-Only measuring is here; what is measured is loaded and shown elsewhere, and `interleave` makes the
-answers. Decoding is timed with prefill apart, a model drafter's own included.
+Answers come from `interleave`; loading and printing are elsewhere. Prefill, a model drafter's
+included, is not part of decoding time.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Difference:
         prompt: index of the prompt.
         position: index of the first token that differs.
         plain_token, token: the two tokens; None where an answer had ended.
-        margin: how far the plain run's two best scores lay apart there, recomputed; None where only
-            one token was possible.
+        margin: difference of the plain run's two best scores there, recomputed; None where only one
+            token was possible.
         near_tie: whether the margin is within `NEAR_TIE`.
     """
 
@@ -54,7 +54,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Report:
-    """How a candidate did on all prompts. Spreads are quartiles.
+    """Figures of a candidate over all prompts. Spreads are quartiles.
 
     `tokens_per_s` is the median over the prompts, `ratio_to_plain` the median of the ratios of
     single prompts, `mean_acceptance_length` all tokens by all target passes. `identical` and the
@@ -121,7 +121,7 @@ def first_difference(
     """Returns where `other` leaves `plain` (token ids), with the margin there; None if nowhere.
 
     Args:
-        index: goes into the difference as the number of the prompt.
+        index: of the prompt, for `Difference.prompt`.
     """
     pairs = enumerate(zip_longest(plain, other))
     found = next(((i, a, b) for i, (a, b) in pairs if a != b), None)
@@ -138,7 +138,7 @@ def forward_times(
 ) -> ForwardTimes:
     """Times one forward of each number of tokens (a chain) behind `context` committed tokens.
 
-    The numbers of tokens take turns, in rotating order; the row is cut back after each.
+    The numbers of tokens are interleaved in rotating order; the row is truncated after each.
 
     Raises:
         ArgumentError: a count or repeats below 1, a negative context.
@@ -247,7 +247,7 @@ def _ms_per_pass(seconds: Sequence[Mapping[str, float]], passes: int) -> dict[st
 def _margin(
     backend: Backend, prompt: Sequence[int], params: SamplingParams, answer: Sequence[int]
 ) -> tuple[float, float]:
-    """How far the two best choices of plain decoding after `answer` lie apart; what is a near tie.
+    """The margin of the two best choices of plain decoding after `answer`, and that of a near tie.
 
     At temperature 0 the choices are by score, else by log p plus the noise of the seed.
     """

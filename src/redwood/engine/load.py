@@ -27,15 +27,15 @@ from redwood.models.tokenizer import check_same_tokens, eos_ids, is_refused, loa
 from redwood.planner.from_profile import open_planner
 
 DEFAULT_BUDGETS = {"eager": {"ngram": 12, "model": 6}, "native": {"ngram": 4, "model": 4}}
-"""Nodes per step by backend and drafter: where a pass becomes dear (docs/status.md)."""
+"""Nodes per step by backend and drafter, up to which a pass costs little more (docs/status.md)."""
 DRAFT_VOCAB = 49152
-"""Tokens that a model drafter proposes: of 152k, these make nearly all (docs/status.md)."""
+"""First tokens of the vocabulary, which a model drafter scores: nearly all of a text's tokens."""
 
 DRAFT_WINDOW = 128
-"""Tokens of a new text that a model drafter reads on a CPU unless told otherwise: the last ones."""
+"""Prompt tokens that a model drafter prefills on a CPU by default: the last ones."""
 
 DRAFT_WEIGHTS = "draft"
-"""Weights of a model drafter: 4 bits, since the target decides what is said."""
+"""Weights of a model drafter: 4 bits; they affect acceptance rates, never the text."""
 
 
 def load(
@@ -179,7 +179,7 @@ def own_tokenizer(folder: Path, target: str) -> Any:
 
 
 def settle(model: Backend, drafters: Sequence[Drafter]) -> None:
-    """Lets an offloaded target take the memory that is left when drafters have theirs."""
+    """Gives an offloaded target the memory that remains after the drafters."""
     from redwood.backends.offload.backend import OffloadBackend
 
     if not isinstance(model, OffloadBackend):

@@ -1,4 +1,4 @@
-"""Which rule judges a tree, by what the request asks for."""
+"""Verification: the rule that a request asks for, applied to its tree."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from redwood.tree import TokenTree
 
 
 class Scored(NamedTuple):
-    """What the target said: logits by row and node, and how long that took; usual: no recording."""
+    """The target's logits by row and node, and the seconds of the pass; usual: no recording."""
 
     logits: Sequence[Tensor]
     seconds: float

@@ -51,14 +51,14 @@ Measure = Callable[[], LatencyModel]
 
 
 def planned(
-    planner: Planner, contexts: Sequence[Context], free_slots: Sequence[int], left: Sequence[int]
+    planner: Planner, contexts: Sequence[Context], free_slots: Sequence[int], max_new: Sequence[int]
 ) -> StepPlan | None:
     """Returns the plan of a step, see `Planner.begin`; None where planning failed.
 
     It measures models and asks drafters, of which none may cost a request: the log says why.
     """
     try:
-        return planner.begin(contexts, free_slots, left)
+        return planner.begin(contexts, free_slots, max_new)
     except MemoryError:
         raise
     except Exception as error:
@@ -149,14 +149,14 @@ class Planner:
         return bool(self._records)
 
     def begin(
-        self, contexts: Sequence[Context], free_slots: Sequence[int], left: Sequence[int]
+        self, contexts: Sequence[Context], free_slots: Sequence[int], max_new: Sequence[int]
     ) -> StepPlan:
         """Returns the plan of a step.
 
         Args:
             contexts: of the rows, at least one.
             free_slots: nodes that each row has room for, at least 1.
-            left: tokens that each row may still generate.
+            max_new: tokens that each row may still generate.
         """
         keys = [context.key for context in contexts]
         if self._reuses > 0 and self._reusable is not None and self._reusable[0] == keys:
@@ -166,9 +166,9 @@ class Planner:
         times = StepBudget(
             len(lengths), self._correction.apply(self._growth(lengths), len(lengths))
         )
-        for context, count in zip(contexts, left, strict=True):
+        for context, count in zip(contexts, max_new, strict=True):
             self._max_tokens[context.key] = self._max_tokens.get(context.key, (count,))[0], count
-        to_come = sum(left) * self._length_ratio.value(_LENGTH_RATIO, _LENGTH_BELIEF)
+        to_come = sum(max_new) * self._length_ratio.value(_LENGTH_RATIO, _LENGTH_BELIEF)
         budgets = [min(self.most, free) for free in free_slots]
         seen = None
         if self._lookahead is not None:
