@@ -81,8 +81,8 @@ def merge_trees(trees: Sequence[TokenTree]) -> TokenTree:
     first_row = 0
     for tree in trees:
         place = [0]
-        believed = repeat(0.0) if tree.estimates is None else tree.estimates
-        drafted = zip(tree.token_list, tree.parent_list, tree.law_list, believed, strict=False)
+        own = repeat(0.0) if tree.estimates is None else tree.estimates
+        drafted = zip(tree.token_list, tree.parent_list, tree.law_list, own, strict=False)
         for node, (token, above, law, chance) in enumerate(islice(drafted, 1, None), start=1):
             parent = place[above]
             key = parent, token

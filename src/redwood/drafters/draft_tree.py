@@ -205,7 +205,7 @@ def _scored(row: Tensor, context: Context, path: Sequence[int]) -> Tensor:
     """Scores [M] of a draft model's row [M]; penalties, bias and processor see the target's width.
 
     Tokens outside the draft model's vocabulary have next to no probability there. Where a processor
-    allows none of the others, the row is returned as it was: its draws are then rejected, by the
+    allows none of the others, the row is returned unchanged: its draws are then rejected, by the
     right law.
     """
     width = len(row)

@@ -142,9 +142,9 @@ def _check(context: Context, tree: Any, budget: int) -> None:
     if max(tokens) >= context.vocab_size:
         raise ArgumentError(f"its token {max(tokens)} is beyond {context.vocab_size} tokens")
     if tree.estimates is not None and len(tokens) > 1:
-        believed = [1.0, *map(float, tree.estimates[1:])]
-        above = [believed[parent] + _ROUNDING for parent in tree.parent_list[1:]]
-        if not all(starmap(le, zip(believed[1:], above, strict=True))) or min(believed) < 0.0:
+        estimates = [1.0, *map(float, tree.estimates[1:])]
+        above = [estimates[parent] + _ROUNDING for parent in tree.parent_list[1:]]
+        if not all(starmap(le, zip(estimates[1:], above, strict=True))) or min(estimates) < 0.0:
             raise ArgumentError("its estimates rise from parent to child, or are no chances")
 
 

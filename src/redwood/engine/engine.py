@@ -104,7 +104,7 @@ class RowEngine:
         self.budget, self.max_rows, self.kv_tokens = budget, max_rows, kv_tokens
         self.prefill_chunk, self.prefill_beside = prefill_chunk, prefill_beside
         self._pid, self._callers = os.getpid(), threading.local()
-        # From any thread and at any moment; what follows them belongs to whoever has the turn.
+        # From any thread at any moment; the attributes below them belong to the step in progress.
         self._requests: dict[int, Request] = {}
         self._arrived, self._dropped = SimpleQueue[int](), SimpleQueue[int]()
         self._waiting: deque[int] = deque()

@@ -237,7 +237,7 @@ class Engine(RowEngine):
                 self.cancel(key)
 
     def _steps(self, served: Caller) -> Iterator[Step]:
-        """Yields the steps of these requests until all have ended, whoever makes them."""
+        """Yields the steps of these requests until all have ended, from whatever thread."""
         served.unfinished.update(served.stats)
         while served.unfinished:
             dropped = not served.unfinished <= self._requests.keys()  # after its last step

@@ -1,8 +1,8 @@
 """N-gram lookahead: the n-gram tree of the next step, made before an arm is chosen.
 
 An average predicts n-grams badly: they match nothing for a while and then, in a passage that is
-copied from the prompt, everything. So they are queried before every step while that saves more time
-than it takes; queries that save nothing may take half a percent of the time. The tree is made
+copied from the prompt, every token. So they are queried before every step while that saves more
+time than it takes; queries that save nothing may take half a percent of the time. The tree is made
 without randomness, so it may be thrown away.
 """
 

@@ -35,7 +35,7 @@ def _best_of_rows(logits: Tensor, arrays: AnyRow | None) -> list[int]:
 
 
 class PathRows:
-    """The target's rows for one tree, computed when asked for: rows are dear at V = 152k.
+    """The target's rows for one tree, computed when asked for: rows are expensive at V = 152k.
 
     Args:
         logits: [N, V], row i after node i.
