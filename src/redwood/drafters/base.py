@@ -17,7 +17,7 @@ from redwood.drafters.model import ModelDrafter
 from redwood.drafters.ngram import NgramDrafter, join_ngrams, open_datastore_drafter
 from redwood.drafters.proposing import prefill as prefill
 from redwood.drafters.proposing import proposals, release
-from redwood.errors import ArgumentError, check_count
+from redwood.errors import ArgumentError
 from redwood.tree import TokenTree
 
 __all__ = [
@@ -81,9 +81,8 @@ class UnionDrafter:
     """Several drafters in one tree (SpecInfer's merge): drawn nodes first, then POINT nodes.
 
     Args:
-        drafters: at least one; they propose in this order, those that draw before the others.
-        shares: budget of each, in nodes below the root; None: equal parts. What an earlier drafter
-            leaves unused goes to the later ones.
+        drafters: at least one; they propose in this order, those that draw before the others. Each
+            gets an equal part of the budget; what one does not use goes to those after it.
 
     Attributes:
         parts: the drafters, those that draw first.
@@ -91,14 +90,10 @@ class UnionDrafter:
 
     draws = True
 
-    def __init__(self, drafters: Sequence[Drafter], shares: Sequence[int] | None = None) -> None:
-        if not drafters or (shares is not None and len(shares) != len(drafters)):
-            raise ArgumentError("a union needs drafters, and a share for each or none")
-        for share in shares or ():
-            check_count("share", share, least=0)
-        order = sorted(range(len(drafters)), key=lambda i: not drafters[i].draws)
-        self.parts = [drafters[i] for i in order]
-        self._shares = None if shares is None else [shares[i] for i in order]
+    def __init__(self, drafters: Sequence[Drafter]) -> None:
+        if not drafters:
+            raise ArgumentError("a union needs drafters")
+        self.parts = sorted(drafters, key=lambda drafter: not drafter.draws)
         self.name = "+".join(d.name for d in drafters)
 
     def propose(
@@ -107,14 +102,12 @@ class UnionDrafter:
         """Returns merged trees within the budgets."""
         merged = NoDrafter().propose(contexts, budgets)
         for i, drafter in enumerate(self.parts):
-            free_slots = [budget - len(tree) for budget, tree in zip(budgets, merged, strict=True)]
-            left = len(self.parts) - i
-            if self._shares is None:
-                parts = [free // left for free in free_slots]
-            else:
-                last = left == 1
-                parts = [free if last else min(free, self._shares[i]) for free in free_slots]
-            trees = proposals(drafter, contexts, [1 + part for part in parts], limits)
+            remaining = len(self.parts) - i
+            sizes = [
+                1 + (budget - len(tree)) // remaining
+                for budget, tree in zip(budgets, merged, strict=True)
+            ]
+            trees = proposals(drafter, contexts, sizes, limits)
             merged = [merge_trees(pair) for pair in zip(merged, trees, strict=True)]
         return merged
 
