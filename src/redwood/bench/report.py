@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from statistics import median
-from time import perf_counter
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from redwood.bench.interleave import Candidate, Run, rotated
 from redwood.engine.engine import RowEngine
 from redwood.engine.stats import STAGES
 from redwood.errors import ArgumentError, CapacityError
-from redwood.profiling.measure import wait_for
+from redwood.profiling.measure import Kind, filled_rows, random_tokens, timed_forward
 from redwood.sampling import GumbelNoise, History, SamplingParams, probs_from_scores, scores
 
 NEAR_TIE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}
@@ -154,23 +153,16 @@ def forward_times(
             f"context {context} and {max(counts)} tokens exceed the capacity of "
             f"{backend.capacity} slots: lower them"
         )
-    drawn = np.random.default_rng(0).integers(0, backend.vocab_size, context + max(counts))
-    tokens: list[int] = drawn.tolist()
+    tokens = random_tokens(backend, context + max(counts))
     times: dict[int, list[float]] = {count: [] for count in sorted(counts)}
-    row, dtype = backend.open(), ""
-    try:
-        fill(backend, row, tokens[:context])
+    dtype, kinds = "", {count: Kind(1, count, context) for count in counts}
+    with filled_rows(backend, list(kinds.values()), tokens) as rows:
         for turn in range(-_WARM_UP_ROUNDS, repeats):
             for count in rotated(counts, turn):
-                start = perf_counter()
-                (logits,) = backend.extend([Nodes(row, tokens[context : context + count])])
-                wait_for(logits)
+                ms, logits = timed_forward(backend, kinds[count], rows, tokens)
                 if turn >= 0:
-                    times[count].append(1000.0 * (perf_counter() - start))
+                    times[count].append(ms)
                 dtype = str(logits.dtype).removeprefix("torch.")
-                backend.truncate(row, context)
-    finally:
-        backend.release(row)
     return ForwardTimes(
         backend=backend.name,
         ms={count: median(listed) for count, listed in times.items()},

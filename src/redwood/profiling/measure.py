@@ -60,15 +60,15 @@ def measure_curve(
     kinds = [k for k in dict.fromkeys(kinds) if k.context + k.nodes <= backend.capacity]
     if not kinds or kinds[0][:2] != (1, 1) or repeats < 1:
         raise ArgumentError("timing needs repeats, and one row with one node as its first kind")
-    tokens = _tokens(backend, max(k.context + k.nodes for k in kinds))
+    tokens = random_tokens(backend, max(k.context + k.nodes for k in kinds))
     times: dict[Kind, list[float]] = {kind: [] for kind in kinds}
-    with _rows(backend, kinds, tokens) as rows:
-        _forward(backend, kinds[0], rows, tokens)  # the first one warms up
+    with filled_rows(backend, kinds, tokens) as rows:
+        timed_forward(backend, kinds[0], rows, tokens)  # the first one warms up
         end = perf_counter() + seconds
         for turn in range(repeats):
             for kind in _order(kinds, turn):
                 if perf_counter() < end or not times[kinds[0]]:
-                    times[kind].append(_forward(backend, kind, rows, tokens))
+                    times[kind].append(timed_forward(backend, kind, rows, tokens)[0])
             if on_round is not None:
                 on_round(turn + 1)
     return LatencyModel(tuple(_point(kind, listed) for kind, listed in times.items() if listed))
@@ -91,7 +91,7 @@ def quick_curve(backend: Backend, context: int = 128) -> LatencyModel:
 
 def fill_seconds(backend: Backend, context: int) -> float:
     """Returns the prefill cost of `context` tokens, in seconds."""
-    tokens = _tokens(backend, context)
+    tokens = random_tokens(backend, context)
     for _ in range(2):  # the first forward may record a graph, the second uses it
         before = recordings_of(backend)
         row = backend.open()
@@ -122,7 +122,8 @@ def recordings_of(*backends: Backend) -> int:
     return sum(getattr(backend, "recordings", 0) for backend in backends)
 
 
-def _tokens(backend: Backend, count: int) -> list[int]:
+def random_tokens(backend: Backend, count: int) -> list[int]:
+    """Returns so many tokens of the vocabulary, the same ones in every call."""
     drawn = np.random.default_rng(0).integers(0, backend.vocab_size, count)
     listed: list[int] = drawn.tolist()
     return listed
@@ -136,10 +137,10 @@ def _order(kinds: Sequence[Kind], turn: int) -> list[Kind]:
 
 
 @contextmanager
-def _rows(
+def filled_rows(
     backend: Backend, kinds: Sequence[Kind], tokens: Sequence[int]
 ) -> Iterator[dict[int, list[int]]]:
-    """Yields filled rows by context, as many as some kind needs."""
+    """Yields prefilled rows by context, as many as the kinds need, and releases them in the end."""
     rows: dict[int, list[int]] = {kind.context: [] for kind in kinds}
     try:
         for context, opened in rows.items():
@@ -152,24 +153,27 @@ def _rows(
             backend.release(row)
 
 
-def _forward(
+def timed_forward(
     backend: Backend, kind: Kind, rows: dict[int, list[int]], tokens: Sequence[int]
-) -> float:
-    """Milliseconds of one forward; the rows are truncated after it."""
+) -> tuple[float, Tensor]:
+    """Returns the milliseconds of one forward, and its first logits [nodes, V].
+
+    The rows, from `filled_rows`, are truncated after it.
+    """
     used = rows[kind.context][: kind.rows]
     new = tokens[kind.context : kind.context + kind.nodes]
     entries = [Nodes(row, new) for row in used]
     for _ in range(2):  # the first forward may record a graph, the second uses it
         before = recordings_of(backend)
         start = perf_counter()
-        backend.extend(entries)
+        logits, *_ = backend.extend(entries)
         wait_for(backend.device)
         took = 1000.0 * (perf_counter() - start)
         for row in used:
             backend.truncate(row, kind.context)
         if recordings_of(backend) == before:
             break
-    return took
+    return took, logits
 
 
 def _point(kind: Kind, times: Sequence[float]) -> LatencyPoint:
