@@ -60,7 +60,7 @@ class NgramLookahead:
         # Cost of the last query, and query debt still to be paid off; unit: one plain pass.
         self._cost = self._debt = 0.0
 
-    def ask(
+    def query(
         self, contexts: Sequence[Context], budgets: Sequence[int], times: StepBudget, speed: float
     ) -> Preview:
         """Returns the trees of a step and what to expect of them; none while a debt is paid off.

@@ -55,7 +55,7 @@ def planned(
 ) -> StepPlan | None:
     """Returns the plan of a step, see `Planner.begin`; None where planning failed.
 
-    It measures models and asks drafters, of which none may cost a request: the log says why.
+    Planning measures models and queries drafters; a fault of either is logged and ends no request.
     """
     try:
         return planner.begin(contexts, free_slots, max_new)
@@ -125,7 +125,7 @@ class Planner:
         self._records: list[ArmStats] = []  # by arm
         self._correction = LatencyCorrection()
         self._factors: dict[ModelDrafter, DecayedMean] = {}  # drafting time over the model's
-        self._prefilled: set[tuple[ModelDrafter, int]] = set()  # prompts that a model has read
+        self._prefilled: set[tuple[ModelDrafter, int]] = set()  # prompts by model and request
         self._max_tokens: dict[int, tuple[int, int]] = {}  # of a text, at first and from here on
         self._length_ratio = DecayedMean()
         self._static_sizes: dict[ModelDrafter, tuple[Any, int]] = {}  # what it is valid for, size
@@ -155,7 +155,7 @@ class Planner:
 
         Args:
             contexts: of the rows, at least one.
-            free_slots: nodes that each row has room for, at least 1.
+            free_slots: most nodes of each row, at least 1.
             max_new: tokens that each row may still generate.
         """
         keys = [context.key for context in contexts]
@@ -170,14 +170,14 @@ class Planner:
             self._max_tokens[context.key] = self._max_tokens.get(context.key, (count,))[0], count
         to_come = sum(max_new) * self._length_ratio.value(_LENGTH_RATIO, _LENGTH_BELIEF)
         budgets = [min(self.most, free) for free in free_slots]
-        seen = None
+        preview = None
         if self._lookahead is not None:
-            seen = self._lookahead.ask(contexts, budgets, times, self._correction.speed)
-        arm, best_ms = self._choose(contexts, max(1.0, to_come), times, seen)
+            preview = self._lookahead.query(contexts, budgets, times, self._correction.speed)
+        arm, best_ms = self._choose(contexts, max(1.0, to_come), times, preview)
         drafter, models = self.arms[arm]
         limits = self._limits(models, contexts, budgets, times)
-        if seen is not None and arm == self._ngram_arm:
-            return StepPlan(arm, drafter, budgets, seen.times, best_ms, seen.trees)
+        if preview is not None and arm == self._ngram_arm:
+            return StepPlan(arm, drafter, budgets, preview.times, best_ms, preview.trees)
         if arm == 0 and best_ms is None:
             self._reuses = self._steps_alike()
             self._reusable = keys, StepPlan(arm, drafter, [1] * len(keys), times, None, reused=True)
@@ -310,7 +310,11 @@ class Planner:
         self._prefilled = {pair for pair in self._prefilled if pair[1] != key}
 
     def _choose(
-        self, contexts: Sequence[Context], to_come: float, times: StepBudget, seen: Preview | None
+        self,
+        contexts: Sequence[Context],
+        to_come: float,
+        times: StepBudget,
+        preview: Preview | None,
     ) -> tuple[int, float | None]:
         """The arm of the step, and `StepPlan.best_ms`. The arm's prefill cost is charged here.
 
@@ -319,28 +323,30 @@ class Planner:
         """
         plain_ms = times.of(times.rows)
         if not self._records:
-            self._records = [self._guess(arm, contexts) for arm in self.arms]
+            self._records = [self._prior(arm, contexts) for arm in self.arms]
         prefill_ms = [self._prefill_ms(arm, contexts) for arm in self.arms]
         costs, tokens = [], []
         for record, ms in zip(self._records, prefill_ms, strict=True):
             tokens.append(sum(record.tokens_of(context.key) for context in contexts))
             costs.append(record.cost_now() * plain_ms + ms * tokens[-1] / to_come)
         rates = [t / cost for t, cost in zip(tokens, costs, strict=True)]
-        if seen is not None:  # of this one step, which says nothing of later ones
-            after = self._records[0].cost_now() - 1.0  # what follows a pass, whoever drafts
-            tokens[self._ngram_arm] = seen.tokens
-            costs[self._ngram_arm] = seen.ms + after * plain_ms
+        if preview is not None:  # of this one step, not a rate of later ones
+            after = self._records[0].cost_now() - 1.0  # what follows a pass, with any arm
+            tokens[self._ngram_arm] = preview.tokens
+            costs[self._ngram_arm] = preview.ms + after * plain_ms
             recent = self._tokens.total / self._cost.total if self._step else 0.0
             rates[self._ngram_arm] = recent * len(contexts) / plain_ms
         best_rate = max(rates)
         gains = [t - best_rate * cost for t, cost in zip(tokens, costs, strict=True)]
-        if seen is not None and seen.times.nodes == times.rows:  # not asked, or nothing pays
+        if preview is not None and preview.times.nodes == times.rows:  # skipped, or nothing pays
             gains[self._ngram_arm] = -inf
-        best = max(range(len(gains)), key=lambda arm: (gains[arm], arm))  # first, all in one tree
-        if self._lookahead is not None and seen is not None:
+        best = max(
+            range(len(gains)), key=lambda arm: (gains[arm], arm)
+        )  # of equals the last: all in one tree
+        if self._lookahead is not None and preview is not None:
             others = max(rate for i, rate in enumerate(rates) if i != self._ngram_arm)
             saved_ms = (
-                seen.tokens / others - costs[self._ngram_arm] if best == self._ngram_arm else 0.0
+                preview.tokens / others - costs[self._ngram_arm] if best == self._ngram_arm else 0.0
             )
             self._lookahead.settle(max(0.0, saved_ms) / plain_ms)
         up_front_ms = min(_EXPLORE_PASSES * plain_ms, _EXPLORE_MS)
@@ -349,7 +355,7 @@ class Planner:
         for i in sorted(range(len(gains)), key=lambda i: self._records[i].last):
             regret = costs[i] + prefill_ms[i] - tokens[i] / best_rate
             waited = self._step - self._records[i].last
-            if i == best or (seen is not None and i == self._ngram_arm):
+            if i == best or (preview is not None and i == self._ngram_arm):
                 continue
             if waited >= self._records[i].pause and regret <= budget_ms:
                 arm, best_ms = i, 1.0 / best_rate
@@ -358,14 +364,11 @@ class Planner:
         self._spent_ms += prefill_ms[arm]
         return arm, best_ms
 
-    def _guess(self, arm: Arm, contexts: Sequence[Context]) -> ArmStats:
+    def _prior(self, arm: Arm, contexts: Sequence[Context]) -> ArmStats:
         """The prior of an arm: expected tokens and cost of a step, before it was ever tried."""
         if not arm.models:
-            return (
-                ArmStats(1.0, 1.0)
-                if isinstance(arm.drafter, NoDrafter)
-                else ArmStats(*_NGRAM_PRIOR)
-            )
+            plain = isinstance(arm.drafter, NoDrafter)
+            return ArmStats(1.0, 1.0) if plain else ArmStats(*_NGRAM_PRIOR)
         length = max(len(context.token_ids) for context in contexts)
         times = self.curve().times(length, self.most)
         draft_ms = sum(self.curve(model).ms([1], [length]) for model in arm.models)
