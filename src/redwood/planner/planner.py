@@ -340,14 +340,13 @@ class Planner:
         gains = [t - best_rate * cost for t, cost in zip(tokens, costs, strict=True)]
         if preview is not None and preview.times.nodes == times.rows:  # skipped, or nothing pays
             gains[self._ngram_arm] = -inf
-        best = max(
-            range(len(gains)), key=lambda arm: (gains[arm], arm)
-        )  # of equals the last: all in one tree
+        # Of equals the last arm, which is all drafters in one tree.
+        best = max(range(len(gains)), key=lambda arm: (gains[arm], arm))
         if self._lookahead is not None and preview is not None:
             others = max(rate for i, rate in enumerate(rates) if i != self._ngram_arm)
-            saved_ms = (
-                preview.tokens / others - costs[self._ngram_arm] if best == self._ngram_arm else 0.0
-            )
+            saved_ms = 0.0
+            if best == self._ngram_arm:
+                saved_ms = preview.tokens / others - costs[self._ngram_arm]
             self._lookahead.settle(max(0.0, saved_ms) / plain_ms)
         up_front_ms = min(_EXPLORE_PASSES * plain_ms, _EXPLORE_MS)
         budget_ms = _EXPLORE_SHARE * self._spent_ms + up_front_ms - self._regret_ms
