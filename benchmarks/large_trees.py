@@ -40,11 +40,11 @@ from redwood.drafters.limits import Limits, ModelLimits
 from redwood.drafters.model import DEFAULT_ACCEPTANCE
 from redwood.drafters.proposing import proposals
 from redwood.engine.request import new_request
-from redwood.engine.verification import verify_tree
+from redwood.engine.verification import verify_rows
 from redwood.planner.budget import LatencyCorrection, LevelBudget, StepBudget
 from redwood.planner.planner import Planner
 from redwood.profiling.latency import LatencyModel, LatencyPoint
-from redwood.sampling import SamplingParams
+from redwood.sampling import PathRows, SamplingParams
 from redwood.tree import Law, TokenTree, ancestor_mask
 
 SIZES = (4, 8, 16, 64, 128, 256, 512, 1024)
@@ -331,7 +331,8 @@ def verify(logits: Logits, size: int) -> Iterable[tuple[str, Work]]:
         ) -> object:
             context.rng = np.random.default_rng(4)
             tree.__dict__.pop("_draft_cache", None)  # rows are read once for every tree
-            return verify_tree(context, tree, scored)
+            rows = PathRows(scored, tree, context.params, context.history)
+            return verify_rows(context, tree, rows)
 
         yield name, work
 

@@ -1,7 +1,7 @@
 """The drafted token tree: values only, no model, no chance.
 
 A tree says for each node which token it carries, who its parent is and *how it was drawn* (its
-law). Verification believes the tree and nothing else, so only drawing code writes laws.
+law). Verification reads the tree and nothing else, so only drawing code writes laws.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from redwood.errors import ArgumentError, NumericalError
 class Law(IntEnum):
     """How a node was drawn; it decides how the node may be verified.
 
-    POINT: without chance (top-k, n-gram). WITHOUT_REPLACEMENT: from its draft row with the earlier
+    POINT: not at random (top-k, n-gram). WITHOUT_REPLACEMENT: from its draft row with the earlier
     siblings of the same row zeroed, renormalised; uniform over tokens not yet drawn once that row
     is used up. WITH_REPLACEMENT: from its draft row. COUPLED: with the noise the target will use.
     """
@@ -54,8 +54,8 @@ class TokenTree:
         draft_probs: float [R, V], or [R, M] together with `draft_ids`; None if nothing was drawn.
         draft_ids: int64 [R, M], the tokens that the columns of each row stand for; None: all of V.
             Columns of zero probability may repeat a token (padding).
-        estimates: [N], chance that a node is accepted, as its drafter believes; the root's is 1 and
-            no child's exceeds its parent's. None: nothing is believed. Verification never looks.
+        estimates: [N], estimated probability that a node is accepted; the root's is 1 and no
+            child's exceeds its parent's. None: unknown. Verification does not use them.
 
     Lists and arrays are accepted, too. A tree of lists of integers is kept as lists, and its
     tensors are made when they are asked for: they take longer than all else about a small tree.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from redwood.algorithms.acceptance import (
     MODEL_BINS,
     AcceptanceTable,
-    learn,
+    learn_below,
     model_bin,
     model_prior,
     ngram_bin,
@@ -21,10 +21,11 @@ from redwood.algorithms.acceptance import (
 from redwood.algorithms.sssd import TextIndex, likely_tree
 from redwood.errors import ArgumentError
 from redwood.planner.budget import best_count
+from redwood.tree import children_of
 
 
 def test_a_rate_moves_from_its_prior_to_what_was_seen() -> None:
-    table = AcceptanceTable([0.5, 0.2], belief=8)
+    table = AcceptanceTable([0.5, 0.2])
     for i in range(200):
         table.count(0, i % 10 != 0)
     assert table.rates[0] == pytest.approx(0.9, abs=0.03)
@@ -87,7 +88,7 @@ def test_learning_follows_the_text_and_notes_siblings() -> None:
     #    3   4      tokens 9 9
     parents, tokens, bins = [-1, 0, 0, 1, 2], [-1, 7, 8, 9, 9], [-1, 0, 1, 2, 3]
     table = AcceptanceTable([0.5] * 4)
-    assert learn([8, 5], parents, tokens, bins, [table]) == 1
+    assert learn_below([8, 5], children_of(parents).__getitem__, tokens, bins, [table]) == 1
     seen = table.to_dict()
     assert seen["hits"] == [0.0, 1.0, 0.0, 0.0]
     assert seen["trials"] == [1.0, 1.0, 0.0, 1.0]

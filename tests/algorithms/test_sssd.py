@@ -125,7 +125,7 @@ def test_the_datastore_gives_what_the_authors_do(
 
 def test_self_output_gives_what_the_authors_do() -> None:
     """Their window of six tokens is bounded here by the budget; ours need not be complete."""
-    index = TextIndex([0, 24, 21, 2, 12], longest_match=2)
+    index = TextIndex([0, 24, 21, 2, 12])
     index.extend([13, 14, 15, 16])
     assert _paths(candidate_tree(index, [24, 21], 6))[-1] == (2, 12, 13, 14, 15)
 

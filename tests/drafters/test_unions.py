@@ -134,7 +134,7 @@ def test_rows_are_drafted_together_as_alone() -> None:
 
 
 def test_a_union_holds_drawn_and_point_nodes() -> None:
-    union = UnionDrafter([NgramDrafter(), _model(tree=[-1, 0, 0, 1])], [6, 3])
+    union = UnionDrafter([NgramDrafter(), _model(tree=[-1, 0, 0, 1])])
     (tree,) = union.propose([_context(temperature=1.0)], [12])
     laws = set(tree.law_list[1:])
     assert laws == {int(Law.WITHOUT_REPLACEMENT), int(Law.POINT)}
@@ -152,7 +152,6 @@ def test_wrong_settings_are_refused() -> None:
         lambda: ModelDrafter(backend, window=0),
         lambda: ModelDrafter(backend, [-1, 3]),
         lambda: UnionDrafter([]),
-        lambda: UnionDrafter([NgramDrafter()], [1, 2]),
         lambda: ModelDrafter(few, [-1] + [0] * 25).propose([_context(text=[5])], [26]),
     ):
         with pytest.raises(ArgumentError):
@@ -171,8 +170,6 @@ def test_a_broken_drafter_is_an_error_not_a_draft() -> None:
 def test_drafters_refuse_sizes_that_are_no_counts() -> None:
     with pytest.raises(ArgumentError, match="max_branch"):
         NgramDrafter(max_branch=0)
-    with pytest.raises(ArgumentError, match="share"):
-        UnionDrafter([NgramDrafter(), NoDrafter()], shares=[-1, 2])
     backend = wrap_model(tiny_llama())
     with pytest.raises(ArgumentError, match="max_levels"):
         ModelDrafter(backend, max_levels=1)

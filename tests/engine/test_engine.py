@@ -164,7 +164,7 @@ def test_two_tokens_follow_the_targets_law(name: str, law: str, verifier: str) -
     if name != "ngram":
         drafter = ModelDrafter(other, shape, law=law, width=4)
     if name == "union":
-        drafter = UnionDrafter([drafter, NgramDrafter()], [5, 4])
+        drafter = UnionDrafter([drafter, NgramDrafter()])
     prompt = [3, 4, 5, 3, 4, 6, 3, 4]
     runs = 800
     engine = RowEngine(target, drafter, budget=10 if name == "union" else 6, max_rows=500)

@@ -77,7 +77,7 @@ def dear_after_passes(planner: Planner, cost: float) -> Planner:
 def test_n_grams_that_were_not_asked_do_not_draft_however_dear_a_step_is() -> None:
     planner = dear_after_passes(planner_for(NgramDrafter()), 5.0)
     assert planner._lookahead is not None
-    planner._lookahead._owed = 1.0  # nor will they be asked for a hundred steps
+    planner._lookahead._debt = 1.0  # nor will they be asked for a hundred steps
     planner._step = 1  # the last text repeated itself
     planner._tokens.add(8.0, 1.0)
     planner._cost.add(1.0, 1.0)
@@ -129,14 +129,14 @@ def test_nothing_is_weighed_while_n_grams_wait_and_nothing_changes() -> None:
         trees = [TokenTree.chain(each.token_ids[-1:]) for each in contexts]
         assert planner.trim(plan, trees, 0.0) == trees and plan.times.nodes == len(contexts)
         planner.end(plan, contexts, [1] * len(contexts), plan.times.of(len(contexts)) / 1e3, 0.0)
-        return plan.resting
+        return plan.reused
 
     assert not step(first)  # the n-grams were asked
-    planner._lookahead._owed = 0.062  # twelve steps
+    planner._lookahead._debt = 0.062  # twelve steps
     assert not step(first)
     assert [step(first) for _ in range(9)] == [True] * 8 + [False]
     assert planner._lookahead.waits == 2 and planner.predicted_tokens == 2 * 11
-    planner._lookahead._owed = 1.0
+    planner._lookahead._debt = 1.0
     assert [step(first) for _ in range(3)] == [True, True, False]  # the two that were left
     assert not step(first[:1]) and step(first[:1])  # another batch is weighed anew
 

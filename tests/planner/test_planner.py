@@ -186,7 +186,7 @@ def test_what_was_known_of_a_request_is_forgotten_with_it() -> None:
     simulate(planner, gives, 20)
     planner.release(1)
     assert all(not record.texts for record in planner._records)
-    assert not planner._read
+    assert not planner._prefilled
 
 
 def test_trimming_keeps_drawn_nodes_and_the_best_of_the_others() -> None:

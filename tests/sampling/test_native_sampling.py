@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from redwood.drafters.context import Context
-from redwood.engine.verification import verify_tree
+from redwood.engine.verification import verify_rows
 from redwood.errors import NumericalError
 from redwood.sampling import History, PathRows, SamplingParams, draft_law, draw, kernels, top
 from redwood.sampling import _kernels_numpy as reference
@@ -255,7 +255,8 @@ def test_a_text_does_not_depend_on_the_extension(
             rng=np.random.default_rng(seed),
             noise=GumbelNoise(seed, size) if params.coupled else None,
         )
-        return verify_tree(context, tree, logits)
+        rows = PathRows(logits, tree, context.params, context.history)
+        return verify_rows(context, tree, rows)
 
     fast = answer()
     with pytest.MonkeyPatch.context() as patch:

@@ -31,7 +31,7 @@ from redwood.tuning import (
     tune,
     union_rates,
 )
-from redwood.tuning.packing import all_ones, pack, row_logits
+from redwood.tuning.packing import pack, row_logits
 from redwood.tuning.training import learning_rate, row_loss
 
 QUICK = Settings(epochs=5, learning_rate=2e-2, batch_tokens=128)
@@ -80,6 +80,10 @@ def greedy(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> list[Sam
 def sampled(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     folder = tmp_path_factory.mktemp("c")
     return collect(engine, PROMPTS, folder, key="s", max_tokens=16, temperature=1.0, seed=3)
+
+
+def all_ones(samples: Sequence[Sample]) -> list[NDArray[np.float32]]:
+    return [np.ones(len(sample.answer), np.float32) for sample in samples]
 
 
 def share(marks: Sequence[NDArray[np.bool_]]) -> float:

@@ -94,7 +94,7 @@ def _shares(top: Table, below: Table, nodes: int) -> list[int]:
 def pad(parents: Sequence[int], size: int, max_branch: int | None) -> list[int]:
     """Add last children, each as near to the root as it fits, until there are `size` nodes.
 
-    A bound on the levels holds by itself, if it leaves room for `size` nodes and for `parents`.
+    A bound on the levels is kept, if `size` nodes and `parents` fit it.
     """
     padded = list(parents)
     depths = [0] * len(padded)

@@ -49,7 +49,7 @@ def draw_without_replacement(
     entries: list[int] = []
     row = _Row.over(probs, entries)
     for chance in chances.tolist():
-        if row is not None and row.is_worn():
+        if row is not None and row.is_imprecise():
             row = _Row.over(probs, entries)
         if row is None:
             break
@@ -85,19 +85,19 @@ class _Row:
     """Owns the intervals of one row's tokens on the line, and which of them are taken.
 
     Entry j has [ends[j - 1], ends[j]), empty if its probability is 0, as it is for the entries that
-    fill up the last block. Taken intervals stay in place and are stepped over. Their mass costs
-    precision: what is left is known to about 1e-16 * total / left. Hence `is_worn`, and a new row
-    without the taken entries.
+    pad the last block. Taken intervals stay in place and are stepped over. Their mass costs
+    precision: the free mass is known to about 1e-16 * total / free. Hence `is_imprecise`, and a new
+    row without the taken entries.
     """
 
     def __init__(self, ends: NDArray[np.float64]) -> None:
         self._ends = ends
         self._taken: list[tuple[float, float]] = []  # (start, end), ascending
-        self._left = float(self._ends[-1])
+        self._free = float(self._ends[-1])
 
     @classmethod
     def over(cls, probs: NDArray[np.float64], drawn: list[int]) -> "_Row | None":
-        """Lay out the entries not drawn; None if all of those have probability 0."""
+        """Return a row of the entries not drawn; None if all of those have probability 0."""
         weights = np.zeros(-(-len(probs) // _BLOCK) * _BLOCK)
         weights[: len(probs)] = probs
         weights[drawn] = 0.0
@@ -109,13 +109,13 @@ class _Row:
         _accumulate(weights)
         return cls(weights)
 
-    def is_worn(self) -> bool:
-        """Tell whether so much is taken that the rest should be laid out anew."""
-        return self._left < float(self._ends[-1]) / 8
+    def is_imprecise(self) -> bool:
+        """Tell whether so much is taken that the free entries need a new row."""
+        return self._free < float(self._ends[-1]) / 8
 
     def take(self, uniform: float) -> int:
         """Return the free entry at this share of the free mass, and take it."""
-        place = uniform * self._left
+        place = uniform * self._free
         for start, end in self._taken:
             if place < start:
                 break
@@ -126,7 +126,7 @@ class _Row:
             entry = self._last_free()
         start, end = float(self._ends[entry - 1]) if entry else 0.0, float(self._ends[entry])
         insort(self._taken, (start, end))
-        self._left = float(self._ends[-1]) - math.fsum(end - start for start, end in self._taken)
+        self._free = float(self._ends[-1]) - math.fsum(end - start for start, end in self._taken)
         return entry
 
     def _last_free(self) -> int:

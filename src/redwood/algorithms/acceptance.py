@@ -1,9 +1,9 @@
-"""Dynamic trees: how likely a drafted node is to be accepted, and how many nodes pay.
+"""Learned acceptance rates: how likely a drafted node is to be accepted.
 
-A static tree believes in ranks alone. Here each node gets an estimate from what its drafter knows
-of it (match length and share of an n-gram, the probability a draft model gave), calibrated by what
-became of such nodes before. Estimates only steer what is drafted. Verification never sees them, and
-they are made before the coins of a step are drawn, so the law of the text is untouched.
+A static tree knows ranks alone. Here each node gets an estimate from its features (match length and
+share of an n-gram, probability of a draft model), calibrated by the outcomes of such nodes before.
+Estimates only steer what is drafted. Verification never sees them, and they are fixed before the
+random numbers of a step are drawn, so the law of the text is unchanged.
 """
 
 from __future__ import annotations
@@ -15,53 +15,50 @@ from typing import Any
 import numpy as np
 
 from redwood.errors import ArgumentError
-from redwood.tree import children_of
 
-_MEMORY = 512.0  # trials a bin remembers; older ones fade, since texts change
-_BELIEF = 8.0  # trials that a prior counts for
+_MEMORY = 512.0  # trials after which the counts of a bin are halved, since texts change
+_BELIEF = 8.0  # weight of a prior, in trials
 
 
 class AcceptanceTable:
-    """Chance of acceptance by bin: a prior, corrected by what was seen.
+    """Acceptance rate by bin: a prior, updated by outcomes.
 
     Args:
-        prior: chance per bin, in [0, 1].
-        belief: trials that the prior counts for.
+        prior: rate per bin, in [0, 1].
 
     Raises:
-        ArgumentError: no bins, or a chance outside [0, 1].
+        ArgumentError: no bins, or a rate outside [0, 1].
     """
 
-    def __init__(self, prior: Iterable[float], belief: float = _BELIEF) -> None:
+    def __init__(self, prior: Iterable[float]) -> None:
         # Lists: single numbers of an array are slow to change.
         self._prior = [float(chance) for chance in prior]
         if not self._prior or not all(0.0 <= chance <= 1.0 for chance in self._prior):
             raise ArgumentError("a prior needs chances in [0, 1]")
-        self._belief = belief
         self._hits, self._trials = [0.0] * len(self._prior), [0.0] * len(self._prior)
         self.rates = list(self._prior)
-        """Chance per bin, as now believed."""
+        """Current rate per bin."""
 
     def count(self, index: int, hit: bool) -> None:
-        """Notes one node of a bin whose parent was accepted: was it accepted, too?"""
+        """Counts one node of a bin whose parent was accepted; hit: it was accepted, too."""
         if self._trials[index] >= _MEMORY:
             self._hits[index] *= 0.5
             self._trials[index] *= 0.5
         self._hits[index] += hit
         self._trials[index] += 1.0
-        seen = self._belief + self._trials[index]
-        self.rates[index] = (self._belief * self._prior[index] + self._hits[index]) / seen
+        seen = _BELIEF + self._trials[index]
+        self.rates[index] = (_BELIEF * self._prior[index] + self._hits[index]) / seen
 
     def child(self) -> AcceptanceTable:
-        """Returns a table for one text that begins with what this one believes."""
-        return AcceptanceTable(self.rates, self._belief)
+        """Returns a table for one text, whose prior is the rates of this one."""
+        return AcceptanceTable(self.rates)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what was seen, as plain values for JSON."""
+        """Returns the counts, as plain values for JSON."""
         return {"hits": list(self._hits), "trials": list(self._trials)}
 
     def load(self, seen: Mapping[str, Any]) -> None:
-        """Takes over what `to_dict` gave.
+        """Loads counts from `to_dict`.
 
         Raises:
             ArgumentError: another number of bins, or counts that cannot be.
@@ -75,7 +72,7 @@ class AcceptanceTable:
         if not ((hits >= 0.0) & (hits <= trials) & (trials < np.inf)).all():
             raise ArgumentError("a reliability table has counts that cannot be")
         self._hits, self._trials = hits.tolist(), trials.tolist()
-        rates = (self._belief * np.array(self._prior) + hits) / (self._belief + trials)
+        rates = (_BELIEF * np.array(self._prior) + hits) / (_BELIEF + trials)
         self.rates = rates.tolist()
 
 
@@ -86,9 +83,9 @@ def ngram_bin(match: int, count: int, total: int, *, longest: bool) -> int:
     """Returns the bin of an n-gram candidate.
 
     Args:
-        match: tokens of context that are the same, drafted ones included; 1 or more.
-        count, total: times this token followed there, and times any did; 1 <= count <= total.
-        longest: whether no longer context was seen before.
+        match: matching tokens of context, drafted ones included; 1 or more.
+        count, total: occurrences of this token behind the match, and of any; 1 <= count <= total.
+        longest: whether this is the longest match.
     """
     if count == total:
         share = 3 if total == 1 else 4  # once is not always
@@ -98,7 +95,7 @@ def ngram_bin(match: int, count: int, total: int, *, longest: bool) -> int:
 
 
 def ngram_prior() -> list[float]:
-    """Returns a first guess per bin: longer matches and larger shares are right more often."""
+    """Returns the prior per bin: longer matches and larger shares are accepted more often."""
     return [
         trust * share * (0.5 + 0.5 * match / _MATCHES)
         for trust in (0.3, 1.0)
@@ -114,7 +111,7 @@ _STORE_CLASSES = len(_STORE_SHARES) + 4
 def store_bin(match: int, count: int, total: int, *, longest: bool) -> int:
     """Returns the bin of a candidate from a datastore; arguments as of `ngram_bin`.
 
-    `total` is the size of a sample: a few places that agree say less than many.
+    `total` is the size of a sample: few occurrences that agree are weaker evidence than many.
     """
     if count == total:
         share = len(_STORE_SHARES) + (1 if total == 1 else 2 if total < 5 else 3)
@@ -124,7 +121,7 @@ def store_bin(match: int, count: int, total: int, *, longest: bool) -> int:
 
 
 def store_prior() -> list[float]:
-    """Returns a first guess per bin: other texts are trusted less than the text itself."""
+    """Returns the prior per bin: other texts are accepted less often than the text itself."""
     return [
         trust * share * (0.4 + 0.6 * match / _MATCHES)
         for trust in (0.6, 0.9)
@@ -138,37 +135,15 @@ MODEL_BINS = len(_MODEL_EDGES) + 1
 
 
 def model_bin(prob: float) -> int:
-    """Returns the bin of a token that a draft model gave this probability."""
+    """Returns the bin of a token with this draft probability."""
     return bisect_left(_MODEL_EDGES, prob)
 
 
 def model_prior() -> list[float]:
-    """Returns a first guess per bin: a draft model is trusted, less at the top."""
+    """Returns the prior per bin: the draft probability, less 5 %."""
     edges = (0.0, *_MODEL_EDGES, 1.0)
     middles = [(low + high) / 2.0 for low, high in zip(edges, edges[1:], strict=False)]
     return [0.95 * middle for middle in middles]
-
-
-def learn(
-    news: Sequence[int],
-    parents: Sequence[int],
-    token_ids: Sequence[int],
-    bins: Sequence[int],
-    tables: Sequence[AcceptanceTable],
-) -> int:
-    """Follows new text through a drafted tree; notes in all tables which children it took.
-
-    Nobody needs to tell a drafter what was accepted: a child is, if it is the next token.
-
-    Args:
-        news: [L] tokens of the text after the tree's root.
-        parents, token_ids, bins: [N]; node 0 is the root; nodes of bin -1 are not noted.
-
-    Returns: the length of the path that the text took.
-    """
-    if not len(news):
-        return 0
-    return learn_below(news, children_of(parents).__getitem__, token_ids, bins, tables)
 
 
 def learn_below(
@@ -178,7 +153,17 @@ def learn_below(
     bins: Sequence[int],
     tables: Sequence[AcceptanceTable],
 ) -> int:
-    """Does what `learn` does, for a caller who knows the children of a node, in index order."""
+    """Follows new text through a drafted tree and counts in all tables which children it took.
+
+    No message about accepted nodes is needed: a child was accepted if it is the next token.
+
+    Args:
+        news: [L] tokens of the text after the tree's root.
+        children: of a node, in index order; node 0 is the root.
+        token_ids, bins: [N]; nodes of bin -1 are not counted.
+
+    Returns: the length of the path that the text took.
+    """
     at = depth = 0
     for token in news:
         taken = 0

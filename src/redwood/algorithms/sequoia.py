@@ -93,7 +93,7 @@ def optimal_tree(
         max_levels: bound on the levels, root included; None for no bound.
         max_branch: bound on the children of a node; None for no bound.
     Returns: parents, [size], parents[0] == -1, parents[i] < i; siblings in rank order.
-    Raises: ArgumentError, on wrong arguments or when the bounds leave no room for `size` nodes.
+    Raises: ArgumentError, on wrong arguments or when `size` nodes exceed the bounds.
     Guarantee: for rates that never increase with the rank the first n nodes are an optimal tree of
     n nodes; no such order exists in general.
     """
@@ -187,8 +187,8 @@ def choose_tree(
                 unsettled.append(n)
         fastest = min(time for _, _, time in candidates) * (1.0 + _TIE)
         drafting = (levels + 1) * draft_time
-        hopes = ((target_times[n] + drafting) / ceiling[n] for n in unsettled)
-        if levels == max_levels or not any(hope <= fastest for hope in hopes):
+        bounds = ((target_times[n] + drafting) / ceiling[n] for n in unsettled)
+        if levels == max_levels or not any(bound <= fastest for bound in bounds):
             break
     size, levels, _ = min(candidate for candidate in candidates if candidate[2] <= fastest)
     parents = optimal_tree(acceptance, size, max_levels=levels, max_branch=max_branch)
@@ -222,11 +222,11 @@ def _usable_rates(
     for name, count in (("size", size), ("max_levels", max_levels), ("max_branch", max_branch)):
         if count is not None or name == "size":
             check_count(name, count)
-    room = _capacity(max_levels, max_branch, size)
-    if room < size:
+    capacity = _capacity(max_levels, max_branch, size)
+    if capacity < size:
         raise ArgumentError(
             f"size {size} does not fit: a tree of max_levels={max_levels} and "
-            f"max_branch={max_branch} has at most {room} nodes"
+            f"max_branch={max_branch} has at most {capacity} nodes"
         )
     by_level, rows = _rows_of(acceptance)
     kept = [row[:max_branch] for row in rows]
@@ -255,7 +255,7 @@ def _rows_of(acceptance: AcceptanceRates) -> tuple[bool, list[tuple[float, ...]]
 
 
 def _capacity(max_levels: int | None, max_branch: int | None, enough: int) -> int:
-    """Count the nodes that the bounds leave room for, or return `enough` if that many fit."""
+    """Count the nodes that fit the bounds, or return `enough` if that many fit."""
     if max_levels == 1 or max_branch is None or max_levels is None:
         return 1 if max_levels == 1 else enough
     nodes = width = 1

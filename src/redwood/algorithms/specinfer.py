@@ -81,8 +81,8 @@ def merge_trees(trees: Sequence[TokenTree]) -> TokenTree:
     first_row = 0
     for tree in trees:
         place = [0]
-        believed = repeat(0.0) if tree.estimates is None else tree.estimates
-        drafted = zip(tree.token_list, tree.parent_list, tree.law_list, believed, strict=False)
+        own = repeat(0.0) if tree.estimates is None else tree.estimates
+        drafted = zip(tree.token_list, tree.parent_list, tree.law_list, own, strict=False)
         for node, (token, above, law, chance) in enumerate(islice(drafted, 1, None), start=1):
             parent = place[above]
             key = parent, token
@@ -110,7 +110,7 @@ def merge_trees(trees: Sequence[TokenTree]) -> TokenTree:
 
 
 def _shared(chances: Sequence[float], parents: Sequence[int]) -> list[float]:
-    """Chances of several drafters in one tree: children together have at most their parent's."""
+    """Estimates of several drafters in one tree, scaled so that siblings sum to at most 1."""
     sums = [0.0] * len(parents)
     for chance, parent in zip(chances[1:], parents[1:], strict=True):
         sums[parent] += chance
@@ -118,8 +118,8 @@ def _shared(chances: Sequence[float], parents: Sequence[int]) -> list[float]:
     for node in range(1, len(parents)):
         factor = factors[parents[node]]
         made.append(chances[node] * factor)
-        room = chances[node] / sums[node] if sums[node] > chances[node] else 1.0
-        factors.append(factor * room)
+        scale = chances[node] / sums[node] if sums[node] > chances[node] else 1.0
+        factors.append(factor * scale)
     return made
 
 

@@ -1,12 +1,12 @@
 """SSSD (arXiv 2411.05894): drafts from the text itself, without a model.
 
 The paper keeps a trie of all windows of prompt and output, with counts, and expands the most
-probable path first over all match lengths. The same tree is grown here without storing the trie: an
-index gives the places where the last 1 to 4 tokens stood before, a trie node *is* its set of
-places, and only the nodes that the search pops are made. The counts are the same, depth is not
-bounded by a window, and appending a token costs O(4). Its second source, the datastore, joins in
-the same search by the same two questions: where did this stand, and what followed there
-(`redwood.datastore` answers them). How large a tree a batch allows is `budget_by_batch`.
+probable path first over all match lengths. Here the same tree is made without storing the trie: an
+index returns the earlier occurrences of the last 1 to 4 tokens, a trie node *is* its set of
+occurrences, and only the nodes that the search pops are made. The counts are the same, depth is not
+bounded by a window, and appending a token costs O(4). The second source, the datastore, takes part
+in the same search through the same two methods: `matches` and `followers`
+(`redwood.datastore.search`). How large a tree a batch allows is `budget_by_batch`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ try:
 except (ImportError, AttributeError):
     compiled = False
 
-PROMPT_WEIGHT = 0.6  # priority of a whole count, and decay per level by match length: as published
+PROMPT_WEIGHT = 0.6  # weight of the first level, and decay per level by match length: as published
 DECAYS = (0.7, 0.8, 0.9, 1.0)
-_MOST_PLACES = 128  # per match length; the latest count
+_MOST_PLACES = 128  # per match length, the latest ones
 _TOKEN_BITS = 32
 
 
@@ -47,7 +47,7 @@ class Candidate(NamedTuple):
 
 
 class Source(Protocol):
-    """Text that was seen before; a place in it is whatever number its owner gives it."""
+    """Text to draft from; a place is a position in it, as a number of the source's choice."""
 
     def matches(self, suffix: Sequence[int]) -> list[tuple[int, list[int]]]:
         """Returns (match length, places), longest first, for tails of `suffix` seen before."""
@@ -63,7 +63,7 @@ class Rated(NamedTuple):
 
     Args:
         source: where to look.
-        rates: chance of acceptance by bin, given the parent was accepted.
+        rates: acceptance rate by bin.
         bin: of a candidate; arguments as of `ngram_bin`.
     """
 
@@ -73,51 +73,50 @@ class Rated(NamedTuple):
 
 
 class TextIndex:
-    """Where every n-gram of one sequence, prompt and output, was seen. Owned by one request.
+    """The occurrences of every n-gram of one sequence, prompt and output. Owned by one request.
 
     Args:
         token_ids: the prompt.
-        longest_match: tokens compared at most (4 in the paper).
     """
 
-    def __init__(self, token_ids: Iterable[int] = (), longest_match: int = len(DECAYS)) -> None:
+    def __init__(self, token_ids: Iterable[int] = ()) -> None:
         self._text: list[int] = []
         # By length: the latest place behind an n-gram, and by place the one before it (0: none).
         # Whole numbers alone, which the garbage collector passes over.
-        self._latest: list[dict[int, int]] = [{} for _ in range(longest_match)]
-        self._earlier: list[list[int]] = [[0] for _ in range(longest_match)]
+        self._latest: list[dict[int, int]] = [{} for _ in DECAYS]
+        self._earlier: list[list[int]] = [[0] for _ in DECAYS]
         self.extend(token_ids)
 
     def __len__(self) -> int:
         return len(self._text)
 
     def extend(self, token_ids: Iterable[int]) -> None:
-        """Appends tokens. O(longest_match) each."""
+        """Appends tokens. O(match lengths) each."""
         text = self._text
         for token in token_ids:
             text.append(token)
-            end, gram = len(text), 0
+            end, key = len(text), 0
             for length, (latest, earlier) in enumerate(
                 zip(self._latest, self._earlier, strict=True), start=1
             ):
                 if length > end:
                     earlier.append(0)
                     continue
-                gram = gram << _TOKEN_BITS | text[end - length]
-                earlier.append(latest.get(gram, 0))
-                latest[gram] = end
+                key = key << _TOKEN_BITS | text[end - length]
+                earlier.append(latest.get(key, 0))
+                latest[key] = end
 
     def matches(self, suffix: Sequence[int]) -> list[tuple[int, list[int]]]:
         """Returns (match length, places), longest first, for every tail of `suffix` seen before.
 
         A place is the index of the token that followed; the end of the text is no place.
         """
-        found, gram, end = [], 0, len(self._text)
+        found, key, end = [], 0, len(self._text)
         for length, token in enumerate(reversed(suffix), start=1):
-            if length > len(self._latest):
+            if length > len(DECAYS):
                 break
-            gram = gram << _TOKEN_BITS | token
-            place, earlier = self._latest[length - 1].get(gram, 0), self._earlier[length - 1]
+            key = key << _TOKEN_BITS | token
+            place, earlier = self._latest[length - 1].get(key, 0), self._earlier[length - 1]
             places: list[int] = []
             while place and len(places) <= _MOST_PLACES:
                 places.append(place)
@@ -163,7 +162,7 @@ def candidate_tree(
 
     Args:
         index: prompt and output.
-        suffix: the text's last tokens, the root's included; at most `longest_match` are used.
+        suffix: the text's last tokens, the root's included; at most 4 are used.
         size: budget, the root included.
         max_branch: children per node at most.
         continuations: what followed in the datastore, [places][tokens]; one found by two match
@@ -195,13 +194,13 @@ def likely_tree(
 ) -> list[Candidate]:
     """Returns at most `size` - 1 candidates below the root, the most probable paths first.
 
-    As `candidate_tree`, with measured chances in the place of the published priorities: a node's
-    priority is its parent's times the rate of its bin, so it estimates the chance of acceptance.
+    As `candidate_tree`, with learned acceptance rates in place of the published priorities: a
+    node's priority is its parent's times the rate of its bin, an estimate that it is accepted.
 
     Args:
-        rates: of `index`: chance of acceptance by `ngram_bin`, given the parent was accepted.
+        rates: of `index`: acceptance rate by `ngram_bin`.
         others: further sources for the same tree.
-        least: nodes with a smaller chance are left out, and not looked for.
+        least: nodes with a smaller priority are pruned from the search.
     """
     if compiled and not others and isinstance(index, _native.TextIndex):
         found = index.likely(suffix, size, rates, max_branch, least)
@@ -261,7 +260,7 @@ def _best_first(
         sources: each with its matches, and the priority of a child, and its bin, from its parent's
             priority, the length of the match, its depth, how often it followed, and how often
             anything did.
-        least: nodes of a lower priority are left out.
+        least: nodes of a lower priority are pruned.
     """
     made: list[Candidate] = []
     known: list[dict[int, int]] = [{}]  # per node: token -> node

@@ -1,11 +1,13 @@
-"""What a row of any backend keeps beside keys and values: its length and its provisional nodes."""
+"""Rows of any backend: what one keeps beside keys and values, and how it is filled."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from redwood.backends.base import AcceptedPath, Nodes
+from redwood.backends.base import AcceptedPath, Backend, Nodes
 from redwood.errors import ArgumentError, CapacityError
+
+CHUNK = 512  # tokens of one forward that fills a row
 
 
 class RowState:
@@ -72,3 +74,17 @@ def check_distinct(rows: Sequence[Nodes]) -> None:
     """Raises ArgumentError if one forward names a row twice."""
     if len({nodes.row for nodes in rows}) != len(rows):
         raise ArgumentError("extend: a row is named twice")
+
+
+def readable(backend: Backend, tokens: Sequence[int]) -> list[int]:
+    """Returns the tokens, with 0 for those beyond a drafter's vocabulary, maybe the smaller one."""
+    size = getattr(backend, "num_embeddings", backend.vocab_size)
+    return [token if token < size else 0 for token in tokens]
+
+
+def fill(backend: Backend, row: int, tokens: Sequence[int]) -> None:
+    """Commits tokens behind what a row holds, a chunk at a time."""
+    for start in range(0, len(tokens), CHUNK):
+        chunk = readable(backend, tokens[start : start + CHUNK])
+        backend.extend([Nodes(row, chunk, num_logits=0)])
+        backend.commit([AcceptedPath(row, range(len(chunk)))])

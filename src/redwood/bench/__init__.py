@@ -1,6 +1,7 @@
-"""Comparisons on one machine: ways of decoding side by side, and calibration.
+"""Benchmarks on one machine: drafters side by side, and calibration.
 
-Inside: `interleave` (candidates step by step in turns), `report` (their figures), `calibrate` with
-`acceptance`, `curves`, `decoding`, `sizes`, `clocks` (fills a profile), `choice` and `plot` (what
-it means). May import: engine and all below.
+Inside: `interleave` (candidates decode in turns, step by step), `report` (their figures),
+`calibrate` with `acceptance`, `curves`, `decoding`, `sizes`, `clocks` (measures a profile),
+`choice` and `plot` (read it). Not here: choices at run time (planner). May import: engine and all
+below.
 """

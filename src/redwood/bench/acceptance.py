@@ -1,8 +1,9 @@
-"""How often a draft model's children are accepted, by rank: along a text, and while decoding.
+"""Acceptance rates of a draft model by rank: along a text, and while decoding.
 
-Along a text (teacher forcing) the coins are integrated out: a position gives the chance of every
-rank, not one outcome, so few positions suffice. While decoding, outcomes are counted. Both look at
-trees of one level. Only without-replacement draws (temperature 0: the best tokens) are measured.
+Along a text (teacher forcing) the random numbers of verification are integrated out: a position
+gives the rate of every rank, not one outcome, so few positions suffice. While decoding, outcomes
+are counted. Both use trees of one level. Only without-replacement draws (temperature 0: the best
+tokens) are measured.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from redwood.algorithms.sequoia import draw_without_replacement
 from redwood.backends.base import AcceptedPath, Backend, Nodes
+from redwood.backends.rows import fill, readable
 from redwood.bench.interleave import Candidate, run
 from redwood.drafters.base import ModelDrafter
-from redwood.drafters.model import DRAFT_WIDTH, readable
+from redwood.drafters.model import DRAFT_WIDTH
 from redwood.engine.engine import RowEngine, Step
 from redwood.profiling.profile import MeasuredAcceptance
 from redwood.sampling import SamplingParams, check_finite, draft_law, probs_from_scores, top
@@ -27,8 +29,7 @@ from redwood.sampling import SamplingParams, check_finite, draft_law, probs_from
 RANKS = 8
 """Ranks that are measured; past them a tree gains next to nothing."""
 
-_CHUNK = 32  # positions whose logits are held at once
-_PREFILL = 512
+_CHUNK = 32  # positions whose logits are held together
 _LEAST_MASS = 1e-12
 
 Row = NDArray[np.float64]
@@ -50,7 +51,7 @@ def teacher_forced(
     ranks: int = RANKS,
     on_text: Callable[[], None] | None = None,
 ) -> MeasuredAcceptance:
-    """Returns the mean chance by rank over all positions of plain answers.
+    """Returns the mean acceptance rate by rank over all positions of plain answers.
 
     Source: arXiv 2402.12374, Def. 3.1, measured as its authors' code does: at a position, the k-th
     child's chance is (1 - sum of the earlier ones) times the chance that the residual rule keeps
@@ -75,7 +76,7 @@ def position_chances(
     ranks: int,
     generator: np.random.Generator,
 ) -> Row:
-    """Returns the chance by rank at one position, [ranks].
+    """Returns the acceptance rate by rank at one position, [ranks].
 
     Args:
         target, draft: logits [V] and [V'], V' <= V or cut to V.
@@ -103,28 +104,28 @@ def position_chances(
 
 
 def kept_chances(target_probs: Row, draft_probs: Row, children: Sequence[int]) -> Row:
-    """Returns the chance of each child to be the accepted one, [k], for given children.
+    """Returns the acceptance rate of each of the given children, [k].
 
-    Source: arXiv 2402.12374, Alg. 2, with the coins integrated out.
+    Source: arXiv 2402.12374, Alg. 2, with the random numbers integrated out.
 
     Args:
         target_probs, draft_probs: [V], each of mass 1; not changed.
         children: [k] distinct tokens, drawn from draft_probs without replacement, in draw order.
     """
     wanted, drafted = target_probs.copy(), draft_probs.copy()
-    made, left = np.zeros(len(children)), 1.0
+    made, remaining = np.zeros(len(children)), 1.0
     for rank, child in enumerate(children):
         keep = min(1.0, wanted[child] / drafted[child])
-        made[rank] = left * keep
-        left *= 1.0 - keep
+        made[rank] = remaining * keep
+        remaining *= 1.0 - keep
         wanted = np.maximum(wanted - drafted, 0.0)
         mass = wanted.sum()
-        if left < _LEAST_MASS or mass < _LEAST_MASS:
+        if remaining < _LEAST_MASS or mass < _LEAST_MASS:
             break
         wanted /= mass
         drafted[child] = 0.0
         total = drafted.sum()
-        if total <= 0.0:  # used up: the draw goes on evenly over what was not drawn
+        if total <= 0.0:  # no mass: the draw is uniform over what was not drawn
             drafted[:] = 1.0
             drafted[list(children[: rank + 1])] = 0.0
             total = max(drafted.sum(), 1.0)
@@ -142,7 +143,7 @@ def decoded(
     ranks: int = RANKS,
     on_text: Callable[[], None] | None = None,
 ) -> MeasuredAcceptance:
-    """Returns how often each rank was accepted while decoding with trees of one level."""
+    """Returns acceptance rates by rank, counted while decoding with trees of one level."""
     ranks = min(ranks, draft.vocab_size, engine.target.vocab_size, engine.target.capacity - 1)
     candidate = Candidate("", ModelDrafter(draft, [-1] + [0] * ranks), 1 + ranks)
     sums, counts = np.zeros((len(prompts), ranks)), np.zeros(len(prompts))
@@ -167,14 +168,14 @@ def decoded(
 
 
 def plain_verifier(temperature: float) -> str:
-    """Returns a rule under which a seed fixes the text, but not through noise that is shared."""
+    """Returns the verifier for reproducible sampling without noise coupling."""
     return "auto" if temperature == 0.0 else "traversal"
 
 
 def clustered(sums: Row, counts: Row, how: str) -> MeasuredAcceptance:
-    """Returns rates with standard errors that take prompts, not positions, as independent.
+    """Returns rates with standard errors that are clustered by prompt.
 
-    With a single prompt there is nothing to compare: its positions count as independent then.
+    The positions of a single prompt count as independent.
 
     Args:
         sums: [G, K] by prompt and rank.
@@ -201,19 +202,18 @@ def paired(target: Backend, draft: Backend, text: Text) -> Generator[tuple[Tenso
     try:
         for backend in (target, draft):
             rows.append((backend, backend.open()))
-            for at in range(0, start, _PREFILL):
-                _append(*rows[-1], tokens[at : min(at + _PREFILL, start)], 1)
+            fill(*rows[-1], tokens[:start])
         for at in range(start, len(tokens) - 1, _CHUNK):
             chunk = tokens[at : min(at + _CHUNK, len(tokens) - 1)]
-            wanted, drafted = (_append(*row, chunk, None) for row in rows)
+            wanted, drafted = (_append(*row, chunk) for row in rows)
             yield from zip(wanted, drafted, strict=True)
     finally:
         for backend, row in rows:
             backend.release(row)
 
 
-def _append(backend: Backend, row: int, tokens: Sequence[int], num_logits: int | None) -> Tensor:
+def _append(backend: Backend, row: int, tokens: Sequence[int]) -> Tensor:
     known = readable(backend, tokens)
-    (logits,) = backend.extend([Nodes(row, known, num_logits=num_logits)])
+    (logits,) = backend.extend([Nodes(row, known)])
     backend.commit([AcceptedPath(row, range(len(known)))])
     return logits

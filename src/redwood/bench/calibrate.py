@@ -1,9 +1,8 @@
-"""Calibration: what trees cost and bring with this target, on this machine. Measuring only.
+"""Calibration: latency and acceptance rates with this target, on this machine.
 
-`calibrate` fills a `Profile`: times of forwards (`profiling.measure`), acceptance of draft
-models by rank (`acceptance`), tokens per pass by size for the other drafters (`sizes`), and what
-drafters learned about themselves on the way. What to make of it is for its readers: `choice` has
-Sequoia's answer.
+`calibrate` makes a `Profile`: latency (`profiling.measure`), acceptance rates of draft models by
+rank (`acceptance`), tokens per pass by tree size for the other drafters (`sizes`), and the tables
+that drafters learned meanwhile. Decisions are left to its readers, such as `choice`.
 """
 
 from __future__ import annotations
@@ -35,15 +34,15 @@ def calibrate(
     seconds: float = 60.0,
     on_progress: Progress | None = None,
 ) -> Profile:
-    """Returns what was measured. The engine must be idle; it is given back as it was.
+    """Returns the profile. The engine must be idle, and is unchanged afterwards.
 
     Args:
-        drafters: by name; single ones, no unions. Their `reliability` is given back as it was.
+        drafters: by name; single ones, no unions. Their `reliability` is unchanged afterwards.
         prompts: token ids; each must leave room for an answer.
-        key: what the profile is for; its drafters must be those.
-        temperatures: at which acceptance is measured.
+        key: of the profile, with the same drafters.
+        temperatures: at which acceptance rates are measured.
         max_tokens: of each answer.
-        seconds: most for the target's times, its rows filled; a drafter's get a quarter of it.
+        seconds: time limit of the target's latency, prefill apart; a quarter of it for a drafter's.
         on_progress: see `Progress`.
 
     Raises:
@@ -54,10 +53,10 @@ def calibrate(
         raise ArgumentError("calibration needs prompts and temperatures")
     if drafters.keys() != key.drafters.keys():
         raise ArgumentError(f"drafters {list(drafters)} are not those of the key")
-    tell = on_progress or (lambda what, done, of: None)
-    target = curve_of(engine.target, "target", target_kinds(engine.target), seconds, tell)
+    report = on_progress or (lambda what, done, of: None)
+    target = curve_of(engine.target, "target", target_kinds(engine.target), seconds, report)
     curves = {
-        name: curve_of(drafter.backend, name, draft_kinds(drafter.backend), seconds / 4, tell)
+        name: curve_of(drafter.backend, name, draft_kinds(drafter.backend), seconds / 4, report)
         for name, drafter in drafters.items()
         if isinstance(drafter, ModelDrafter)
     }
@@ -65,7 +64,7 @@ def calibrate(
     step_ms: list[float] = []
     with _borrowed(engine):
         for temperature in temperatures:
-            bench = Bench(engine, prompts, temperature, max_tokens, tell)
+            bench = Bench(engine, prompts, temperature, max_tokens, report)
             texts = bench.plain_texts()
             for name, drafter in drafters.items():
                 made[name] = measured(bench, made[name], drafter, texts)
@@ -77,7 +76,7 @@ def calibrate(
 @contextmanager
 def _borrowed(engine: RowEngine) -> Iterator[None]:
     kept = engine.drafter, engine.budget, engine.planner
-    engine.planner = None  # what is measured is chosen here
+    engine.planner = None  # drafters and sizes are chosen here
     try:
         yield
     finally:

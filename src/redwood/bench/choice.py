@@ -1,6 +1,6 @@
-"""What a profile promises: tokens per step and speed, by size and levels, and the best of them.
+"""Predictions from a profile: tokens per step and speed by tree size and levels, and the best tree.
 
-Sequoia's optimiser on measured numbers: one tree for all steps. What steps adapt to is left out.
+Sequoia's optimiser on measured numbers: one static tree for all steps, which adapts to nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def step_times(profile: Profile, drafter: str, context: int = CONTEXT) -> dict[i
 
 
 def level_ms(profile: Profile, drafter: str, context: int = CONTEXT) -> float:
-    """Returns milliseconds that a draft model takes for a level; 0 without a model."""
+    """Returns milliseconds of a level of a draft model; 0 without a model."""
     curve = profile.drafters[drafter].curve
     return 0.0 if curve is None else curve.ms([_LEVEL_WIDTH], [context])
 
@@ -51,8 +51,8 @@ def level_ms(profile: Profile, drafter: str, context: int = CONTEXT) -> float:
 def choices(profile: Profile, context: int = CONTEXT) -> list[Choice]:
     """Returns the best tree for every drafter and temperature that were measured.
 
-    A model's tree is `choose_tree`'s for its acceptance along texts, and for the target's time
-    behind `context` tokens. Other drafters have a size only: the best of those that were measured.
+    A model's tree is `choose_tree`'s for its teacher-forced acceptance rates and the target's
+    latency behind `context` tokens. Other drafters have the best of the measured sizes only.
     """
     made = []
     for name, drafter in profile.drafters.items():
@@ -80,7 +80,7 @@ def speeds(
     levels: Sequence[int],
     context: int = CONTEXT,
 ) -> list[list[float]]:
-    """Returns predicted speed over plain decoding: [levels][sizes] of a draft model's best trees.
+    """Returns the predicted speedup over plain decoding, [levels][sizes], of a model's best trees.
 
     NaN where a tree of this size cannot have this many levels.
     """

@@ -1,4 +1,4 @@
-"""Stand-ins that time what goes through them: a drafter's own work, apart from its model's."""
+"""Timing wrappers of drafters and backends: a drafter's own time, without its model's forwards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from redwood.tree import TokenTree
 
 
 class ClockedBackend:
-    """A backend that adds up the seconds of its forwards; everything else is passed on."""
+    """A backend that sums the seconds of its forwards; everything else is delegated."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -38,7 +38,7 @@ class ClockedBackend:
 
 
 class ClockedDrafter:
-    """A drafter that notes what each proposed node cost, the forwards of its model apart."""
+    """A drafter that measures its time per proposed node, without the forwards of its model."""
 
     def __init__(self, drafter: Drafter, forwards: ClockedBackend | None = None) -> None:
         self.name, self.draws = drafter.name, drafter.draws

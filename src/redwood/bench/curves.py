@@ -1,4 +1,4 @@
-"""Which forwards are timed for a profile."""
+"""The forwards that are timed for a profile."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from redwood.profiling.latency import LatencyModel
 from redwood.profiling.measure import Kind, fill_seconds, measure_curve
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being measured, how much of it is done, and how much there is."""
+"""Called with the name of the measurement, the number of rounds done, and that of all."""
 
 NODES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)
 LARGE = (96, 128, 192, 256, 384, 512, 768)
@@ -42,7 +42,7 @@ def draft_kinds(draft: Backend) -> list[Kind]:
 
 
 def _contexts(backend: Backend) -> list[int]:
-    """Further contexts that the backend holds, and that do not take long to fill."""
+    """Further contexts that fit the backend and are quickly prefilled."""
     fitting = [each for each in _FURTHER_CONTEXTS if each + NODES[-1] <= backend.capacity]
     if not fitting:
         return []
@@ -51,15 +51,15 @@ def _contexts(backend: Backend) -> list[int]:
 
 
 def curve_of(
-    backend: Backend, name: str, kinds: Sequence[Kind], seconds: float, tell: Progress
+    backend: Backend, name: str, kinds: Sequence[Kind], seconds: float, report: Progress
 ) -> LatencyModel:
-    """Returns the measured curve of a backend that is called `name` in progress."""
+    """Returns the measured latency model of a backend; `name` is for progress."""
     what = f"Timing {name}"
-    tell(what, 0, _REPEATS)
+    report(what, 0, _REPEATS)
     return measure_curve(
         backend,
         kinds,
         repeats=_REPEATS,
         seconds=seconds,
-        on_round=lambda done: tell(what, done, _REPEATS),
+        on_round=lambda done: report(what, done, _REPEATS),
     )

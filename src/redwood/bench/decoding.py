@@ -1,4 +1,4 @@
-"""Decoding the prompts with every drafter: what it takes, what it brings, what drafters learn."""
+"""Decoding the prompts with every drafter: time per node, tokens per pass, learned rates."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LEARNING_BUDGET = 12
 
 
 class Bench:
-    """Decodes the prompts at one temperature with whatever drafts."""
+    """Decodes the prompts at one temperature with any drafter."""
 
     def __init__(
         self,
@@ -36,16 +36,16 @@ class Bench:
         prompts: Sequence[Sequence[int]],
         temperature: float,
         max_tokens: int,
-        tell: Progress,
+        report: Progress,
     ) -> None:
         self.engine, self.prompts = engine, prompts
         self.temperature, self.max_tokens = temperature, max_tokens
         self.label = f"temperature {temperature_name(temperature)}"
         self.step_ms: list[float] = []
-        self._tell = tell
+        self._report = report
 
     def plain_texts(self) -> list[Text]:
-        """Decodes plainly, with seeds, so that the texts are the same next time."""
+        """Decodes plainly, with seeds, so that the texts are reproducible."""
         verifier = plain_verifier(self.temperature)
         params = [self._params(seed=i, verifier=verifier) for i in range(len(self.prompts))]
         runs = self.runs(PLAIN, params, "Plain decoding")
@@ -80,18 +80,18 @@ class Bench:
     def progress(self, what: str, of: int) -> Callable[[], None]:
         """Returns what to call for every prompt that is done."""
         what, done = f"{what}, {self.label}", 0
-        self._tell(what, 0, of)
+        self._report(what, 0, of)
 
         def advance() -> None:
             nonlocal done
             done += 1
-            self._tell(what, done, of)
+            self._report(what, done, of)
 
         return advance
 
 
 class _Decoded(NamedTuple):
-    """Tokens per pass by size, milliseconds per proposed node, and what the drafter learned."""
+    """Tokens per pass by tree size, milliseconds per proposed node, and the learned tables."""
 
     sizes: dict[int, float]
     draft_ms: float
@@ -101,7 +101,7 @@ class _Decoded(NamedTuple):
 def measured(
     bench: Bench, profile: DrafterProfile, drafter: Drafter, texts: Sequence[Text]
 ) -> DrafterProfile:
-    """Returns the profile of a drafter with what one more temperature tells of it."""
+    """Returns the profile of a drafter with the measurements at one more temperature."""
     at = temperature_name(bench.temperature)
     kept = deepcopy(getattr(drafter, "reliability", None))
     rates: list[MeasuredAcceptance] = []
@@ -116,7 +116,7 @@ def measured(
             cast(Any, drafter).reliability = kept
     return replace(
         profile,
-        # Drawing above temperature 0 is the dearer kind.
+        # Drawing above temperature 0 costs more.
         draft_ms=max(profile.draft_ms, made.draft_ms),
         acceptance=profile.acceptance | ({at: rates} if rates else {}),
         reliability=profile.reliability | ({at: made.learned} if made.learned else {}),
@@ -186,7 +186,7 @@ def _tokens_per_pass(runs: Sequence[Run]) -> float:
 
 
 def _plain_values(learned: Any) -> Any:
-    """What a drafter learned, as values for JSON: of one table, or of several by name."""
+    """The learned tables of a drafter as values for JSON: of one, or of several by name."""
     if isinstance(learned, Mapping):
         return {str(getattr(at, "name", at)): _plain_values(each) for at, each in learned.items()}
     return learned.to_dict() if hasattr(learned, "to_dict") else None

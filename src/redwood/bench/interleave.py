@@ -1,7 +1,7 @@
-"""Contenders on one target: who drafts, and answers made in turns.
+"""Candidates on one target: drafters to compare, and answers that are decoded in turns.
 
-On CPUs, candidates answer a prompt at once, each with a row of its own on the one loaded target,
-and take turns step by step: a slow second of the machine hurts all of them alike.
+On CPUs, candidates answer a prompt concurrently, each with a row of its own on the same target, and
+take turns step by step: a slow second of the machine affects all of them alike.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WARM_UP_TOKENS = 8
 
 
 class Candidate(NamedTuple):
-    """A drafter and the nodes per step that it may fill, or a planner that chooses both."""
+    """A drafter and its budget, or a planner that chooses both."""
 
     name: str
     drafter: Drafter
@@ -35,7 +35,7 @@ PLAIN = Candidate("none", NoDrafter(), 1)
 
 
 class Run(NamedTuple):
-    """One answer: its tokens and what it cost."""
+    """One answer: its tokens and its statistics."""
 
     token_ids: list[int]
     stats: Stats
@@ -74,7 +74,7 @@ class Stepper:
     """A candidate with rows of its own on the target of an engine.
 
     Attributes:
-        seconds: what its steps took since `start`.
+        seconds: of its steps since `start`.
         texts: token ids by prompt.
         stats: of each prompt.
     """
@@ -97,7 +97,7 @@ class Stepper:
         self._texts: dict[int, list[int]] = {}
 
     def start(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> None:
-        """Queues prompts (token ids), and forgets those before."""
+        """Queues prompts (token ids), and forgets the previous ones."""
         self.seconds, self.stats, self._texts = 0.0, [], {}
         for prompt in prompts:
             key = self.engine.add(prompt, params)
@@ -119,35 +119,35 @@ class Stepper:
             self._texts[step.request] += step.token_ids
 
     def stop(self) -> None:
-        """Drops what has not ended."""
+        """Cancels unfinished requests."""
         for key in self._texts:
             self.engine.cancel(key)
 
 
 def run_interleaved(
-    lanes: Sequence[Stepper],
+    steppers: Sequence[Stepper],
     prompts: Sequence[Sequence[int]],
     params: SamplingParams,
     on_end: Callable[[], None] | None = None,
 ) -> None:
-    """All lanes answer the prompts at once: the next step is of the one that had least time.
+    """All steppers answer the prompts concurrently; the next step is that of the least total time.
 
     `on_end` is called as each of them ends.
     """
     try:
-        for lane in lanes:
-            lane.start(prompts, params)
-        going = list(lanes)
-        while going:
-            lane = min(going, key=lambda lane: lane.seconds)
-            lane.step()
-            if not lane.engine.busy:
-                going.remove(lane)
+        for stepper in steppers:
+            stepper.start(prompts, params)
+        running = list(steppers)
+        while running:
+            stepper = min(running, key=lambda stepper: stepper.seconds)
+            stepper.step()
+            if not stepper.engine.busy:
+                running.remove(stepper)
                 if on_end is not None:
                     on_end()
     finally:
-        for lane in lanes:
-            lane.stop()
+        for stepper in steppers:
+            stepper.stop()
 
 
 def alternate(
@@ -160,12 +160,12 @@ def alternate(
     together: bool | None = None,
     on_run: Callable[[], None] | None = None,
 ) -> list[list[list[Run]]]:
-    """Returns runs[candidate][prompt][repeat]; everybody has a short warm-up run first.
+    """Returns runs[candidate][prompt][repeat]; each candidate has a short warm-up run first.
 
     Args:
-        together: candidates answer a prompt at once, in turns step by step, which takes a row of
-            the target for each; False: one after the other, in rotating order. None: at once on
-            CPUs, which others share; a GPU's memory may have no room for more rows.
+        together: candidates answer a prompt concurrently, in turns step by step, with a row of the
+            target for each; False: one after the other, in rotating order. None: concurrently on
+            CPUs, which others share; a GPU's memory may not hold more rows.
         on_run: called after each run.
 
     Raises:
@@ -176,17 +176,17 @@ def alternate(
     runs: list[list[list[Run]]] = [[[] for _ in prompts] for _ in candidates]
     if together is None:
         together = engine.target.device.type == "cpu"
-    lanes = [Stepper(engine, candidate) for candidate in candidates]
+    steppers = [Stepper(engine, candidate) for candidate in candidates]
     short = replace(params, max_tokens=min(params.max_tokens, _WARM_UP_TOKENS))
-    for lane in lanes:
-        run_interleaved([lane], prompts[:1], short)
+    for stepper in steppers:
+        run_interleaved([stepper], prompts[:1], short)
     for i, prompt in enumerate(prompts):
         for repeat in range(repeats):
-            order = rotated(range(len(lanes)), i * repeats + repeat)
+            order = rotated(range(len(steppers)), i * repeats + repeat)
             for group in [order] if together else [[j] for j in order]:
-                run_interleaved([lanes[j] for j in group], [prompt], params, on_run)
+                run_interleaved([steppers[j] for j in group], [prompt], params, on_run)
                 for j in group:
-                    runs[j][i].append(Run(lanes[j].texts[0], lanes[j].stats[0]))
+                    runs[j][i].append(Run(steppers[j].texts[0], steppers[j].stats[0]))
     return runs
 
 

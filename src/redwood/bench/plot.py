@@ -1,4 +1,4 @@
-"""The figure of a profile: times, tokens per step, and what they promise. Needs Matplotlib."""
+"""The figure of a profile: latency, tokens per step, predicted speed. Needs Matplotlib."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _Tables = dict[tuple[str, str], list[list[float]]]
 
 
 def check_plot(path: Path) -> None:
-    """Raises what `plot` would raise for any profile, so that it is known before hours of work.
+    """Raises what `plot` would raise for any profile, before hours of measuring.
 
     Raises:
         ArgumentError: a file of another kind than `FORMATS`.

@@ -1,7 +1,7 @@
-"""Measuring: candidates on one target, token for token comparisons, times of one forward.
+"""Figures: speed of candidates on one target, token for token comparisons, times of one forward.
 
-Only measuring is here; what is measured is loaded and shown elsewhere, and `interleave` makes the
-answers. Decoding is timed with prefill apart, a model drafter's own included.
+Answers come from `interleave`; loading and printing are elsewhere. Prefill, a model drafter's
+included, is not part of decoding time.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from statistics import median
-from time import perf_counter
 
 import numpy as np
 import torch
 
 from redwood.backends.base import Backend, Nodes
+from redwood.backends.rows import fill
 from redwood.bench.interleave import Candidate, Run, rotated
 from redwood.engine.engine import RowEngine
 from redwood.engine.stats import STAGES
 from redwood.errors import ArgumentError, CapacityError
-from redwood.profiling.measure import fill, wait_for
+from redwood.profiling.measure import Kind, filled_rows, random_tokens, timed_forward
 from redwood.sampling import GumbelNoise, History, SamplingParams, probs_from_scores, scores
 
 NEAR_TIE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}
@@ -38,8 +38,8 @@ class Difference:
         prompt: index of the prompt.
         position: index of the first token that differs.
         plain_token, token: the two tokens; None where an answer had ended.
-        margin: how far the plain run's two best scores lay apart there, recomputed; None where only
-            one token was possible.
+        margin: difference of the plain run's two best scores there, recomputed; None where only one
+            token was possible.
         near_tie: whether the margin is within `NEAR_TIE`.
     """
 
@@ -53,7 +53,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Report:
-    """How a candidate did on all prompts. Spreads are quartiles.
+    """Figures of a candidate over all prompts. Spreads are quartiles.
 
     `tokens_per_s` is the median over the prompts, `ratio_to_plain` the median of the ratios of
     single prompts, `mean_acceptance_length` all tokens by all target passes. `identical` and the
@@ -120,7 +120,7 @@ def first_difference(
     """Returns where `other` leaves `plain` (token ids), with the margin there; None if nowhere.
 
     Args:
-        index: goes into the difference as the number of the prompt.
+        index: of the prompt, for `Difference.prompt`.
     """
     pairs = enumerate(zip_longest(plain, other))
     found = next(((i, a, b) for i, (a, b) in pairs if a != b), None)
@@ -137,7 +137,7 @@ def forward_times(
 ) -> ForwardTimes:
     """Times one forward of each number of tokens (a chain) behind `context` committed tokens.
 
-    The numbers of tokens take turns, in rotating order; the row is cut back after each.
+    The numbers of tokens are interleaved in rotating order; the row is truncated after each.
 
     Raises:
         ArgumentError: a count or repeats below 1, a negative context.
@@ -153,23 +153,16 @@ def forward_times(
             f"context {context} and {max(counts)} tokens exceed the capacity of "
             f"{backend.capacity} slots: lower them"
         )
-    drawn = np.random.default_rng(0).integers(0, backend.vocab_size, context + max(counts))
-    tokens: list[int] = drawn.tolist()
+    tokens = random_tokens(backend, context + max(counts))
     times: dict[int, list[float]] = {count: [] for count in sorted(counts)}
-    row, dtype = backend.open(), ""
-    try:
-        fill(backend, row, tokens[:context])
+    dtype, kinds = "", {count: Kind(1, count, context) for count in counts}
+    with filled_rows(backend, list(kinds.values()), tokens) as rows:
         for turn in range(-_WARM_UP_ROUNDS, repeats):
             for count in rotated(counts, turn):
-                start = perf_counter()
-                (logits,) = backend.extend([Nodes(row, tokens[context : context + count])])
-                wait_for(logits)
+                ms, logits = timed_forward(backend, kinds[count], rows, tokens)
                 if turn >= 0:
-                    times[count].append(1000.0 * (perf_counter() - start))
+                    times[count].append(ms)
                 dtype = str(logits.dtype).removeprefix("torch.")
-                backend.truncate(row, context)
-    finally:
-        backend.release(row)
     return ForwardTimes(
         backend=backend.name,
         ms={count: median(listed) for count, listed in times.items()},
@@ -246,7 +239,7 @@ def _ms_per_pass(seconds: Sequence[Mapping[str, float]], passes: int) -> dict[st
 def _margin(
     backend: Backend, prompt: Sequence[int], params: SamplingParams, answer: Sequence[int]
 ) -> tuple[float, float]:
-    """How far the two best choices of plain decoding after `answer` lie apart; what is a near tie.
+    """The margin of the two best choices of plain decoding after `answer`, and that of a near tie.
 
     At temperature 0 the choices are by score, else by log p plus the noise of the seed.
     """

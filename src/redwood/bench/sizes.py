@@ -1,10 +1,10 @@
 """Tokens per target pass by the size of the tree, for drafters that do not draw.
 
-The drafter is led along a plain answer, one position at a time, and asked for one large tree at
-each. A tree of n nodes is taken to be the first n of it. For every size the text is then walked as
-decoding would: from a position to the one behind the accepted path and the extra token. At
-temperature 0 that is what decoding does. Above it, a node that was not drawn is accepted with its
-own target probability, so the sampled answer is a fair coin for it.
+The drafter proposes one large tree at every position of a plain answer. A tree of n nodes is taken
+to be the first n of it. For every size, decoding is then simulated along the text: from a position
+to the one behind the accepted path and the extra token. At temperature 0 this is exact. Above it, a
+node that was not drawn is accepted with its target probability, of which the sampled answer is an
+unbiased sample.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def tokens_by_size(
 def tokens_along(
     walks: Iterable[Sequence[Sequence[int]]], sizes: Sequence[int]
 ) -> dict[int, float]:
-    """As `tokens_by_size`, from what `paths` gave for every text."""
+    """As `tokens_by_size`, from the result of `paths` for every text."""
     tokens, passes = 0, dict.fromkeys(sizes, 0)
     for walk in walks:
         tokens += len(walk)

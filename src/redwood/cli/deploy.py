@@ -13,6 +13,7 @@ import typer
 from redwood.cli import options as o
 from redwood.cli.serve import FORMATS, Serving, check_packages, serve, settings_of
 from redwood.cli.terminal import say, write
+from redwood.drafters.names import INDEX, split_names
 
 if TYPE_CHECKING:
     from redwood.server.replicas.plan import DeployPlan
@@ -29,7 +30,6 @@ _NOT_HERE = {
     "parallel",  # processes that torchrun starts
 }
 _OF_PLAN = ("target", "drafter", "log_format", "allow_no_key", "api_key_file")
-_INDEX = "index:"
 _PANEL = "Replicas"
 
 
@@ -153,7 +153,7 @@ def _plan(options: Mapping[str, Any], **more: Any) -> DeployPlan:
     if "tree" in engine:
         engine["tree"] = o.tree_parents(engine["tree"])
     taken["target"] = _absolute(taken["target"])
-    taken["drafter"] = "+".join(_absolute(part) for part in taken["drafter"].split("+"))
+    taken["drafter"] = "+".join(_absolute(part) for part in split_names(taken["drafter"]))
     if taken["api_key_file"] is not None:
         taken["api_key_file"] = str(taken["api_key_file"].absolute())
     return DeployPlan(settings=settings, engine=engine, **taken, **more)
@@ -161,6 +161,6 @@ def _plan(options: Mapping[str, Any], **more: Any) -> DeployPlan:
 
 def _absolute(name: str) -> str:
     """A model or index that is a path here, so that it is found from elsewhere."""
-    kind = _INDEX if name.startswith(_INDEX) else ""
+    kind = INDEX if name.startswith(INDEX) else ""
     path = Path(name.removeprefix(kind))
     return kind + str(path.absolute()) if path.exists() and name else name

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from redwood.cli.groups import Machine
 from redwood.cli.options import given, integers, tree_parents, wrong
 from redwood.cli.terminal import stderr
+from redwood.drafters.names import NONE, model_names, split_names
 
 if TYPE_CHECKING:
     from redwood.backends.base import Backend
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from redwood.drafters.base import Drafter
     from redwood.engine.text import Engine
 
-_NOT_MODELS = ("", "none", "ngram")
-_INDEX = "index:"
 _OF_TARGET = ("capacity", "offload", "memory")  # options that drafters do not have
 
 
@@ -107,8 +106,8 @@ def open_candidates(
         candidates = [PLAIN]
         for name in names:
             parts: dict[str, Drafter] = {}
-            for part in name.split("+"):
-                if part == "none":
+            for part in split_names(name):
+                if part == NONE:
                     continue
                 if part not in made:
                     made[part] = open_drafter(part, engine.tokenizer, **draft_options)
@@ -127,11 +126,10 @@ def open_candidates(
 
 
 def _model_names(drafters: Sequence[str]) -> list[str]:
-    parts = [part for name in drafters for part in name.split("+")]
+    parts = [part for name in drafters for part in split_names(name)]
     if "" in parts:
         raise wrong("--drafter", "an empty name: use none, ngram or a model, joined with +")
-    others = [part for part in dict.fromkeys(parts) if part not in _NOT_MODELS]
-    return [part for part in others if not part.startswith(_INDEX)]
+    return model_names(parts)
 
 
 def _check_law(law: str | None, models: Sequence[str]) -> None:

@@ -71,7 +71,6 @@ def look_up(
     chunks: Sequence[Chunk],
     suffix: Sequence[int],
     *,
-    longest_match: int = LONGEST_MATCH,
     most_places: int = MOST_PLACES,
     enough: int = ENOUGH,
     depth: int = DEPTH,
@@ -79,17 +78,16 @@ def look_up(
 ) -> Continuations:
     """Returns what followed the last tokens of `suffix` in these chunks.
 
-    O(longest_match x chunks x log N), and a row of `depth` values for every place.
+    O(LONGEST_MATCH x chunks x log N), and a row of `depth` values for every place.
 
     Args:
-        suffix: token ids, the last ones of a text.
-        longest_match: tokens of context compared at first.
+        suffix: token ids, the last ones of a text; `LONGEST_MATCH` are compared at first.
         most_places: sampled for every match length.
         enough: shorter contexts are looked up until so many continuations were found.
         depth: tokens of a continuation.
         vocab_size: a continuation ends before a token that is not below this; None: no bound.
     """
-    values = [token + 1 for token in suffix[-longest_match:]] if longest_match else []
+    values = [token + 1 for token in suffix[-LONGEST_MATCH:]]
     found: list[tuple[int, list[list[int]]]] = []
     count = 0
     while values and count < enough:

@@ -155,23 +155,16 @@ class Datastore:
             DatastoreError: missing, damaged, or of another version.
             TokenizerMismatchError: made with another tokenizer.
         """
-        return cls._open(Path(path), {}, tokenizer)
-
-    def refreshed(self) -> Self:
-        """Returns the datastore as it is now; itself if nothing was changed. Raises as `open`."""
-        if read_manifest(self.path) == self.manifest:
-            return self
-        known = dict(zip(self.manifest.chunks, self.chunks, strict=True))
-        return self._open(self.path, known, None)
+        return cls._open(Path(path), tokenizer)
 
     @classmethod
-    def _open(cls, path: Path, known: dict[ChunkEntry, Chunk], tokenizer: Any) -> Self:
+    def _open(cls, path: Path, tokenizer: Any) -> Self:
         for attempt in range(_TRIES):
             manifest = read_manifest(path)
             if tokenizer is not None:
                 check_tokenizer(path, manifest, tokenizer)
             try:
-                chunks = [known.get(entry) or open_chunk(path, entry) for entry in manifest.chunks]
+                chunks = [open_chunk(path, entry) for entry in manifest.chunks]
                 return cls(path, manifest, tuple(chunks))
             except DatastoreError:
                 if attempt + 1 == _TRIES or read_manifest(path) == manifest:

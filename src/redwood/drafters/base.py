@@ -1,7 +1,7 @@
-"""Drafters: whatever proposes a token tree. The tree says how each node was drawn.
+"""The protocol of drafters, plain decoding, and unions. A tree states how each node was drawn.
 
-A drafter keeps what it needs per request and finds its way by the text alone: nothing tells it
-which nodes were accepted, so any drafter can stand in any union.
+A drafter keeps its own state per request and follows the committed text: it gets no message about
+accepted nodes, so any drafter can be part of any union.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from redwood.drafters.model import ModelDrafter
 from redwood.drafters.ngram import NgramDrafter, join_ngrams, open_datastore_drafter
 from redwood.drafters.proposing import prefill as prefill
 from redwood.drafters.proposing import proposals, release
-from redwood.errors import ArgumentError, check_count
+from redwood.errors import ArgumentError
 from redwood.tree import TokenTree
 
 __all__ = [
@@ -34,8 +34,8 @@ __all__ = [
 class Drafter(Protocol):
     """Proposes trees below the last token of each context.
 
-    What goes wrong in one costs drafts and no answer: where it raises, or its trees cannot be
-    verified, texts go on by plain decoding, and the log says why.
+    A faulty drafter costs drafts, never an answer: where it raises, or its trees cannot be
+    verified, the step is plain decoding, and the log says why.
     """
 
     @property
@@ -51,7 +51,7 @@ class Drafter(Protocol):
     def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
         """Returns a tree per context, of at most `budget` >= 1 nodes, the root included.
 
-        One that takes a third parameter, `limits`, gets what the planner allows in this step, see
+        A drafter with a third parameter, `limits`, gets what the planner allows in this step; see
         `redwood.drafters.limits`.
         """
         ...
@@ -81,9 +81,8 @@ class UnionDrafter:
     """Several drafters in one tree (SpecInfer's merge): drawn nodes first, then POINT nodes.
 
     Args:
-        drafters: at least one; they propose in this order, those that draw before the others.
-        shares: budget of each, in nodes below the root; None: equal parts. What an earlier drafter
-            leaves unused goes to the later ones.
+        drafters: at least one; they propose in this order, those that draw before the others. Each
+            gets an equal part of the budget; what one does not use goes to those after it.
 
     Attributes:
         parts: the drafters, those that draw first.
@@ -91,14 +90,10 @@ class UnionDrafter:
 
     draws = True
 
-    def __init__(self, drafters: Sequence[Drafter], shares: Sequence[int] | None = None) -> None:
-        if not drafters or (shares is not None and len(shares) != len(drafters)):
-            raise ArgumentError("a union needs drafters, and a share for each or none")
-        for share in shares or ():
-            check_count("share", share, least=0)
-        order = sorted(range(len(drafters)), key=lambda i: not drafters[i].draws)
-        self.parts = [drafters[i] for i in order]
-        self._shares = None if shares is None else [shares[i] for i in order]
+    def __init__(self, drafters: Sequence[Drafter]) -> None:
+        if not drafters:
+            raise ArgumentError("a union needs drafters")
+        self.parts = sorted(drafters, key=lambda drafter: not drafter.draws)
         self.name = "+".join(d.name for d in drafters)
 
     def propose(
@@ -107,19 +102,17 @@ class UnionDrafter:
         """Returns merged trees within the budgets."""
         merged = NoDrafter().propose(contexts, budgets)
         for i, drafter in enumerate(self.parts):
-            free_slots = [budget - len(tree) for budget, tree in zip(budgets, merged, strict=True)]
-            left = len(self.parts) - i
-            if self._shares is None:
-                parts = [room // left for room in free_slots]
-            else:
-                last = left == 1
-                parts = [room if last else min(room, self._shares[i]) for room in free_slots]
-            trees = proposals(drafter, contexts, [1 + part for part in parts], limits)
+            remaining = len(self.parts) - i
+            sizes = [
+                1 + (budget - len(tree)) // remaining
+                for budget, tree in zip(budgets, merged, strict=True)
+            ]
+            trees = proposals(drafter, contexts, sizes, limits)
             merged = [merge_trees(pair) for pair in zip(merged, trees, strict=True)]
         return merged
 
     def prefill(self, contexts: Sequence[Context]) -> None:
-        """Lets the parts that read texts beforehand do so."""
+        """Prefills the parts that have a prefill."""
         for part in self.parts:
             prefill(part, contexts)
 
@@ -130,9 +123,9 @@ class UnionDrafter:
 
 
 def attach(drafter: Drafter, key: int, datastores: Sequence[Datastore]) -> None:
-    """Lets request `key` draft from further datastores, in every part that can; see `NgramDrafter`.
+    """Adds datastores to draft from for request `key`, in every n-gram part; see `NgramDrafter`.
 
-    To be called before the request's first step. Does nothing where no part can.
+    To be called before the request's first step. Does nothing without such a part.
     """
     for part in getattr(drafter, "parts", [drafter]):
         if isinstance(part, NgramDrafter):
@@ -146,8 +139,8 @@ def join_drafters(drafters: Sequence[Drafter]) -> Drafter:
     """
     if not drafters:
         return NoDrafter()
-    grams = [drafter for drafter in drafters if isinstance(drafter, NgramDrafter)]
-    if len(grams) > 1 and any(drafter.datastores for drafter in grams):
+    ngrams = [drafter for drafter in drafters if isinstance(drafter, NgramDrafter)]
+    if len(ngrams) > 1 and any(drafter.datastores for drafter in ngrams):
         others = [drafter for drafter in drafters if not isinstance(drafter, NgramDrafter)]
-        drafters = [*others, join_ngrams(grams)]
+        drafters = [*others, join_ngrams(ngrams)]
     return drafters[0] if len(drafters) == 1 else UnionDrafter(drafters)

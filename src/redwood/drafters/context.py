@@ -18,7 +18,7 @@ class Context:
         token_ids: prompt and output; the last one is the tree's root. Owned by the engine.
         params, history: of the request.
         vocab_size: of the target.
-        rng: chance for drafting and judging, never for both at once.
+        rng: random numbers for drafting and verification, in turns.
         noise: shared noise of coupled requests, else None.
     """
 
@@ -32,10 +32,10 @@ class Context:
 
     @property
     def unsteered(self) -> bool:
-        """Whether the shape of its trees must not follow what was learned or measured.
+        """Whether the shape of its trees may not depend on learned rates or measured times.
 
-        With a seed and without coupling the text depends on the trees, and may depend on nothing
-        but the seed.
+        With a seed and without coupling, the text depends on the trees, so these may depend on
+        nothing but the seed.
         """
         params = self.params
         return params.temperature > 0.0 and params.seed is not None and not params.coupled

@@ -1,8 +1,8 @@
-"""A tree while a draft model fills it, level by level.
+"""A draft tree in the making: a draft model expands it level by level.
 
-Static: the shape is given, every inner node of a level gets its children. Dynamic: there is no
-shape; at every level the most promising nodes may be chosen to get children. Dynamic trees hold
-only nodes chosen without chance of their own, so that the best can be kept in the end.
+Static: the shape is given, and every inner node of a level gets its children. Dynamic: there is no
+shape; at every level the nodes with the best estimates may be expanded. Dynamic trees hold only
+nodes that are chosen deterministically, so that the tree can be pruned in the end.
 """
 
 from __future__ import annotations
@@ -21,46 +21,41 @@ from redwood.algorithms.specinfer import draw_with_replacement
 from redwood.drafters.context import Context
 from redwood.errors import NumericalError
 from redwood.sampling import check_finite, draft_law, scores, top
-from redwood.tree import Law, TokenTree, children_of
+from redwood.tree import Law, TokenTree
 
-_BRANCH, _NARROW = 3, 3  # children of a node of a dynamic tree, and nodes of a level that get any
-_NARROW_SHARE = 8  # or this part of the budget, in trees of hundreds of nodes
-_LAST = 1e-6  # what a drawn law keeps of the tokens that its truncation leaves out
-_ABSENT = -1e30  # logit of a token that a draft model has not
-_CACHED = 1 << 18  # logits whose temporaries stay in the cache
-
-
-class Shape:
-    """A static tree: the children of every node, by index."""
-
-    def __init__(self, parents: Sequence[int]) -> None:
-        self.children = children_of(parents)
+_BRANCH, _WIDTH = 3, 3  # of a dynamic tree: children of a node, nodes of a level that are expanded
+_WIDTH_SHARE = 8  # or one node per so many of the budget, in trees of hundreds of nodes
+# Mass mixed in from the untruncated draft distribution: truncated tokens are drawn last, not never.
+_UNTRUNCATED = 1e-6
+_ABSENT = -1e30  # logit of a token outside the draft model's vocabulary
+_BLOCK = 1 << 18  # logits whose temporaries stay in the cache
 
 
 class TreeBuilder:
-    """A tree in the making.
+    """Builds one draft tree.
 
     Args:
         context: of the request.
         law: how children are drawn.
-        shape: of a static tree; None: the tree is dynamic, law POINT or COUPLED.
-        budget: nodes in the end, the root included.
-        room: nodes that the drafter can still hold.
-        rates: chance of acceptance by bin; see `redwood.algorithms.acceptance`.
+        shape: children of every node of a static tree; None: the tree is dynamic, law POINT or
+            COUPLED.
+        budget: tree size, the root included.
+        free_slots: nodes that the drafter's row can still hold.
+        rates: acceptance rate by bin; see `redwood.algorithms.acceptance`.
     """
 
     def __init__(
         self,
         context: Context,
         law: Law,
-        shape: Shape | None,
+        shape: Sequence[Sequence[int]] | None,
         budget: int,
-        room: int,
+        free_slots: int,
         rates: Sequence[float],
     ) -> None:
         self.context, self.law, self.shape, self.budget = context, law, shape, budget
         self.rates = rates
-        self._room = room
+        self._free_slots = free_slots
         self.length = len(context.token_ids)
         self.tokens, self.parents = [context.token_ids[-1]], [-1]
         self.place = [-1]  # node -> provisional node of the drafter's row
@@ -73,22 +68,22 @@ class TreeBuilder:
         self._ids: list[Tensor] = []
 
     def candidates(self) -> list[int]:
-        """Nodes of the last level that may get children; the most promising first if dynamic."""
+        """Nodes of the last level that may be expanded; the best estimates first if dynamic."""
         if self.budget == 1:
             return []
         if self.shape is not None:
-            return [n for n in self._last if self.shape.children[self._origins[n]]]
-        most = max(0, min(max(_NARROW, self.budget // _NARROW_SHARE), self._room))
+            return [n for n in self._last if self.shape[self._origins[n]]]
+        most = max(0, min(max(_WIDTH, self.budget // _WIDTH_SHARE), self._free_slots))
         return sorted(self._last, key=lambda n: -self.estimates[n])[:most]
 
     def num_children(self, node: int) -> int:
-        """Children that a node would get."""
+        """Children that a node gets if it is expanded."""
         if self.shape is None:
             return max(_BRANCH, isqrt(self.budget // 2))
-        return len(self.shape.children[self._origins[node]])
+        return len(self.shape[self._origins[node]])
 
     def gain(self, nodes: Sequence[int]) -> float:
-        """Tokens that children of these nodes promise."""
+        """Tokens expected of the children of these nodes."""
         return self.rates[MODEL_BINS] * sum(self.estimates[node] for node in nodes)
 
     def path(self, node: int) -> list[int]:
@@ -100,9 +95,9 @@ class TreeBuilder:
         return path[::-1]
 
     def expand(self, level: int, nodes: Sequence[int], logits: Tensor, width: int) -> None:
-        """Draws the children of nodes of one level; logits: [nodes, V]."""
+        """Chooses the children of nodes of one level; logits: [nodes, V]."""
         context, self._last = self.context, []
-        self._room -= len(nodes)
+        self._free_slots -= len(nodes)
         logits = logits[:, : context.vocab_size]
         check_finite(logits)
         if context.params.needs_history or context.params.logit_bias:
@@ -116,8 +111,8 @@ class TreeBuilder:
             for node, tokens, found in zip(nodes, best.tolist(), chances.tolist(), strict=True):
                 self._add(node, tokens, -1, found)
             return
-        # What the truncation of this law leaves out is drawn last: that of the target may keep it.
-        rest = _LAST if self.law == Law.WITHOUT_REPLACEMENT else 0.0
+        # Truncated tokens are drawn last: the target's truncation may keep them.
+        rest = _UNTRUNCATED if self.law == Law.WITHOUT_REPLACEMENT else 0.0
         probs, ids = draft_law(logits, context.params, max(width, most), rest=rest)
         rows = zip(nodes, probs.numpy(), ids.numpy(), strict=True)
         if self.law == Law.COUPLED:
@@ -134,7 +129,7 @@ class TreeBuilder:
         self._ids.append(ids)
 
     def learn(self, text: Sequence[int], tables: Sequence[AcceptanceTable]) -> None:
-        """Notes what became of this tree, of which `text` is the continuation."""
+        """Counts in the tables which nodes `text`, the committed text, accepted."""
         news = text[self.length :]
         depth = learn_below(news, self._children, self.tokens, self._bins, tables)
         at = 0
@@ -150,9 +145,9 @@ class TreeBuilder:
         return self._below.get(node, range(0))
 
     def finish(self) -> TokenTree:
-        """The drawn tree; of a dynamic one, the nodes with the best chances."""
+        """Returns the tree; of a dynamic one, the nodes with the best estimates."""
         tokens, parents, estimates = self.tokens, self.parents, self.estimates
-        if len(tokens) > self.budget:  # no child's chance exceeds its parent's
+        if len(tokens) > self.budget:  # no child's estimate exceeds its parent's
             order = np.argsort(-np.array(estimates), kind="stable")[: self.budget]
             nodes = np.sort(order).tolist()
             place = {node: i for i, node in enumerate([-1, *nodes], start=-1)}
@@ -190,27 +185,28 @@ class TreeBuilder:
     def _add(
         self, node: int, tokens: Sequence[int], draft_row: int, chances: Sequence[float]
     ) -> None:
-        """Appends a node's children; chances: what the model gave each of them."""
+        """Appends a node's children; chances: their draft probabilities."""
         count = min(len(tokens), self.num_children(node))
         added = self._below[node] = range(len(self.tokens), len(self.tokens) + count)
         kinds = [model_bin(chance) for chance in chances[:count]]
-        believed = self.estimates[node]
+        above = self.estimates[node]
         self._last += added
         self.tokens += tokens[:count]
         self.parents += [node] * count
         self.place += [-1] * count
         self._rows += [draft_row] * count
         self._bins += kinds
-        self.estimates += [believed * self.rates[kind] for kind in kinds]
+        self.estimates += [above * self.rates[kind] for kind in kinds]
         if self.shape is not None:
-            self._origins += self.shape.children[self._origins[node]][:count]
+            self._origins += self.shape[self._origins[node]][:count]
 
 
 def _scored(row: Tensor, context: Context, path: Sequence[int]) -> Tensor:
     """Scores [M] of a draft model's row [M]; penalties, bias and processor see the target's width.
 
-    Tokens that the draft model lacks are nearly impossible there. Where a processor leaves none of
-    the others, the row is as it was: what is drawn from it will be refused, by the right law.
+    Tokens outside the draft model's vocabulary have next to no probability there. Where a processor
+    allows none of the others, the row is returned unchanged: its draws are then rejected, by the
+    right law.
     """
     width = len(row)
     more = context.vocab_size - width
@@ -223,7 +219,7 @@ def _scored(row: Tensor, context: Context, path: Sequence[int]) -> Tensor:
 
 
 def _log_mass(logits: Tensor) -> Tensor:
-    """Logarithms of the sums of exponentials, [W, 1]; few rows at a time, as caches hold."""
-    rows = len(logits) if logits.device.type != "cpu" else max(1, _CACHED // logits.shape[1])
+    """Logarithms of the sums of exponentials, [W, 1]; a few rows at a time, which fit a cache."""
+    rows = len(logits) if logits.device.type != "cpu" else max(1, _BLOCK // logits.shape[1])
     parts = [logits[at : at + rows] for at in range(0, len(logits), rows)]
     return torch.cat([part.logsumexp(-1, keepdim=True) for part in parts])

@@ -1,6 +1,6 @@
-"""What drafters may do in one step beside their budgets: levels and sizes that pay, by time.
+"""Limits of drafters in one step, beside their budgets: levels and tree sizes that pay.
 
-A value that the planner makes and `propose` hands on; it holds for that call alone.
+A value that the planner makes and `propose` passes on; it holds for that call alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 
 class LevelPolicy(Protocol):
-    """Decides, level by level, whether drafting on is worth its time."""
+    """Decides, level by level, whether drafting another one pays."""
 
     def num_expansions(
         self,
@@ -22,26 +22,26 @@ class LevelPolicy(Protocol):
         added: Sequence[int],
         widths: Sequence[int],
     ) -> int:
-        """Returns how many of the offers, the first ones, draft another level.
+        """Returns how many of the offers, the first ones, are expanded by another level.
 
         Args:
-            tokens: expected of this step from what will be scored anyway, for all rows.
-            nodes: that will be scored anyway, roots included.
-            free: chances of drafted nodes of which the best will be scored.
-            gains: [K] further tokens that an offer promises, falling.
-            added: [K] nodes that it adds for the target.
-            widths: [K] nodes that the drafter scores for it.
+            tokens: expected of the nodes that are scored in any case, of all rows.
+            nodes: number of these, roots included.
+            free: estimates of drafted nodes that may be pruned.
+            gains: [K] further tokens expected of each offer, not increasing.
+            added: [K] nodes that each adds for the target.
+            widths: [K] nodes that the drafter scores for each.
         """
         ...
 
 
 @dataclass(frozen=True)
 class ModelLimits:
-    """What one model drafter may do; nothing of it holds for texts that depend on a seed alone.
+    """Limits of one model drafter; they do not apply to texts that depend on a seed alone.
 
     Args:
         policy: asked after each level; None: the tree is always filled.
-        most_drawn: nodes of a tree that is drawn with chance, since none of them can be left out
+        most_drawn: most nodes of a tree that is drawn at random, since none of them can be pruned
             afterwards; None: the budget. Not where the drafter was given a tree.
     """
 
@@ -51,11 +51,11 @@ class ModelLimits:
 
 @dataclass(frozen=True)
 class Limits:
-    """What all drafters of a step may do.
+    """Limits of all drafters of a step.
 
     Args:
         models: by model drafter; one that is not named has no limits.
-        least: chance that a node of an n-gram drafter must have to be drafted.
+        least: smallest estimate of a node that an n-gram drafter drafts.
     """
 
     models: Mapping[Any, ModelLimits] = field(default_factory=dict)

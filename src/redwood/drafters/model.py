@@ -1,4 +1,4 @@
-"""The drafter that is a smaller language model: a static tree, filled level by level."""
+"""The drafter that is a smaller language model: one batched forward per level of its trees."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ import numpy as np
 from redwood.algorithms.acceptance import AcceptanceTable, model_prior
 from redwood.algorithms.sequoia import optimal_tree
 from redwood.backends.base import AcceptedPath, Backend, Nodes
+from redwood.backends.rows import CHUNK, fill, readable
 from redwood.drafters.context import Context
-from redwood.drafters.draft_tree import Shape, TreeBuilder
+from redwood.drafters.draft_tree import TreeBuilder
 from redwood.drafters.limits import NO_LIMITS, LevelPolicy, Limits, ModelLimits
 from redwood.errors import ArgumentError, check_count
 from redwood.sampling import SamplingParams
-from redwood.tree import Law, TokenTree
+from redwood.tree import Law, TokenTree, children_of
 
-# Acceptance of a good small drafter by rank, for a first tree where nothing was measured.
+# Prior acceptance rates by rank, those of a good small drafter.
 DEFAULT_ACCEPTANCE = (0.85, 0.07, 0.03, 0.01, 0.01, 0.01)
-# Tokens a drafter draws from; what lies beyond has little mass and would cost O(V) per node.
+# Tokens a drafter draws from; the others have little mass and cost O(V) per node.
 DRAFT_WIDTH = 256
 
 
 class ModelDrafter:
-    """A smaller language model fills a static tree, one batched pass per level, on its own KV.
+    """A smaller language model expands trees, one batched pass per level, on its own KV.
 
     Args:
         backend: any backend whose tokens are the target's (checked by `redwood.load`).
@@ -36,13 +37,13 @@ class ModelDrafter:
             target's noise; temperature 0 takes the top-k.
         max_levels: levels at most, where no tree is given; None: 8, or a quarter of the nodes.
         width: tokens that are drawn from, the drafter's most probable ones.
-        window: tokens that it reads of a text that is new to it, the last ones, beside the first
-            few; None: all. A drafter need not know everything, and reading takes time.
+        window: prompt tokens that the drafter prefills, the last ones, beside the first few; None:
+            all. Fewer are cheaper and only lower acceptance rates.
 
     Attributes:
         acceptance: rates by rank, for the default tree.
-        reliability: by law, the chance that a child is accepted, by the probability it was given;
-            learned over all texts.
+        reliability: by law, a table of acceptance rates by draft probability, learned over all
+            texts.
     """
 
     name = "model"
@@ -74,8 +75,8 @@ class ModelDrafter:
         self._law, self._max_levels, self._width = _LAWS[law], max_levels, width
         self.window = window
         self._rows: dict[int, _DraftRow] = {}
-        self._shapes: dict[tuple[int, tuple[float, ...]], Shape] = {}
-        self.reliability = {law: AcceptanceTable([*model_prior(), _HOPE]) for law in Law}
+        self._shapes: dict[tuple[int, tuple[float, ...]], list[list[int]]] = {}
+        self.reliability = {law: AcceptanceTable([*model_prior(), _ANY_CHILD]) for law in Law}
         self.acceptance: Sequence[float] = DEFAULT_ACCEPTANCE
 
     def is_static(self, context: Context) -> bool:
@@ -88,7 +89,7 @@ class ModelDrafter:
     ) -> list[TokenTree]:
         """Returns trees drawn from this model; one forward per level for all contexts.
 
-        Where it raises, it goes on from the committed text at the next call.
+        After an error, the next call continues from the committed text.
         """
         try:
             return self._propose(contexts, budgets, limits.models.get(self, ModelLimits()))
@@ -114,35 +115,35 @@ class ModelDrafter:
         return [g.finish() for g in growing]
 
     def _begin(self, context: Context, budget: int, limits: ModelLimits) -> TreeBuilder:
-        """A bare root, with what was learned from the tree before it."""
+        """A bare root, after learning from the tree before it."""
         law, row = self._law_for(context.params), self._row(context)
         table = self.reliability[law]
         if row.reliability is None or row.law != law:
             row.reliability, row.law = table.child(), law
         elif row.last is not None and not context.unsteered:
             row.last.learn(context.token_ids, (row.reliability, table))
-        # Past the drafter's own context, maybe shorter than the target's, nothing is drafted.
-        room = self.backend.capacity - (len(context.token_ids) - row.skipped)
-        budget = max(1, min(budget, room))
+        # The drafter's context may be shorter than the target's; past it nothing is drafted.
+        free_slots = self.backend.capacity - (len(context.token_ids) - row.skipped)
+        budget = max(1, min(budget, free_slots))
         dynamic = limits.policy is not None and not context.unsteered
         free = dynamic and law in (Law.POINT, Law.COUPLED) and self._parents is None
         if self.is_static(context) and self._parents is None and not context.unsteered:
             budget = min(budget, limits.most_drawn or budget)
         shape = None if free else self._shape(context, budget)
-        row.last = TreeBuilder(context, law, shape, budget, room, row.reliability.rates)
+        row.last = TreeBuilder(context, law, shape, budget, free_slots, row.reliability.rates)
         return row.last
 
-    def _shape(self, context: Context, budget: int) -> Shape:
-        # What was measured shapes no tree of a text that may depend on its seed alone.
+    def _shape(self, context: Context, budget: int) -> list[list[int]]:
+        # Measured rates do not shape trees of a text that may depend on its seed alone.
         acceptance = tuple(DEFAULT_ACCEPTANCE if context.unsteered else self.acceptance)
         shape = self._shapes.get((budget, acceptance))
         if shape is None:
             parents = self._parents
             if parents is None:
                 parents = optimal_tree(acceptance, budget, max_levels=self._levels(budget))
-            shape = self._shapes[budget, acceptance] = Shape(parents[:budget])
+            shape = self._shapes[budget, acceptance] = children_of(parents[:budget])
         choices = min(self.backend.vocab_size, context.vocab_size)
-        if max(map(len, shape.children)) > choices:
+        if max(map(len, shape)) > choices:
             raise ArgumentError(f"a node of the tree has more children than {choices} tokens")
         return shape
 
@@ -152,7 +153,7 @@ class ModelDrafter:
     def _chosen(
         self, growing: Sequence[TreeBuilder], level: int, policy: LevelPolicy | None
     ) -> list[tuple[TreeBuilder, list[int]]]:
-        """The rows that get another level, and which of their nodes."""
+        """The rows that get another level, and the nodes that are expanded."""
         offers = [(g, nodes) for g in growing if (nodes := g.candidates())]
         if policy is None or not offers:
             return offers
@@ -177,14 +178,14 @@ class ModelDrafter:
         return [*fixed, *together.values()]
 
     def prefill(self, contexts: Sequence[Context]) -> None:
-        """Reads texts that are new to it, but for what `propose` reads anyway."""
+        """Prefills texts that are new to it, without the tokens that `propose` reads anyway."""
         for context in contexts:
             new, length = context.key not in self._rows, len(context.token_ids)
             if new and 1 < length and self.reads(length) <= self.backend.capacity:
                 self._fill(self._row(context), context.token_ids, length - 1)
 
     def reads(self, length: int) -> int:
-        """Returns how many tokens of a text of this length it reads, if the text is new to it."""
+        """Returns how many tokens of a new text of this length it prefills."""
         return length if self.window is None else min(length, _SINKS + self.window)
 
     def _row(self, context: Context) -> _DraftRow:
@@ -194,7 +195,7 @@ class ModelDrafter:
             row = _DraftRow(self.backend.open(), len(text) - self.reads(len(text)))
             if row.skipped:
                 try:
-                    self._keep(row, text[:_SINKS])
+                    fill(self.backend, row.row, text[:_SINKS])
                 except BaseException:
                     self.backend.release(row.row)
                     raise
@@ -206,13 +207,8 @@ class ModelDrafter:
         return self.backend.length(row.row) + row.skipped
 
     def _fill(self, row: _DraftRow, text: Sequence[int], end: int) -> None:
-        """Commits the text up to `end`, a chunk at a time."""
-        for start in range(self._length(row), end, _CHUNK):
-            self._keep(row, text[start : min(start + _CHUNK, end)])
-
-    def _keep(self, row: _DraftRow, tokens: Sequence[int]) -> None:
-        self.backend.extend([Nodes(row.row, readable(self.backend, tokens), num_logits=0)])
-        self.backend.commit([AcceptedPath(row.row, range(len(tokens)))])
+        """Commits the text up to `end`."""
+        fill(self.backend, row.row, text[self._length(row) : end])
 
     def _law_for(self, params: SamplingParams) -> Law:
         if params.temperature == 0.0:
@@ -220,13 +216,13 @@ class ModelDrafter:
         return Law.COUPLED if params.coupled else self._law
 
     def _catch_up(self, growing: TreeBuilder) -> Nodes:
-        """Keeps of the last tree what became text; the first level appends the rest of the text."""
+        """Commits nodes of the last tree that became text; the first level is the rest of it."""
         row, text = self._row(growing.context), growing.context.token_ids
         kept = row.follow(text[self._length(row) : -1])
         self.backend.commit([AcceptedPath(row.row, kept)])
         length = self._length(row)
-        if len(text) - length > _CHUNK:
-            length = len(text) - _CHUNK
+        if len(text) - length > CHUNK:
+            length = len(text) - CHUNK
             self._fill(row, text, length)
         new = text[length:]
         row.count = len(new)
@@ -251,7 +247,7 @@ class ModelDrafter:
             self.backend.release(row.row)
 
     def _forget_drafts(self, key: int) -> None:
-        """Drops what is not text; the text as well if the backend cannot."""
+        """Drops provisional nodes; the whole row if the backend cannot."""
         row = self._rows.get(key)
         if row is None:
             return
@@ -264,16 +260,9 @@ class ModelDrafter:
                 self.backend.release(row.row)
 
 
-def readable(backend: Backend, tokens: Sequence[int]) -> list[int]:
-    """Returns the tokens, with 0 for those beyond a drafter's vocabulary, maybe the smaller one."""
-    size = getattr(backend, "num_embeddings", backend.vocab_size)
-    return [token if token < size else 0 for token in tokens]
-
-
-_CHUNK = 512
-_SINKS = 4  # first tokens, which models attend to whatever they say (arXiv 2309.17453)
+_SINKS = 4  # attention sinks: the first tokens of a text (arXiv 2309.17453)
 _LEVELS, _DEEPEST = 8, 24
-_HOPE = 0.7  # first guess that some child of an accepted node is accepted; bin MODEL_BINS
+_ANY_CHILD = 0.7  # prior rate at which some child of an accepted node is accepted; bin MODEL_BINS
 _LAWS = {
     "without_replacement": Law.WITHOUT_REPLACEMENT,
     "with_replacement": Law.WITH_REPLACEMENT,
@@ -285,7 +274,7 @@ _LAWS = {
 class _DraftRow:
     """A row of the drafter's backend, and its provisional nodes: the first by parent and token.
 
-    Of the text, `skipped` tokens after the first few are not in it.
+    `skipped` tokens of the text, after the first few, are not in it.
     """
 
     row: int

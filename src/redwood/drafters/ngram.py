@@ -1,4 +1,4 @@
-"""The drafter without a model (SSSD): from what the text said before, and from a datastore."""
+"""The n-gram drafter (SSSD): candidates from the text itself and from datastores."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _STORED = 1  # number of the datastore among the sources of a tree; the text its
 
 
 class NgramDrafter:
-    """POINT nodes from what the text said before, from a datastore, or from both in one tree.
+    """POINT nodes from earlier occurrences in the text, from datastores, or from both in one tree.
 
-    Which nodes come first is learned: every node has a bin (source, match length, share), and a
-    bin's rate follows what became of its nodes, in this text and before. A request whose text must
-    depend on its seed alone (a seed without coupling) gets the published priorities, which learn
-    nothing, and no datastore of `attach`, which may grow.
+    The order of nodes is learned: every node has a bin (source, match length, share), and the
+    acceptance rate of a bin is learned in this text and over all texts. A request whose text must
+    depend on its seed alone (a seed without coupling) gets the published, fixed priorities, and no
+    datastore of `attach`, which may grow.
 
     Args:
         max_branch: children per node at most, 1 or more.
@@ -47,8 +47,8 @@ class NgramDrafter:
         own_text: whether prompt and output are drafted from.
 
     Attributes:
-        reliability: chance by bin over all texts; each text begins with it. Of candidates from the
-            text itself, or from the datastore where nothing else is drafted from.
+        reliability: acceptance rates by bin over all texts, with which each text begins: of
+            candidates from the text itself, or from the datastore where that is the only source.
         store_reliability: the same of the datastore's candidates where the text is a source, too.
 
     Raises:
@@ -84,13 +84,13 @@ class NgramDrafter:
         for context, budget in zip(contexts, budgets, strict=True):
             try:
                 made.append(self._tree(context, budget, limits.least))
-            except BaseException:  # half of a text may be in its index: it is read anew
+            except BaseException:  # its index may hold half of the new tokens: it is built anew
                 self._texts.pop(context.key, None)
                 raise
         return made
 
     def attach(self, key: int, datastores: Sequence[Datastore]) -> None:
-        """Lets one request draft from further datastores, until it is released.
+        """Adds datastores for one request, until it is released.
 
         For a server that keeps the answers of each user apart: to be called before the request's
         first step.
@@ -159,7 +159,7 @@ class NgramDrafter:
 
 @dataclass
 class _Text:
-    """What is kept of one request; tables by source."""
+    """The state of one request; tables by source."""
 
     tables: list[AcceptanceTable]
     index: AnyIndex = field(default_factory=text_index)
@@ -167,7 +167,7 @@ class _Text:
     drafted: list[Candidate] = field(default_factory=list)
 
     def learn(self, news: Sequence[int], everyone: Sequence[AcceptanceTable]) -> None:
-        """Notes what became of the last tree, which is then forgotten."""
+        """Counts which nodes of the last tree were accepted, and forgets the tree."""
         if not self.drafted:
             return
         children = children_of([-1, *(c.parent for c in self.drafted)])
@@ -183,7 +183,7 @@ def _chunks_of(datastores: Sequence[Datastore]) -> tuple[Chunk, ...]:
 
 
 def join_ngrams(drafters: Sequence[NgramDrafter]) -> NgramDrafter:
-    """Returns one drafter with the sources of all, and with the tables that they learn in.
+    """Returns one drafter with the sources and the tables of all.
 
     One search then orders all their candidates by path probability, where a union would give each
     a share of the budget.
@@ -197,7 +197,7 @@ def join_ngrams(drafters: Sequence[NgramDrafter]) -> NgramDrafter:
         datastore=list(dict.fromkeys(stores)),
         own_text=any(drafter.own_text for drafter in drafters),
     )
-    for drafter in reversed(drafters):  # the first one's count
+    for drafter in reversed(drafters):  # the first one's tables are kept
         if drafter.own_text == joined.own_text:
             joined.reliability = drafter.reliability
         if drafter.datastores:
@@ -206,7 +206,7 @@ def join_ngrams(drafters: Sequence[NgramDrafter]) -> NgramDrafter:
 
 
 def open_datastore_drafter(path: str | Path, tokenizer: Any) -> NgramDrafter:
-    """Returns the drafter `index:PATH`: the datastore alone, to be joined with others by +.
+    """Returns the drafter `index:PATH`: a datastore alone, to be joined with others by +.
 
     Args:
         path: folder of the datastore.

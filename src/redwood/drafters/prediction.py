@@ -1,8 +1,8 @@
-"""Predicted outputs: a text that the answer is expected to be, drafted as long as it fits.
+"""Predicted outputs: the answer that the caller expects, drafted while the text follows it.
 
-The caller knows most of the answer beforehand, such as a file that shall be edited. A cursor runs
-along the prediction while the answer follows it. Where they part, the last tokens of the answer are
-looked up in the prediction; until they are found, one token for one is taken to have changed.
+The caller knows most of the answer, such as a file to be edited. A cursor runs along the prediction
+while the answer follows it. Where they differ, the answer's last tokens are looked up in the
+prediction; until they are found, the cursor moves on token by token, as after a substitution.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from redwood.algorithms.acceptance import AcceptanceTable
 from redwood.tree import TokenTree
 
-_LEAST_MATCH = 2  # tokens in a row that show where the answer goes on
-_PRIOR = (0.4, 0.7, 0.85, 0.9, 0.95)  # chance of the next token by tokens right in a row: 0, 1, ..
-_BEGINNING = len(_PRIOR) - 1  # what is believed of the first token
+_LEAST_MATCH = 2  # tokens of a match that moves the cursor
+_PRIOR = (0.4, 0.7, 0.85, 0.9, 0.95)  # acceptance rate after 0, 1, ... accepted tokens in a row
+_BEGINNING = len(_PRIOR) - 1  # bin of the first token
 
 
 class Prediction:
-    """A predicted answer and how far the text has come in it.
+    """A predicted answer, and a cursor in it.
 
     Args:
         token_ids: of the prediction, at least one.
@@ -35,12 +35,12 @@ class Prediction:
         self._rates = AcceptanceTable(_PRIOR)
         self._tail: list[int] = []
         self._at, self._run = 0, _BEGINNING
-        self._seen: set[int] = set()  # places of the prediction that the answer has said
+        self._seen: set[int] = set()  # positions of the prediction that occurred in the answer
 
     def tree(self, root: int, size: int) -> TokenTree:
         """Returns a chain of at most `size` nodes below and with `root`, the last committed token.
 
-        Its estimates are what came of such tokens in this text so far.
+        Its estimates are the acceptance rates in this text so far.
         """
         tokens = self._tokens[self._at : self._at + max(0, size - 1)]
         rates = self._rates.rates
@@ -50,9 +50,10 @@ class Prediction:
         )
 
     def follow(self, news: Sequence[int]) -> int:
-        """Moves on with new tokens of the answer; returns how many more of the prediction it said.
+        """Moves the cursor along new tokens of the answer; returns how many more of the prediction
+        occurred in it.
 
-        Only the text is looked at, so what is drafted next depends on nothing else.
+        Later drafts depend on the text alone.
         """
         before = len(self._seen)
         for token in news:
@@ -72,10 +73,10 @@ class Prediction:
         return len(self._seen) - before
 
     def _find(self) -> None:
-        """Moves the cursor behind the longest match of the answer's end, to the nearest of them.
+        """Re-aligns the cursor behind the longest match of the answer's last tokens.
 
-        Of two as near the one ahead is taken. The whole prediction is looked through: in a file of
-        similar lines the latest places of an index are at its far end.
+        Of several the nearest is taken; of two as near, the one ahead. The whole prediction is
+        searched: in repetitive files the latest matches of an index are far ahead.
         """
         length, places = self._matches()
         if length >= _LEAST_MATCH:
@@ -85,9 +86,9 @@ class Prediction:
             self._seen.update(range(self._at - length, self._at))
 
     def _matches(self) -> tuple[int, NDArray[np.int64]]:
-        """The longest tail of the answer that stands in the prediction, and the places behind it.
+        """Length of the longest match of the answer's last tokens, and the positions behind it.
 
-        The end of the prediction is no place: nothing follows there.
+        The end of the prediction is not among them: nothing follows there.
         """
         found, length = np.arange(1, len(self._array)), 0
         for token in reversed(self._tail):

@@ -1,8 +1,8 @@
-"""Asking drafters: whatever one answers or raises, every context gets a tree that can be verified.
+"""Calling drafters: whatever one returns or raises, every context gets a tree that is verifiable.
 
 Drafts are hints, so the answer to a drafter that fails is a bare root, which is a step of plain
-decoding, and one line in the log. A tree that is well made but says a wrong law cannot be told from
-a right one: drawing code alone knows how it drew.
+decoding, and one line in the log. A well-formed tree with a wrong law cannot be detected: only the
+code that drew it knows how.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from redwood.errors import ArgumentError, CapacityError
 from redwood.tree import Law, TokenTree
 
 _log = logging.getLogger(__name__)
-_told: dict[int, set[str]] = {}  # what the log said of a drafter, by its id
+_logged: dict[int, set[str]] = {}  # faults in the log by id of their drafter
 _UNDRAWN = frozenset((int(Law.POINT), int(Law.COUPLED)))
 _ROUNDING = 1e-6
 
 
 class _Proposer(Protocol):
-    """What is asked of a drafter here; see `redwood.drafters.base.Drafter`."""
+    """The part of a drafter that is used here; see `redwood.drafters.base.Drafter`."""
 
     @property
     def propose(self) -> Callable[..., list[TokenTree]]: ...
@@ -43,8 +43,8 @@ def proposals(
 ) -> list[TokenTree]:
     """Returns a tree per context, within its budget; a bare root where the drafter failed.
 
-    Where a call for all fails, each is asked alone, with the chance that it had before. A drafter
-    of somebody else's that fails for one alone then forgets this one.
+    Where a call for all fails, each is asked alone, from the random state that it had before. A
+    user's own drafter that fails for one alone then releases this one.
 
     Raises: nothing but MemoryError, and what is no `Exception`.
     """
@@ -61,7 +61,7 @@ def proposals(
     for context, budget, tree in zip(contexts, budgets, made, strict=True):
         error = tree if isinstance(tree, Exception) else _fault(drafter, context, tree, budget)
         if error is not None:
-            tell(drafter, error)
+            log_fault(drafter, error)
             if not _is_ours(drafter):
                 release(drafter, context.key)
             tree = TokenTree.chain(context.token_ids[-1:])
@@ -70,15 +70,15 @@ def proposals(
 
 
 def prefill(drafter: _Proposer, contexts: Sequence[Context]) -> None:
-    """Lets a drafter with a `prefill` read texts that are new to it, before it is timed."""
+    """Prefills texts that are new to a drafter, where it has a `prefill`, before it is timed."""
     try:
         read = getattr(drafter, "prefill", None)
         if read is not None:
             read(contexts)
     except MemoryError:
         raise
-    except Exception as error:  # it says so again where it drafts
-        tell(drafter, error)
+    except Exception as error:  # it fails again where it drafts
+        log_fault(drafter, error)
 
 
 def release(drafter: _Proposer, key: int) -> None:
@@ -88,13 +88,13 @@ def release(drafter: _Proposer, key: int) -> None:
     except MemoryError:
         raise
     except Exception as error:
-        tell(drafter, error)
+        log_fault(drafter, error)
 
 
 def _asked(
     drafter: _Proposer, contexts: Sequence[Context], budgets: Sequence[int], limits: Limits
 ) -> list[Any] | Exception:
-    """As many answers as contexts, or what went wrong."""
+    """As many trees as contexts, or the error."""
     try:
         more = [limits] if _takes_limits(type(drafter)) else []
         answer: Any = drafter.propose(contexts, budgets, *more) if contexts else []
@@ -110,7 +110,7 @@ def _asked(
 
 @lru_cache(maxsize=256)
 def _takes_limits(kind: type) -> bool:
-    """Whether drafters of this class want the limits of a step; somebody else's may not."""
+    """Whether drafters of this class take the limits of a step; users' own need not."""
     try:
         return "limits" in inspect.signature(kind.propose).parameters  # type: ignore[attr-defined]
     except (AttributeError, TypeError, ValueError):
@@ -118,7 +118,7 @@ def _takes_limits(kind: type) -> bool:
 
 
 def _fault(drafter: _Proposer, context: Context, tree: Any, budget: int) -> Exception | None:
-    """What makes this answer unfit to be verified, if anything does."""
+    """Why this tree cannot be verified; None if it can."""
     try:
         _check(context, tree, budget)
         if not _is_ours(drafter):
@@ -142,14 +142,14 @@ def _check(context: Context, tree: Any, budget: int) -> None:
     if max(tokens) >= context.vocab_size:
         raise ArgumentError(f"its token {max(tokens)} is beyond {context.vocab_size} tokens")
     if tree.estimates is not None and len(tokens) > 1:
-        believed = [1.0, *map(float, tree.estimates[1:])]
-        above = [believed[parent] + _ROUNDING for parent in tree.parent_list[1:]]
-        if not all(starmap(le, zip(believed[1:], above, strict=True))) or min(believed) < 0.0:
+        estimates = [1.0, *map(float, tree.estimates[1:])]
+        above = [estimates[parent] + _ROUNDING for parent in tree.parent_list[1:]]
+        if not all(starmap(le, zip(estimates[1:], above, strict=True))) or min(estimates) < 0.0:
             raise ArgumentError("its estimates rise from parent to child, or are no chances")
 
 
 def _check_rows(context: Context, tree: TokenTree) -> None:
-    """Raises where a law or a draft row cannot be read by the rule that will judge the tree."""
+    """Raises where a law or a draft row does not fit the rule that verifies the tree."""
     laws = tree.law_list[1:]
     if context.params.temperature > 0.0:
         coupled = context.noise is not None
@@ -171,22 +171,22 @@ def _is_ours(drafter: _Proposer) -> bool:
     return type(drafter).__module__.split(".")[0] == "redwood"
 
 
-def tell(drafter: object, error: Exception) -> None:
-    """Logs a fault of a drafter, or of what asks it, one line for each kind and drafter."""
-    told = _told.get(id(drafter))
-    if told is None:
-        told = _told[id(drafter)] = set()
+def log_fault(drafter: object, error: Exception) -> None:
+    """Logs a fault of a drafter, or of its caller, one line for each kind and drafter."""
+    logged = _logged.get(id(drafter))
+    if logged is None:
+        logged = _logged[id(drafter)] = set()
         try:
-            weakref.finalize(drafter, _told.pop, id(drafter), None)
-        except TypeError:  # it has no room for a weak reference: what was said stays known
+            weakref.finalize(drafter, _logged.pop, id(drafter), None)
+        except TypeError:  # it takes no weak reference: its entry stays
             _log.debug("%s cannot be watched", type(drafter).__name__)
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
     at = "" if place is None else f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
     kind = f"{type(error).__name__} {at}"
-    if kind not in told:
-        told.add(kind)
+    if kind not in logged:
+        logged.add(kind)
         name = getattr(type(drafter), "__name__", "a drafter")
         said = f"{type(error).__name__}: {error}".replace("\n", " ")
         _log.warning("%s failed, texts go on without its drafts (said once): %s", name, said)

@@ -1,4 +1,4 @@
-"""The drafts of one step: a tree for every row that decodes, whoever makes them."""
+"""Drafting: a tree for every row that decodes, from the drafter that the planner chose."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from redwood.planner.planner import Planner, StepPlan, planned
 from redwood.profiling.measure import recordings_of
 from redwood.tree import TokenTree
 
-_PREDICTED = 8  # nodes for a predicted output where the budget is less
+_PREDICTED = 8  # least number of nodes of a predicted output
 
 
 class Drafts(NamedTuple):
-    """Requests and their trees, and the plan that these follow, if there is one to learn from."""
+    """Requests and their trees, and the plan to learn from, if there is one."""
 
     requests: Sequence[Request]
     trees: Sequence[TokenTree]
@@ -36,7 +36,7 @@ def draft(
     budget: int,
     clock: Clock,
 ) -> Drafts:
-    """Returns a tree for every request; stages go to the clock.
+    """Returns a tree for every request; times of stages are recorded in the clock.
 
     Args:
         free_slots: nodes that each may have, the root included.
@@ -51,10 +51,12 @@ def draft(
     plan = None
     if planner is not None:
         known, most = planner.prepared, planner.most
-        plan = planned(planner, contexts, free_slots, [request.room for request in requests])
+        plan = planned(
+            planner, contexts, free_slots, [request.max_new_tokens for request in requests]
+        )
         budgets = [1] * len(requests) if plan is None else plan.budgets
         drafter = drafter if plan is None else plan.drafter
-        clock.record_stage("draft" if known else "prefill")  # times are measured once
+        clock.record_stage("draft" if known else "prefill")  # latency is measured once
     drafting = [i for i, nodes in enumerate(budgets) if nodes > 1]
     prefill(drafter, [contexts[i] for i in drafting])
     clock.record_stage("prefill")
@@ -74,7 +76,7 @@ def draft(
 def _asked(
     drafter: Drafter, contexts: Sequence[Context], budgets: Sequence[int], plan: StepPlan | None
 ) -> list[TokenTree]:
-    """What the drafter proposes, or has proposed when the planner asked; else roots."""
+    """Trees of the lookahead, if the plan has them, else of the drafter; bare roots else."""
     drafting = [i for i, nodes in enumerate(budgets) if nodes > 1]
     if plan is not None and plan.drafted is not None:
         made = {i: plan.drafted[i] for i in drafting}
@@ -88,7 +90,7 @@ def _asked(
 
 
 def _with_prediction(request: Request, tree: TokenTree, free: int, most: int) -> TokenTree:
-    """The tree, joined by what the request's expected answer says comes next."""
+    """The tree, merged with the next tokens of the request's prediction."""
     if request.prediction is None or free == 1:
         return tree
     chain = request.prediction.tree(tree.token_list[0], min(free - len(tree) + 1, most))

@@ -1,9 +1,8 @@
 """The engine: rows of requests, one step of drafting, scoring, verifying and committing at a time.
 
-`step` is the whole loop: waiting requests get a row, prompts are filled in chunks beside the rows
-that decode, and every row that has its prompt in place takes one tree through the target. Rows join
-and leave between steps. What goes wrong in one row ends that row alone, and what goes wrong in a
-drafter ends none.
+`step` is the whole loop: waiting requests get a row, prompts are prefilled in chunks beside the
+rows that decode, and every prefilled row passes one tree through the target. Rows join and leave
+between steps. A fault in one row ends that row alone; a fault in a drafter ends none.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ class RowEngine:
         max_rows: requests decoded at once; more wait.
         prefill_chunk: prompt tokens per forward while no row decodes.
         prefill_beside: the same in a forward that decodes other rows, too, which wait for it; None:
-            an eighth on a CPU, where tokens are dear, else the same.
+            an eighth on a CPU, where prefill is expensive, else the same.
         kv_tokens: most tokens, prompts and answers, that the rows may come to hold together; more
             requests wait. None: `max_rows` alone decides.
 
@@ -105,7 +104,7 @@ class RowEngine:
         self.budget, self.max_rows, self.kv_tokens = budget, max_rows, kv_tokens
         self.prefill_chunk, self.prefill_beside = prefill_chunk, prefill_beside
         self._pid, self._callers = os.getpid(), threading.local()
-        # From any thread and at any moment; what follows them belongs to whoever has the turn.
+        # From any thread at any moment; the attributes below them belong to the step in progress.
         self._requests: dict[int, Request] = {}
         self._arrived, self._dropped = SimpleQueue[int](), SimpleQueue[int]()
         self._waiting: deque[int] = deque()
@@ -214,7 +213,7 @@ class RowEngine:
             self._waiting.append(self._arrived.get())
 
     def _things(self) -> list[object]:
-        """What a step uses, which no other may use meanwhile."""
+        """What a step uses exclusively."""
         parts = [self.drafter, *getattr(self.drafter, "parts", ())]
         return [self, self.target, *parts, *(getattr(part, "backend", None) for part in parts)]
 
@@ -264,19 +263,19 @@ class RowEngine:
             raise
 
     def _end_all(self, error: BaseException) -> None:
-        """Ends all rows; those of other threads' `generate` and `stream` are told why."""
-        told = error if isinstance(error, Exception) else RedwoodError("its step was interrupted")
+        """Ends all rows; `generate` and `stream` of other threads raise the error."""
+        reason = error if isinstance(error, Exception) else RedwoodError("its step was interrupted")
         for key in list(self._active):
             request = self._requests[key]
             try:
                 self._end(key)
                 if request.inbox is not None:
-                    request.inbox.append(request.fail(told))
+                    request.inbox.append(request.fail(reason))
             except Exception:  # the others' rows are to be freed all the same
                 _log.exception("a row could not be given back")
 
     def _admit(self) -> None:
-        """Gives rows to those who may have one."""
+        """Gives rows to the waiting requests that the scheduler admits."""
         self._end_dropped()
         self._sort_in()
         waiting = [self._requests[key] for key in self._waiting]
@@ -293,14 +292,14 @@ class RowEngine:
         return Clock([request.stats for request in requests], partial(wait_for, self.target.device))
 
     def _fill(self, parts: Sequence[tuple[Request, Nodes]]) -> None:
-        """Puts parts of prompts in place, no row decoding beside."""
+        """Prefills chunks of prompts, while no row decodes."""
         clock = self._clock([request for request, _ in parts])
         self.target.extend([nodes for _, nodes in parts])
         self.target.commit([_whole(nodes) for _, nodes in parts])
         clock.record_stage("prefill")
 
     def _decode(self, ready: Sequence[Request], parts: Sequence[tuple[Request, Nodes]]) -> None:
-        """One step of rows that have their prompt, and parts of other prompts beside them."""
+        """One step of prefilled rows, and chunks of other prompts beside them."""
         clock = self._clock(ready)
         drafts = self._draft(ready, clock)
         scored = self._extend(drafts, parts, clock)
@@ -325,7 +324,7 @@ class RowEngine:
     def _extend(
         self, drafts: Drafts, parts: Sequence[tuple[Request, Nodes]], clock: Clock
     ) -> Scored:
-        """One forward of the target over all trees, and over parts of prompts."""
+        """One forward of the target over all trees and prefill chunks."""
         nodes = [
             Nodes(request.row, tree.token_list, tree.parent_list)
             for request, tree in zip(drafts.requests, drafts.trees, strict=True)
@@ -373,7 +372,7 @@ class RowEngine:
     def _free_slots(self, request: Request) -> int:
         """Nodes that fit; none is drafted for a last token, nor where the caller wants none."""
         free = self.target.capacity - self.target.length(request.row)
-        wanted = request.room > 1 and request.context.params.speculate
+        wanted = request.max_new_tokens > 1 and request.context.params.speculate
         return max(1, free) if wanted else 1
 
 

@@ -17,6 +17,7 @@ from redwood.drafters.base import (
     join_drafters,
     open_datastore_drafter,
 )
+from redwood.drafters.names import INDEX, NGRAM, NONE, split_names
 from redwood.engine.text import Engine
 from redwood.errors import ArgumentError
 from redwood.models import gguf_path
@@ -26,18 +27,15 @@ from redwood.models.tokenizer import check_same_tokens, eos_ids, is_refused, loa
 from redwood.planner.from_profile import open_planner
 
 DEFAULT_BUDGETS = {"eager": {"ngram": 12, "model": 6}, "native": {"ngram": 4, "model": 4}}
-"""Nodes per step by backend and drafter: where a pass becomes dear (docs/status.md)."""
+"""Nodes per step by backend and drafter, up to which a pass costs little more (docs/status.md)."""
 DRAFT_VOCAB = 49152
-"""Tokens that a model drafter proposes: of 152k, these make nearly all (docs/status.md)."""
-
-INDEX = "index:"
-"""Before the folder of a datastore, where a drafter is named."""
+"""First tokens of the vocabulary, which a model drafter scores: nearly all of a text's tokens."""
 
 DRAFT_WINDOW = 128
-"""Tokens of a new text that a model drafter reads on a CPU unless told otherwise: the last ones."""
+"""Prompt tokens that a model drafter prefills on a CPU by default: the last ones."""
 
 DRAFT_WEIGHTS = "draft"
-"""Weights of a model drafter: 4 bits, since the target decides what is said."""
+"""Weights of a model drafter: 4 bits; they affect acceptance rates, never the text."""
 
 
 def load(
@@ -181,7 +179,7 @@ def own_tokenizer(folder: Path, target: str) -> Any:
 
 
 def settle(model: Backend, drafters: Sequence[Drafter]) -> None:
-    """Lets an offloaded target take the memory that is left when drafters have theirs."""
+    """Gives an offloaded target the memory that remains after the drafters."""
     from redwood.backends.offload.backend import OffloadBackend
 
     if not isinstance(model, OffloadBackend):
@@ -200,7 +198,7 @@ def _parts(
     if drafter is None:
         return []
     if isinstance(drafter, str):
-        drafter = drafter.split("+")
+        drafter = split_names(drafter)
     given = list(drafter) if isinstance(drafter, Sequence) else [drafter]
     parts = [str(part) if isinstance(part, Path) else part for part in given]
     odd = [part for part in parts if not isinstance(part, str) and not hasattr(part, "propose")]
@@ -208,7 +206,7 @@ def _parts(
         raise ArgumentError(f"drafter {odd[0]!r} is neither a name nor an object with propose()")
     if "" in parts:
         raise ArgumentError("an empty drafter name: use none, ngram or a model, joined with +")
-    return [part for part in parts if part != "none"]
+    return [part for part in parts if part != NONE]
 
 
 def open_drafter(
@@ -231,7 +229,7 @@ def open_drafter(
     """
     from redwood.backends.load import open_model
 
-    if name == "ngram":
+    if name == NGRAM:
         return NgramDrafter()
     if name.startswith(INDEX):
         return open_datastore_drafter(name.removeprefix(INDEX), tokenizer)

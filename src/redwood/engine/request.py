@@ -1,4 +1,4 @@
-"""One request while the engine works on it: its text, its end, and what a step gave it."""
+"""One request in the engine: its text, its finish reason, and the results of its steps."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TokenLogprobs(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one step gave one request.
+    """The result of one step for one request.
 
     Args:
         request: from `RowEngine.add`.
@@ -62,21 +62,21 @@ class Step(NamedTuple):
 
 @dataclass
 class Caller:
-    """A call of `generate` or `stream`: what its requests cost, by number, and their steps.
+    """A call of `generate` or `stream`: the statistics of its requests, and their steps.
 
     Args:
-        stats: also of those that have ended.
-        inbox: steps that wait for it, whichever thread made them.
-        left: requests whose last step it has not taken.
+        stats: by number of the request, ended ones included.
+        inbox: steps to be taken, whichever thread made them.
+        unfinished: requests whose last step was not taken yet.
     """
 
     stats: dict[int, Stats] = field(default_factory=dict)
     inbox: deque[Step] = field(default_factory=deque)
-    left: set[int] = field(default_factory=set)
+    unfinished: set[int] = field(default_factory=set)
 
     def served(self, running: Container[int]) -> bool:
-        """Whether there is something to take, or nothing to come any more."""
-        return bool(self.inbox) or not all(key in running for key in self.left)
+        """Whether a step can be taken, or none will come."""
+        return bool(self.inbox) or not all(key in running for key in self.unfinished)
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Request:
         inbox: where its steps go; None: to the caller of `step`.
         row: of the target, -1 while it waits.
         detokenizer: None without a tokenizer.
-        prediction: what the caller expects as the answer, or None.
+        prediction: the expected answer, or None.
     """
 
     context: Context
@@ -101,7 +101,7 @@ class Request:
     stats: Stats = field(default_factory=Stats)
 
     @property
-    def room(self) -> int:
+    def max_new_tokens(self) -> int:
         """Tokens it may still generate."""
         return self.limit - self.stats.num_generated_tokens
 
@@ -144,18 +144,18 @@ class Request:
         return Step(context.key, tokens, accepted, text, reason, tree, kept.nodes, logprobs)
 
     def fail(self, error: Exception) -> Step:
-        """Returns the last step of a request that went wrong; text held back is given out."""
+        """Returns the last step of a failed request, with the text that was held back."""
         text = "" if self.detokenizer is None else self.detokenizer.take(final=True)
         root = TokenTree.chain(self.context.token_ids[-1:])
         return Step(self.context.key, [], 0, text, "error", root, [0], None, error)
 
     def _ends_at(self, token: int, count: int, eos_ids: frozenset[int]) -> str | None:
-        """Whether the text ends with this token, the `count`-th of the step, and why."""
+        """The finish reason if the text ends with this token, the `count`-th of the step."""
         if token in eos_ids and not self.context.params.ignore_eos:
             return "stop"
         if self.detokenizer is not None and self.detokenizer.push(token):
             return "stop"
-        return "length" if count >= self.room else None
+        return "length" if count >= self.max_new_tokens else None
 
 
 def new_request(

@@ -1,6 +1,6 @@
-"""Who runs and what is filled: rows join in order of arrival, prompts go in by chunks.
+"""The scheduler: requests are admitted in order of arrival, prompts are prefilled in chunks.
 
-And which threads work: PyTorch's must not stand in the way of a backend that has its own.
+Also PyTorch's number of threads while a backend computes with its own.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from redwood.engine.request import Request
 def admitted(
     waiting: Iterable[Request], running: Sequence[Request], max_rows: int, kv_tokens: int | None
 ) -> list[Request]:
-    """Returns the waiting requests that may join, in order of arrival: none overtakes another.
+    """Returns the waiting requests that are admitted, in order of arrival.
 
     Args:
-        kv_tokens: slots that all rows together may come to need; None: as many as they like.
+        kv_tokens: most slots that all rows together may need; None: no limit.
     """
     joined: list[Request] = []
     used = sum(request.most_tokens for request in running)
@@ -40,13 +40,13 @@ def admitted(
 def chunks(
     prefilling: Iterable[Request], length: Callable[[int], int], budget: int
 ) -> list[tuple[Request, Nodes]]:
-    """Returns the next parts of prompts, those that came first before others.
+    """Returns the next prefill chunks, in order of arrival.
 
     The last token of a prompt is left out: it is the root of the first tree.
 
     Args:
         length: tokens in place, by row.
-        budget: tokens of all parts together.
+        budget: tokens of all chunks together.
     """
     made = []
     for request in prefilling:

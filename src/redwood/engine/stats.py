@@ -1,4 +1,4 @@
-"""Counters and seconds of one request, and the clock by which the engine fills them in."""
+"""Counters and seconds of one request, and the clock of the stages of a step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STAGES = ("prefill", "draft", "target", "verify", "other")
 
 @dataclass
 class Stats:
-    """What one request cost. Names follow vLLM where it has them.
+    """Statistics of one request. Names follow vLLM where it has them.
 
     `num_drafts` counts steps that had something drafted, `target_passes` all decoding steps,
     prefill apart. `mean_acceptance_length` is tokens per target pass, the extra one included. In a
@@ -36,7 +36,7 @@ class Stats:
 
     @property
     def num_prediction_tokens_rejected(self) -> int:
-        """Tokens of the prediction that the answer did not say."""
+        """Tokens of the prediction that did not occur in the answer."""
         return self.num_prediction_tokens - self.num_prediction_tokens_accepted
 
     @property
@@ -67,10 +67,10 @@ class Stats:
 
 
 class Clock:
-    """Adds the seconds since the last record_stage to a stage of several requests.
+    """Measures the stages of a step for the statistics of several requests.
 
     Args:
-        wait: waits until what was launched is done: a stage has no end before.
+        wait: waits until the device has finished, before a stage ends.
     """
 
     def __init__(self, stats: Sequence[Stats], wait: Callable[[], None]) -> None:

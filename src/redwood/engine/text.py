@@ -1,4 +1,4 @@
-"""Text in, text out: `generate` and `stream` answer prompts."""
+"""`Engine`: prompts in, text out, by `generate` and `stream`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Output:
         text: without special tokens and without the stop string.
         token_ids: as generated; an end-of-sequence token is included.
         finish_reason: "stop" or "length".
-        stats: what it cost.
+        stats: of the request.
         logprobs: one entry per token, if asked for.
     """
 
@@ -42,7 +42,7 @@ class Output:
 
 
 class Piece(str):
-    """New text of one step: a string that also knows where it came from.
+    """New text of one step: a string with the details of its step.
 
     Attributes: `text` (the string itself), `token_ids` of the step, `num_accepted` of them that had
     been drafted, `finish_reason` (None until the last piece), `tree` and accepted `nodes`, `stats`
@@ -237,10 +237,10 @@ class Engine(RowEngine):
                 self.cancel(key)
 
     def _steps(self, served: Caller) -> Iterator[Step]:
-        """Yields the steps of these requests until all have ended, whoever makes them."""
-        served.left.update(served.stats)
-        while served.left:
-            dropped = not served.left <= self._requests.keys()  # last steps are given before that
+        """Yields the steps of these requests until all have ended, from whatever thread."""
+        served.unfinished.update(served.stats)
+        while served.unfinished:
+            dropped = not served.unfinished <= self._requests.keys()  # after its last step
             if not served.inbox:
                 if dropped:
                     raise RedwoodError("a request was dropped: cancelled, or its step failed")
@@ -251,7 +251,7 @@ class Engine(RowEngine):
             if step.error is not None:
                 raise step.error
             if step.finish_reason is not None:
-                served.left.remove(step.request)
+                served.unfinished.remove(step.request)
             yield step
 
 

@@ -1,8 +1,8 @@
-"""Taking turns: models and drafters hold one step at a time, whoever calls from whatever thread.
+"""Locks of models and drafters: each takes part in one step at a time, from whatever thread.
 
-A step is given its models and drafters, all at once, and others that need one of them wait. So
-engines may be called from several threads, and several engines may share a model or a drafter.
-What must not wait, such as freeing a row, is put off until they are free.
+A step acquires its models and drafters together, and others that need one of them wait. So engines
+may be called from several threads, and several engines may share a model or a drafter. Actions that
+must not wait, such as freeing a row, are deferred until the lock is free.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _log = logging.getLogger(__name__)
 # Reentrant: the garbage collector may end a stream, which asks for a turn, at any place.
 _gate = threading.Condition(threading.RLock())
 _taken: dict[int, int] = {}  # id of what is in use -> the thread that uses it
-_later: list[tuple[Sequence[object], Callable[[], None]]] = []  # what waits for a free moment
+_deferred: list[tuple[Sequence[object], Callable[[], None]]] = []  # what waits for a free moment
 
 
 @contextmanager
 def turn(things: Sequence[object], needless: Callable[[], bool]) -> Iterator[bool]:
-    """Waits until nobody uses any of these, and keeps them for the block.
+    """Acquires all of these, when no other step uses them, for the block.
 
     Args:
         things: models, drafters; None is left out.
-        needless: whether there is nothing to be done any more; asked before every wait.
+        needless: whether the block has become unnecessary; called before every wait.
 
-    Yields: False where it became needless; the block then has nothing for itself.
+    Yields: False where it became needless; the block then holds none of them.
 
     Raises:
         UnsupportedError: this very thread uses one of them: waiting would not end.
@@ -53,15 +53,15 @@ def turn(things: Sequence[object], needless: Callable[[], bool]) -> Iterator[boo
 
 
 def when_free(things: Sequence[object], action: Callable[[], None]) -> None:
-    """Does something that needs these: at once if nobody uses them, else when they are free.
+    """Runs an action that needs these: now if they are free, else when they become free.
 
-    Never waits. What an action raises goes to the caller if it is done at once, else to the log.
+    Never waits. An error of the action goes to the caller if it runs now, else to the log.
     """
     mine: list[int] = []
     try:
         with _gate:
             if not _take(things, mine):
-                _later.append((things, action))
+                _deferred.append((things, action))
                 return
         action()
     finally:
@@ -69,7 +69,7 @@ def when_free(things: Sequence[object], action: Callable[[], None]) -> None:
 
 
 def _take(things: Sequence[object], mine: list[int]) -> bool:
-    """Takes all of them or none; the gate is held."""
+    """Acquires all of them or none; the gate is held."""
     if _used(things):
         return False
     mine += [id(thing) for thing in things if thing is not None]
@@ -82,13 +82,13 @@ def _used(things: Sequence[object]) -> list[int]:
 
 
 def _leave(mine: Sequence[int]) -> None:
-    """Gives back what was taken, and does what waited for it."""
+    """Releases them, and runs the deferred actions that are now possible."""
     if not mine:
         return
     with _gate:
         for each in mine:
             _taken.pop(each, None)
-        waiting, _later[:] = list(_later), []
+        waiting, _deferred[:] = list(_deferred), []
         _gate.notify_all()
     for things, action in waiting:
         try:
@@ -97,13 +97,13 @@ def _leave(mine: Sequence[int]) -> None:
             _log.exception("what was put off until the end of a step failed")
 
 
-def _begin_anew() -> None:
-    """In a forked child: whoever held these is not there."""
+def _reset() -> None:
+    """Resets the locks in a forked child, which has no thread that holds one."""
     global _gate
     _gate = threading.Condition(threading.RLock())
     _taken.clear()
-    _later.clear()
+    _deferred.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew)
+    os.register_at_fork(after_in_child=_reset)

@@ -1,4 +1,4 @@
-"""Which rule judges a tree, by what the request asks for."""
+"""Verification: the rule that a request asks for, applied to its tree."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from redwood.tree import TokenTree
 
 
 class Scored(NamedTuple):
-    """What the target said: logits by row and node, and how long that took; usual: no recording."""
+    """The target's logits by row and node, and the seconds of the pass; usual: no recording."""
 
     logits: Sequence[Tensor]
     seconds: float
@@ -29,11 +29,6 @@ class Accepted(NamedTuple):
     tree: TokenTree
     rows: PathRows
     kept: verify.Acceptance
-
-
-def verify_tree(context: Context, tree: TokenTree, logits: Tensor) -> verify.Acceptance:
-    """Returns what the request's rule accepts of a tree; logits: [N, V]."""
-    return verify_rows(context, tree, PathRows(logits, tree, context.params, context.history))
 
 
 def verify_rows(context: Context, tree: TokenTree, rows: PathRows) -> verify.Acceptance:

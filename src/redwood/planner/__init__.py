@@ -1,8 +1,8 @@
-"""The planner: which drafter drafts in this step, and how many nodes, by measured time.
+"""The planner: which drafter drafts in a step, and what tree size, by measured latency.
 
-Inside: `planner` (the choice), `arms` (ways to draft, what was learned of each), `budget` (times
-of a step and of a level), `ngram_lookahead` (what n-grams would give), `from_profile` (a planner
-from what calibration knew). Not here: measuring (profiling, bench). May import: profiling,
+Inside: `planner` (the choice), `arms` (ways to draft, statistics of each), `budget` (latency of a
+step and of a level), `ngram_lookahead` (n-gram trees before the choice), `from_profile` (a planner
+from a calibration profile). Not here: measuring (profiling, bench). May import: profiling,
 drafters and all below.
 """
 

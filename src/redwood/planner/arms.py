@@ -1,4 +1,4 @@
-"""The ways to draft that a planner chooses from, and what it learned of each."""
+"""Arms: the ways to draft that a planner chooses from, and the statistics of each."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from redwood.drafters.base import Drafter, ModelDrafter, NoDrafter, UnionDrafter
 from redwood.planner.budget import DecayedMean
 
 BELIEF = 4.0
-"""Steps that count for what is believed beforehand; in a text they fade as others do."""
+"""Weight of a prior, in steps; within a text it decays as other steps do."""
 FIRST_PAUSE = 16
-"""Steps before an arm that lost is tried again; twice as many each time."""
+"""Steps before an arm that lost is explored again; doubled each time that it loses."""
 
 
 class Arm(NamedTuple):
-    """A way to draft, and the models that take part in it."""
+    """A way to draft, and the draft models that take part in it."""
 
     drafter: Drafter
     models: tuple[ModelDrafter, ...]
@@ -34,7 +34,15 @@ def arms_of(drafter: Drafter) -> list[Arm]:
 
 @dataclass
 class ArmStats:
-    """What is known of an arm: tokens per step, and cost in plain passes."""
+    """Statistics of an arm.
+
+    Attributes:
+        tokens, cost: priors: of a row per step; of a step, in plain passes.
+        tokens_seen, cost_seen: means over all texts.
+        texts: mean tokens per step by request.
+        last: step in which it drafted last.
+        pause: steps before it is explored again.
+    """
 
     tokens: float
     cost: float
@@ -53,5 +61,5 @@ class ArmStats:
         return self.tokens_seen.value(self.tokens, BELIEF)
 
     def cost_now(self) -> float:
-        """Time of a step, in plain passes."""
+        """Cost of a step, in plain passes."""
         return self.cost_seen.value(self.cost, BELIEF)

@@ -1,4 +1,4 @@
-"""Times within one step: what more nodes and more levels would cost, as the machine runs now."""
+"""Tree size by latency: what more nodes and more levels of a step cost, as the machine runs now."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from numpy.typing import NDArray
 from redwood.profiling.latency import LatencyModel
 from redwood.tree import Law, TokenTree
 
-_QUICK, _SLOW = 0.2, 0.08  # weight of a new time: in the machine's speed, in the curve's shape
-_WIDEST = math.log(1.5)  # the shape is believed within this factor
+_SPEED_RATE, _SHAPE_RATE = 0.2, 0.08  # learning rates: of the machine's speed, of the curve's shape
+_MAX_SHAPE = math.log(1.5)  # bound of the shape's correction, as a logarithm
 _POINT, _COUPLED = int(Law.POINT), int(Law.COUPLED)
 
 
 @dataclass
 class DecayedMean:
-    """A mean whose older entries fade by a factor for every new one."""
+    """An exponentially decayed mean: each new entry scales the weight of older ones by a factor."""
 
     total: float = 0.0
     weight: float = 0.0
 
     def add(self, value: float, fade: float) -> None:
-        """Adds an entry."""
+        """Adds an entry, after scaling the earlier ones by `fade`."""
         self.total = self.total * fade + value
         self.weight = self.weight * fade + 1.0
 
     def value(self, prior: float, belief: float) -> float:
-        """Returns the mean together with `belief` entries of `prior`."""
+        """Returns the mean, with a prior that counts for `belief` entries."""
         return (belief * prior + self.total) / (belief + self.weight)
 
 
 class LatencyCorrection:
-    """What steps really take, against the curve: the machine's speed now, and the curve's shape.
+    """Online correction of a latency model: the machine's current speed, and the curve's shape.
 
-    The speed moves within seconds and concerns all sizes alike; the shape is kept per power of two
-    of nodes and moves slowly.
+    The speed moves within seconds and concerns all tree sizes alike; the shape is kept per power of
+    two of nodes and moves slowly.
     """
 
     def __init__(self) -> None:
@@ -50,14 +50,14 @@ class LatencyCorrection:
 
     @property
     def speed(self) -> float:
-        """Time now, in units of the curve's time."""
+        """Current time of a pass over that of the latency model."""
         return math.exp(self._log_speed)
 
     def apply(self, times: NDArray[np.float64], first: int) -> NDArray[np.float64]:
-        """Returns times [M], of `first` and more nodes, with the shape put right.
+        """Returns times [M], of `first` and more nodes, with the shape corrected.
 
-        The shape is taken to a percent: it seldom moves by that in a step, and where nothing did
-        the last answer holds.
+        The shape is rounded to a percent: it seldom moves by that in a step, so the last answer can
+        be reused.
 
         Guarantee: never falls with more nodes.
         """
@@ -66,33 +66,33 @@ class LatencyCorrection:
         shapes = [(size, round(shape, 2)) for size, shape in self._shape.items()]
         known = first, shapes
         if self._applied is None or self._applied[0] is not times or self._applied[1] != known:
-            made = times.copy()
+            corrected = times.copy()
             for size, shape in shapes:
                 low, high = (1 << size) // 2 - first, (1 << size) - first
-                made[max(0, low) : max(0, high)] *= math.exp(shape)
-            self._applied = times, known, np.maximum.accumulate(made)
+                corrected[max(0, low) : max(0, high)] *= math.exp(shape)
+            self._applied = times, known, np.maximum.accumulate(corrected)
         return self._applied[2]
 
     def learn(self, nodes: int, ms: float, expected: float) -> None:
-        """Notes that a pass over these nodes took `ms` where `apply` had said `expected`."""
-        off = math.log(ms / expected) - self._log_speed
-        self._log_speed += _QUICK * off
+        """Learns that a pass over these nodes took `ms` where `apply` predicted `expected`."""
+        error = math.log(ms / expected) - self._log_speed
+        self._log_speed += _SPEED_RATE * error
         size = nodes.bit_length()
-        shape = self._shape.get(size, 0.0) + _SLOW * max(-_WIDEST, min(_WIDEST, off))
-        self._shape[size] = max(-_WIDEST, min(_WIDEST, shape))
+        shape = self._shape.get(size, 0.0) + _SHAPE_RATE * max(-_MAX_SHAPE, min(_MAX_SHAPE, error))
+        self._shape[size] = max(-_MAX_SHAPE, min(_MAX_SHAPE, shape))
 
 
 @dataclass
 class StepBudget:
-    """The times of one step.
+    """Latency and expected tokens of one step; milliseconds are the latency model's.
 
     Attributes:
         rows: roots to be scored.
-        times: [M + 1] of a pass over the roots and i more nodes, in the curve's milliseconds.
+        times: [M + 1] of a pass over the roots and i more nodes.
         nodes: scored in the end, roots included.
-        tokens: expected of them, as far as anything is believed of the drafts.
-        levels_ms: of drafting, as the curves say.
-        drafting_ms: of drafting, as it was.
+        tokens: expected of them, by the estimates of the drafts.
+        levels_ms: of drafting, as predicted.
+        drafting_ms: of drafting, as measured.
     """
 
     rows: int
@@ -103,24 +103,21 @@ class StepBudget:
     drafting_ms: float = 0.0
 
     def of(self, nodes: int) -> float:
-        """The time of a pass over this many nodes, roots included.
-
-        Past the last known time it goes on as over the last half.
-        """
+        """Latency for this many nodes, roots included; extrapolated past the last known time."""
         last, added = len(self.times) - 1, max(0, nodes - self.rows)
         if added <= last:
             return float(self.times[added])
         return float(self.times[last]) + self._slope * (added - last)
 
     def growth(self, nodes: int, more: int) -> list[float]:
-        """The times of passes over so many nodes, and over up to `more` further ones; see `of`."""
+        """Latency for `nodes`, nodes + 1, ..., nodes + `more` nodes; see `of`."""
         first = max(0, nodes - self.rows)
         known: list[float] = self.times[first : first + more + 1].tolist()
         return known + [self.of(self.rows + first + i) for i in range(len(known), more + 1)]
 
     @cached_property
     def _slope(self) -> float:
-        """Milliseconds of a node past the known ones; in proportion where these cost the same."""
+        """Milliseconds per node past the known ones; in proportion where these cost the same."""
         last = len(self.times) - 1
         for first in (last // 2, 0):
             if self.times[first] < self.times[last]:
@@ -128,23 +125,22 @@ class StepBudget:
         return float(self.times[last]) / (self.rows + last)
 
     def trim(self, trees: Sequence[TokenTree], drafting_ms: float) -> list[TokenTree]:
-        """Returns the trees less the nodes whose scoring would not pay.
+        """Returns the trees without the nodes whose scoring does not pay.
 
-        Nodes that were drawn, or of which nothing is believed, stay, and so does what they hang
-        from.
+        Drawn nodes and nodes without an estimate stay, and so do their ancestors.
 
         Args:
-            drafting_ms: that this step has cost so far, in the curve's milliseconds.
+            drafting_ms: time of this step so far.
         """
         self.drafting_ms = drafting_ms
-        if sum(map(len, trees)) == len(trees):  # plain steps come often, and small models are quick
+        if sum(map(len, trees)) == len(trees):  # the quick way: plain steps are frequent
             self.nodes, self.tokens = len(trees), float(len(trees))
             return list(trees)
         free, sure = [], 0.0
         for row, tree in enumerate(trees):
-            believed = () if tree.estimates is None else tree.estimates
-            stays = _staying(tree)
-            for node, (chance, law) in enumerate(zip(believed, tree.law_list, strict=False)):
+            estimates = () if tree.estimates is None else tree.estimates
+            stays = _above_drawn(tree)
+            for node, (chance, law) in enumerate(zip(estimates, tree.law_list, strict=False)):
                 if node and law in (_POINT, _COUPLED) and node not in stays:
                     free.append((-chance, row, node))
                 elif node:
@@ -154,19 +150,19 @@ class StepBudget:
         times = self.growth(size - len(free), len(free))
         count = best_count([-entry[0] for entry in free], times, drafting_ms, len(trees) + sure)
         self.tokens = len(trees) + sure - sum(entry[0] for entry in free[:count])
-        out: list[set[int]] = [set() for _ in trees]
+        pruned: list[set[int]] = [set() for _ in trees]
         for _, row, node in free[count:]:
-            out[row].add(node)
-        made = [
-            tree.kept([n for n in range(len(tree)) if n not in left]) if left else tree
-            for tree, left in zip(trees, out, strict=True)
+            pruned[row].add(node)
+        trimmed = [
+            tree.kept([n for n in range(len(tree)) if n not in nodes]) if nodes else tree
+            for tree, nodes in zip(trees, pruned, strict=True)
         ]
-        self.nodes = sum(map(len, made))
-        return made
+        self.nodes = sum(map(len, trimmed))
+        return trimmed
 
 
-def _staying(tree: TokenTree) -> set[int]:
-    """The nodes above drawn ones, the root left out."""
+def _above_drawn(tree: TokenTree) -> set[int]:
+    """The ancestors of drawn nodes, without the root."""
     found: set[int] = set()
     if set(tree.law_list[1:]) <= {_POINT, _COUPLED}:
         return found
@@ -182,10 +178,10 @@ def best_count(gains: Sequence[float], times: Sequence[float], sunk: float, sure
     """Returns how many of the nodes to keep for the most tokens per time.
 
     Args:
-        gains: chance of each node to be accepted, best first.
-        times: of a pass that scores i of them beside those that stay anyway, [len(gains) + 1].
-        sunk: time of this step that is spent anyway, same unit.
-        sure: tokens expected without them: one for each root, at least.
+        gains: acceptance rate of each node from the root, best first.
+        times: [len(gains) + 1], of a pass that scores i of them beside those that stay anyway.
+        sunk: time of this step that is spent in any case, same unit.
+        sure: tokens expected without them: at least one for each root.
     """
     best, most = 0, sure / (times[0] + sunk)
     for count, gain in enumerate(gains, start=1):
@@ -201,10 +197,10 @@ class LevelBudget:
     """The `LevelPolicy` of a model drafter in one step.
 
     Args:
-        step: what it belongs to; the time of levels is noted there.
-        curve: of the drafter's own forward.
+        step: the step; the time of levels is added there.
+        curve: latency model of the drafter.
         length: committed tokens of a row.
-        factor: drafting takes this times what the curve says.
+        factor: time of drafting over that of the latency model.
         idle: rows of the step that draft nothing.
     """
 

@@ -1,4 +1,4 @@
-"""From what is known of a machine to a planner: a profile if there is one, else a quick look."""
+"""A planner from what is known of the machine: a profile if there is one, else quick timings."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def make_planner(
 ) -> Planner:
     """Returns a planner for a drafter, or for the parts of a union, together or apart.
 
-    Without a profile, times are measured when they are first needed, which takes a few seconds at
-    most, and acceptance is what is typical until texts show better. With one, drafters begin with
-    the acceptance and the reliability that were measured.
+    Without a profile, latency is measured when it is first needed, which takes a few seconds at
+    most, and acceptance rates begin at typical values. With one, drafters begin with the rates that
+    were measured.
 
     Args:
-        named: drafters among them by the names that they have in the profile.
+        named: parts of `drafter` by their names in the profile.
     """
     curves: dict[ModelDrafter, LatencyModel | Measure] = {
         model: partial(quick_curve, model.backend) for model in arms_of(drafter)[-1].models
@@ -84,7 +84,7 @@ def known_profile(
 
 
 def _teach(drafter: Drafter, known: DrafterProfile) -> None:
-    """Gives a drafter what was measured of it."""
+    """Loads the measured acceptance rates into a drafter."""
     sampled = [at for at in known.reliability if at != "0"]
     try:
         if isinstance(drafter, NgramDrafter):
@@ -98,7 +98,7 @@ def _teach(drafter: Drafter, known: DrafterProfile) -> None:
                     if law.name in tables:
                         table.load(tables[law.name])
     except (ArgumentError, TypeError) as error:
-        _log.warning("what the profile knows of %s is of no use: %s", known.name, error)
+        _log.warning("the profile cannot be used for %s: %s", known.name, error)
 
 
 def _first(tables: Mapping[str, Any], order: Sequence[str]) -> list[Any]:

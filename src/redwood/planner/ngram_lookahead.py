@@ -1,9 +1,9 @@
-"""What n-grams promise for the next step, known before it is decided who drafts.
+"""N-gram lookahead: the n-gram tree of the next step, made before an arm is chosen.
 
-What an arm gave on the average says little of n-grams: they give nothing for a while and then, in
-a passage that stands in the prompt, everything. So they are asked before every step, as long as
-that saves more time than it takes, and in vain for half a percent of all time. They draw no coins,
-so that a tree may be thrown away.
+An average predicts n-grams badly: they match nothing for a while and then, in a passage that is
+copied from the prompt, every token. So they are queried before every step while that saves more
+time than it takes; queries that save nothing may take half a percent of the time. The tree is made
+without randomness, so it may be thrown away.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from redwood.drafters.proposing import proposals
 from redwood.planner.budget import StepBudget
 from redwood.tree import TokenTree
 
-_SHARE = 0.005  # of the target's time may go to asking in vain
-_ALL = 8  # every so many answers have nodes that cannot pay as well: a low rate must not stay so
+_SHARE = 0.005  # of the target's time may go to queries that save nothing
+_FULL_EVERY = 8  # queries; these also return nodes that cannot pay, so that low rates can recover
 
 
 class Preview(NamedTuple):
-    """Trees by row, less the nodes that would not pay, and what is then expected of the step.
+    """Trees by row, without the nodes that do not pay, and the expectation of the step.
 
-    No trees: they were not asked for this step, and are not to draft.
+    No trees: the lookahead skips this step, and n-grams do not draft in it.
     """
 
     trees: list[TokenTree]
@@ -36,7 +36,7 @@ class Preview(NamedTuple):
 
     @property
     def tokens(self) -> float:
-        """Of all rows."""
+        """Expected, of all rows."""
         return self.times.tokens
 
     @property
@@ -46,59 +46,65 @@ class Preview(NamedTuple):
 
 
 class NgramLookahead:
-    """Asks an n-gram drafter: at every step while that pays, else as often as time allows."""
+    """Queries an n-gram drafter: at every step while that pays, else as often as its share of time
+    allows.
+
+    Args:
+        drafter: to query.
+    """
 
     def __init__(self, drafter: NgramDrafter) -> None:
         self._drafter = drafter
-        self._known: set[int] = set()  # texts it has read: the first time takes longer
-        self._answers = 0
-        self._cost = self._owed = 0.0  # of the last answer, and to be waited for; in plain passes
+        self._indexed: set[int] = set()  # texts that were read: the first query takes longer
+        self._queries = 0
+        # Cost of the last query, and query debt still to be paid off; unit: one plain pass.
+        self._cost = self._debt = 0.0
 
-    def ask(
+    def query(
         self, contexts: Sequence[Context], budgets: Sequence[int], times: StepBudget, speed: float
     ) -> Preview:
-        """Returns what the n-grams promise.
+        """Returns the trees of a step and what to expect of them; none while a debt is paid off.
 
         Args:
-            budgets: nodes of each row at most; a row with 1 gets a bare root.
+            budgets: most nodes of each row; a row with 1 gets a bare root.
             times: of the step; not changed.
-            speed: time now, in units of the curve's.
+            speed: current time of a pass over that of the latency model.
         """
         plain_ms, self._cost = times.of(times.rows), 0.0
-        self.rest()
-        if self._owed > 0.0:
+        self.skip()
+        if self._debt > 0.0:
             return Preview([], StepBudget(times.rows, times.times, nodes=times.rows))
-        self._owed = 0.0
-        self._answers += 1
+        self._debt = 0.0
+        self._queries += 1
         start = perf_counter()
-        least = _least_paying(times) if self._answers % _ALL else 0.0
+        least = _least_paying(times) if self._queries % _FULL_EVERY else 0.0
         trees = proposals(self._drafter, contexts, budgets, Limits(least=least))
-        if self._known.issuperset(context.key for context in contexts):
+        if self._indexed.issuperset(context.key for context in contexts):
             self._cost = 1e3 * (perf_counter() - start) / (speed * plain_ms)
-        self._known.update(context.key for context in contexts)
+        self._indexed.update(context.key for context in contexts)
         step = StepBudget(times.rows, times.times)
         return Preview(step.trim(trees, 0.0), step)
 
     def settle(self, saved: float) -> None:
-        """Notes what the last answer is expected to save, in plain passes; 0: it is not used."""
-        self._owed = max(0.0, self._owed + self._cost - saved)
+        """Credits the expected saving of the last query, in plain passes; 0: its tree is unused."""
+        self._debt = max(0.0, self._debt + self._cost - saved)
 
     @property
     def waits(self) -> int:
-        """Steps to come in which they would not be asked, whatever is judged."""
-        return max(0, int(self._owed / _SHARE))
+        """Steps to come that are skipped in any case, to pay off the debt."""
+        return max(0, int(self._debt / _SHARE))
 
-    def rest(self) -> None:
-        """Lets a step pass in which they are not asked."""
-        self._owed -= _SHARE
+    def skip(self) -> None:
+        """Pays off the share of one step."""
+        self._debt -= _SHARE
 
     def release(self, key: int) -> None:
         """Forgets a request."""
-        self._known.discard(key)
+        self._indexed.discard(key)
 
 
 def _least_paying(times: StepBudget) -> float:
-    """The chance that nodes must have to give more tokens per time than plain decoding does."""
+    """The acceptance rate from which a node gives more tokens per time than plain decoding."""
     plain_ms, more_ms = times.times[0], times.times[1:] - times.times[0]
     cheapest = (more_ms / np.arange(1, len(more_ms) + 1)).min(initial=np.inf)
     return float(times.rows * cheapest / plain_ms)

@@ -1,6 +1,6 @@
-"""What passes cost on this machine: measured, modelled, kept in a file.
+"""Latency of passes on this machine: measured, modelled, stored.
 
 Inside: `measure` (timing forwards), `latency` (the model of their times), `profile` and `key` (the
-file, and what it is valid for). Not here: what is made of it (planner), acceptance (bench). May
+file, and what it is valid for). Not here: decisions (planner), acceptance rates (bench). May
 import: drafters, backends and all below.
 """

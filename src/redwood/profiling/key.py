@@ -1,4 +1,4 @@
-"""What a profile belongs to: this model, these drafters, on this machine, with these options."""
+"""The key of a profile: the target, drafters, machine and options that it is valid for."""
 
 from __future__ import annotations
 

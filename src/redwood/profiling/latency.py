@@ -1,12 +1,12 @@
-"""How long one forward takes: measured points, and the curve through them. No clock inside.
+"""The latency model: the time of one forward, fitted to measured points. No clock inside.
 
-A forward of rows r with n_r new nodes behind L_r committed tokens is taken to last
+The time of a forward of rows r with n_r new nodes behind L_r committed tokens is modelled as
 
     base(sum of n_r)  +  sum over rows of (a n_r + b) L_r  +  c (rows - 1)
 
-`base` goes straight from one measured number of nodes to the next, so that the steps of the
-hardware stay in it. The second term is attention, which reads what a row holds, once per row and
-once per node; the third is what a further row costs apart from its nodes.
+`base` is linear between measured numbers of nodes, so that the steps of the hardware show in it.
+The second term is attention, which reads the keys and values of a row, once per row and once per
+node; the third is the overhead of a further row.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from redwood.errors import ArgumentError
 
-_LEAST_MS = 1e-6  # a time is never 0: it is divided by
+_LEAST_MS = 1e-6  # times are divisors: never 0
 
 
 @dataclass(frozen=True)
 class LatencyPoint:
-    """Forwards of one kind that were measured.
+    """Measurements of one kind of forward.
 
     Args:
         rows: rows in the forward, at least 1.
@@ -58,12 +58,12 @@ class LatencyPoint:
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """Milliseconds of one forward of a backend, from measured points.
+    """Milliseconds of one forward of a backend, fitted to measured points.
 
-    The base is measured with one row behind the context that has most points; further contexts and
-    rows give the other terms, each 0 where nothing was measured.
+    The base is fitted to the points of one row at the context that has most of them; further
+    contexts and rows give the other terms, each 0 without measurements.
 
-    Guarantee: never falls with more nodes, longer rows or more rows.
+    Guarantee: non-decreasing in nodes, in the length of rows and in their number.
 
     Raises:
         ArgumentError: no point for one row with one node, or the same forward twice.
@@ -82,7 +82,8 @@ class LatencyModel:
     def ms(self, nodes: Sequence[int], lengths: Sequence[int]) -> float:
         """Returns the milliseconds of one forward. A few microseconds for a few rows.
 
-        Past the largest measured number of nodes the base goes on as over its last half.
+        Past the largest measured number of nodes the base is extrapolated by the slope of its last
+        half.
 
         Args:
             nodes: [R] new nodes of each row, each at least 1.
@@ -124,7 +125,7 @@ class LatencyModel:
     def growth(self, lengths: Sequence[int], most: int) -> NDArray[np.float64]:
         """Returns the milliseconds of one forward of all rows as drafted nodes are added.
 
-        Which row gets a node is not told apart: each costs what it costs a row of mean length.
+        A node costs the same in every row: as in a row of mean length.
 
         Args:
             lengths: [R] committed tokens of each row, at least one row.
@@ -142,7 +143,7 @@ class LatencyModel:
 
 
 class _Fit(NamedTuple):
-    """The terms of a curve in milliseconds: `base` by nodes, its slope past the end, the rest."""
+    """The terms of the model in milliseconds: `base` by nodes, its slope past the end, the rest."""
 
     base: list[float]
     slope: float
@@ -166,7 +167,7 @@ def _fitted(points: Sequence[LatencyPoint]) -> _Fit:
         ]
     )
     rest = np.maximum(times - (per_node * counts + per_token) * context, _LEAST_MS)
-    steps = _rising(rest.tolist())
+    steps = _isotonic(rest.tolist())
     base = [0.0, *np.interp(np.arange(1, counts[-1] + 1), counts, steps).tolist()]
     curve = _Fit(base, _last_slope(base, counts.tolist()), per_node, per_token, 0.0)
     return curve._replace(per_row=_per_row(curve, [p for p in points if p.rows > 1]))
@@ -180,8 +181,8 @@ def _attention(more: Sequence[tuple[int, int, float, float]]) -> tuple[float, fl
     """Milliseconds per (node, token) and per token, neither negative, by least squares.
 
     Args:
-        more: nodes, further tokens, further milliseconds, milliseconds in all; the last weighs: a
-            long forward is not measured better than a short one.
+        more: nodes, further tokens, further milliseconds, milliseconds in all; errors are relative
+            to the last.
     """
     if not more:
         return 0.0, 0.0
@@ -197,8 +198,8 @@ def _attention(more: Sequence[tuple[int, int, float, float]]) -> tuple[float, fl
     return float(best[0]), float(best[1])
 
 
-def _rising(values: Sequence[float]) -> list[float]:
-    """The nearest values, in squares, that never fall: those that fall share their mean."""
+def _isotonic(values: Sequence[float]) -> list[float]:
+    """Isotonic (non-decreasing) least-squares fit, by pool-adjacent-violators."""
     blocks: list[tuple[float, int]] = []
     for value in values:
         mean, size = value, 1
@@ -210,18 +211,18 @@ def _rising(values: Sequence[float]) -> list[float]:
 
 
 def _last_slope(base: Sequence[float], counts: Sequence[int]) -> float:
-    """Milliseconds per node over the last half; in proportion where one number was measured."""
+    """Milliseconds per node over the last half; in proportion with a single number of nodes."""
     last = counts[-1]
     half = max((count for count in counts if count <= last / 2), default=0)
     return (base[last] - base[half]) / (last - half)
 
 
 def _per_row(curve: _Fit, points: Sequence[LatencyPoint]) -> float:
-    """Milliseconds of a further row: the median of what the other terms leave, 0 at least."""
-    left = []
+    """Milliseconds of a further row: the median residual of the other terms, at least 0."""
+    residuals = []
     for p in points:
         total, last = p.rows * p.nodes, len(curve.base) - 1
         base = curve.base[min(total, last)] + curve.slope * max(0, total - last)
         attention = p.rows * p.context * (curve.per_node * p.nodes + curve.per_token)
-        left.append((p.ms - base - attention) / (p.rows - 1))
-    return max(0.0, median(left)) if left else 0.0
+        residuals.append((p.ms - base - attention) / (p.rows - 1))
+    return max(0.0, median(residuals)) if residuals else 0.0

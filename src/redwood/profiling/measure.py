@@ -1,7 +1,7 @@
-"""Times the forwards of one backend, by rows, nodes and context: from a clock to a `LatencyModel`.
+"""Measures the forwards of one backend, by rows, nodes and context, for a `LatencyModel`.
 
-All kinds of forward take turns on rows that stay open, in an order that changes, so that a slow
-second of the machine hurts none of them alone. Random tokens: no prompt is needed.
+All kinds of forward are interleaved in changing order on rows that stay open, so that a slow second
+of the machine affects all of them. Tokens are random: no prompt is needed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redwood.backends.base import AcceptedPath, Backend, Nodes
+from redwood.backends.base import Backend, Nodes
+from redwood.backends.rows import fill
 from redwood.errors import ArgumentError
 from redwood.profiling.latency import LatencyModel, LatencyPoint
 
 QUICK_NODES = (1, 2, 4, 8, 16)
 """Unless a backend has `quick_nodes`: sizes for forwards that take seconds."""
 _QUICK_REPEATS, _QUICK_SECONDS = 9, 3.0
-_CHUNK = 512
 _FINEST_MS = 1e-3  # a coarse clock may say 0
 
 
@@ -43,42 +43,42 @@ def measure_curve(
     seconds: float,
     on_round: Callable[[int], None] | None = None,
 ) -> LatencyModel:
-    """Returns the curve through the medians of timed forwards.
+    """Returns the latency model of the medians of timed forwards.
 
-    Kinds that do not fit the backend's capacity are left out, and so are those that had no turn
-    when the time was over.
+    Kinds that exceed the backend's capacity, or that the time limit did not reach, are skipped.
 
     Args:
-        kinds: what to time, the dearest last; the first must have one row and one node.
+        kinds: what to time, the most expensive last; the first must have one row and one node.
         repeats: forwards of each kind.
-        seconds: no forward begins later than this after the rows were filled, but for the first.
+        seconds: time limit for starting forwards, from when the rows are filled; the first always
+            runs.
         on_round: called with the number of rounds done.
 
     Raises:
-        ArgumentError: no kinds, a first kind of another sort, repeats below 1.
+        ArgumentError: no kinds, another first kind, repeats below 1.
     """
     kinds = [k for k in dict.fromkeys(kinds) if k.context + k.nodes <= backend.capacity]
     if not kinds or kinds[0][:2] != (1, 1) or repeats < 1:
         raise ArgumentError("timing needs repeats, and one row with one node as its first kind")
-    tokens = _tokens(backend, max(k.context + k.nodes for k in kinds))
+    tokens = random_tokens(backend, max(k.context + k.nodes for k in kinds))
     times: dict[Kind, list[float]] = {kind: [] for kind in kinds}
-    with _rows(backend, kinds, tokens) as rows:
-        _forward(backend, kinds[0], rows, tokens)  # the first one warms up
+    with filled_rows(backend, kinds, tokens) as rows:
+        timed_forward(backend, kinds[0], rows, tokens)  # the first one warms up
         end = perf_counter() + seconds
         for turn in range(repeats):
             for kind in _order(kinds, turn):
                 if perf_counter() < end or not times[kinds[0]]:
-                    times[kind].append(_forward(backend, kind, rows, tokens))
+                    times[kind].append(timed_forward(backend, kind, rows, tokens)[0])
             if on_round is not None:
                 on_round(turn + 1)
     return LatencyModel(tuple(_point(kind, listed) for kind, listed in times.items() if listed))
 
 
 def quick_curve(backend: Backend, context: int = 128) -> LatencyModel:
-    """Returns a rough curve for one row, in about 4 seconds at most.
+    """Returns a rough latency model of one row, in about 4 seconds at most.
 
     1 to 16 nodes behind `context` tokens, or as many as fit; without a term for the context. Where
-    weights pass by in every forward, it takes the time of a few of those.
+    weights are streamed in every forward, it takes a few forwards.
     """
     slow: Sequence[int] | None = getattr(backend, "quick_nodes", None)
     if slow:
@@ -90,9 +90,9 @@ def quick_curve(backend: Backend, context: int = 128) -> LatencyModel:
 
 
 def fill_seconds(backend: Backend, context: int) -> float:
-    """Returns how long it takes to put `context` tokens into an empty row."""
-    tokens = _tokens(backend, context)
-    for _ in range(2):  # what is recorded the first time is there the second time
+    """Returns the prefill cost of `context` tokens, in seconds."""
+    tokens = random_tokens(backend, context)
+    for _ in range(2):  # the first forward may record a graph, the second uses it
         before = recordings_of(backend)
         row = backend.open()
         try:
@@ -107,18 +107,10 @@ def fill_seconds(backend: Backend, context: int) -> float:
     return took
 
 
-def fill(backend: Backend, row: int, tokens: Sequence[int]) -> None:
-    """Commits tokens to an empty row, a chunk at a time."""
-    for start in range(0, len(tokens), _CHUNK):
-        chunk = tokens[start : start + _CHUNK]
-        backend.extend([Nodes(row, chunk, num_logits=1)])
-        backend.commit([AcceptedPath(row, range(len(chunk)))])
-
-
 def wait_for(what: Tensor | torch.device) -> None:
     """Waits for the device of a tensor, or for a device.
 
-    Launches on a GPU return at once: a time is one only after the work is done.
+    Launches on a GPU are asynchronous: a time is valid only after synchronisation.
     """
     device = what.device if isinstance(what, Tensor) else what
     if device.type == "cuda":
@@ -126,28 +118,29 @@ def wait_for(what: Tensor | torch.device) -> None:
 
 
 def recordings_of(*backends: Backend) -> int:
-    """Returns how many forwards of these were recorded so far, which took longer than they will."""
+    """Returns how many graphs these have recorded; a forward that records one takes longer."""
     return sum(getattr(backend, "recordings", 0) for backend in backends)
 
 
-def _tokens(backend: Backend, count: int) -> list[int]:
+def random_tokens(backend: Backend, count: int) -> list[int]:
+    """Returns so many tokens of the vocabulary, the same ones in every call."""
     drawn = np.random.default_rng(0).integers(0, backend.vocab_size, count)
     listed: list[int] = drawn.tolist()
     return listed
 
 
 def _order(kinds: Sequence[Kind], turn: int) -> list[Kind]:
-    """As given in the first round; later ones are shuffled, so that neighbours change."""
+    """As given in the first round, shuffled in later ones."""
     if turn == 0:
         return list(kinds)
     return [kinds[i] for i in np.random.default_rng(turn).permutation(len(kinds))]
 
 
 @contextmanager
-def _rows(
+def filled_rows(
     backend: Backend, kinds: Sequence[Kind], tokens: Sequence[int]
 ) -> Iterator[dict[int, list[int]]]:
-    """Yields filled rows by context, as many as some kind needs."""
+    """Yields prefilled rows by context, as many as the kinds need, and releases them in the end."""
     rows: dict[int, list[int]] = {kind.context: [] for kind in kinds}
     try:
         for context, opened in rows.items():
@@ -160,24 +153,27 @@ def _rows(
             backend.release(row)
 
 
-def _forward(
+def timed_forward(
     backend: Backend, kind: Kind, rows: dict[int, list[int]], tokens: Sequence[int]
-) -> float:
-    """Milliseconds of one forward; the rows are cut back after it."""
+) -> tuple[float, Tensor]:
+    """Returns the milliseconds of one forward, and its first logits [nodes, V].
+
+    The rows, from `filled_rows`, are truncated after it.
+    """
     used = rows[kind.context][: kind.rows]
     new = tokens[kind.context : kind.context + kind.nodes]
     entries = [Nodes(row, new) for row in used]
-    for _ in range(2):  # what is recorded the first time is there the second time
+    for _ in range(2):  # the first forward may record a graph, the second uses it
         before = recordings_of(backend)
         start = perf_counter()
-        backend.extend(entries)
+        logits, *_ = backend.extend(entries)
         wait_for(backend.device)
         took = 1000.0 * (perf_counter() - start)
         for row in used:
             backend.truncate(row, kind.context)
         if recordings_of(backend) == before:
             break
-    return took
+    return took, logits
 
 
 def _point(kind: Kind, times: Sequence[float]) -> LatencyPoint:

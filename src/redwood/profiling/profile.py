@@ -1,7 +1,7 @@
-"""The calibration profile: what was measured of a target and its drafters, as values and as JSON.
+"""The calibration profile: measurements of a target and its drafters, as values and as JSON.
 
-Nothing is measured here (`redwood.bench.calibrate` does that), and nothing chosen by it. A profile
-belongs to its `ProfileKey`; it lies in the user's cache under a name made from that key.
+Measuring is `redwood.bench.calibrate`. A profile belongs to its `ProfileKey`, from which the name
+of its file in the user's cache is made.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class MeasuredAcceptance:
-    """Chance by rank that a drafted child is the accepted one, given that its parent was.
+    """Acceptance rates by rank: of a drafted child, given that its parent was accepted.
 
     Args:
         rates: [K] by rank, each in [0, 1], their sum at most 1.
         stderr: [K] standard errors; prompts, not positions, count as independent.
-        trials: positions that were looked at.
+        trials: positions that were measured.
         how: "teacher-forced" (chances along a plain text) or "decoded" (counts while decoding).
     """
 
@@ -56,13 +56,13 @@ class MeasuredAcceptance:
 
 @dataclass(frozen=True)
 class DrafterProfile:
-    """What was measured of one drafter. Temperatures are text: "0", "0.6".
+    """Measurements of one drafter. Temperatures are text: "0", "0.6".
 
     Args:
         name: as in `--drafter`.
         curve: forwards of the drafter's own model; None without a model.
         draft_ms: median milliseconds per proposed node, the drafter's own forwards apart.
-        acceptance: by temperature, each way of measuring once.
+        acceptance: per temperature, one entry per measurement method.
         reliability: by temperature, what the drafter learned about itself; read by the drafter.
         tokens_by_size: by temperature, measured tokens per target pass by nodes of the tree, the
             root included.

@@ -1,6 +1,6 @@
 """Passes over whole rows of the vocabulary: compiled where that was built, else NumPy's.
 
-Rows are dear at V = 152k: each function reads its row once or twice. None uses torch, whose threads
+A row is long (V = 152k), so each function reads it once or twice. None uses torch, whose threads
 would wake for such a row and then spin beside those of the native backend. Weights are
 probabilities times a common mass; the largest weight of a fresh row is 1.
 """

@@ -8,165 +8,21 @@ drafted token is judged by the very row that plain decoding would have used.
 from __future__ import annotations
 
 import math
-import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from redwood._defaults import Sampling as defaults
 from redwood.errors import ArgumentError, NumericalError
 from redwood.sampling import kernels
-from redwood.sampling.host_rows import HostRows
-from redwood.sampling.host_rows import array_of as _array
+from redwood.sampling.host_rows import array_of
 from redwood.sampling.kernels import AnyRow, Row
-from redwood.sampling.noise import GumbelNoise as GumbelNoise
-from redwood.sampling.noise import coupled_choice, gumbel
-from redwood.sampling.noise import draw as draw
-from redwood.tree import TokenTree
+from redwood.sampling.params import SamplingParams
 
+NOT_FINITE = "the model returned NaN or infinite logits: try --dtype float32, or check its weights"
 _HUGE = 1e300
-_NOT_FINITE = "the model returned NaN or infinite logits: try --dtype float32, or check its weights"
-VERIFIERS = ("auto", "traversal", "recursive", "coupled")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingParams:
-    """How one request is answered. Temperature 0 is arg-max.
-
-    Args:
-        max_tokens: most tokens to generate, at least 1.
-        temperature: 0 or more.
-        top_k: keep the k most probable tokens (and ties); 0 keeps all.
-        top_p: keep the smallest set of most probable tokens with this mass, in (0, 1].
-        min_p: keep tokens with at least this share of the top one's probability, in [0, 1].
-        repetition_penalty: > 0; divides positive and multiplies negative logits of tokens seen in
-            prompt or output.
-        presence_penalty, frequency_penalty: [-2, 2]; subtracted once, or per occurrence, from the
-            logits of tokens in the output.
-        logit_bias: token id -> value added to its logit.
-        seed: makes the text a function of prompt, parameters and seed.
-        stop: strings that end the text; they are not part of it.
-        ignore_eos: go on after an end-of-sequence token.
-        logits_processor: for callers with their own rule: (token ids int64 [1, L], scores float32
-            [1, V]) -> scores [1, V], as in Transformers; called once per path, after the
-            penalties and the bias. It may set scores to -inf.
-        verifier: "traversal", "recursive", "coupled", or "auto": coupled with a seed, else
-            traversal.
-        logprobs: None, or how many of the most probable tokens to report at every token beside its
-            own log-probability, 0 to 20.
-        speculate: False: plain decoding for this request.
-        prediction: token ids that the answer is expected to be; drafted as long as they fit.
-
-    Raises:
-        ArgumentError: a value out of range; the message names it.
-    """
-
-    max_tokens: int = defaults.max_tokens
-    temperature: float = defaults.temperature
-    top_k: int = defaults.top_k
-    top_p: float = defaults.top_p
-    min_p: float = defaults.min_p
-    repetition_penalty: float = defaults.repetition_penalty
-    presence_penalty: float = defaults.presence_penalty
-    frequency_penalty: float = defaults.frequency_penalty
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    seed: int | None = None
-    stop: Sequence[str] = ()
-    ignore_eos: bool = False
-    logits_processor: Callable[[Tensor, Tensor], Tensor] | None = None
-    verifier: str = defaults.verifier
-    logprobs: int | None = None
-    speculate: bool = True
-    prediction: Sequence[int] = ()
-
-    def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
-        _require(stop is None or isinstance(stop, Sequence), self, "stop", "a string or a list")
-        object.__setattr__(self, "stop", tuple(stop or ()))
-        biases = {} if self.logit_bias is None else self.logit_bias
-        _require(isinstance(biases, Mapping), self, "logit_bias", "a map from token ids to numbers")
-        object.__setattr__(self, "logit_bias", dict(biases))
-        _require(isinstance(self.ignore_eos, bool), self, "ignore_eos", "True or False")
-        processor = self.logits_processor
-        _require(processor is None or callable(processor), self, "logits_processor", "a function")
-        _require(_is_int(self.max_tokens) and self.max_tokens >= 1, self, "max_tokens", ">= 1")
-        _require(_in(self.temperature, 0.0, math.inf), self, "temperature", "finite and >= 0")
-        _require(_is_int(self.top_k) and self.top_k >= 0, self, "top_k", "0 (off) or more")
-        _require(_in(self.top_p, 0.0, 1.0) and self.top_p > 0, self, "top_p", "in (0, 1]")
-        _require(_in(self.min_p, 0.0, 1.0), self, "min_p", "in [0, 1]")
-        _require(
-            _in(self.repetition_penalty, 0.0, math.inf) and self.repetition_penalty > 0,
-            self,
-            "repetition_penalty",
-            "finite and > 0",
-        )
-        for name in ("presence_penalty", "frequency_penalty"):
-            _require(_in(getattr(self, name), -2.0, 2.0), self, name, "in [-2, 2]")
-        for token, bias in self.logit_bias.items():
-            if not _is_int(token) or token < 0 or not _in(bias, -math.inf, math.inf):
-                raise ArgumentError(
-                    f"logit_bias {{{token!r}: {bias!r}}} must map token ids to numbers"
-                )
-        if self.seed is not None:
-            _require(
-                _is_int(self.seed) and abs(self.seed) < 2**64, self, "seed", "a 64-bit integer"
-            )
-        if any(not isinstance(s, str) or not s for s in self.stop):
-            raise ArgumentError(f"stop {list(self.stop)!r} must hold non-empty strings")
-        _require(self.verifier in VERIFIERS, self, "verifier", f"one of {', '.join(VERIFIERS)}")
-        count = self.logprobs
-        _require(count is None or _is_int(count) and 0 <= count <= 20, self, "logprobs", "0 to 20")
-        _require(isinstance(self.speculate, bool), self, "speculate", "True or False")
-        predicted = () if self.prediction is None else self.prediction
-        _require(
-            isinstance(predicted, Sequence) and all(_is_int(t) and t >= 0 for t in predicted),
-            self,
-            "prediction",
-            "token ids",
-        )
-        object.__setattr__(self, "prediction", tuple(predicted))
-
-    @property
-    def coupled(self) -> bool:
-        """Whether the text is that of plain seeded decoding (shared noise)."""
-        if self.verifier == "auto":
-            return self.seed is not None
-        return self.verifier == "coupled"
-
-    @property
-    def needs_history(self) -> bool:
-        """Whether a row of probabilities depends on more than the logits."""
-        return (
-            self.logits_processor is not None
-            or self.repetition_penalty != 1.0
-            or self.presence_penalty != 0.0
-            or self.frequency_penalty != 0.0
-        )
-
-    @classmethod
-    def names(cls) -> list[str]:
-        """Returns the names of all parameters."""
-        return [f.name for f in fields(cls)]
-
-
-def _require(ok: bool, params: SamplingParams, name: str, rule: str) -> None:
-    if not ok:
-        raise ArgumentError(f"{name} {getattr(params, name)!r} must be {rule}")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _in(value: object, low: float, high: float) -> bool:
-    """NaN and infinities are in no range."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return low <= value <= high and abs(value) <= sys.float_info.max
 
 
 class History:
@@ -213,12 +69,13 @@ def scores(
         ArgumentError: a logit_bias token outside the vocabulary, a logits_processor that returns
             something else than scores.
     """
-    return _scores(_array(logits), params, history, path)
+    return scores_of(array_of(logits), params, history, path)
 
 
-def _scores(row: AnyRow, params: SamplingParams, history: History, path: Sequence[int]) -> Tensor:
+def scores_of(row: AnyRow, params: SamplingParams, history: History, path: Sequence[int]) -> Tensor:
+    """As `scores`, of a row [V] on the host."""
     if not kernels.row_range(row).finite:
-        raise NumericalError(_NOT_FINITE)
+        raise NumericalError(NOT_FINITE)
     row = row.astype(np.float64)
     if params.needs_history:
         history.penalise(row, path, params)
@@ -232,7 +89,7 @@ def _scores(row: AnyRow, params: SamplingParams, history: History, path: Sequenc
         # A processor made for the target may widen the row of a drafter with fewer tokens.
         if not isinstance(given, Tensor) or given.ndim != 2 or given.shape[1] < len(row):
             raise ArgumentError(f"logits_processor must return scores of shape [1, {len(row)}]")
-        row = _array(given[0, : len(row)]).astype(np.float64)
+        row = array_of(given[0, : len(row)]).astype(np.float64)
         if not float(row.max()) > -math.inf:
             raise NumericalError("logits_processor left no token to choose from")
     return torch.from_numpy(row)
@@ -241,13 +98,13 @@ def _scores(row: AnyRow, params: SamplingParams, history: History, path: Sequenc
 def check_finite(logits: Tensor) -> None:
     """Raises NumericalError where logits [V] or [N, V] are NaN or infinite."""
     if logits.device.type == "cpu":
-        rows = _array(logits.reshape(-1, logits.shape[-1]))
+        rows = array_of(logits.reshape(-1, logits.shape[-1]))
         fine = all(kernels.row_range(row).finite for row in rows)
     else:
         low, high = torch.aminmax(logits)
         fine = bool(torch.isfinite(low) & torch.isfinite(high))
     if not fine:
-        raise NumericalError(_NOT_FINITE)
+        raise NumericalError(NOT_FINITE)
 
 
 def probs_from_scores(row: Tensor, params: SamplingParams) -> Tensor:
@@ -262,15 +119,22 @@ def probs_from_scores(row: Tensor, params: SamplingParams) -> Tensor:
     """
     if params.temperature == 0.0:
         return torch.nn.functional.one_hot(row.argmax(), len(row)).double()
-    scored = _array(row)
-    weights, mass = _weigh(scored, kernels.row_range(scored), params)
+    scored = array_of(row)
+    weights, mass = weigh(scored, kernels.row_range(scored), params)
     return torch.from_numpy(weights / mass)
 
 
-def _weigh(row: AnyRow, held: kernels.Range, params: SamplingParams) -> tuple[Row, float]:
-    """Probabilities of a row, times the mass that is returned beside them."""
+def weigh(row: AnyRow, held: kernels.Range, params: SamplingParams) -> tuple[Row, float]:
+    """Returns the probabilities of a row, float64 [V], times a mass, and that mass.
+
+    Args:
+        row: [V] scores, and their range.
+
+    Raises:
+        NumericalError: NaN, +inf, or nothing above -inf.
+    """
     if not math.isfinite(held.high):
-        raise NumericalError(_NOT_FINITE)
+        raise NumericalError(NOT_FINITE)
     # NOTE: the maximum is taken off first: a temperature near 0 must not overflow.
     weights, mass = kernels.weigh(row, held.high, params.temperature)
     if params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0:
@@ -310,87 +174,6 @@ def top(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if rows.device.type != "cpu":
         best = rows.topk(count, dim=-1)
         return best.values.cpu(), best.indices.cpu()
-    found = [kernels.top(row, count) for row in _array(rows)]
+    found = [kernels.top(row, count) for row in array_of(rows)]
     values, ids = (np.stack(part) for part in zip(*found, strict=True))
     return torch.from_numpy(values), torch.from_numpy(ids)
-
-
-def _best_of_rows(logits: Tensor, arrays: AnyRow | None) -> list[int]:
-    """Returns the arg-max of every row [N, V]; arrays: the same on the CPU, None elsewhere.
-
-    Raises: NumericalError where any entry is NaN or infinite.
-    """
-    if arrays is None:
-        low, high = torch.aminmax(logits)
-        fine = torch.isfinite(low) & torch.isfinite(high)
-        # For all rows and the check: the device is waited for once.
-        all_fine, *best = torch.cat([fine[None].long(), logits.argmax(-1)]).tolist()
-        if not all_fine:
-            raise NumericalError(_NOT_FINITE)
-        return best
-    held = [kernels.row_range(row) for row in arrays]
-    if not all(row.finite for row in held):
-        raise NumericalError(_NOT_FINITE)
-    return [row.best for row in held]
-
-
-class PathRows:
-    """The target's rows for one tree, computed when asked for: rows are dear at V = 152k.
-
-    Args:
-        logits: [N, V], row i after node i.
-        tree: the tree that was scored.
-        params, history: of the request, before this tree.
-    """
-
-    def __init__(
-        self, logits: Tensor, tree: TokenTree, params: SamplingParams, history: History
-    ) -> None:
-        self._tree, self._params, self._history = tree, params, history
-        self._best: list[int] | None = None
-        self._bare = not (params.needs_history or params.logit_bias)
-        self._plain = self._bare and params.temperature > 0.0
-        self._rows = HostRows(logits, tree)
-        if self._bare and params.temperature == 0.0:
-            self._best = _best_of_rows(logits, self._rows.all)
-
-    def scores(self, node: int) -> Tensor:
-        """Returns float64 [V]: the logits after `node` with everything but temperature applied."""
-        path: list[int] = []
-        if self._params.needs_history:
-            path = [self._tree.token_list[i] for i in self._tree.path(node)[1:]]
-        return _scores(self._rows[node], self._params, self._history, path)
-
-    def weights(self, node: int) -> tuple[Row, float]:
-        """Returns the probabilities after `node` times their mass, float64 [V], and that mass.
-
-        Guarantee: no weight is negative or NaN, the mass is positive; the array is the caller's.
-        """
-        if self._params.temperature == 0.0:
-            return probs_from_scores(self.scores(node), self._params).numpy(), 1.0
-        row = self._rows[node] if self._plain else self.scores(node).numpy()
-        held = kernels.row_range(row)
-        if self._plain and not held.finite:
-            raise NumericalError(_NOT_FINITE)
-        return _weigh(row, held, self._params)
-
-    def __getitem__(self, node: int) -> Row:
-        """Returns the probabilities after `node`, float64 [V]."""
-        weights, mass = self.weights(node)
-        return weights / mass
-
-    def best(self, node: int) -> int:
-        """Returns the arg-max after `node`; the lowest id among equals."""
-        if self._best is not None:
-            return self._best[node]
-        row = self._rows[node] if self._bare else self.scores(node).numpy()
-        return int(row.argmax())
-
-    def choice(self, node: int, noise: GumbelNoise, position: int) -> int:
-        """Returns the arg-max of log p + noise(position) after `node`, as `coupled_choice` would.
-
-        The noise is made for the few tokens that may win.
-        """
-        weights, mass = self.weights(node)
-        ids, uniforms = kernels.race(weights, noise.key, position)
-        return int(ids[coupled_choice(weights[ids] / mass, gumbel(uniforms))])

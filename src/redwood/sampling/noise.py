@@ -15,25 +15,18 @@ class GumbelNoise:
 
     Calling it with a position gives a float64 row [V] that depends on nothing else, so drafter and
     target see the same noise, and so does plain decoding. Source: shared-noise coupling of
-    Daliri et al. (arXiv 2408.07978) and GLS (2506.05632). The latest rows are kept.
+    Daliri et al. (arXiv 2408.07978) and GLS (2506.05632).
     """
 
-    def __init__(self, seed: int, vocab_size: int, kept_rows: int = 16) -> None:
-        self.key, self._size, self._kept = seed % 2**64, vocab_size, kept_rows
-        self._rows: dict[int, Row] = {}
+    def __init__(self, seed: int, vocab_size: int) -> None:
+        self.key, self._size = seed % 2**64, vocab_size
 
     def at(self, position: int, ids: NDArray[np.int64]) -> Row:
         """Returns the noise of these tokens [M] at a position, without making the row."""
         return gumbel(kernels.uniforms_at(self.key, position, ids))
 
     def __call__(self, position: int) -> Row:
-        row = self._rows.get(position)
-        if row is None:
-            row = gumbel(uniforms(self.key, position, self._size))
-            while len(self._rows) >= self._kept:
-                del self._rows[next(iter(self._rows))]
-            self._rows[position] = row
-        return row
+        return gumbel(uniforms(self.key, position, self._size))
 
 
 def gumbel(values: Row) -> Row:

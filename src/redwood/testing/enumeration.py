@@ -22,6 +22,7 @@ UniformsRule = Callable[[TokenTree, Row, Row], Acceptance]
 T = TypeVar("T")
 
 _FINEST = 2.0**-50  # boxes thinner than this are not cut again
+_PROBES = 2  # points per box from which borders are looked for, along every axis
 
 
 class ExactnessError(RedwoodError, AssertionError):
@@ -133,7 +134,7 @@ def outcomes(rule: Rule, tree: TokenTree, target_probs: Row) -> list[tuple[float
     return list(runs(lambda script: rule(tree, target_probs, ScriptedChance(script))))
 
 
-def bisected(rule: UniformsRule, *, probes: int = 2) -> Rule:
+def bisected(rule: UniformsRule) -> Rule:
     """Returns a rule for this kit that behaves as a rule reading plain numbers does.
 
     The cube [0, 1)^N is cut into boxes on which the rule always answers the same; every border is
@@ -141,15 +142,13 @@ def bisected(rule: UniformsRule, *, probes: int = 2) -> Rule:
 
     Args:
         rule: (tree, target_probs [N, V], uniforms [N] float64) -> Acceptance, without other chance.
-        probes: points per box from which borders are looked for, along every axis. One is enough
-            for rules whose every decision shows in what they return.
     """
     known: WeakKeyDictionary[TokenTree, tuple[Row, list[Acceptance]]] = WeakKeyDictionary()
 
     def by_boxes(tree: TokenTree, target_probs: Row, chance: Chance) -> Acceptance:
         if tree not in known:
             shares = _box_shares(
-                lambda uniforms: _key(rule(tree, target_probs, uniforms)), len(tree), probes
+                lambda uniforms: _key(rule(tree, target_probs, uniforms)), len(tree)
             )
             found = [Acceptance(list(nodes), token) for nodes, token in shares]
             known[tree] = np.array(list(shares.values())), found
@@ -167,13 +166,13 @@ def _key(acceptance: Acceptance) -> _Key:
     return tuple(acceptance.nodes), int(acceptance.next_token)
 
 
-def _box_shares(answer: _Answer, size: int, probes: int) -> dict[_Key, float]:
+def _box_shares(answer: _Answer, size: int) -> dict[_Key, float]:
     """Volume of the part of the cube on which each answer is given."""
     shares: dict[_Key, float] = {}
     boxes = [(np.zeros(size), np.ones(size))]
     while boxes:
         low, high = boxes.pop()
-        cut = _find_cut(answer, low, high, probes)
+        cut = _find_cut(answer, low, high)
         if cut is None:
             key = answer((low + high) / 2)
             shares[key] = shares.get(key, 0.0) + float(np.prod(high - low))
@@ -185,10 +184,10 @@ def _box_shares(answer: _Answer, size: int, probes: int) -> dict[_Key, float]:
     return shares
 
 
-def _find_cut(answer: _Answer, low: Row, high: Row, probes: int) -> tuple[int, float] | None:
+def _find_cut(answer: _Answer, low: Row, high: Row) -> tuple[int, float] | None:
     """An axis and a border on it where the answer changes inside the box, if one is found."""
     size = len(low)
-    for probe in range(probes):
+    for probe in range(_PROBES):
         # The centre, then points of a lattice that no simple threshold falls on.
         at = (0.5 + probe * (0.618 + 0.414 * np.arange(size))) % 1.0
         point = low + (high - low) * at

@@ -125,8 +125,3 @@ def agreement(model: Any, samples: Sequence[Sample], most_tokens: int = 2048) ->
 def context_of(model: Any) -> int:
     """Returns how many tokens a model can hold."""
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 4096)
-
-
-def all_ones(samples: Sequence[Sample]) -> Weights:
-    """Returns weights by which every token of every answer counts the same."""
-    return [np.ones(len(sample.answer), np.float32) for sample in samples]
