@@ -22,6 +22,7 @@ from redwood.profiling.latency import LatencyModel, LatencyPoint
 from redwood.sampling import History, SamplingParams
 from redwood.testing import TableBackend
 from redwood.tree import TokenTree
+from table_kit import NoisyTable
 
 PROMPTS = [[5, 9, 17, 33, 5, 9, 17, 40, 5, 9], [2, 3, 2, 3, 2, 3, 2], [77], list(range(100, 160))]
 VOCAB = 300
@@ -54,31 +55,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> ScriptedClock:
     return made
 
 
-class TimedTable(TableBackend):
-    """A table whose passes take what a curve says, and whose logits may be off by some noise."""
+class TimedTable(NoisyTable):
+    """A table whose passes take what a curve says."""
 
     def __init__(
-        self,
-        clock: ScriptedClock,
-        slope: float,
-        base: float = 10.0,
-        *,
-        vocab_size: int = VOCAB,
-        capacity: int = 256,
-        noise: float = 0.0,
+        self, clock: ScriptedClock, slope: float, base: float = 10.0, **options: Any
     ) -> None:
-        super().__init__(vocab_size, capacity=capacity)
-        self._clock, self._slope, self._base, self._noise = clock, slope, base, noise
-        self._wrong = TableBackend(vocab_size, seed=7, spread=noise)
+        super().__init__(**{"noise": 0.0, **options})
+        self._clock, self._slope, self._base = clock, slope, base
 
     def extend(self, rows: Sequence[Nodes]) -> list[Tensor]:
         count = sum(len(nodes.token_ids) for nodes in rows)
         self._clock.now += (self._base + self._slope * (count - 1)) / 1e3
         return super().extend(rows)
-
-    def logits(self, text: Sequence[int]) -> Tensor:
-        right = super().logits(text)
-        return right + self._wrong.logits(text) if self._noise else right
 
 
 def drafter_of(name: str, clock: ScriptedClock | None = None, **options: Any) -> Any:
