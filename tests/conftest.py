@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 # Their fixtures, and what may be skipped.
 pytest_plugins = [
-    "convert_kit",
+    "fork_kit",
     "hf_kit",
     "models_kit",
     "page_kit",

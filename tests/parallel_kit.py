@@ -115,7 +115,7 @@ class Launch:
 def fork_server() -> Any:
     """The context of a process that has imported everything once, which is started here."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["parallel_kit", "convert_kit"])
+    context.set_forkserver_preload(["parallel_kit", "fork_kit"])
     before = os.environ.get("PYTHONPATH")
     # NOTE: Python 3.11 imports what is to be preloaded without the path of this process.
     os.environ["PYTHONPATH"] = os.pathsep.join(
