@@ -14,7 +14,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 # Their fixtures, and what may be skipped.
-pytest_plugins = ["hf_kit", "models_kit", "page_kit", "server_kit", "skips_kit"]
+pytest_plugins = [
+    "fork_kit",
+    "hf_kit",
+    "models_kit",
+    "page_kit",
+    "planner_kit",
+    "server_kit",
+    "skips_kit",
+]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)  # tiny models: a second thread only waits

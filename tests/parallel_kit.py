@@ -58,7 +58,7 @@ class Launch:
     def __init__(
         self, folder: Path, task: Callable[..., Any], *given: Sequence[Any], **env: str
     ) -> None:
-        context = _fork_server()
+        context = fork_server()
         folder.mkdir()
         self.folder, port = folder, _free_port()
         self.processes = [
@@ -112,10 +112,10 @@ class Launch:
             time.sleep(0.01)
 
 
-def _fork_server() -> Any:
-    """Starts the process that ranks are forked from, if there is none."""
+def fork_server() -> Any:
+    """The context of a process that has imported everything once, which is started here."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["parallel_kit"])
+    context.set_forkserver_preload(["parallel_kit", "fork_kit"])
     before = os.environ.get("PYTHONPATH")
     # NOTE: Python 3.11 imports what is to be preloaded without the path of this process.
     os.environ["PYTHONPATH"] = os.pathsep.join(

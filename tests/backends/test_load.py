@@ -202,6 +202,7 @@ def test_a_damaged_gguf_is_an_error_on_either_backend(world: FakeWorld, tmp_path
         open_model(str(tmp_path / "mine.gguf"), device="cpu")
 
 
+@pytest.mark.usefixtures("forked_conversions")
 def test_a_gguf_is_the_same_model_native_and_converted(tmp_path: Path) -> None:
     write_small_gguf(tmp_path / "small.gguf")
     name = str(tmp_path / "small.gguf")

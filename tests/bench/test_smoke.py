@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import redwood
+from parallel_kit import fork_server
 from redwood.backends.eager.stock import DTYPES
 from redwood.backends.native.packed import WEIGHTS as NATIVE_WEIGHTS
 from redwood.backends.offload.forms import WEIGHTS as OFFLOAD_WEIGHTS
@@ -24,7 +25,8 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture
 def smoke(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The script as a module."""
+    """The script as a module, whose rows are forked from a process that has imported torch."""
+    fork_server()
     monkeypatch.syspath_prepend(str(FOLDER))
     yield importlib.import_module("smoke")
     del sys.modules["smoke"]

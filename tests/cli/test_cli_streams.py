@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fork_kit import command, forked
+
 PATIENCE_S = 120.0
 TREE = ["tree", "--acceptance", "0.8,0.1", "--size", "4"]
 
@@ -58,11 +60,12 @@ def test_a_model_answers_without_stdin_and_not_without_stdout(tiny_model_folder:
     model = ["-t", str(tiny_model_folder), "--drafter", "ngram", "--backend", "eager"]
     ran = run(["generate", "Tom", *model, "--max-tokens", "4"], closed(0, 2))
     assert ran.returncode == 0 and ran.stdout
-    ran = run(["generate", "Tom", *model, "--max-tokens", "4"], closed(1))
+    ran = forked(command, "generate", "Tom", *model, "--max-tokens", "4", closed=[1])
     assert ran.returncode == 1 and ran.stderr.endswith("stdout is closed\n")
     assert "Traceback" not in ran.stderr
-    assert run(["chat", *model], closed(0)).returncode == 0  # it ends, as at the end of a file
-    assert "empty" in run(["generate", "-", *model], closed(0)).stderr
+    ran = forked(command, "chat", *model, closed=[0])
+    assert ran.returncode == 0  # it ends, as at the end of a file
+    assert "empty" in forked(command, "generate", "-", *model, closed=[0]).stderr
 
 
 def test_no_file_gets_the_number_of_a_stream(tmp_path: Path) -> None:

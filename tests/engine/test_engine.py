@@ -26,6 +26,8 @@ from redwood.errors import (
     TokenizerMismatchError,
 )
 from redwood.sampling import SamplingParams
+from redwood.testing import TableBackend
+from table_kit import NoisyTable
 
 PROMPTS = [
     [5, 9, 17, 33, 5, 9, 17, 40, 5, 9],
@@ -35,18 +37,12 @@ PROMPTS = [
 ]
 
 
-def _target() -> Any:
-    return wrap_model(tiny_llama())
+def _target() -> TableBackend:
+    return TableBackend(300, capacity=256)
 
 
-def _draft_model(seed: int = 0) -> Any:
-    """The target with noise on its weights: often right, often wrong."""
-    model = tiny_llama()
-    torch.manual_seed(seed + 7)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn_like(weight) * 0.08 * weight.std())
-    return wrap_model(model)
+def _draft_model(seed: int = 0) -> TableBackend:
+    return NoisyTable(noise_seed=seed + 7)
 
 
 DRAFTERS: dict[str, Any] = {
@@ -139,9 +135,9 @@ def test_processors_are_computed_per_path(params: dict[str, Any]) -> None:
         assert _answer(_target(), DRAFTERS[name](), PROMPTS, 12, **params) == want
 
 
-def _peaked() -> Any:
+def _peaked() -> TableBackend:
     """A small vocabulary, so that a law can be counted."""
-    return wrap_model(tiny_llama(vocab_size=12, initializer_range=0.25, eos_token_id=None))
+    return TableBackend(12)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +154,7 @@ def _peaked() -> Any:
 )
 def test_two_tokens_follow_the_targets_law(name: str, law: str, verifier: str) -> None:
     target = _peaked()
-    other = wrap_model(tiny_llama(5, 1, vocab_size=12, initializer_range=0.25, eos_token_id=None))
+    other = NoisyTable(12, noise=1.0)
     shape = [-1, 0, 0, 1, 1, 2]
     drafter: Drafter = NgramDrafter()
     if name != "ngram":
@@ -189,24 +185,16 @@ def test_two_tokens_follow_the_targets_law(name: str, law: str, verifier: str) -
     assert chisquare(observed[used], expected[used]).pvalue > 1e-4
 
 
-def _law(target: Any, prompt: list[int]) -> np.ndarray[Any, Any]:
+def _law(target: TableBackend, prompt: list[int]) -> np.ndarray[Any, Any]:
     """Joint law of two tokens at temperature 0.9, top-p 0.95, straight from the definition."""
-    model = target.model
 
-    def row(tokens: list[int]) -> np.ndarray[Any, Any]:
-        with torch.inference_mode():
-            target_row = target.open()
-            from redwood.backends.base import Nodes
-
-            (logits,) = target.extend([Nodes(target_row, tokens, num_logits=1)])
-            target.release(target_row)
-        probs = torch.softmax(logits[0].double() / 0.9, -1).numpy()
+    def row(tokens: list[int]) -> Any:
+        probs = torch.softmax(target.logits(tokens).double() / 0.9, -1).numpy()
         order = np.argsort(-probs)
         kept = np.cumsum(probs[order]) - probs[order] < 0.95
         probs[order[~kept]] = 0
         return probs / probs.sum()
 
-    assert model.config.vocab_size == 12
     first = row(prompt)
     return np.stack([first[t] * row([*prompt, t]) for t in range(12)])
 
@@ -224,7 +212,7 @@ def test_drafted_tokens_are_accepted_and_counted() -> None:
 
 
 def test_end_of_sequence_ends_inside_an_accepted_path() -> None:
-    plain = _answer(_target(), NoDrafter(), PROMPTS, 1)
+    plain = _answer(_target(), NoDrafter(), PROMPTS, 1, ignore_eos=True)
     for prompt, tokens in zip(PROMPTS, plain, strict=True):
         eos = tokens[len(tokens) // 2]
         want = tokens[: tokens.index(eos) + 1]
@@ -239,7 +227,7 @@ def test_end_of_sequence_ends_inside_an_accepted_path() -> None:
 
 @pytest.mark.parametrize("budget", [1, 12])
 def test_the_context_is_filled_to_the_last_slot_and_no_further(budget: int) -> None:
-    target = wrap_model(tiny_llama(), 64)
+    target = TableBackend(300, capacity=64)
     engine = Engine(target, ModelDrafter(_target()), budget=budget)
     output = engine.generate(list(range(2, 52)), max_tokens=1000)
     assert isinstance(output, redwood.Output)
@@ -247,7 +235,7 @@ def test_the_context_is_filled_to_the_last_slot_and_no_further(budget: int) -> N
 
 
 def test_a_drafter_with_a_shorter_context_stops_drafting() -> None:
-    short = wrap_model(tiny_llama(), 40)
+    short = TableBackend(300, capacity=40)
     want = _answer(_target(), NoDrafter(), [PROMPTS[0]], 1, max_tokens=100)
     assert _answer(_target(), ModelDrafter(short), [PROMPTS[0]], 8, max_tokens=100) == want
 

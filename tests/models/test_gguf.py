@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -15,6 +14,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from calls_kit import counted_calls, ended_where_it_hangs  # noqa: F401
 from redwood.errors import ModelError
 from redwood.models._gguf import BLOCKS, GGUFFile, Tensor
 
@@ -107,10 +107,9 @@ def build(
 def refusal(tmp_path: Path, contents: bytes) -> str:
     path = tmp_path / "bad.gguf"
     path.write_bytes(contents)
-    start = time.perf_counter()
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError) as caught, counted_calls() as calls:
         GGUFFile(path)
-    assert time.perf_counter() - start < 5
+    assert sum(calls.values()) < 20 * (100 + len(contents) / 8), "a long loop"
     message = str(caught.value)
     assert message.startswith(str(path)) and "\n" not in message
     return message
@@ -298,12 +297,10 @@ def test_a_file_cut_at_any_byte_is_refused(good: Path, tmp_path: Path) -> None:
 
 
 def survives(path: Path) -> None:
-    start = time.perf_counter()
     try:
         contents_of(path)
     except ModelError:
         pass
-    assert time.perf_counter() - start < 5  # none takes a millisecond; the machine may be busy
 
 
 FUZZ = settings(
@@ -362,11 +359,13 @@ def test_noise_after_a_header_is_read_or_refused(
     survives(path)
 
 
-def test_a_long_vocabulary_opens_fast(tmp_path: Path) -> None:
+def test_a_long_vocabulary_is_decoded_where_it_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "vocabulary.gguf"
     words = b"".join(text(f"word{number}") for number in range(150_000))
     path.write_bytes(build([entry("words", 9, LIST(8, 150_000) + words)]))
-    start = time.perf_counter()
-    with GGUFFile(path) as file:
-        assert time.perf_counter() - start < 1  # some 0.05 s; the machine may be busy
+    with counted_calls() as calls:
+        file = GGUFFile(path)
+    # To open it means one look at each length, and nothing else for each of the words.
+    assert calls.pop("unpack_from") < 150_100 and sum(calls.values()) < 500
+    with file:
         assert file.metadata["words"][149_999] == "word149999"  # type: ignore[index]

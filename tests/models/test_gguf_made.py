@@ -19,6 +19,7 @@ from redwood.errors import ArgumentError, ModelError
 from redwood.models import _cache, _convert
 from redwood.models.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.usefixtures("forked_conversions")
 SIZE = len(byte_level()["tokenizer.ggml.tokens"])
 
 

@@ -19,6 +19,7 @@ from redwood.models._gguf import GGUFFile
 from redwood.models._gguf_parts import GGUFModel, merge
 from redwood.profiling import key
 
+pytestmark = pytest.mark.usefixtures("forked_conversions")
 MODEL = tiny_model("llama", vocab_size=300)
 TENSORS = gguf_tensors(MODEL)
 NAMES = list(TENSORS)

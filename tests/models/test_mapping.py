@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fork_kit import forked, script
 from redwood.models import mapping
 
 PATIENCE_S = 120.0
@@ -92,7 +93,8 @@ def test_packed_weights_that_are_cut_are_named_and_made_again(
     tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     for _ in range(2):  # the second start finds the file damaged, and makes it again
-        ran = run(_LOADED, str(tiny_model_folder), XDG_CACHE_HOME=str(tmp_path))
+        env = {"PYTHONFAULTHANDLER": "", "XDG_CACHE_HOME": str(tmp_path)}
+        ran = forked(script, _LOADED, str(tiny_model_folder), env={**os.environ, **env})
         path = ran.stdout.splitlines()[-1]
         assert ran.returncode == 1 and path.startswith(str(tmp_path)), ran.stderr
         assert ran.stderr.splitlines()[-1] == f"error: {path} {_SAID}"

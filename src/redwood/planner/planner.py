@@ -271,7 +271,7 @@ class Planner:
             drafting = times.levels_ms * self._factors[models[0]].value(1.0, BELIEF)
         self.predicted_tokens += times.tokens
         self.predicted_ms += speed * (expected + drafting)
-        if target_s is not None:
+        if target_s:  # a pass of 0 s was none that this clock can tell
             self._correction.learn(times.nodes, 1e3 * target_s, expected)
             speed = 1e3 * target_s / expected  # of the machine, in this very step
         plain = times.of(times.rows)
