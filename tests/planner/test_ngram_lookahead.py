@@ -110,7 +110,7 @@ def test_no_text_changes(name: str, slope: float) -> None:
 
 @pytest.mark.usefixtures("always")
 def test_rows_without_room_get_bare_roots() -> None:
-    seen = NgramLookahead(NgramDrafter()).ask(
+    seen = NgramLookahead(NgramDrafter()).query(
         [context(COPIED, 1), context(COPIED, 2)], [1, 8], StepBudget(2, np.full(17, 10.0)), 1.0
     )
     assert seen is not None
@@ -155,7 +155,7 @@ def test_asking_in_vain_takes_its_share_of_the_time_and_no_more(
     asked, times = NgramLookahead(Slow()), StepBudget(1, np.full(17, 10.0))
     told = []
     for step in range(100):
-        reply = asked.ask([context(COPIED)], [8], times, 1.0)
+        reply = asked.query([context(COPIED)], [8], times, 1.0)
         assert reply is not None
         told += [step] * bool(reply.trees)
         asked.settle(0.2 if 61 <= step < 70 else 0.0)
@@ -171,7 +171,7 @@ def test_a_drafter_that_fails_promises_nothing() -> None:
             raise RuntimeError("no index")
 
     broken = Broken()
-    seen = NgramLookahead(broken).ask([context(COPIED)], [8], StepBudget(1, np.full(17, 10.0)), 1.0)
+    seen = NgramLookahead(broken).query([context(COPIED)], [8], StepBudget(1, np.full(17, 10.0)), 1.0)
     assert [len(tree) for tree in seen.trees] == [1] and seen.tokens == 1.0
     engine = RowEngine(wrap_model(tiny_llama()), broken, planner=Planner(broken, curve(0.01)))
     key = engine.add(COPIED, SamplingParams(max_tokens=3, temperature=0.0))
