@@ -171,7 +171,8 @@ def test_a_drafter_that_fails_promises_nothing() -> None:
             raise RuntimeError("no index")
 
     broken = Broken()
-    seen = NgramLookahead(broken).query([context(COPIED)], [8], StepBudget(1, np.full(17, 10.0)), 1.0)
+    step = StepBudget(1, np.full(17, 10.0))
+    seen = NgramLookahead(broken).query([context(COPIED)], [8], step, 1.0)
     assert [len(tree) for tree in seen.trees] == [1] and seen.tokens == 1.0
     engine = RowEngine(wrap_model(tiny_llama()), broken, planner=Planner(broken, curve(0.01)))
     key = engine.add(COPIED, SamplingParams(max_tokens=3, temperature=0.0))
