@@ -247,7 +247,7 @@ class Page:
         """Returns what JavaScript returns."""
         return self.browser.execute_script(code, *arguments)
 
-    def until(self, condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+    def until(self, condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
         """Waits until something is true and returns it."""
         end = time.monotonic() + timeout_s
         while not (value := condition()):

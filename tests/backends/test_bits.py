@@ -88,7 +88,9 @@ def test_every_pair_of_instruction_sets_gives_the_same_bits(
     family: str, kinds: list[str], changes: dict[str, Any]
 ) -> None:
     heads = changes.get("num_attention_heads", 4)
+    layers = 2 if family.startswith("gemma") else 1  # those of one kind take what the first gives
     changes = {"num_key_value_heads": 3 if heads == 9 else 2, "intermediate_size": 768, **changes}
+    changes |= {"num_hidden_layers": layers}
     for kind in kinds:
         model = Made.of(made_spec(family, **changes), kind)
         logits = {

@@ -257,15 +257,21 @@ def test_one_too_many_gets_429_at_once_and_the_others_their_answers(
     server.alive_and_right()
 
 
-def test_keys_take_turns(live: Callable[..., Live]) -> None:
+def test_keys_take_turns(live: Callable[..., Live], monkeypatch: pytest.MonkeyPatch) -> None:
     server = live(keys=("first-key", "second-key"), rows=1, max_queue=8)
-    ended: list[str] = []
+    words, begun = {"first-key": "Tom", "second-key": "Anna"}, list[list[int]]()
+    add = server.engine.add
+
+    def noted(prompt: Any, params: Any) -> int:
+        begun.append(list(prompt))
+        return add(prompt, params)
+
+    monkeypatch.setattr(server.engine, "add", noted)
 
     def ask(key: str) -> None:
         headers = {"authorization": f"Bearer {key}"}
-        body = {"prompt": "Tom", "max_tokens": 24, "ignore_eos": True}
+        body = {"prompt": words[key], "max_tokens": 24, "ignore_eos": True}
         assert server.http.post("/v1/completions", json=body, headers=headers).status_code == 200
-        ended.append(key)
 
     admission = server.service.admission
     server.stage.pause()
@@ -274,4 +280,5 @@ def test_keys_take_turns(live: Callable[..., Live]) -> None:
             pool.submit(ask, key)
             wait_for(lambda c=count: admission.num_running + admission.num_waiting == c + 1)
         server.stage.go_on()
-    assert ended.index("second-key") <= 2, ended
+    second = server.engine.encode(words["second-key"])
+    assert len(begun) == 5 and begun.index(second) <= 2
