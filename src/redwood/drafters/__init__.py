@@ -7,13 +7,24 @@ Not here: tree sizes, which the planner chooses. May import: algorithms, datasto
 below.
 """
 
-from redwood.drafters.base import (
-    Drafter,
-    ModelDrafter,
-    NgramDrafter,
-    NoDrafter,
-    UnionDrafter,
-    join_drafters,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from redwood.drafters.base import (
+        Drafter,
+        ModelDrafter,
+        NgramDrafter,
+        NoDrafter,
+        UnionDrafter,
+        join_drafters,
+    )
 
 __all__ = ["Drafter", "ModelDrafter", "NgramDrafter", "NoDrafter", "UnionDrafter", "join_drafters"]
+
+if not TYPE_CHECKING:  # the command line reads drafters' names, and must not wait for PyTorch
+
+    def __getattr__(name: str) -> object:
+        if name in __all__:
+            return getattr(import_module("redwood.drafters.base"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
