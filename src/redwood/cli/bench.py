@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -54,6 +54,25 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="bench")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """Which prompts are answered, how often, and with trees of which sizes."""
+
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,..",
+            help="Nodes scored per step, the root included; each drafter runs with each.",
+        ),
+    ] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None
+    category: Annotated[
+        list[str] | None, typer.Option(help="Only prompts of this category. Repeatable.")
+    ] = None
+    repeats: Annotated[int, typer.Option(min=1, help="Runs per prompt and drafter.")] = 1
+    raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False
+
+
 @grouped
 def bench_prompts(
     *,
@@ -76,19 +95,7 @@ def bench_prompts(
             "Plain decoding (none) always runs.",
         ),
     ] = f"none,{o.DEFAULT_DRAFTER}",
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N,..",
-            help="Nodes scored per step, the root included; each drafter runs with each.",
-        ),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
-    category: Annotated[
-        list[str] | None, typer.Option(help="Only prompts of this category. Repeatable.")
-    ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs per prompt and drafter.")] = 1,
-    raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
+    chosen: Runs,
     as_json: o.Json = False,
     law: o.LawName = None,
     machine: Machine,
@@ -100,28 +107,23 @@ def bench_prompts(
     answer. Speeds are of decoding, prefill apart: medians over the prompts, with quartiles. Answers
     are compared at temperature 0 or with a seed.
     """
-    budgets = [] if budget is None else o.integers("--budget", budget)
+    budgets = [] if chosen.budget is None else o.integers("--budget", chosen.budget)
     params = o.sampling(sampling.given())
-    tasks = read_tasks(prompts, category or [])[:limit]
-    engine, candidates = open_candidates(
-        target,
-        drafter.split(","),
-        budgets,
-        law=law,
-        **values(machine),
-    )
+    tasks = read_tasks(prompts, chosen.category or [])[: chosen.limit]
+    names = drafter.split(",")
+    engine, candidates = open_candidates(target, names, budgets, law=law, **values(machine))
     from redwood.bench.interleave import alternate
     from redwood.bench.report import reports
 
-    encoded = [_encode(engine, task, prompts, raw) for task in tasks]
+    encoded = [_encode(engine, task, prompts, chosen.raw) for task in tasks]
     with Progress(console=stderr(), transient=True) as progress:
-        bar = progress.add_task("Decoding", total=len(tasks) * repeats * len(candidates))
+        bar = progress.add_task("Decoding", total=len(tasks) * chosen.repeats * len(candidates))
         runs = alternate(
             engine,
             candidates,
             encoded,
             params,
-            repeats=repeats,
+            repeats=chosen.repeats,
             on_run=lambda: progress.advance(bar),
         )
         made = reports(engine, candidates, encoded, params, runs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,6 +45,27 @@ def register(app: typer.Typer) -> None:
     )(calibrate)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answering:
+    """What is answered to measure acceptance."""
+
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Lines of JSON with `prompt` or `turns`. Left out: 16 built-in ones.",
+        ),
+    ] = None
+    temperatures: Annotated[
+        str | None,
+        typer.Option(
+            metavar="T,..",
+            help=f"Temperatures to measure at. Left out: {_TEMPERATURES}.",
+        ),
+    ] = None
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = _MAX_TOKENS
+
+
 @grouped
 def calibrate(
     *,
@@ -58,21 +79,7 @@ def calibrate(
             help="Drafters to measure, each alone: ngram, models; none measures the target only.",
         ),
     ] = o.DEFAULT_DRAFTER,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Lines of JSON with `prompt` or `turns`. Left out: 16 built-in ones.",
-        ),
-    ] = None,
-    temperatures: Annotated[
-        str | None,
-        typer.Option(
-            metavar="T,..",
-            help=f"Temperatures to measure at. Left out: {_TEMPERATURES}.",
-        ),
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = _MAX_TOKENS,
+    answering: Answering,
     plot: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Draw the profile to this .png, .svg or .pdf file."),
@@ -88,33 +95,24 @@ def calibrate(
 
     A valid profile is shown, not made again. It depends on models, backend, options and machine.
     """
-    wanted = _temperatures(temperatures)
+    wanted, prompts = _temperatures(answering.temperatures), answering.prompts
     tasks = read_tasks(BUILT_IN if prompts is None else prompts)
     if plot is not None:
         from redwood.bench.plot import check_plot
 
         check_plot(plot)
     names = [name for name in dict.fromkeys(drafter.replace("+", ",").split(",")) if name != "none"]
-    engine, candidates = open_candidates(
-        target,
-        names,
-        [1],
-        **values(machine, offloading),
-    )
-    from redwood.profiling.key import profile_key
+    engine, candidates = open_candidates(target, names, [1], **values(machine, offloading))
     from redwood.profiling.profile import profile_path
 
     drafters = {each.name: each.drafter for each in candidates[1:]}
-    pinned = None if machine.cpus is None else o.integers("--cpus", machine.cpus)
-    key = profile_key(
-        engine.target, target, drafters, weights=machine.weights, kv=machine.kv, cpus=pinned
-    )
+    key = _key(engine, target, drafters, machine)
     path = profile_path(key)
     old = _existing(path, key)
     profile = old if old and not force and _serves(old, key, wanted, path) else None
     if profile is None:
         encoded = _encode(engine, tasks, prompts)
-        profile = _measure(engine, drafters, encoded, key, wanted, max_tokens)
+        profile = _measure(engine, drafters, encoded, key, wanted, answering.max_tokens)
         if old is not None:
             profile = profile.with_drafters_of(old)
         profile.save(path)
@@ -123,6 +121,16 @@ def calibrate(
 
         draw(profile, plot)
     _report(profile, path, as_json)
+
+
+def _key(
+    engine: Engine, target: str, drafters: Mapping[str, Drafter], machine: Machine
+) -> ProfileKey:
+    from redwood.profiling.key import profile_key
+
+    pinned = None if machine.cpus is None else o.integers("--cpus", machine.cpus)
+    how = {"weights": machine.weights, "kv": machine.kv}
+    return profile_key(engine.target, target, drafters, cpus=pinned, **how)
 
 
 def _temperatures(text: str | None) -> list[float]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from statistics import median
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,7 @@ from redwood.cli.terminal import (
 
 if TYPE_CHECKING:
     from redwood.bench.interleave import Run
+    from redwood.bench.report import Report
     from redwood.engine.stats import Stats
     from redwood.engine.text import Engine
 
@@ -98,28 +99,10 @@ def demo(
         report = reports(engine, candidates, [prompt], params, runs)[1]
     columns = {"token tree": _typical(runs[1][0]), "plain": _typical(runs[0][0])}
     if as_json:
-        print_json(
-            {
-                "target": target,
-                "drafter": drafter,
-                "backend": engine.target.name,
-                "text": "".join(shown),
-                "identical": report.identical,
-                "differences": [asdict(difference) for difference in report.differences],
-                "ratio_to_plain": report.ratio_to_plain,
-                "tree": columns["token tree"].to_dict(),
-                "plain": columns["plain"].to_dict(),
-                "repeats": repeats,
-            }
-        )
+        asked = {"target": target, "drafter": drafter, "repeats": repeats}
+        print_json({**asked, "text": "".join(shown), **_as_value(engine, report, columns)})
     else:
-        stdout().print(stats_table(columns))
-        write(
-            f"{report.ratio_to_plain:.2f} x plain decoding on the same {engine.target.name} "
-            f"backend (medians of {repeats} each, in turns; prefill apart).\n"
-            "Most of this answer repeats the prompt, which suits drafts from n-grams; for your own "
-            "prompts, see redwood bench prompts.\n"
-        )
+        _show(engine, report, columns, repeats)
     if report.differences:
         found = report.differences[0]
         margin = "" if found.margin is None else f" (margin {found.margin:.3g})"
@@ -128,6 +111,27 @@ def demo(
     if not as_json:
         count = len(runs[0][0][0].token_ids)
         write(f"The answers are equal, all {count} tokens of them.\n")
+
+
+def _as_value(engine: Engine, report: Report, columns: Mapping[str, Stats]) -> dict[str, Any]:
+    return {
+        "backend": engine.target.name,
+        "identical": report.identical,
+        "differences": [asdict(difference) for difference in report.differences],
+        "ratio_to_plain": report.ratio_to_plain,
+        "tree": columns["token tree"].to_dict(),
+        "plain": columns["plain"].to_dict(),
+    }
+
+
+def _show(engine: Engine, report: Report, columns: Mapping[str, Stats], repeats: int) -> None:
+    stdout().print(stats_table(columns))
+    write(
+        f"{report.ratio_to_plain:.2f} x plain decoding on the same {engine.target.name} "
+        f"backend (medians of {repeats} each, in turns; prefill apart).\n"
+        "Most of this answer repeats the prompt, which suits drafts from n-grams; for your own "
+        "prompts, see redwood bench prompts.\n"
+    )
 
 
 def _encode(engine: Engine) -> list[int]:

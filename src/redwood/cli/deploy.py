@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from redwood.cli import options as o
+from redwood.cli.groups import grouped, values
 from redwood.cli.serve import FORMATS, Serving, check_packages, serve, settings_of
 from redwood.cli.terminal import say, write
 from redwood.drafters.names import INDEX, split_names
@@ -68,27 +69,27 @@ def register(app: typer.Typer) -> None:
     )(deploy)
 
 
-@_like_serve
-def deploy(
-    replicas: Annotated[
-        int, _option("--replicas", "Engines; with --max-replicas, the fewest.")
-    ] = 2,
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """How many engines there are; named as the fields of the plan."""
+
+    replicas: Annotated[int, _option("--replicas", "Engines; with --max-replicas, the fewest.")] = 2
     max_replicas: Annotated[
         int | None,
         _option("--max-replicas", "The most that load may start. Left out: no autoscaling."),
-    ] = None,
+    ] = None
     target_ongoing: Annotated[
         float | None,
         _option(
             "--target-ongoing",
             "Requests per engine that autoscaling aims at. Left out: --max-rows.",
         ),
-    ] = None,
+    ] = None
     replica_cpus: Annotated[
         float, _option("--replica-cpus", "Processors, and so threads, of each engine.")
-    ] = 1.0,
-    replica_gpus: Annotated[float, _option("--replica-gpus", "GPUs of each engine.")] = 0.0,
-    routers: Annotated[int, _option("--routers", "Copies of what stands before them.")] = 1,
+    ] = 1.0
+    replica_gpus: Annotated[float, _option("--replica-gpus", "GPUs of each engine.")] = 0.0
+    routers: Annotated[int, _option("--routers", "Copies of what stands before them.")] = 1
     retries: Annotated[
         int,
         _option(
@@ -96,7 +97,14 @@ def deploy(
             "How often a request that an engine took with it before it was answered is given to "
             "another one.",
         ),
-    ] = 2,
+    ] = 2
+
+
+@_like_serve
+@grouped
+def deploy(
+    *,
+    scaling: Scaling,
     run: Annotated[
         bool,
         _option("--run/--print", "Run it on this machine, or print it for `serve deploy`."),
@@ -109,16 +117,7 @@ def deploy(
     machine and serves until Ctrl-C or SIGTERM, which let answers end first. A request whose engine
     dies before it answered anything is given to another one; a stream ends with an error event.
     """
-    plan = _plan(
-        options,
-        replicas=replicas,
-        max_replicas=max_replicas,
-        target_ongoing=target_ongoing,
-        replica_cpus=replica_cpus,
-        replica_gpus=replica_gpus,
-        routers=routers,
-        retries=retries,
-    )
+    plan = _plan(options, **values(scaling))
     check_packages("deploy")
     keys = plan.keys()
     if not run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,19 +35,26 @@ def register(app: typer.Typer) -> None:
     )(generate)
 
 
-@grouped
-def generate(
-    *,
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The prompt, in one of the ways to give it."""
+
     words: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="The prompt; - reads stdin.")
-    ] = None,
+    ] = None
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt.")
-    ] = None,
+    ] = None
     file: Annotated[
         Path | None,
         typer.Option("--file", "-f", help="A file with the prompt; its last newline is dropped."),
-    ] = None,
+    ] = None
+
+
+@grouped
+def generate(
+    *,
+    asked: Asked,
     system: o.System = None,
     prediction: Annotated[
         Path | None,
@@ -84,7 +92,7 @@ def generate(
     if logprobs is not None and not as_json:
         raise o.wrong("--logprobs", "they are shown with --json only")
     follow_if_told(placement.parallel, drafting.target, machine)
-    text = _read_prompt(words, prompt, file)
+    text = _read_prompt(asked.words, asked.prompt, asked.file)
     predicted = None if prediction is None else o.read_text(prediction)
     settings = {**sampling.given(), **o.given(logprobs=logprobs)}
     o.sampling(settings)  # what is wrong with them is said before a model is loaded
@@ -94,18 +102,15 @@ def generate(
     pieces = engine.stream(_question(engine, text, system, raw), **settings)
     if as_json:
         shown = list(pieces)
-        print_json(
-            {
-                **as_value(shown),
-                "target": drafting.target,
-                "drafter": drafting.drafter,
-                "seed": sampling.seed,
-            }
-        )
+        print_json({**as_value(shown), **_asked(drafting), "seed": sampling.seed})
     else:
         shown = show(pieces, engine.tokenizer, shaded=show_drafts, at_once=no_stream)
     if stats:
         stderr().print(stats_table({drafting.drafter: shown[-1].stats}))
+
+
+def _asked(drafting: Drafting) -> dict[str, str]:
+    return {"target": drafting.target, "drafter": drafting.drafter}
 
 
 def show(

@@ -88,6 +88,8 @@ def grouped(command: Callable[..., _Result]) -> Callable[..., _Result]:
     groups: dict[str, type] = {}
     flat: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            continue  # options that another decorator adds
         kind = hints[parameter.name]
         if is_dataclass(kind) and isinstance(kind, type):
             groups[parameter.name] = kind

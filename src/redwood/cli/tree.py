@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from redwood.cli import options as o
+from redwood.cli.groups import grouped
 from redwood.cli.terminal import print_json, write
 from redwood.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from redwood.algorithms.sequoia import Plan
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +30,10 @@ def register(app: typer.Typer) -> None:
     )(tree)
 
 
-def tree(
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """How often children are accepted, by rank."""
+
     acceptance: Annotated[
         str | None,
         typer.Option(
@@ -33,11 +42,17 @@ def tree(
             metavar="P1,P2,..",
             help="Chance that the first, second, .. child is the accepted one.",
         ),
-    ] = None,
+    ] = None
     vector_file: Annotated[
         Path | None,
         typer.Option(help="JSON file with these rates: a list, or a list of lists, one per level."),
-    ] = None,
+    ] = None
+
+
+@grouped
+def tree(
+    *,
+    measured: Rates,
     size: Annotated[int | None, typer.Option(help="Number of nodes, the root included.")] = None,
     max_levels: Annotated[
         int | None, typer.Option(help="Most levels, the root's included.")
@@ -60,26 +75,15 @@ def tree(
 
     A node's score is the chance that it is accepted, its rank the place among its siblings.
     """
-    if (acceptance is None) == (vector_file is None):
+    if (measured.acceptance is None) == (measured.vector_file is None):
         raise o.wrong("--acceptance", "give either this or --vector-file")
-    if (times is None) != (draft_time is None):
-        raise o.wrong("--times", "it goes with --draft-time: give both or none")
-    if size is None and times is None:
-        raise o.wrong("--size", "give the number of nodes, or --times to have it chosen")
-    from redwood.algorithms.sequoia import choose_tree, expected_tokens, optimal_tree
+    from redwood.algorithms.sequoia import expected_tokens
     from redwood.cli.tree_drawing import nodes_of, text_lines
     from redwood.cli.tree_drawing import svg as draw_svg
 
-    rates = _rates(acceptance, vector_file)
+    rates = _rates(measured.acceptance, measured.vector_file)
     bounds = {"max_levels": max_levels, "max_branch": max_branch}
-    plan = None
-    if times is not None and draft_time is not None:
-        plan = choose_tree(rates, o.times("--times", times), draft_time, **bounds)
-    if size is not None:
-        parents = optimal_tree(rates, size, **bounds)
-    else:
-        assert plan is not None
-        parents = plan.parents
+    parents, plan = _chosen(rates, size, times, draft_time, bounds)
     nodes = nodes_of(parents, rates)
     tokens = expected_tokens(parents, rates)
     levels = 1 + max(node.depth for node in nodes)
@@ -104,6 +108,28 @@ def tree(
             f"{plan.expected_tokens:.4f} expected tokens, {plan.time_per_token:.4g} per token, "
             f"{plan.speedup:.2f} x plain decoding\n"
         )
+
+
+def _chosen(
+    rates: list[Any],
+    size: int | None,
+    times: str | None,
+    draft_time: float | None,
+    bounds: Mapping[str, int | None],
+) -> tuple[Sequence[int], Plan | None]:
+    """The parents of the tree, and the choice by time if there is one."""
+    from redwood.algorithms.sequoia import choose_tree, optimal_tree
+
+    if (times is None) != (draft_time is None):
+        raise o.wrong("--times", "it goes with --draft-time: give both or none")
+    plan = None
+    if times is not None and draft_time is not None:
+        plan = choose_tree(rates, o.times("--times", times), draft_time, **bounds)
+    if size is not None:
+        return optimal_tree(rates, size, **bounds), plan
+    if plan is None:
+        raise o.wrong("--size", "give the number of nodes, or --times to have it chosen")
+    return plan.parents, plan
 
 
 def _rates(acceptance: str | None, vector_file: Path | None) -> list[Any]:

@@ -105,6 +105,31 @@ class Training:
     ] = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Starting:
+    """What is tuned."""
+
+    start: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from",
+            metavar="MODEL",
+            help="A small model to begin with. Given several times: one for each to be tuned.",
+        ),
+    ] = None
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Begin with the target's own first layers.")
+    ] = None
+    models: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many to tune. Left out: one for each --from.",
+            rich_help_panel=_BOOSTING,
+        ),
+    ] = None
+
+
 @grouped
 def tune(
     *,
@@ -124,25 +149,7 @@ def tune(
         ),
     ],
     target: o.Target = o.DEFAULT_TARGET,
-    start: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--from",
-            metavar="MODEL",
-            help="A small model to begin with. Given several times: one for each to be tuned.",
-        ),
-    ] = None,
-    layers: Annotated[
-        int | None, typer.Option(min=1, help="Begin with the target's own first layers.")
-    ] = None,
-    models: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="How many to tune. Left out: one for each --from.",
-            rich_help_panel=_BOOSTING,
-        ),
-    ] = None,
+    starting: Starting,
     drafter: o.DrafterName = o.DEFAULT_DRAFTER,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
     answering: Answering,
@@ -156,7 +163,7 @@ def tune(
     The target answers the prompts; each model learns what those before it get wrong; acceptance is
     measured before and after, on prompts that nothing was learned from. No answer changes by it.
     """
-    starts = start or []
+    starts, layers = starting.start or [], starting.layers
     if bool(starts) == (layers is not None):
         raise o.wrong("--from", "give either --from MODEL or --layers N, to begin with")
     if "+" in str(out):
@@ -168,7 +175,9 @@ def tune(
     with stderr().status("Looking at the models"):
         from redwood.tuning.project import Project
 
-        plan = _plan(target, starts, layers, models, tasks, raw, options, answers, learning)
+        plan = _plan(
+            target, starts, layers, starting.models, tasks, raw, options, answers, learning
+        )
         project = Project(out, plan)
         report = project.report()
     if report is None:
