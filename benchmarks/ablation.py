@@ -103,8 +103,8 @@ CASES = [
 class ScriptedClock:
     """Seconds that pass where the simulation says so."""
 
-    def __init__(self) -> None:
-        self.now, self._rng = 0.0, np.random.default_rng(0)
+    def __init__(self, seed: int) -> None:
+        self.now, self._rng = 0.0, np.random.default_rng(seed)
 
     def __call__(self) -> float:
         return self.now
@@ -128,10 +128,11 @@ class Script(TableBackend):
     def __init__(
         self, answers: Sequence[Answer], vocab: int, clock: ScriptedClock, times: LatencyModel,
         quality: str = "",
+        seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(vocab, capacity=4096)
         self._known = {answer.prompt[0]: (i, answer) for i, answer in enumerate(answers)}
-        self._clock, self._times, self._quality = clock, times, quality
+        self._clock, self._times, self._quality, self._seed = clock, times, quality, seed
 
     def extend(self, rows: Sequence[Nodes]) -> list[Tensor]:
         drafts = [nodes for nodes in rows if self._quality or nodes.num_logits is None]
@@ -151,7 +152,7 @@ class Script(TableBackend):
             scores[right] = 0.0
             return scores
         rng, quality = (
-            np.random.default_rng([index, max(0, place), len(self._quality)]),
+            np.random.default_rng([self._seed, index, max(0, place), len(self._quality)]),
             self._quality,
         )
         if quality == "turning":
@@ -222,10 +223,13 @@ def texts_of(records: Sequence[Answer]) -> dict[str, list[Answer]]:
     return {"edits": edits, "open": questions, "random": random, "mixed": mixed}
 
 
-def simulated_s(case: Case, answers: Sequence[Answer], planned: bool) -> float:
-    """Seconds of decoding all answers."""
-    machine, clock = MACHINES[case.machine], ScriptedClock()
-    known, vocab = compact([*answers] * (3 if case.rows > 1 else 1))  # as many steps
+def simulated_s(case: Case, answers: Sequence[Answer], planned: bool, seed: int = 0) -> float:
+    """Seconds of decoding all answers; the seed sets their order and all that is drawn."""
+    machine, clock = MACHINES[case.machine], ScriptedClock(seed)
+    order = np.random.default_rng(seed).permutation(len(answers)) if seed else range(len(answers))
+    known, vocab = compact(
+        [answers[i] for i in order] * (3 if case.rows > 1 else 1)
+    )  # as many steps
     target = Script(known, vocab, clock, machine.model(machine.true))
     with patch.object(stats, "perf_counter", clock), \
          patch.object(ngram_lookahead, "perf_counter", clock):  # fmt: skip
@@ -235,7 +239,7 @@ def simulated_s(case: Case, answers: Sequence[Answer], planned: bool) -> float:
             curves: dict[ModelDrafter, LatencyModel] = {}
             if case.drafter != "ngram":
                 draft_times = machine.model(machine.true, machine.draft)
-                backend = Script(known, vocab, clock, draft_times, case.drafter)
+                backend = Script(known, vocab, clock, draft_times, case.drafter, seed)
                 model = ModelDrafter(backend, window=machine.window)
                 drafter = UnionDrafter([model, drafter])
                 curves[model] = machine.model(machine.told, machine.draft)
@@ -325,19 +329,31 @@ def without(names: Sequence[str]) -> Iterator[None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--answers", default="ablation", help="name of the record")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each case, to be averaged")
     parser.add_argument("--only", nargs="*", help="mechanisms; a+b: without both; default: each")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     texts = texts_of(load_answers(args.answers))
-    plain = {case: simulated_s(case, texts[case.texts], False) for case in CASES}
+    seeds = range(args.seeds)
+    plain = {(c, s): simulated_s(c, texts[c.texts], False, s) for c in CASES for s in seeds}
     rows: list[dict[str, Any]] = []
     table = Table(title="time over plain decoding, without a mechanism")
     for column in ("without", "mean", "worst", "in", "largest rise", "in", "largest fall", "in"):
         table.add_column(column, justify="right")
     for name in ["none", *(ABLATIONS if args.only is None else args.only)]:
         with without([] if name == "none" else name.split("+")):
-            own = {c: simulated_s(c, texts[c.texts], True) / plain[c] for c in CASES}
-        rows.append({"without": name, "cases": {str(case): own[case] for case in CASES}})
+            every = {
+                c: [simulated_s(c, texts[c.texts], True, s) / plain[c, s] for s in seeds]
+                for c in CASES
+            }
+        own = {c: float(np.mean(every[c])) for c in CASES}
+        rows.append(
+            {
+                "without": name,
+                "cases": {str(case): own[case] for case in CASES},
+                "seeds": {str(c): every[c] for c in CASES},
+            }
+        )
         base = rows[0]["cases"]
         moved = {case: own[case] / base[str(case)] - 1.0 for case in CASES}
         worst, up, down = (f(m, key=m.__getitem__) for f, m in
@@ -352,7 +368,7 @@ def main() -> None:
         table.add_row(*told)
     Console(width=200).print(table)
     if args.json:
-        setting = common.setting(answers=args.answers)
+        setting = common.setting(answers=args.answers, seeds=args.seeds)
         args.json.write_text(json.dumps({"setting": setting, "rows": rows}, indent=1) + "\n")
 
 
