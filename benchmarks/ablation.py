@@ -45,7 +45,7 @@ from redwood.tree import TokenTree
 
 QUERY_MS, INDEX_MS, CHOOSE_MS = 0.1, 0.001, 0.1  # a query, each token it indexes; weighing of arms
 JITTER = 0.03
-MAX_TOKENS = 256  # asked for; answers have 128 at most, as chats seldom take what they may
+MAX_TOKENS = 1024  # asked for; answers have 128 at most, as chats seldom take what they may
 EOS, OTHER = 0, 1  # the end; what the target says to texts that are not the record's
 
 
@@ -366,10 +366,10 @@ def main() -> None:
         rows[-1] |= {"mean": mean, "worst": own[worst]}
         print(*told, sep=" | ", flush=True)
         table.add_row(*told)
+        if args.json:
+            setting = common.setting(answers=args.answers, seeds=args.seeds)
+            args.json.write_text(json.dumps({"setting": setting, "rows": rows}, indent=1) + "\n")
     Console(width=200).print(table)
-    if args.json:
-        setting = common.setting(answers=args.answers, seeds=args.seeds)
-        args.json.write_text(json.dumps({"setting": setting, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
