@@ -68,6 +68,7 @@ class Machine(NamedTuple):
 _CPU, _FLAT = (1.0, 1.2, 1.7, 2.6), (1.0, 1.0, 1.02, 1.05)
 MACHINES = {
     "cpu": Machine(5.0, _CPU, _CPU, 0.35, 128),
+    "cpu, all read": Machine(5.0, _CPU, _CPU, 0.35, None),
     "gpu": Machine(5.0, _FLAT, _FLAT, 0.1, None),
     "streamed": Machine(3000.0, _FLAT, _FLAT, 0.02, None),
     "misjudged": Machine(5.0, (1.0, 1.05, 1.1, 1.2), (1.2, 1.6, 2.2, 3.4), 0.35, 128),
@@ -96,6 +97,7 @@ CASES = [
     *(Case(t, d, m, 4) for t in ("open", "edits") for d in ("good", "useless")
       for m in ("cpu", "gpu")),
     *(Case("open", d, "streamed") for d in ("good", "useless")),
+    *(Case("reading", d, "cpu, all read") for d in ("good", "useless")),
     *(Case("edits", "ngram", "misjudged"), Case("open", "fair", "misjudged")),
 ]  # fmt: skip
 
@@ -220,7 +222,11 @@ def texts_of(records: Sequence[Answer]) -> dict[str, list[Answer]]:
         for _ in range(12)
     ]
     mixed = [a for pair in zip(edits[:6], questions[:6], strict=True) for a in pair]
-    return {"edits": edits, "open": questions, "random": random, "mixed": mixed}
+    reading = [
+        Answer("reading", [*a.prompt, *rng.integers(0, 3000, 700).tolist()], a.answer[:40])
+        for a in questions
+    ]
+    return {"reading": reading, "edits": edits, "open": questions, "random": random, "mixed": mixed}
 
 
 def simulated_s(case: Case, answers: Sequence[Answer], planned: bool, seed: int = 0) -> float:
@@ -331,11 +337,12 @@ def main() -> None:
     parser.add_argument("--answers", default="ablation", help="name of the record")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each case, to be averaged")
     parser.add_argument("--only", nargs="*", help="mechanisms; a+b: without both; default: each")
+    parser.add_argument("--cases", default="", help="cases with this in their name; default: all")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     texts = texts_of(load_answers(args.answers))
-    seeds = range(args.seeds)
-    plain = {(c, s): simulated_s(c, texts[c.texts], False, s) for c in CASES for s in seeds}
+    seeds, cases = range(args.seeds), [case for case in CASES if args.cases in str(case)]
+    plain = {(c, s): simulated_s(c, texts[c.texts], False, s) for c in cases for s in seeds}
     rows: list[dict[str, Any]] = []
     table = Table(title="time over plain decoding, without a mechanism")
     for column in ("without", "mean", "worst", "in", "largest rise", "in", "largest fall", "in"):
@@ -344,18 +351,18 @@ def main() -> None:
         with without([] if name == "none" else name.split("+")):
             every = {
                 c: [simulated_s(c, texts[c.texts], True, s) / plain[c, s] for s in seeds]
-                for c in CASES
+                for c in cases
             }
-        own = {c: float(np.mean(every[c])) for c in CASES}
+        own = {c: float(np.mean(every[c])) for c in cases}
         rows.append(
             {
                 "without": name,
-                "cases": {str(case): own[case] for case in CASES},
-                "seeds": {str(c): every[c] for c in CASES},
+                "cases": {str(case): own[case] for case in cases},
+                "seeds": {str(c): every[c] for c in cases},
             }
         )
         base = rows[0]["cases"]
-        moved = {case: own[case] / base[str(case)] - 1.0 for case in CASES}
+        moved = {case: own[case] / base[str(case)] - 1.0 for case in cases}
         worst, up, down = (f(m, key=m.__getitem__) for f, m in
                            ((max, own), (max, moved), (min, moved)))  # fmt: skip
         mean = math.exp(float(np.mean(np.log(list(own.values())))))
@@ -367,7 +374,7 @@ def main() -> None:
         print(*told, sep=" | ", flush=True)
         table.add_row(*told)
         if args.json:
-            setting = common.setting(answers=args.answers, seeds=args.seeds)
+            setting = common.setting(answers=args.answers, seeds=args.seeds, cases=args.cases)
             args.json.write_text(json.dumps({"setting": setting, "rows": rows}, indent=1) + "\n")
     Console(width=200).print(table)
 
