@@ -30,16 +30,13 @@ from redwood.planner.ngram_lookahead import NgramLookahead, Preview
 from redwood.profiling.latency import LatencyModel
 from redwood.tree import TokenTree
 
-_FADE, _FADE_ALL = 0.95, 0.98  # decay of a step's weight per step: in its text, over all texts
+_FADE, _FADE_ALL = 0.95, 0.98  # decay per step: in its text, over all texts; of texts per text
 # Exploration budget: 1 % of total time, plus the cost of 16 plain passes up front (a first text can
 # then show what a model is worth), but at most 2 s: a pass over streamed weights takes seconds.
 _EXPLORE_SHARE, _EXPLORE_PASSES, _EXPLORE_MS = 0.01, 16.0, 2000.0
-_MAX_PAUSE, _MAX_PAUSE_MODEL = (
-    64,
-    512,
-)  # steps without exploring an arm; one that prefills
+_MAX_PAUSE, _MAX_PAUSE_MODEL = 64, 512  # steps without exploring an arm; one that prefills
 _LENGTH_RATIO = 0.5  # prior: tokens that a text takes, over those that it may take
-_LENGTH_BELIEF, _LENGTH_FADE = 2.0, 0.9  # weight of that prior, in texts; decay per text
+_LENGTH_BELIEF = 2.0  # weight of that prior, in texts
 _MAX_REUSE = 8  # steps in a row at most that reuse a plan
 _MAX_NODES = 16  # of a row, unless the target's backend says otherwise
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
@@ -302,7 +299,7 @@ class Planner:
         """Forgets a request; learns what share of its maximum length it took."""
         first, last = self._max_tokens.pop(key, (0, 0))
         if first > 0:
-            self._length_ratio.add((first - last) / first, _LENGTH_FADE)
+            self._length_ratio.add((first - last) / first, _FADE_ALL)
         for record in self._records:
             record.texts.pop(key, None)
         if self._lookahead is not None:
