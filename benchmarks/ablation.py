@@ -301,7 +301,6 @@ _NO_PAUSE = [
 ABLATIONS: dict[str, list[Change]] = {
     "share of time": [(planner, "_EXPLORE_SHARE", 0.0)],
     "passes up front": [(planner, "_EXPLORE_PASSES", 0.0)],
-    "ms up front": [(planner, "_EXPLORE_MS", math.inf)],
     "doubling pause": [(planner, "_MAX_PAUSE", 16), (planner, "_MAX_PAUSE_MODEL", 16)],
     "longest pauses": [(planner, "_MAX_PAUSE", 10**9), (planner, "_MAX_PAUSE_MODEL", 10**9)],
     "pause of models": [(planner, "_MAX_PAUSE_MODEL", 64)],
@@ -310,7 +309,6 @@ ABLATIONS: dict[str, list[Change]] = {
     "reused plans": [(planner, "_MAX_REUSE", 0)],
     "length ratio": [(planner, "_LENGTH_RATIO", 1.0), (planner, "_LENGTH_BELIEF", 1e12)],
     "learned length": [(planner, "_LENGTH_BELIEF", 1e12)],
-    "fade of lengths": [(planner, "_LENGTH_FADE", 1.0)],
     "two fades": [(planner, "_FADE_ALL", 0.95)],
     "rates by text": [(arms.ArmStats, "tokens_of", lambda self, key: self.known())],
     "belief": [(arms, "BELIEF", 1.0), (planner, "BELIEF", 1.0)],

@@ -32,8 +32,8 @@ from redwood.tree import TokenTree
 
 _FADE, _FADE_ALL = 0.95, 0.98  # decay per step: in its text, over all texts; of texts per text
 # Exploration budget: 1 % of total time, plus the cost of 16 plain passes up front (a first text can
-# then show what a model is worth), but at most 2 s: a pass over streamed weights takes seconds.
-_EXPLORE_SHARE, _EXPLORE_PASSES, _EXPLORE_MS = 0.01, 16.0, 2000.0
+# then show what a model is worth).
+_EXPLORE_SHARE, _EXPLORE_PASSES = 0.01, 16.0
 _MAX_PAUSE, _MAX_PAUSE_MODEL = 64, 512  # steps without exploring an arm; one that prefills
 _LENGTH_RATIO = 0.5  # prior: tokens that a text takes, over those that it may take
 _LENGTH_BELIEF = 2.0  # weight of that prior, in texts
@@ -345,7 +345,7 @@ class Planner:
             if best == self._ngram_arm:
                 saved_ms = preview.tokens / others - costs[self._ngram_arm]
             self._lookahead.settle(max(0.0, saved_ms) / plain_ms)
-        up_front_ms = min(_EXPLORE_PASSES * plain_ms, _EXPLORE_MS)
+        up_front_ms = _EXPLORE_PASSES * plain_ms
         budget_ms = _EXPLORE_SHARE * self._spent_ms + up_front_ms - self._regret_ms
         arm, best_ms = best, None
         for i in sorted(range(len(gains)), key=lambda i: self._records[i].last):
