@@ -296,14 +296,13 @@ def _unfactored(init: Callable[..., None]) -> Callable[..., None]:
 
 _NO_PAUSE = [
     (planner, "ArmStats", _stats(-1, 1)), (planner, "FIRST_PAUSE", 1),
-    (planner, "_MAX_PAUSE", 1), (planner, "_MAX_PAUSE_MODEL", 1),
+    (planner, "_MAX_PAUSE", 1),
 ]  # fmt: skip
 ABLATIONS: dict[str, list[Change]] = {
     "share of time": [(planner, "_EXPLORE_SHARE", 0.0)],
     "passes up front": [(planner, "_EXPLORE_PASSES", 0.0)],
-    "doubling pause": [(planner, "_MAX_PAUSE", 16), (planner, "_MAX_PAUSE_MODEL", 16)],
-    "longest pauses": [(planner, "_MAX_PAUSE", 10**9), (planner, "_MAX_PAUSE_MODEL", 10**9)],
-    "pause of models": [(planner, "_MAX_PAUSE_MODEL", 64)],
+    "doubling pause": [(planner, "_MAX_PAUSE", 16)],
+    "longest pause": [(planner, "_MAX_PAUSE", 10**9)],
     "any pause": _NO_PAUSE,
     "regret, not cost": [(Planner, "end", _whole_cost(Planner.end))],
     "reused plans": [(planner, "_MAX_REUSE", 0)],

@@ -34,7 +34,7 @@ _FADE, _FADE_ALL = 0.95, 0.98  # decay per step: in its text, over all texts; of
 # Exploration budget: 1 % of total time, plus the cost of 16 plain passes up front (a first text can
 # then show what a model is worth).
 _EXPLORE_SHARE, _EXPLORE_PASSES = 0.01, 16.0
-_MAX_PAUSE, _MAX_PAUSE_MODEL = 64, 512  # steps without exploring an arm; one that prefills
+_MAX_PAUSE = 64  # steps without exploring an arm
 _LENGTH_RATIO = 0.5  # prior: tokens that a text takes, over those that it may take
 _LENGTH_BELIEF = 2.0  # weight of that prior, in texts
 _MAX_REUSE = 8  # steps in a row at most that reuse a plan
@@ -292,8 +292,7 @@ class Planner:
         if plan.best_ms is not None:
             regret = spent - sum(tokens) * plan.best_ms
             self._regret_ms = max(0.0, self._regret_ms + regret)
-            longest = _MAX_PAUSE_MODEL if self.arms[plan.arm].models else _MAX_PAUSE
-            record.pause = min(2 * record.pause, longest) if regret > 0.0 else FIRST_PAUSE
+            record.pause = min(2 * record.pause, _MAX_PAUSE) if regret > 0.0 else FIRST_PAUSE
 
     def release(self, key: int) -> None:
         """Forgets a request; learns what share of its maximum length it took."""
