@@ -157,6 +157,14 @@ def test_a_better_arm_is_found_after_the_text_changed() -> None:
     assert used[-100:].count("toy") > 90
 
 
+@pytest.mark.parametrize("name", ["model", "toy"])
+def test_an_arm_that_keeps_losing_is_tried_again_within_64_steps(name: str) -> None:
+    used = arms_used(simulate(simulated(name), {"none": (1, 0.0), name: (1, 0.1)}, 800))
+    tried = [step for step, arm in enumerate(used) if arm == name]
+    waits = [after - before for before, after in zip(tried, tried[1:], strict=False)]
+    assert max(waits) == 64 and used.count("none") > 600
+
+
 def test_what_was_known_of_a_request_is_forgotten_with_it() -> None:
     few = {"none": (1, 0.0), "model": (3, 4.0), "toy": (2, 0.1), "model+toy": (3, 14.0)}
     many = {**few, "model": (9, 4.0)}

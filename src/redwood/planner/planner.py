@@ -30,16 +30,13 @@ from redwood.planner.ngram_lookahead import NgramLookahead, Preview
 from redwood.profiling.latency import LatencyModel
 from redwood.tree import TokenTree
 
-_FADE, _FADE_ALL = 0.95, 0.98  # decay of a step's weight per step: in its text, over all texts
+_FADE, _FADE_ALL = 0.95, 0.98  # decay per step: in its text, over all texts; of texts per text
 # Exploration budget: 1 % of total time, plus the cost of 16 plain passes up front (a first text can
-# then show what a model is worth), but at most 2 s: a pass over streamed weights takes seconds.
-_EXPLORE_SHARE, _EXPLORE_PASSES, _EXPLORE_MS = 0.01, 16.0, 2000.0
-_MAX_PAUSE, _MAX_PAUSE_MODEL = (
-    64,
-    512,
-)  # steps without exploring an arm; one that prefills
+# then show what a model is worth).
+_EXPLORE_SHARE, _EXPLORE_PASSES = 0.01, 16.0
+_MAX_PAUSE = 64  # steps without exploring an arm
 _LENGTH_RATIO = 0.5  # prior: tokens that a text takes, over those that it may take
-_LENGTH_BELIEF, _LENGTH_FADE = 2.0, 0.9  # weight of that prior, in texts; decay per text
+_LENGTH_BELIEF = 2.0  # weight of that prior, in texts
 _MAX_REUSE = 8  # steps in a row at most that reuse a plan
 _MAX_NODES = 16  # of a row, unless the target's backend says otherwise
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
@@ -295,14 +292,13 @@ class Planner:
         if plan.best_ms is not None:
             regret = spent - sum(tokens) * plan.best_ms
             self._regret_ms = max(0.0, self._regret_ms + regret)
-            longest = _MAX_PAUSE_MODEL if self.arms[plan.arm].models else _MAX_PAUSE
-            record.pause = min(2 * record.pause, longest) if regret > 0.0 else FIRST_PAUSE
+            record.pause = min(2 * record.pause, _MAX_PAUSE) if regret > 0.0 else FIRST_PAUSE
 
     def release(self, key: int) -> None:
         """Forgets a request; learns what share of its maximum length it took."""
         first, last = self._max_tokens.pop(key, (0, 0))
         if first > 0:
-            self._length_ratio.add((first - last) / first, _LENGTH_FADE)
+            self._length_ratio.add((first - last) / first, _FADE_ALL)
         for record in self._records:
             record.texts.pop(key, None)
         if self._lookahead is not None:
@@ -348,7 +344,7 @@ class Planner:
             if best == self._ngram_arm:
                 saved_ms = preview.tokens / others - costs[self._ngram_arm]
             self._lookahead.settle(max(0.0, saved_ms) / plain_ms)
-        up_front_ms = min(_EXPLORE_PASSES * plain_ms, _EXPLORE_MS)
+        up_front_ms = _EXPLORE_PASSES * plain_ms
         budget_ms = _EXPLORE_SHARE * self._spent_ms + up_front_ms - self._regret_ms
         arm, best_ms = best, None
         for i in sorted(range(len(gains)), key=lambda i: self._records[i].last):
