@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,13 @@ def serve(checkout: Path, options: argparse.Namespace) -> None:
     sys.meta_path[:] = [f for f in sys.meta_path if "ScikitBuild" not in type(f).__name__]
     sys.path.insert(0, str(checkout.resolve() / "src"))
     import redwood
-    from redwood.backends.base import AcceptedPath, Nodes
-    from redwood.backends.native import load as native_load
+    from redwood.backends import base
+
+    try:
+        native_load: Any = import_module("redwood.backends.native.load")
+    except ImportError:  # a checkout of the first layout
+        native_load = import_module("redwood.backends._native_load")
+    kept, Nodes = getattr(base, "AcceptedPath", None) or base.Kept, base.Nodes
 
     if options.isa != "auto":
         make: Any = native_load.NativeBackend
@@ -75,7 +81,7 @@ def serve(checkout: Path, options: argparse.Namespace) -> None:
             context = request["context"]
             rows[context] = backend.open()
             backend.extend([Nodes(rows[context], ids[:context], num_logits=1)])
-            backend.commit([AcceptedPath(rows[context], range(context))])
+            backend.commit([kept(rows[context], range(context))])
         elif request["do"] == "step":
             row, count = rows[request["context"]], request["nodes"]
             start = time.perf_counter()
