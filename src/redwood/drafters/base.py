@@ -122,12 +122,17 @@ class UnionDrafter:
             release(drafter, key)
 
 
+def parts_of(drafter: Drafter) -> list[Drafter]:
+    """Returns the drafters of a union, or the drafter itself."""
+    return list(getattr(drafter, "parts", [drafter]))
+
+
 def attach(drafter: Drafter, key: int, datastores: Sequence[Datastore]) -> None:
     """Adds datastores to draft from for request `key`, in every n-gram part; see `NgramDrafter`.
 
     To be called before the request's first step. Does nothing without such a part.
     """
-    for part in getattr(drafter, "parts", [drafter]):
+    for part in parts_of(drafter):
         if isinstance(part, NgramDrafter):
             part.attach(key, datastores)
 

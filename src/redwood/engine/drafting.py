@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from redwood.algorithms.specinfer import merge_trees
 from redwood.backends.base import Backend
-from redwood.drafters.base import Drafter
+from redwood.drafters.base import Drafter, parts_of
 from redwood.drafters.context import Context
 from redwood.drafters.limits import NO_LIMITS
 from redwood.drafters.proposing import prefill, proposals
@@ -61,7 +61,7 @@ def draft(
     prefill(drafter, [contexts[i] for i in drafting])
     clock.record_stage("prefill")
     before = recordings_of(*_backends(drafter))
-    made = _asked(drafter, contexts, budgets, plan)
+    made = _asked(drafter, contexts, budgets, drafting, plan)
     trees = [
         _with_prediction(request, tree, free, most)
         for request, tree, free in zip(requests, made, free_slots, strict=True)
@@ -74,10 +74,13 @@ def draft(
 
 
 def _asked(
-    drafter: Drafter, contexts: Sequence[Context], budgets: Sequence[int], plan: StepPlan | None
+    drafter: Drafter,
+    contexts: Sequence[Context],
+    budgets: Sequence[int],
+    drafting: Sequence[int],
+    plan: StepPlan | None,
 ) -> list[TokenTree]:
     """Trees of the lookahead, if the plan has them, else of the drafter; bare roots else."""
-    drafting = [i for i, nodes in enumerate(budgets) if nodes > 1]
     if plan is not None and plan.drafted is not None:
         made = {i: plan.drafted[i] for i in drafting}
     else:
@@ -98,5 +101,4 @@ def _with_prediction(request: Request, tree: TokenTree, free: int, most: int) ->
 
 
 def _backends(drafter: Drafter) -> list[Backend]:
-    parts = getattr(drafter, "parts", [drafter])
-    return [part.backend for part in parts if hasattr(part, "backend")]
+    return [part.backend for part in parts_of(drafter) if hasattr(part, "backend")]

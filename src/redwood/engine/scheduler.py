@@ -14,7 +14,7 @@ from threading import RLock, get_ident
 import torch
 
 from redwood.backends.base import Backend, Nodes
-from redwood.drafters.base import Drafter, ModelDrafter, NgramDrafter, NoDrafter
+from redwood.drafters.base import Drafter, ModelDrafter, NgramDrafter, NoDrafter, parts_of
 from redwood.engine.request import Request
 
 
@@ -66,7 +66,7 @@ def one_pool(target: Backend, drafter: Drafter) -> Iterator[None]:
     on two cores, with a draft model, that costs a fifth of the speed. PyTorch keeps the number by
     thread and for threads to come: each thread gets it back after the last of its blocks.
     """
-    if not (_owns(target) and all(map(_quiet, getattr(drafter, "parts", [drafter])))):
+    if not (_owns(target) and all(map(_quiet, parts_of(drafter)))):
         yield
         return
     thread = get_ident()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from redwood.drafters.base import NgramDrafter, attach
+from redwood.drafters.base import NgramDrafter, attach, parts_of
 from redwood.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Memory:
     def __init__(
         self, namespaces: Namespaces, drafter: Drafter, namespace_of: Callable[[str], str]
     ) -> None:
-        if not any(isinstance(p, NgramDrafter) for p in getattr(drafter, "parts", [drafter])):
+        if not any(isinstance(p, NgramDrafter) for p in parts_of(drafter)):
             raise ArgumentError("kept answers are drafted by n-grams: add ngram to the drafters")
         self._namespaces, self._drafter, self._name = namespaces, drafter, namespace_of
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redwood.backends.base import Backend, Nodes
-from redwood.drafters.base import ModelDrafter
+from redwood.drafters.base import ModelDrafter, parts_of
 
 if TYPE_CHECKING:
     from redwood.engine.text import Engine
@@ -27,7 +27,7 @@ def room_for_tokens(target: Backend, drafter: Any, share: float = 1.0) -> int | 
     Args:
         share: of the memory that is free, for this process.
     """
-    backends = [target, *(p.backend for p in _parts(drafter) if isinstance(p, ModelDrafter))]
+    backends = [target, *(p.backend for p in parts_of(drafter) if isinstance(p, ModelDrafter))]
     sizes = [token_bytes(backend) for backend in backends]
     size = sum(each or 0 for each in sizes)
     free = _free_on_gpu(target) if target.device.type == "cuda" else free_bytes()
@@ -75,10 +75,6 @@ def token_bytes(backend: Backend) -> int | None:
             backend.release(row)
     size: int | None = getattr(backend, "token_bytes", None)
     return size
-
-
-def _parts(drafter: Any) -> list[Any]:
-    return list(getattr(drafter, "parts", [drafter]))
 
 
 def _free_on_gpu(target: Backend) -> int | None:
