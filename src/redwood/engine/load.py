@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 
 from redwood._defaults import Loading as defaults
+from redwood.algorithms.successors import successor_table
 from redwood.backends.base import Backend, Nodes
 from redwood.drafters.base import (
     Drafter,
@@ -17,7 +18,7 @@ from redwood.drafters.base import (
     join_drafters,
     open_datastore_drafter,
 )
-from redwood.drafters.names import INDEX, NGRAM, NONE, split_names
+from redwood.drafters.names import INDEX, NGRAM, NONE, TABLE, split_names
 from redwood.engine.text import Engine
 from redwood.errors import ArgumentError
 from redwood.models import gguf_path
@@ -231,6 +232,8 @@ def open_drafter(
 
     if name == NGRAM:
         return NgramDrafter()
+    if name == TABLE:
+        return NgramDrafter(own_text=False, table=successor_table())
     if name.startswith(INDEX):
         return open_datastore_drafter(name.removeprefix(INDEX), tokenizer)
     folder, backend = open_model(name, outputs=draft_vocab, draft_weights=draft_weights, **options)
