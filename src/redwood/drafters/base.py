@@ -156,7 +156,7 @@ def join_drafters(drafters: Sequence[Drafter]) -> Drafter:
     if not drafters:
         return NoDrafter()
     ngrams = [drafter for drafter in drafters if isinstance(drafter, NgramDrafter)]
-    if len(ngrams) > 1 and any(drafter.datastores or drafter.table for drafter in ngrams):
+    if len(ngrams) > 1 and any(d.datastores or d.table is not None for d in ngrams):
         others = [drafter for drafter in drafters if not isinstance(drafter, NgramDrafter)]
         drafters = [*others, join_ngrams(ngrams)]
     return drafters[0] if len(drafters) == 1 else UnionDrafter(drafters)

@@ -90,7 +90,9 @@ class NgramDrafter:
         first step. What was attached before and is not named now stays.
         """
         chunks, held = self._attached.get(key, _Attached((), None))
-        self._attached[key] = _Attached(_chunks_of(datastores) or chunks, table or held)
+        self._attached[key] = _Attached(
+            _chunks_of(datastores) or chunks, held if table is None else table
+        )
 
     def observe(
         self,

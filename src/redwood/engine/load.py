@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 
 from redwood._defaults import Loading as defaults
-from redwood.algorithms.successors import successor_table
+from redwood.algorithms.successors import MAX_BYTES, successor_table
 from redwood.backends.base import Backend, Nodes
 from redwood.drafters.base import (
     Drafter,
@@ -19,6 +19,7 @@ from redwood.drafters.base import (
     open_datastore_drafter,
 )
 from redwood.drafters.names import INDEX, NGRAM, NONE, TABLE, split_names
+from redwood.engine.tables import keep_table, tables_of
 from redwood.engine.text import Engine
 from redwood.errors import ArgumentError
 from redwood.models import gguf_path
@@ -64,6 +65,8 @@ def load(
     offload: str | None = None,
     memory: str | int | None = None,
     tokenizer: str | Path | None = None,
+    table: str | Path | None = None,
+    table_bytes: int | None = None,
 ) -> Engine:
     """Returns an engine for a model, with what drafts for it.
 
@@ -101,8 +104,12 @@ def load(
             fit stay. None: none stay.
         tokenizer: a folder with the target's tokenizer, in place of its own: for a GGUF file whose
             own is refused. It must mean the same by its ids as the file.
+        table: a file in which the drafter "table" (or "auto") keeps what the target said, made if
+            need be; saved now and then, and by `Engine.close`. See docs/table.md.
+        table_bytes: bound of that table's memory; None: 128 MiB.
 
     Raises:
+        TableError: a table that is damaged, or of another model.
         ModelError: a model that is missing or damaged.
         TokenizerMismatchError: a drafter that speaks other tokens.
         ArgumentError, CapacityError, ParallelError, UnsupportedError: see `open_model`.
@@ -130,7 +137,7 @@ def load(
     how: dict[str, Any] = dict(
         draft_vocab=draft_vocab, draft_weights=draft_weights, draft_window=draft_window
     )
-    how |= dict(tree=tree, law=law)
+    how |= dict(tree=tree, law=law, table_bytes=table_bytes)
     parts = _parts(drafter)
     if offload is not None:
         options["weights"] = None
@@ -140,6 +147,8 @@ def load(
     ]
     if tree is not None and not any(isinstance(d, ModelDrafter) for d in drafters):
         raise ArgumentError("tree gives the shape for a model drafter, and there is none")
+    if (table is not None or table_bytes is not None) and not tables_of(drafters):
+        raise ArgumentError("table and table_bytes are for the drafter table: name table or auto")
     settle(model, drafters)
     joined, planner = join_drafters(drafters), None
     if drafters and budget is None and tree is None:
@@ -152,7 +161,7 @@ def load(
             raise ArgumentError("draft_window is for models that draft, and none is opened for it")
     if budget is None:
         budget = len(tree) if tree is not None else default_budget(drafters, model.name)
-    return Engine(
+    engine = Engine(
         model,
         joined,
         tokenizer=speaks,
@@ -162,6 +171,9 @@ def load(
         max_rows=max_rows,
         kv_tokens=kv_tokens,
     )
+    if table is not None:
+        keep_table(engine, table, str(target), joined)
+    return engine
 
 
 def own_tokenizer(folder: Path, target: str) -> Any:
@@ -219,6 +231,7 @@ def open_drafter(
     draft_window: int | str | None = "auto",
     tree: Sequence[int] | None = None,
     law: str = "without_replacement",
+    table_bytes: int | None = None,
     **options: Any,
 ) -> NgramDrafter | ModelDrafter:
     """Returns a drafter by its name; arguments as of `load`, `options` those of `open_model`.
@@ -233,7 +246,7 @@ def open_drafter(
     if name == NGRAM:
         return NgramDrafter()
     if name == TABLE:
-        return NgramDrafter(own_text=False, table=successor_table())
+        return NgramDrafter(own_text=False, table=successor_table(table_bytes or MAX_BYTES))
     if name.startswith(INDEX):
         return open_datastore_drafter(name.removeprefix(INDEX), tokenizer)
     folder, backend = open_model(name, outputs=draft_vocab, draft_weights=draft_weights, **options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,6 +80,21 @@ class Engine(RowEngine):
     """
 
     tokenizer: Any
+    closing: list[Callable[[], None]]
+
+    def close(self) -> None:
+        """Saves what is kept on disk, such as a table, for the last time; may be called twice.
+
+        Happens by itself when the engine is collected and at the end of the process.
+        """
+        for action in self.__dict__.pop("closing", []):
+            action()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     def encode(self, prompt: Prompt, *, fitting: bool = False) -> list[int]:
         """Returns the token ids of a prompt; messages go through the model's chat template.
