@@ -178,6 +178,25 @@ Tokenizer = Annotated[
         metavar="FOLDER",
     ),
 ]
+TablePath = Annotated[
+    Path | None,
+    typer.Option(
+        "--table",
+        metavar="FILE",
+        help="Keep what the target said in this file, to draft from (--drafter auto or table). "
+        "`redwood table` shows and fills it.",
+        rich_help_panel=_MODEL,
+    ),
+]
+TableSize = Annotated[
+    str | None,
+    _option(
+        "--table-size",
+        "Most memory of the table, such as 64MiB. Left out: 128MiB.",
+        panel=_MODEL,
+        metavar="SIZE",
+    ),
+]
 Memory = Annotated[
     str | None,
     _option(

@@ -246,7 +246,8 @@ def open_drafter(
     if name == NGRAM:
         return NgramDrafter()
     if name == TABLE:
-        return NgramDrafter(own_text=False, table=successor_table(table_bytes or MAX_BYTES))
+        most = MAX_BYTES if table_bytes is None else table_bytes
+        return NgramDrafter(own_text=False, table=successor_table(most))
     if name.startswith(INDEX):
         return open_datastore_drafter(name.removeprefix(INDEX), tokenizer)
     folder, backend = open_model(name, outputs=draft_vocab, draft_weights=draft_weights, **options)

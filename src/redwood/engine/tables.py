@@ -59,10 +59,9 @@ def keep_table(
         part.reliability,
         when_free=between_steps(part),
     )
+    engine.kept_tables += (kept,)
     end = keep_saving(lambda: [kept], interval_s)
-    engine.__dict__.setdefault("closing", []).append(
-        weakref.finalize(engine, partial(_close, end, kept))
-    )
+    engine.closing += (weakref.finalize(engine, partial(_close, end, kept)),)
     return kept
 
 

@@ -16,6 +16,7 @@ from redwood.errors import ArgumentError, CapacityError, RedwoodError, check_pro
 from redwood.models.chat_template import chat_text
 from redwood.models.token_bound import TokenBound
 from redwood.sampling import SamplingParams
+from redwood.table.keeping import KeptTable
 from redwood.tree import TokenTree
 
 Message = Mapping[str, str]
@@ -77,17 +78,23 @@ class Engine(RowEngine):
 
     Prompts are a string, a list of token ids, a list of chat messages (`role`, `content`), or a
     list of any of these. Keywords are the fields of `SamplingParams`.
+
+    Attributes:
+        kept_tables: of its drafters, that are kept in files.
+        closing: what `close` calls.
     """
 
     tokenizer: Any
-    closing: list[Callable[[], None]]
+    kept_tables: tuple[KeptTable, ...] = ()
+    closing: tuple[Callable[[], object], ...] = ()
 
     def close(self) -> None:
         """Saves what is kept on disk, such as a table, for the last time; may be called twice.
 
         Happens by itself when the engine is collected and at the end of the process.
         """
-        for action in self.__dict__.pop("closing", []):
+        closing, self.closing = self.closing, ()
+        for action in closing:
             action()
 
     def __enter__(self) -> Self:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from rich.filesize import decimal
 
@@ -190,6 +191,34 @@ def check_file(path: Path) -> TableInfo:
         raise _damaged(path, "it has an entry that no table can hold")
     check_rates(path, info.rates, LearnedRates())
     return info
+
+
+def clear_table(path: Path) -> int:
+    """Replaces a table by an empty one of the same model; returns the bytes freed.
+
+    Raises:
+        TableError: missing, damaged beyond its header, or another process keeps it.
+    """
+    path = path.expanduser().resolve()
+    target = read_info(path).target
+    guard = lock_of(path)
+    try:
+        guard.acquire(timeout=0)
+    except Timeout as error:
+        raise TableError(f"another process keeps {path}: end it first") from error
+    except OSError as error:
+        raise TableError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        before = path.stat().st_size
+        write_table(path, target, np.zeros((0, ENTRY.itemsize), np.uint8), 0)
+        return before - path.stat().st_size
+    finally:
+        guard.release()
+
+
+def lock_of(path: Path) -> FileLock:
+    """Returns the lock of a table's file, which whoever writes it holds; `path` is resolved."""
+    return FileLock(path.with_name(f".{path.name}.lock"))
 
 
 def check_rates(path: Path, found: Mapping[str, Any], into: LearnedRates) -> None:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from redwood.algorithms.source_rates import LearnedRates
 from redwood.algorithms.successors import AnyTable
 from redwood.errors import TableError
-from redwood.table.file import check_rates, read_table, write_table
+from redwood.table.file import check_rates, lock_of, read_table, write_table
 from redwood.table.target import TargetId
 
 INTERVAL_S = 300.0
@@ -85,7 +85,7 @@ class KeptTable:
             raise TableError(f"{self.path.parent} does not exist: make the table's folder first")
         if self.path.is_dir():
             raise TableError(f"{self.path} is a folder: a table is a file")
-        self._lock = None if guarded else FileLock(self.path.with_name(f".{self.path.name}.lock"))
+        self._lock = None if guarded else lock_of(self.path)
         self.writable = self._lock is None or self._locked(self._lock)
         try:
             self._load()
