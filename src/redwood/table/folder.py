@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from redwood.algorithms.source_rates import LearnedRates
 from redwood.algorithms.successors import LEAST_BYTES, MAX_BYTES, AnyTable, successor_table
@@ -71,7 +71,8 @@ class KeyTables:
         self._held: OrderedDict[str, _Held] = OrderedDict()  # the latest used is last
         self._lock = threading.Lock()
         self._folder: Path | None = None
-        self._target, self._guard, self._writable = target, None, False
+        self._target, self._writable = target, False
+        self._guard: BaseFileLock | None = None
         self._end: Callable[[], None] = lambda: None
         if folder is not None:
             assert target is not None
@@ -85,8 +86,8 @@ class KeyTables:
                 raise TableError(f"{folder} is a file: with API keys, --table names a folder")
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             path.mkdir(exist_ok=True, mode=0o700)
-            self._guard = FileLock(path / ".lock")
-            self._guard.acquire(timeout=0)
+            guard = self._guard = FileLock(path / ".lock")
+            guard.acquire(timeout=0)
             self._writable = True
         except Timeout:
             _log.warning("tables in %s are read and not written: another process keeps them", path)
