@@ -266,3 +266,34 @@ def test_a_smaller_bound_keeps_the_newest(tmp_path: Path) -> None:
     assert 0 < len(small) < len(large)
     newest = large.entries()[-1].tobytes()
     assert newest in {entry.tobytes() for entry in small.entries()}
+
+
+def test_closing_does_not_wait_for_a_step_that_never_ends(tmp_path: Path) -> None:
+    table, put_off = successor_table(1 << 19), list[Any]()
+    kept = KeptTable(tmp_path / "t", TARGET, table, when_free=put_off.append)
+    learn(table)
+    end = keep_saving(lambda: [kept], 0.01)
+    while not put_off:
+        time.sleep(0.01)
+    begin = time.monotonic()
+    kept.close(0.05)
+    end()
+    assert time.monotonic() - begin < 5.0
+    assert read_info(tmp_path / "t").rows == table.rows
+    put_off[0]()  # the step ends after all
+
+
+def test_a_table_is_copied_when_the_step_ends(tmp_path: Path) -> None:
+    table, put_off = successor_table(1 << 19), list[Any]()
+    kept = KeptTable(tmp_path / "t", TARGET, table, when_free=put_off.append)
+    learn(table)
+    end = keep_saving(lambda: [kept], 0.01)
+    while not put_off:
+        time.sleep(0.01)
+    assert not (tmp_path / "t").exists()
+    put_off[0]()
+    while not (tmp_path / "t").exists():
+        time.sleep(0.01)
+    kept.close()
+    end()
+    assert check_file(tmp_path / "t").rows == table.rows

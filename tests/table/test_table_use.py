@@ -20,8 +20,8 @@ from redwood.errors import ArgumentError, TableError
 from redwood.server.auth import Keys
 from redwood.server.tables import own_tables
 from redwood.table import KeyTables, read_info, target_id
+from redwood.table.reading import CHUNK, read_part
 from redwood.table.reading import parts_of as parts_of_text
-from redwood.table.reading import read_part
 from server_kit import Live
 
 KEYS = ["first-key-1", "second-key-2"]
@@ -200,12 +200,14 @@ def test_text_that_is_read_teaches_every_row(tiny_model_folder: Path) -> None:
     for each in parts:
         read_part(engine.target, table, each, read.append)
     assert table.rows == sum(read) == len(text)
-    # What it says is what the target says: the best token after a context.
-    (best,) = engine.generate(parts[0][:20], max_tokens=1).token_ids
+    # What it says is what the target says after each token, across the ends of chunks, too.
+    own = list(range(5, 150))
     fresh = successor_table()
-    read_part(engine.target, fresh, parts[0][:20])
-    (order, successors), *_ = fresh.find(parts[0][:20])
-    assert order == 3 and successors[0][0] == best
+    read_part(engine.target, fresh, own)
+    for size in (1, 2, 3, 20, CHUNK, CHUNK + 1, CHUNK + 2, 145):
+        (best,) = engine.generate(own[:size], max_tokens=1, ignore_eos=True).token_ids
+        (order, successors), *_ = fresh.find(own[:size])
+        assert order == min(size, 3) and successors[0][0] == best
 
 
 @pytest.fixture

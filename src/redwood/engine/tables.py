@@ -66,5 +66,5 @@ def keep_table(
 
 
 def _close(end: Callable[[], None], kept: KeptTable) -> None:
-    end()
     kept.close()
+    end()

@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import NamedTuple
 
 from filelock import BaseFileLock, FileLock, Timeout
@@ -23,6 +24,7 @@ from redwood.table.keeping import INTERVAL_S, KeptTable, WhenFree, keep_saving
 from redwood.table.target import TargetId
 
 _MOST_TABLES = 256
+_PATIENCE_S = 1.0  # for a step to end, all tables together
 _PART = 4  # one namespace may take a quarter of the budget
 _log = logging.getLogger(__name__)
 
@@ -132,9 +134,12 @@ class KeyTables:
 
     def close(self) -> None:
         """Saves for the last time, and frees the folder."""
-        self._end()
+        patience_s = _PATIENCE_S
         for kept in self._all_kept():
-            kept.close()
+            begin = monotonic()
+            kept.close(max(0.0, patience_s))
+            patience_s -= monotonic() - begin
+        self._end()
         if self._guard is not None:
             self._guard.release()
 

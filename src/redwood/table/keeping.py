@@ -24,7 +24,7 @@ from redwood.table.target import TargetId
 INTERVAL_S = 300.0
 """Seconds between two savings."""
 _SHARE = 0.01  # of all time that copying a table out may take, during which no step is made
-_PATIENCE_S = 10.0  # for the end of a step; then a table is copied as it is
+_PATIENCE_S = 1.0  # at the end, for a step to end
 _log = logging.getLogger(__name__)
 
 WhenFree = Callable[[Callable[[], None]], None]
@@ -79,6 +79,8 @@ class KeptTable:
         self.seconds = 0.0
         self._rates, self._when_free = rates, when_free or _at_once
         self._pid = os.getpid()
+        self._patience_s: float | None = None  # for the end of a step; None: however long it takes
+        self._copying: threading.Event | None = None
         self._saving = threading.Lock()
         self._saved_rows = table.rows
         if not self.path.parent.is_dir():
@@ -136,12 +138,15 @@ class KeptTable:
             if filled is None and self.table.rows == self._saved_rows:
                 return False
             copied = self._copy()
+            if copied is None:
+                return False
             known = self.filled if filled is None else dict(filled)
             write_table(self.path, self.target, *copied, known)
             self.filled, self._saved_rows = known, copied.rows
             return True
 
-    def _copy(self) -> _Copy:
+    def _copy(self) -> _Copy | None:
+        """The table between two steps; None where it is closed before the step ends."""
         held: list[_Copy] = []
         done = threading.Event()
 
@@ -153,19 +158,30 @@ class KeptTable:
             self.seconds = perf_counter() - begin
             done.set()
 
+        self._copying = done
+        last = self._patience_s
         self._when_free(take)
-        if not done.wait(_PATIENCE_S):  # a step that does not end
+        if not done.wait(last) and last is not None:  # the engine is stuck
             take()
-        return held[0]
+        return held[0] if held else None
 
-    def close(self) -> None:
-        """Saves for the last time and frees the file; a failure goes to the log."""
+    def close(self, patience_s: float = _PATIENCE_S) -> None:
+        """Saves for the last time and frees the file; a failure goes to the log.
+
+        Args:
+            patience_s: for the end of a step; then the table is copied as it is.
+        """
         if os.getpid() != self._pid:  # a forked child: the file is its parent's
             return
+        self._patience_s = patience_s
+        if self._copying is not None:
+            self._copying.set()  # who waits for the end of a step gives up
         try:
             self.save()
         except TableError as error:
             _log.warning("what the target said could not be kept: %s", error)
+        except Exception:
+            _log.exception("%s could not be saved", self.path)
         finally:
             self.writable = False
             self._unlock()
