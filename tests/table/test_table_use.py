@@ -13,6 +13,7 @@ from test_table_file import TARGET, learn
 
 import redwood
 from cli_kit import Ran, press_ctrl_c
+from redwood.algorithms.source_rates import LearnedRates
 from redwood.algorithms.successors import successor_table
 from redwood.drafters.base import NgramDrafter, attach, parts_of
 from redwood.engine.tables import tables_of
@@ -263,3 +264,20 @@ def test_generate_keeps_a_table(tiny_model_folder: Path, tmp_path: Path) -> None
 )
 def test_options_that_do_not_fit_are_refused(args: list[str], match: str) -> None:
     assert match in Ran(*args).error(2)
+
+
+def test_learned_rates_are_taken_from_the_first_file_alone(tmp_path: Path) -> None:
+    rates = LearnedRates()
+    rates.rates.count(3, True)
+    tables = KeyTables(1 << 21, folder=tmp_path, target=TARGET, rates=rates)
+    for number, key in enumerate("ab"):
+        learn(tables.table(key), number)
+    tables.close()
+    rates = LearnedRates()
+    again = KeyTables(1 << 21, folder=tmp_path, target=TARGET, rates=rates)
+    again.table("a")
+    assert rates.to_dict()["trials"] == [1.0]
+    rates.rates.count(3, True)
+    again.table("b")
+    assert rates.to_dict()["trials"] == [2.0]
+    again.close()

@@ -70,6 +70,7 @@ class KeyTables:
         self._max_bytes, self._most = max_bytes, most
         self._each = max(LEAST_BYTES, max_bytes // _PART)
         self._rates, self._when_free = rates, when_free
+        self._taught = False  # rates are those of the first file, and go on from there
         self._held: OrderedDict[str, _Held] = OrderedDict()  # the latest used is last
         self._lock = threading.Lock()
         self._folder: Path | None = None
@@ -159,7 +160,9 @@ class KeyTables:
                 self._rates,
                 when_free=self._when_free,
                 guarded=True,
+                taught=self._taught,
             )
+            self._taught = self._taught or len(table) > 0
             kept.writable = self._writable
             return _Held(table, kept)
         except TableError as error:

@@ -51,6 +51,7 @@ class KeptTable:
         target: the model that fills the table.
         table, rates: that get what the file holds.
         when_free: runs what copies the table; None: at once.
+        taught: `rates` have learned already, and are left as they are.
         guarded: the caller holds a lock around the folder, so none is needed for the file.
 
     Attributes:
@@ -72,12 +73,13 @@ class KeptTable:
         *,
         when_free: WhenFree | None = None,
         guarded: bool = False,
+        taught: bool = False,
     ) -> None:
         self.path = Path(path).expanduser().resolve()
         self.target, self.table = target, table
         self.filled: dict[str, int] = {}
         self.seconds = 0.0
-        self._rates, self._when_free = rates, when_free or _at_once
+        self._rates, self._taught, self._when_free = rates, taught, when_free or _at_once
         self._pid = os.getpid()
         self._patience_s: float | None = None  # for the end of a step; None: however long it takes
         self._copying: threading.Event | None = None
@@ -118,7 +120,7 @@ class KeptTable:
             self.table.load(entries, info.rows)
         except ValueError as error:
             raise TableError(f"{self.path} is damaged: {error}; remove it") from error
-        if self._rates is not None and info.rates:
+        if self._rates is not None and info.rates and not self._taught:
             self._rates.load(info.rates)
         self.filled = dict(info.filled)
         self._saved_rows = self.table.rows
