@@ -55,11 +55,11 @@ class State(NamedTuple):
 
 
 def free_part(drafter: Drafter) -> Any:
-    """The part of a drafter that drafts from what costs nothing."""
+    """The one part of a drafter that drafts from what costs nothing."""
     parts: Sequence[Drafter] = getattr(drafter, "parts", [drafter])
     found = [part for part in parts if isinstance(part, NgramDrafter)]
-    if not found:
-        raise SystemExit(f"the drafter {drafter.name} has no free part")
+    if len(found) != 1:
+        raise SystemExit(f"the drafter {drafter.name} has {len(found)} free parts, not one")
     return found[0]
 
 
