@@ -27,6 +27,7 @@ from redwood.drafters.base import Drafter, NgramDrafter
 from redwood.sampling import SamplingParams
 
 _HERE = Path(__file__).parent
+_LIBRARY = Path(sysconfig.get_path("stdlib"))
 ROWS, NODES = 8, 8
 """How answers that only feed are decoded: rows together, nodes of each."""
 _ASKED = (
@@ -119,13 +120,12 @@ def set_prompts(given: Path | None, files: Sequence[Path]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def made_prompts() -> Iterator[str]:
+def made_prompts(library: Path = _LIBRARY) -> Iterator[str]:
     """Questions about texts that come with Python: its reference, and its modules' docstrings.
 
     In an order that is always the same; each text is asked about once before any is again.
     """
     texts = {" ".join(part.split()) for text in topics.values() for part in text.split("\n\n")}
-    library = Path(sysconfig.get_path("stdlib"))
     for path in library.rglob("*.py"):
         if not {"test", "tests", "idle_test", "site-packages"} & set(path.parts):
             texts.update(_docstrings(path))

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -75,9 +75,12 @@ def show(result: dict[str, Any], plot: Path | None) -> None:
     panel.plot(seen, tokens, "o-", label=f"{options['drafter']}, {options['nodes']} nodes")
     for point in points:
         if point["seen"] == 0:
-            panel.axhline(
-                point["tokens_per_pass"], color="grey", linestyle="--", label="nothing seen before"
-            )
+            label, at = "nothing seen before", point["tokens_per_pass"]
+            panel.axhline(at, color="grey", linestyle="--", label=label)
+    first_made = next((point["seen"] for point in points if point["asked_made"]), None)
+    if first_made is not None:
+        label = "from here on also questions about Python's texts"
+        panel.axvline(first_made, color="grey", linestyle=":", label=label)
     panel.set_xscale("log")
     panel.set(xlabel="tokens of other answers seen", ylabel="tokens per target pass")
     panel.set_title(f"{options['target']}, Spec-Bench, {result['measured']} prompts", fontsize=10)
@@ -122,9 +125,10 @@ class Run:
         tasks = read_prompts("specbench", options.prompts, options.limit)
         ids = [feeding.ids_of(self.engine, task.prompt, options.max_tokens) for task in tasks]
         self.prompts = [each for each in ids if each is not None]
-        texts = chain(feeding.set_prompts(options.prompts, []), feeding.made_prompts())
         held = {task.prompt for task in tasks}
-        self.texts: Iterator[str] = (text for text in texts if text not in held)
+        sets = [t for t in feeding.set_prompts(options.prompts, []) if t not in held]
+        made = (text for text in feeding.made_prompts() if text not in held)
+        self.texts, self.of_sets = chain(sets, made), len(sets)
         self.params = SamplingParams(max_tokens=options.max_tokens)
         self.seen = self.asked = 0
         self.points: list[dict[str, Any]] = []
@@ -180,7 +184,9 @@ class Run:
                 )
                 self.asked += len(some)
             found = measure(self.engine, self.candidate, self.prompts, self.params)
-            self.points.append({"at": at, "seen": self.seen, **found})
+            made = max(0, self.asked - self.of_sets)
+            point = {"at": at, "seen": self.seen, "asked": self.asked, "asked_made": made}
+            self.points.append({**point, **found})
             print(self.points[-1], flush=True)
             self.save()
 
