@@ -159,7 +159,8 @@ def warm_state(
             raise SystemExit(f"{options.state} is of another target, or has seen these prompts")
         return state, about["tokens"]
     texts = (t for t in feeding.set_prompts(options.prompts, options.feed) if t not in measured)
-    params, tokens, fed = SamplingParams(max_tokens=options.max_tokens), 0, list[str]()
+    params = SamplingParams(max_tokens=options.max_tokens, temperature=0.0)
+    tokens, fed = 0, list[str]()
     while tokens < options.warm_tokens and (some := list(islice(texts, 32))):
         ids = [feeding.ids_of(engine, text, options.max_tokens) for text in some]
         tokens += feeding.feed(engine, drafter, [each for each in ids if each], params)
