@@ -130,17 +130,17 @@ class NgramDrafter:
         known = self._texts.get(context.key)
         if known is None:
             known = self._texts[context.key] = retriever(self.own_text)
-        rates = self.reliability.rates
+        rates: Any = self.reliability.rates  # compiled, or not, as the retriever is
         known.extend(text[len(known) :], rates)
         if context.unsteered:
             return self._published_tree(context, known, budget)
         attached = self._attached.get(context.key)
         chunks = self._chunks + (attached.chunks if attached is not None else ())
         stored: Stored = self._look_up(context, chunks, budget).by_match() if chunks else ()
-        predicted, run = [], 0
+        predicted, run = list[int](), 0
         if context.prediction is not None:
             predicted, run = context.prediction.upcoming(budget - 1)
-        table = self._table_of(context)
+        table: Any = self._table_of(context)
         tokens, parents, chances, _ = known.draft(
             budget, self.max_branch, least, rates, table, stored, predicted, run
         )
@@ -178,7 +178,8 @@ def _chunks_of(datastores: Sequence[Datastore]) -> tuple[Chunk, ...]:
 
 
 def join_ngrams(drafters: Sequence[NgramDrafter]) -> NgramDrafter:
-    """Returns one drafter with the sources of all, the first one's rates, and the first table.
+    """Returns one drafter with the sources of all, the first table, and the rates of the first one
+    that drafts from the text itself, if any does.
 
     One search then orders all their candidates by path probability, where a union would give each
     a share of the budget.
@@ -194,7 +195,7 @@ def join_ngrams(drafters: Sequence[NgramDrafter]) -> NgramDrafter:
         own_text=any(drafter.own_text for drafter in drafters),
         table=tables[0] if tables else None,
     )
-    joined.reliability = drafters[0].reliability
+    joined.reliability = max(drafters, key=lambda drafter: drafter.own_text).reliability
     return joined
 
 

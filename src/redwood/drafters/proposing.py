@@ -83,11 +83,14 @@ def prefill(drafter: _Proposer, contexts: Sequence[Context]) -> None:
         log_fault(drafter, error)
 
 
-def observe(drafter: _Proposer, context: Context, tree: TokenTree, rows: PathRows) -> None:
+def observe(drafter: Any, context: Context, tree: TokenTree, rows: PathRows) -> None:
     """Shows a drafter that has `observe` what the target says after each node of a scored tree."""
     try:
-        if drafter.observes(context):  # type: ignore[attr-defined]
-            drafter.observe(context, tree, *rows.best_few(BEST))  # type: ignore[attr-defined]
+        if not drafter.observes(context):
+            return
+        best = rows.best_few(BEST)
+        if best is not None:  # else verification raises
+            drafter.observe(context, tree, *best)
     except MemoryError:
         raise
     except Exception as error:

@@ -8,7 +8,7 @@ probabilities times a common mass; the largest weight of a fresh row is 1.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +65,7 @@ def best_few(rows: AnyRow, count: int) -> tuple[NDArray[np.int32], NDArray[np.fl
     ids = np.empty((len(rows), count), np.int32)
     probs = np.empty((len(rows), count), np.float32)
     if compiled and rows.dtype == np.float32 and rows.strides[1] == rows.itemsize:
-        finite = _native.best_few(rows, ids, probs)
+        finite = _native.best_few(cast(NDArray[np.float32], rows), ids, probs)
     else:
         finite = reference.best_few(rows, ids, probs)
     return (ids, probs) if finite else None
