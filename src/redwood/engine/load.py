@@ -18,7 +18,7 @@ from redwood.drafters.base import (
     join_drafters,
     open_datastore_drafter,
 )
-from redwood.drafters.names import INDEX, NGRAM, NONE, TABLE, split_names
+from redwood.drafters.names import AUTO, INDEX, NGRAM, NONE, TABLE, split_names
 from redwood.engine.tables import keep_table, tables_of
 from redwood.engine.text import Engine
 from redwood.errors import ArgumentError
@@ -42,7 +42,7 @@ DRAFT_WEIGHTS = "draft"
 
 def load(
     target: str | Path,
-    drafter: str | Path | Drafter | Sequence[str | Path | Drafter] | None = None,
+    drafter: str | Path | Drafter | Sequence[str | Path | Drafter] | None = AUTO,
     *,
     backend: str = defaults.backend,
     dtype: str | torch.dtype = defaults.dtype,
@@ -72,9 +72,10 @@ def load(
 
     Args:
         target: a packaged name (`redwood models list`), a folder, a .gguf file or a hub id.
-        drafter: None or "none"; "ngram"; "index:PATH", a datastore; a model, given as `target`;
-            several joined with "+", or a list: one tree from all of them. Objects with the
-            `Drafter` protocol are taken as they are.
+        drafter: "auto", all that costs nothing, "ngram+table"; None or "none"; "ngram", the text
+            itself; "table", what the target said before; "index:PATH", a datastore; a model, given
+            as `target`; several joined with "+", or a list: one tree from all of them. Objects with
+            the `Drafter` protocol are taken as they are.
         backend, dtype, device: see `redwood.backends.load.open_model`.
         capacity: slots per row, at most the context length, the default.
         budget: nodes scored per step, the root included; None: chosen step by step from measured
