@@ -76,7 +76,7 @@ def test_what_the_user_named_is_an_error_at_the_start(
     with pytest.raises(ArgumentError, match="name table or auto"):
         redwood.load(tiny_model_folder, "ngram", backend="eager", table=tmp_path / "u")
     with pytest.raises(ArgumentError, match="name table or auto"):
-        redwood.load(tiny_model_folder, backend="eager", table_bytes=1 << 20)
+        redwood.load(tiny_model_folder, "none", backend="eager", table_bytes=1 << 20)
     with pytest.raises(ArgumentError, match="512 KiB"):
         _engine(tiny_model_folder, table_bytes=0)
 

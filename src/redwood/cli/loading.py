@@ -101,7 +101,7 @@ def open_candidates(
         from redwood.engine.tables import keep_table, tables_of
         from redwood.planner.from_profile import open_planner
 
-        engine = load(target, **options)
+        engine = load(target, None, **options)
         draft_options = {n: value for n, value in options.items() if n not in _OF_TARGET}
         if "offload" in options:
             draft_options.pop("weights", None)

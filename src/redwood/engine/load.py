@@ -162,6 +162,7 @@ def load(
             raise ArgumentError("draft_window is for models that draft, and none is opened for it")
     if budget is None:
         budget = len(tree) if tree is not None else default_budget(drafters, model.name)
+        budget = budget if tree is not None else min(budget, model.capacity)
     engine = Engine(
         model,
         joined,
