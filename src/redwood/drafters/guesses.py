@@ -18,9 +18,9 @@ MOST_GUESSES = 4
 """Nodes that a pass guesses at most for one row."""
 
 NODE_COST = 0.08  # of a further node of a pass, in passes of one node, where nothing was measured
-_EDGES = (0.3, 0.6, 0.85, 0.97)  # between bins of probabilities
+_EDGES = (0.05, 0.3, 0.6, 0.85, 0.97)  # between bins of probabilities
 _BINS = len(_EDGES) + 1
-_PRIOR = (0.15, 0.35, 0.55, 0.75, 0.9)
+_PRIOR = (0.02, 0.12, 0.35, 0.55, 0.75, 0.9)
 _DISCOUNTS = (1.0, 0.9, 0.6)  # of sources: given trees, two tokens of context, one token
 _GIVEN, _PAIR, _SINGLE = range(3)
 _MOST_HELD = 1 << 16  # contexts whose continuations are remembered
