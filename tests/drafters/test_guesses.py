@@ -16,9 +16,9 @@ from redwood.algorithms.specinfer import expansion_tree
 from redwood.backends.base import Nodes
 from redwood.backends.load import wrap_model
 from redwood.backends.native.load import load_native
-from redwood.drafters.base import ModelDrafter
+from redwood.drafters.base import ModelDrafter, NgramDrafter, UnionDrafter
 from redwood.drafters.context import Context
-from redwood.drafters.guesses import SaidTokens, Saying, Start, choose_guesses, guess_rates
+from redwood.drafters.guesses import Continuations, Saying, Start, choose_guesses, guess_rates
 from redwood.drafters.limits import Limits, ModelLimits
 from redwood.errors import ArgumentError
 from redwood.planner.budget import LevelBudget, StepBudget
@@ -116,18 +116,23 @@ def test_trees_are_bit_for_bit_those_without_guesses(
 
 def test_a_level_that_was_guessed_is_no_pass(native: Any) -> None:
     plain = ModelDrafter(native, CHAIN, law="point", guesses=0)
-    (want,) = plain.propose([_context(temperature=0.0)], [6])
+    (want,) = plain.propose([_context(text=[5, 9], temperature=0.0)], [6])
     assert plain.num_passes == 5  # the last node is not scored
     drafter = ModelDrafter(native, CHAIN, law="point", guesses=8)
     given = TokenTree.point(want.token_list, want.parent_list, [1.0] * 6)
-    (tree,) = drafter.propose([_context(temperature=0.0)], [6], Limits(guesses={1: given}))
+    (tree,) = drafter.propose(
+        [_context(text=[5, 9], temperature=0.0)], [6], Limits(guesses={1: given})
+    )
     _same(tree, want)
     assert drafter.num_passes == 1
     assert (drafter.guesser.num_guesses, drafter.guesser.num_hits) == (4, 4)
     # A tree of another text's last token says nothing here.
     other = ModelDrafter(native, CHAIN, law="point")
     wrong = TokenTree.point([8, *want.token_list[1:]], want.parent_list)
-    _same(other.propose([_context(temperature=0.0)], [6], Limits(guesses={1: wrong}))[0], want)
+    _same(
+        other.propose([_context(text=[5, 9], temperature=0.0)], [6], Limits(guesses={1: wrong}))[0],
+        want,
+    )
     assert other.guesser.num_guesses == 0
 
 
@@ -237,13 +242,13 @@ def test_levels_that_were_scored_cost_nothing() -> None:
 
 
 def test_guesses_are_made_while_they_save_more_than_they_cost() -> None:
-    said, rates = SaidTokens(), guess_rates().rates
+    said, rates = Continuations(), guess_rates().rates
     for token in range(10):
-        said.note(token - 1, token, [Saying(token + 1, 0.99), Saying(50, 0.01)])
+        said.note([token - 1, token], [Saying(token + 1, 0.99), Saying(50, 0.01)])
 
     def chosen(levels: int, **how: Any) -> list[int]:
-        start = Start(1, 2, levels)
-        return [g.token for g in choose_guesses([start], said, rates, 4, due=1, **how)]
+        start = Start((1, 2), levels)
+        return [g.token for g in choose_guesses([start], [said], rates, 4, due=1, **how)]
 
     assert chosen(4) == [3, 4, 5, 6]
     assert chosen(2) == [3, 4]
@@ -255,12 +260,35 @@ def test_guesses_are_made_while_they_save_more_than_they_cost() -> None:
 
 
 def test_a_context_of_two_tokens_is_believed_before_one_of_one() -> None:
-    said = SaidTokens()
-    said.note(1, 2, [Saying(3, 0.9)])
-    said.note(7, 2, [Saying(8, 0.9)])
-    assert [token for token, _ in said.after(1, 2)] == [3]
-    assert [token for token, _ in said.after(9, 2)] == [8]
-    assert said.after(1, 5) == []
+    said = Continuations()
+    said.note([1, 2], [Saying(3, 0.9)])
+    said.note([7, 2], [Saying(8, 0.9)])
+    assert [token for token, _ in said.after([1, 2])] == [3]
+    assert [token for token, _ in said.after([4, 1, 2])] == [3]
+    assert [token for token, _ in said.after([9, 2])] == [8]
+    assert said.after([1, 5]) == []
+    text = Continuations(of_text=True)
+    text.note([1, 2], [Saying(3, 1.0)])
+    assert [token for token, _ in text.after([1, 2])] == [3]
+    assert text.after([2]) == text.after([9, 2]) == []
+
+
+def test_a_union_hands_free_trees_to_the_model_and_draws_as_before(native: Any) -> None:
+    trees = []
+    for guesses in (0, 8):
+        model = ModelDrafter(native, CHAIN, guesses=guesses)
+        union = UnionDrafter([NgramDrafter(), model])
+        context = _context(temperature=0.8)
+        made = list[TokenTree]()
+        for _ in range(4):
+            made += union.propose([context], [9])
+            assert len(made[-1]) <= 9
+            context.token_ids += made[-1].token_list[1:2] + TEXT
+        trees.append(made)
+    for tree, want in zip(*trees, strict=True):
+        assert 0 in tree.law_list[1:] and 1 in tree.law_list[1:]
+        _same(tree, want)
+    assert model.guesser.num_guesses > 0
 
 
 def test_a_number_of_guesses_is_a_count() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from redwood.algorithms.acceptance import AcceptanceTable
 from redwood.drafters.draft_tree import TreeBuilder
+from redwood.drafters.guesses import Continuations
 from redwood.tree import Law
 
 _MOST_KEPT = 16  # rows of logits that stay until the next step
@@ -27,6 +28,7 @@ class DraftRow:
         count: provisional nodes.
         below: node by parent (-1: the committed text) and token.
         scored: tensor [n, V] and row in it, by node; -1 is the last committed token.
+        heard, num_read: continuations in the text, and how much of it was read for them.
         last: the tree of the last step; law and reliability are those of its request.
     """
 
@@ -35,6 +37,8 @@ class DraftRow:
     count: int = 0
     below: dict[tuple[int, int], int] = field(default_factory=dict)
     scored: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
+    heard: Continuations = field(default_factory=lambda: Continuations(of_text=True))
+    num_read: int = 0
     last: TreeBuilder | None = None
     law: Law | None = None
     reliability: AcceptanceTable | None = None

@@ -21,8 +21,9 @@ NODE_COST = 0.08  # of a further node of a pass, in passes of one node, where no
 _EDGES = (0.05, 0.3, 0.6, 0.85, 0.97)  # between bins of probabilities
 _BINS = len(_EDGES) + 1
 _PRIOR = (0.02, 0.12, 0.35, 0.55, 0.75, 0.9)
-_DISCOUNTS = (1.0, 0.9, 0.6)  # of sources: given trees, two tokens of context, one token
-_GIVEN, _PAIR, _SINGLE = range(3)
+# Of sources: given trees; the model after one, two or three tokens; the text after two or three.
+_DISCOUNTS = (1.0, 0.5, 0.8, 0.9, 0.6, 0.8)
+_GIVEN, _SAID, _TEXT = 0, 0, 2  # the last two: more by the number of tokens
 _MOST_HELD = 1 << 16  # contexts whose continuations are remembered
 _ALTERNATIVES = 2
 
@@ -39,43 +40,49 @@ class Saying(NamedTuple):
     chance: float
 
 
-class SaidTokens:
-    """What a draft model last said after a token, and after two.
+class Continuations:
+    """What last followed one to three tokens: in a text, or by what a draft model said.
 
     It holds the last 65,536 contexts; token ids and probabilities alone.
+
+    Args:
+        of_text: it holds a text, and looks at no single token.
     """
 
-    def __init__(self) -> None:
-        self._after: dict[tuple[int, int], tuple[Saying, ...]] = {}
+    def __init__(self, *, of_text: bool = False) -> None:
+        self._after: dict[tuple[int, ...], tuple[Saying, ...]] = {}
+        self._lengths = (3, 2) if of_text else (3, 2, 1)
+        self._source = _TEXT if of_text else _SAID
 
-    def note(self, before: int, token: int, said: Sequence[Saying]) -> None:
-        """Remembers the most probable tokens after `before`, `token`; best first."""
-        best = tuple(said[:_ALTERNATIVES])
-        for key in ((before, token), (-1, token)):
-            self._after.pop(key, None)
-            self._after[key] = best
-        while len(self._after) > _MOST_HELD:
-            del self._after[next(iter(self._after))]
+    def note(self, path: Sequence[int], said: Sequence[Saying]) -> None:
+        """Remembers the most probable tokens after the last ones of `path`; best first."""
+        best, held = tuple(said[:_ALTERNATIVES]), self._after
+        for length in self._lengths:
+            key = tuple(path[-length:])
+            held.pop(key, None)  # so that it stands at the end
+            held[key] = best
+        while len(held) > _MOST_HELD:
+            del held[next(iter(held))]
 
-    def after(self, before: int, token: int) -> list[tuple[int, int]]:
+    def after(self, path: Sequence[int]) -> list[tuple[int, int]]:
         """Returns guesses of the next token, each with its bin of `guess_rates`."""
-        found, source = self._after.get((before, token)), _PAIR
-        if found is None:
-            found, source = self._after.get((-1, token), ()), _SINGLE
-        return [(said.token, _bin(source, said.chance)) for said in found]
+        for length in self._lengths:
+            found = self._after.get(tuple(path[-length:]))
+            if found is not None and len(path) >= length:
+                return [(said.token, _bin(self._source + length, said.chance)) for said in found]
+        return []
 
 
 class Start(NamedTuple):
     """A node of a pass, below which nodes are guessed.
 
     Args:
-        before, token: the last two tokens of its path.
+        path: its last tokens, itself the last: three, or all where there are fewer.
         levels: below it that may still be expanded.
         tree, node: guesses that were given, and the node there that spells its path; -1: none.
     """
 
-    before: int
-    token: int
+    path: tuple[int, ...]
     levels: int
     tree: TokenTree | None = None
     node: int = -1
@@ -91,7 +98,7 @@ class Guess(NamedTuple):
 
 def choose_guesses(
     starts: Sequence[Start],
-    said: SaidTokens,
+    known: Sequence[Continuations],
     rates: Sequence[float],
     most: int,
     *,
@@ -106,6 +113,7 @@ def choose_guesses(
     many more nodes.
 
     Args:
+        known: what the model said and what the text holds, to guess from beside given trees.
         rates: by bin, see `guess_rates`.
         most: guesses at most.
         due: nodes of the pass without them.
@@ -123,19 +131,23 @@ def choose_guesses(
         offers: dict[int, tuple[int, int]] = {}
         tree, node = start.tree, start.node
         if tree is not None and node >= 0:
-            known = tree.estimates
+            chances = tree.estimates
             for child in tree.children[node]:
-                ratio = 0.5 if known is None else known[child] / max(known[node], 1e-9)
+                ratio = 0.5 if chances is None else chances[child] / max(chances[node], 1e-9)
                 offers[tree.token_list[child]] = _bin(_GIVEN, ratio), child
-        for token, kind in said.after(start.before, start.token):
+        for token, kind in (each for source in known for each in source.after(start.path)):
             given = offers.get(token)
             if given is None or rates[given[0]] < rates[kind]:
                 offers[token] = kind, -1 if given is None else given[1]
-        for token, (kind, child) in offers.items():
+        rest = 1.0  # one of them comes next: what the best leave is shared by the others
+        for token, (kind, child) in sorted(offers.items(), key=lambda o: -rates[o[1][0]]):
             if vocab_size is not None and token >= vocab_size:
                 continue
-            below = Start(start.token, token, start.levels - 1, tree, child)
-            heap.append((-chance * rates[kind], count, Guess(token, parent, kind), below))
+            share = min(rest, rates[kind])
+            rest -= share
+            path = (*start.path[-2:], token)
+            below = Start(path, start.levels - 1, tree, child)
+            heap.append((-chance * share, count, Guess(token, parent, kind), below))
             count += 1
 
     for i, start in enumerate(starts):

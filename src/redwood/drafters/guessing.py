@@ -9,8 +9,16 @@ from redwood.backends.base import Backend, Nodes
 from redwood.drafters.context import Context
 from redwood.drafters.draft_row import DraftRow
 from redwood.drafters.draft_tree import TreeBuilder
-from redwood.drafters.guesses import SaidTokens, Start, choose_guesses, guess_rates
+from redwood.drafters.guesses import (
+    Continuations,
+    Saying,
+    Start,
+    choose_guesses,
+    guess_rates,
+)
 from redwood.tree import TokenTree
+
+_MOST_READ = 4096  # tokens of a prompt, the last ones, that are guessed from
 
 
 class PassSize(NamedTuple):
@@ -22,7 +30,7 @@ class PassSize(NamedTuple):
 
 
 class Guesser:
-    """Guesses for one draft model: from trees that are given, and from what it said before.
+    """Guesses for one draft model: from given trees, from the text, and from what it said before.
 
     Args:
         backend: of the draft model.
@@ -34,7 +42,7 @@ class Guesser:
 
     def __init__(self, backend: Backend, most: int) -> None:
         self._backend, self._most = backend, most
-        self._said, self._rates = SaidTokens(), guess_rates()
+        self._said, self._rates = Continuations(), guess_rates()
         self.num_guesses = self.num_hits = 0
 
     def serves(self, context: Context) -> bool:
@@ -75,14 +83,13 @@ class Guesser:
         starts = []
         for node in nodes:
             path = growing.path(node)
-            before, token = [-1, *text[-2:], *path][-2:]
             scored = growing.place[node] in row.scored
             below = 0 if scored else growing.levels_below(node, levels)
             at = -1 if given is None else _find(given, path)
-            starts.append(Start(before, token, below, given, at))
+            starts.append(Start((*text[-3:], *path)[-3:], below, given, at))
         guesses = choose_guesses(
             starts,
-            self._said,
+            [row.heard, self._said],
             self._rates.rates,
             self._most,
             due=size.nodes,
@@ -110,9 +117,15 @@ class Guesser:
             return
         text = growing.context.token_ids
         for node in nodes:
-            above = growing.parents[node]
-            before = growing.tokens[above] if above >= 0 else [-1, *text[-2:]][-2]
-            self._said.note(before, growing.tokens[node], growing.said[node])
+            self._said.note((*text[-3:], *growing.path(node)), growing.said[node])
+
+    def read(self, row: DraftRow, text: Sequence[int]) -> None:
+        """Remembers what is new of the text of a row."""
+        if self._most == 0:
+            return
+        for end in range(max(row.num_read, len(text) - _MOST_READ, 1), len(text)):
+            row.heard.note(text[max(0, end - 3) : end], (Saying(text[end], 1.0),))
+        row.num_read = len(text)
 
     def learn(self, trials: Sequence[tuple[int, bool]]) -> None:
         """Counts guesses by bin, and whether drafting came to them; see `DraftRow.settle`."""

@@ -225,7 +225,9 @@ class ModelDrafter:
         for context in contexts:
             new, length = context.key not in self._rows, len(context.token_ids)
             if new and 1 < length and self.reads(length) <= self.backend.capacity:
-                self._fill(self._row(context), context.token_ids, length - 1)
+                row = self._row(context)
+                self._fill(row, context.token_ids, length - 1)
+                self.guesser.read(row, context.token_ids)
 
     def reads(self, length: int) -> int:
         """Returns how many tokens of a new text of this length it prefills."""
@@ -264,6 +266,7 @@ class ModelDrafter:
         None: the last token was scored, too, in the step before.
         """
         row, text = self._row(growing.context), growing.context.token_ids
+        self.guesser.read(row, text)
         if self._length(row) >= len(text):  # its last token was kept, and the same text comes again
             self.backend.truncate(row.row, len(text) - 1 - row.skipped)
             row.clear()
