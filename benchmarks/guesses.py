@@ -26,6 +26,7 @@ from redwood.planner.from_profile import make_planner
 from redwood.sampling import SamplingParams
 
 CHAIN = [-1, 0, 1, 2]
+KINDS = ("chain", "chain, n-grams", "planned", "planned, n-grams")
 
 
 def main() -> None:
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--draft", default="qwen2.5-coder-0.5b-instruct")
     parser.add_argument("--temperature", type=float, default=0.0)
     add_options(parser, chosen="humaneval", limit=4, tokens=64)
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS)
     options = parser.parse_args()
     engine = redwood.load(options.target, backend="native", threads=options.threads)
     usual = open_drafter(options.draft, engine.tokenizer, backend="native", threads=options.threads)
@@ -45,8 +47,7 @@ def main() -> None:
         return ModelDrafter(usual.backend, tree, window=usual.window, guesses=guesses)
 
     candidates, models = [PLAIN], list[ModelDrafter]()
-    kinds = ("chain", "chain, n-grams", "planned", "planned, n-grams")
-    for kind in kinds:
+    for kind in options.kinds:
         for guesses in (0, MOST_GUESSES):
             chain = kind.startswith("chain")
             models.append(model(guesses, CHAIN if chain else None))

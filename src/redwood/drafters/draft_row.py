@@ -14,6 +14,7 @@ from redwood.drafters.guesses import Continuations
 from redwood.tree import Law
 
 _MOST_KEPT = 16  # rows of logits that stay until the next step
+_MOST_BYTES = 1 << 24  # of a pass whose logits stay: a row's are a view of all rows' of the pass
 
 
 @dataclass
@@ -103,4 +104,9 @@ class DraftRow:
         self._guessed = {}
         if not keep or len(self.scored) > _MOST_KEPT:
             self.scored = {}
+        self.scored = {
+            node: (logits, i)
+            for node, (logits, i) in self.scored.items()
+            if logits.untyped_storage().nbytes() <= _MOST_BYTES
+        }
         return trials
