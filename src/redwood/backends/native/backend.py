@@ -59,6 +59,7 @@ class NativeBackend:
 
     Attributes:
         num_embeddings: tokens it can read; `vocab_size` are those it scores.
+        batch_invariant: a node's logits are bit for bit the same whatever else a pass scores.
         own_threads: it computes with threads of its own, not with PyTorch's.
 
     Raises:
@@ -68,6 +69,7 @@ class NativeBackend:
     name = "native"
     device = torch.device("cpu")
     own_threads = True
+    batch_invariant = True
 
     def __init__(
         self,
