@@ -55,6 +55,14 @@ class Placement(Offloading):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """How prompts are read, and what of them stays."""
+
+    kv_cache: o.KvCache = None
+    prefill_beside: o.PrefillBeside = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How an answer is sampled; named as the fields of `SamplingParams`."""
 

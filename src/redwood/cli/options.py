@@ -188,6 +188,25 @@ Memory = Annotated[
     ),
 ]
 
+KvCache = Annotated[
+    str | None,
+    _option(
+        "--kv-cache",
+        "Keys and values of earlier prompts and answers that stay, such as 2GiB; 0: none. Left "
+        "out: a fifth of free memory.",
+        panel=_MODEL,
+        metavar="SIZE",
+    ),
+]
+PrefillBeside = Annotated[
+    int | None,
+    _option(
+        "--prefill-beside",
+        "Prompt tokens read in a pass that decodes other answers, too. Left out: 16 on a CPU.",
+        panel=_MODEL,
+    ),
+]
+
 MaxTokens = Annotated[
     int | None, _option("--max-tokens", "Most tokens to generate.", panel=_SAMPLING)
 ]

@@ -12,7 +12,7 @@ import typer
 
 from redwood._defaults import Loading as _defaults
 from redwood.cli import options as o
-from redwood.cli.groups import Drafting, Machine, Placement, grouped, values
+from redwood.cli.groups import Drafting, Machine, Placement, Prompts, grouped, values
 from redwood.cli.loading import follow_if_told, open_engine
 from redwood.cli.terminal import say
 from redwood.errors import UnsupportedError
@@ -212,6 +212,7 @@ def serve(
     drafting: Drafting,
     machine: Machine,
     placement: Placement,
+    prompts: Prompts,
 ) -> int:
     """Serves a model over HTTP, as OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.
 
@@ -229,7 +230,7 @@ def serve(
     follow_if_told(placement.parallel, drafting.target, machine)
 
     def load() -> Engine:
-        return open_engine(**values(drafting, machine, placement, rows))
+        return open_engine(**values(drafting, machine, placement, prompts, rows))
 
     def recall(engine: Engine) -> Memory | None:
         return _recalled(engine, kept, keys, drafting.target)
