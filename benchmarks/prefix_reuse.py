@@ -1,6 +1,6 @@
 """Time to first token with and without keys and values that stay, in turns.
 
-    python benchmarks/prefix_reuse.py [--target smollm2] [--rounds 3] [--only NAME]
+    python benchmarks/prefix_reuse.py [--target smollm2-135m-instruct] [--rounds 3] [--only NAME]
 
 Cases: the second turn of a chat with a long prompt; 16 requests with one system prompt; a short
 request that comes half a second after a long one; ten decoding rows beside a long prompt; decoding
@@ -63,6 +63,7 @@ def second_turn(engine: Engine, number: int) -> dict[str, float]:
 def one_system_prompt(engine: Engine, number: int) -> dict[str, float]:
     """Until all of 16 requests have their first token, against one alone."""
     alone = first_tokens(engine, [text(engine, SYSTEM, 10_000 * number) + text(engine, SHORT, 7)])
+    engine.prefixes.clear()
     system = text(engine, SYSTEM, 10_000 * number + 5000)
     asked = [system + text(engine, SHORT, 11 * i) for i in range(16)]
     return {"one_s": alone[0], "sixteen_s": max(first_tokens(engine, asked).values())}
@@ -71,6 +72,7 @@ def one_system_prompt(engine: Engine, number: int) -> dict[str, float]:
 def short_beside_long(engine: Engine, number: int) -> dict[str, float]:
     """First token of a short request alone, and half a second after a long one."""
     alone = first_tokens(engine, [text(engine, SHORT, 10_000 * number + 9000)])[0]
+    engine.prefixes.clear()
     engine.add(text(engine, LONG, 10_000 * number), answer(1))
     begin, key, asked, first = perf_counter(), -1, 0.0, 0.0
     while engine.busy:
@@ -126,7 +128,7 @@ CASES = (second_turn, one_system_prompt, short_beside_long, rows_beside_long, de
 def main() -> None:
     """Runs the cases and prints medians of each."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--target", default="smollm2")
+    parser.add_argument("--target", default="smollm2-135m-instruct")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=[case.__name__ for case in CASES])
     parser.add_argument("--prefill-beside", type=int)
@@ -141,6 +143,7 @@ def main() -> None:
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in engines}
         for number in range(given.rounds):
             for name, engine in engines.items():
+                engine.prefixes.clear()
                 found[name].append(case(engine, number))
         for name, each in found.items():
             median = {k: round(statistics.median(r[k] for r in each), 4) for k in each[0]}
