@@ -202,7 +202,8 @@ PrefillBeside = Annotated[
     int | None,
     _option(
         "--prefill-beside",
-        "Prompt tokens read in a pass that decodes other answers, too. Left out: 16 on a CPU.",
+        "Prompt tokens read in a pass that decodes other answers, too. Left out: 8 on the "
+        "native backend.",
         panel=_MODEL,
     ),
 ]

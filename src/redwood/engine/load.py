@@ -35,6 +35,9 @@ DRAFT_VOCAB = 49152
 PREFILL_CHUNKS = {"native": 128}
 """Prompt tokens of a pass, by backend: who comes while a long prompt is read waits for one."""
 
+PREFILL_BESIDE = {"native": 8}
+"""The same in a pass that decodes other rows: they wait for it, with every token."""
+
 KV_CACHE_SHARE = 0.2
 """Share of free memory for keys and values that stay, where nothing else is said."""
 
@@ -92,7 +95,8 @@ def load(
         kv_cache: memory for keys and values that stay after requests have ended, such as "2GiB", so
             that what begins alike is not read again; 0: none. None: a fifth of what is free then.
             The native backend alone keeps any, see docs/prefix_cache.md.
-        prefill_beside: tokens of prompts in a pass that decodes other rows, see `RowEngine`.
+        prefill_beside: tokens of prompts in a pass that decodes other rows, see `RowEngine`;
+            None: 8 on the native backend, else its default.
         progress: show progress of fetching and converting on stderr.
         weights: of the target on the native backend.
         kv, threads, cpus: of the native backend, for target and drafters; these four as for
@@ -174,7 +178,7 @@ def load(
         max_rows=max_rows,
         kv_tokens=kv_tokens,
         kv_cache=cache_bytes(model, kv_cache),
-        prefill_beside=prefill_beside,
+        prefill_beside=PREFILL_BESIDE.get(model.name) if prefill_beside is None else prefill_beside,
         prefill_chunk=PREFILL_CHUNKS.get(model.name, 512),
     )
 
