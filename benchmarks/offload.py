@@ -140,7 +140,7 @@ def held_way(args: argparse.Namespace) -> dict[str, Any]:
     import redwood
 
     engine = redwood.load(
-        args.target, offload="disk", memory="1TiB", weights=args.weights, capacity=2048
+        args.target, None, offload="disk", memory="1TiB", weights=args.weights, capacity=2048
     )
     params = {"max_tokens": args.held_tokens or args.max_tokens}
     return {

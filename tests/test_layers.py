@@ -17,6 +17,7 @@ LAYERS = [
     {"verify"},
     {"models", "algorithms"},
     {"datastore", "backends"},
+    {"table"},
     {"testing", "drafters"},
     {"profiling"},
     {"planner"},

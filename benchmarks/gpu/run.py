@@ -23,11 +23,11 @@ from typing import Any
 import exact
 import plan
 import show
-import table
 import torch
 from subjects import PROMPTS, Subject, large, open_source, small
 from transformers.utils import logging as transformers_logging
 
+import table
 from redwood.bench.report import forward_times
 from redwood.sampling import SamplingParams
 

@@ -329,6 +329,7 @@ void bind_ngrams(nb::module_& m);  // bindings_sampling.cpp
 void bind_faults(nb::module_& m);  // bindings_faults.cpp
 
 NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // what lives until the interpreter ends is no leak
   bind_faults(m);
   bind_sampling(m);
   bind_ngrams(m);

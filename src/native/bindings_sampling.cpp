@@ -75,11 +75,31 @@ void log_of_row(Line<double> row, LineOut out) {
   log_all(row.data(), static_cast<int64_t>(row.size()), out.data());
 }
 
+// Whether every value of all rows is finite; else the results mean nothing.
+bool best_few_of(nb::ndarray<const float, nb::ndim<2>, nb::device::cpu> rows,
+                 nb::ndarray<int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> ids,
+                 nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> probs) {
+  if (rows.shape(0) != ids.shape(0) || rows.shape(0) != probs.shape(0) ||
+      ids.shape(1) != probs.shape(1) || rows.stride(1) != 1)
+    throw std::invalid_argument("wrong shapes");
+  nb::gil_scoped_release free;
+  const size_t k = ids.shape(1);
+  bool finite = true;
+  for (size_t i = 0; i < rows.shape(0); ++i) {
+    finite = best_few(rows.data() + static_cast<int64_t>(i) * rows.stride(0),
+                      static_cast<int64_t>(rows.shape(1)), static_cast<int64_t>(k),
+                      ids.data() + i * k, probs.data() + i * k) &&
+             finite;
+  }
+  return finite;
+}
+
 }  // namespace
 
 void bind_sampling(nb::module_& m) {
   m.def("row_range", &range_of<float>, nb::arg("row"));
   m.def("row_range", &range_of<double>, nb::arg("row"));
+  m.def("best_few", &best_few_of, nb::arg("rows"), nb::arg("ids"), nb::arg("probs"));
   m.def("weigh", &weigh_row<float>, nb::arg("row"), nb::arg("high"), nb::arg("temperature"),
         nb::arg("out"));
   m.def("weigh", &weigh_row<double>, nb::arg("row"), nb::arg("high"), nb::arg("temperature"),

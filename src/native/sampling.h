@@ -18,6 +18,10 @@ Range row_range(const T* row, int64_t n);
 template <class T>
 double weigh(const T* row, int64_t n, double high, double temperature, double* out);
 
+// The k best tokens of a row, best first, of equals the lower id, and their probabilities; false if
+// any value is NaN or infinite.
+bool best_few(const float* row, int64_t n, int64_t k, int32_t* ids, float* probs);
+
 // Sets weights outside top-k, top-p and min-p to 0 (0, 1 and 0: off); returns the sum of the
 // others. The largest weight must be 1, `mass` the sum of all.
 double truncate(double* weights, int64_t n, double mass, int64_t top_k, double top_p, double min_p);

@@ -86,6 +86,9 @@ class Decoder:
 def row_range(row: NDArray[np.float32] | NDArray[np.float64]) -> tuple[float, float, int]:
     """See `redwood.sampling.kernels.row_range`."""
 
+def best_few(rows: NDArray[np.float32], ids: NDArray[np.int32], probs: NDArray[np.float32]) -> bool:
+    """See `redwood.sampling.kernels.best_few`."""
+
 def weigh(
     row: NDArray[np.float32] | NDArray[np.float64],
     high: float,
@@ -120,12 +123,57 @@ class TextIndex:
     def extend(self, token_ids: Sequence[int]) -> None: ...
     def matches(self, suffix: Sequence[int]) -> list[tuple[int, list[int]]]: ...
     def followers(self, places: Sequence[int]) -> dict[int, list[int]]: ...
-    def likely(
+
+class SuccessorTable:
+    """See `redwood.algorithms.successors.SuccessorTable`."""
+
+    def __init__(self, max_bytes: int) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def max_bytes(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    def learn(
         self,
-        suffix: Sequence[int],
+        tail: Sequence[int],
+        token_ids: Sequence[int],
+        parents: Sequence[int],
+        ids: NDArray[np.int32],
+        probs: NDArray[np.float32],
+    ) -> None: ...
+    def find(self, context: Sequence[int]) -> list[tuple[int, list[tuple[int, float]]]]: ...
+    def clear(self) -> None: ...
+    def entries(self) -> NDArray[np.uint8]: ...
+    def load(self, entries: NDArray[np.uint8], rows: int) -> None: ...
+
+class Rates:
+    """See `redwood.algorithms.source_rates.Rates`."""
+
+    hits: list[float]
+    trials: list[float]
+
+    def rate(self, cell: int, prior: float) -> float: ...
+    def count(self, cell: int, hit: bool) -> None: ...
+    def load(self, hits: Sequence[float], trials: Sequence[float]) -> None: ...
+
+class Retriever:
+    """See `redwood.algorithms.retrieval.Retriever`."""
+
+    index: TextIndex
+
+    def __init__(self, own_text: bool) -> None: ...
+    def __len__(self) -> int: ...
+    def extend(self, token_ids: Sequence[int], rates: Rates) -> None: ...
+    def draft(
+        self,
         size: int,
-        rates: Sequence[float],
         max_branch: int,
         least: float,
-    ) -> tuple[list[int], list[int], list[float], list[int]]:
-        """Tokens, parents, chances and bins of `redwood.algorithms.sssd.likely_tree`."""
+        rates: Rates,
+        table: SuccessorTable | None,
+        stored: Sequence[tuple[int, Sequence[Sequence[int]]]],
+        predicted: Sequence[int],
+        run: int,
+    ) -> tuple[list[int], list[int], list[float], list[int]]: ...

@@ -8,6 +8,7 @@ RedwoodError
 ├── ModelError           a model that is missing, damaged or could not be converted
 ├── ProfileError         a calibration profile that is missing, damaged or of something else
 ├── DatastoreError       a datastore that is missing, damaged, or could not be written
+├── TableError           a successor table that is missing, damaged or of another model
 ├── ParallelError        processes of one model that lost each other, or disagree
 └── NumericalError       NaN or infinite logits
 
@@ -49,6 +50,10 @@ class ProfileError(RedwoodError):
 
 class DatastoreError(RedwoodError):
     """A datastore that is missing, damaged, of another version, or that could not be written."""
+
+
+class TableError(RedwoodError):
+    """A successor table on disk that is missing, damaged, of another version or another model."""
 
 
 class ParallelError(RedwoodError):

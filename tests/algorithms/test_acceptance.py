@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,10 +13,7 @@ from redwood.algorithms.acceptance import (
     learn_below,
     model_bin,
     model_prior,
-    ngram_bin,
-    ngram_prior,
 )
-from redwood.algorithms.sssd import TextIndex, likely_tree
 from redwood.errors import ArgumentError
 from redwood.planner.budget import best_count
 from redwood.tree import children_of
@@ -74,10 +69,6 @@ def test_a_damaged_table_is_refused(seen: dict[str, object]) -> None:
 
 
 def test_bins_are_within_their_tables() -> None:
-    counts = [(m, c, t, x) for m in range(1, 12) for t in range(1, 9) for c in range(1, t + 1)
-              for x in (False, True)]  # fmt: skip
-    bins = {ngram_bin(m, c, t, longest=x) for m, c, t, x in counts}
-    assert bins == set(range(len(ngram_prior())))
     assert {model_bin(p) for p in np.linspace(0, 1, 1001)} == set(range(MODEL_BINS))
     assert len(model_prior()) == MODEL_BINS
 
@@ -105,35 +96,3 @@ def test_the_best_count_is_the_best(
     times = np.cumsum([data.draw(step) for _ in range(len(found) + 1)])
     rates = [(rows + sum(found[:n])) / (times[n] + sunk) for n in range(len(times))]
     assert rates[best_count(found, times, sunk, rows)] == pytest.approx(max(rates))
-
-
-@given(st.lists(st.integers(0, 3), min_size=5, max_size=60), st.integers(1, 20), st.integers(0, 9))
-def test_likely_trees_are_ordered_trees_of_what_the_text_said(
-    text: list[int], size: int, seed: int
-) -> None:
-    rates = np.random.default_rng(seed).random(len(ngram_prior())).tolist()
-    found = likely_tree(TextIndex(text), text[-4:], size, rates)
-    assert len(found) < size or not found
-    assert all(a.priority >= b.priority for a, b in pairwise(found))
-    assert len({(c.parent, c.token_id) for c in found}) == len(found)
-    joined = "".join(map(str, text))
-    for node, candidate in enumerate(found, start=1):
-        path, at = [candidate.token_id], candidate.parent
-        while at:
-            path.insert(0, found[at - 1].token_id)
-            at = found[at - 1].parent
-        assert candidate.parent < node
-        assert str(text[-1]) + "".join(map(str, path)) in joined
-
-
-def test_learned_rates_decide_which_match_is_believed() -> None:
-    text = [1, 2, 3, 9, 5, 3, 7, 6, 3, 7, 1, 2, 3]  # after 1 2 3 once 9; after 3 twice 7
-    long, short = ngram_prior(), ngram_prior()
-    for match in range(1, 9):
-        for count, total in ((1, 1), (1, 3), (2, 3)):
-            long[ngram_bin(match, count, total, longest=True)] = 0.9
-            long[ngram_bin(match, count, total, longest=False)] = 0.1
-            short[ngram_bin(match, count, total, longest=True)] = 0.1
-            short[ngram_bin(match, count, total, longest=False)] = 0.9 if count == 2 else 0.1
-    assert likely_tree(TextIndex(text), text[-4:], 2, long)[0].token_id == 9
-    assert likely_tree(TextIndex(text), text[-4:], 2, short)[0].token_id == 7

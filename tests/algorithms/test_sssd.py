@@ -10,16 +10,13 @@ from typing import Any
 import pytest
 
 from datastore_kit import store_of
-from redwood.algorithms.acceptance import ngram_prior, store_bin, store_prior
 from redwood.algorithms.sssd import (
     DECAYS,
     PROMPT_WEIGHT,
     Candidate,
-    Rated,
     TextIndex,
     budget_by_batch,
     candidate_tree,
-    likely_tree,
     tree_bounds,
 )
 from redwood.datastore.search import look_up
@@ -138,7 +135,6 @@ def test_priorities_of_the_datastore_are_the_published_ones() -> None:
     want = {(1,): 3 / 4, (6,): 1 / 4, (1, 2): 3 / 4 * 2 / 3, (1, 5): 3 / 4 / 3}
     want |= {(1, 2, 3): 1 / 4, (1, 2, 4): 1 / 4}
     assert chances == pytest.approx(want)
-    assert {c.source for c in tree} == {1}
 
 
 def test_sources_join_by_the_larger_priority_and_pay_for_a_node_once() -> None:
@@ -153,33 +149,6 @@ def test_sources_join_by_the_larger_priority_and_pay_for_a_node_once() -> None:
     at = dict(zip(paths, whole, strict=True))
     # The datastore's child hangs below the shared node, by the priority of its own entry.
     assert at[(9, 8)].priority == pytest.approx(1 / 2)
-    assert at[(9, 8)].source == 1 and at[(9,)].source == 0
-
-
-def test_likely_trees_take_each_source_by_its_own_table(tmp_path: Path) -> None:
-    store = store_of(tmp_path / "s", [[1, 2, 3, 4]] * 9)
-    text = [1, 2, 9, 1, 2]
-    found = look_up(store.chunks, text[-4:])
-    for trust, first in ((0.0, 9), (1.0, 3)):
-        rates = [trust for _ in store_prior()]
-        others = [Rated(found, rates, store_bin)]
-        tree = likely_tree(TextIndex(text), text[-4:], 9, ngram_prior(), others=others)
-        assert tree[0].token_id == first
-        assert {c.source for c in tree if c.token_id in (3, 4)} == {1}
-        priorities = [c.priority for c in tree]
-        assert priorities == sorted(priorities, reverse=True)
-
-
-def test_bins_of_the_datastore_are_all_used_and_no_more() -> None:
-    seen = {
-        store_bin(match, count, total, longest=longest)
-        for match in range(1, 12)
-        for total in (1, 2, 5, 60, 100)
-        for count in range(1, total + 1)
-        for longest in (False, True)
-    }
-    assert seen == set(range(len(store_prior())))
-    assert all(0.0 < chance < 1.0 for chance in store_prior())
 
 
 BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)

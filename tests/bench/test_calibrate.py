@@ -226,7 +226,7 @@ def test_a_profile_holds_everything(profile: Profile, tmp_path: Path) -> None:
         assert [made.how for made in small.acceptance[at]] == ["teacher-forced", "decoded"]
         assert list(small.tokens_by_size[at]) == [4, 8, 16]
         assert ngram.tokens_by_size[at][1] == 1.0
-        assert ngram.reliability[at].keys() == {"hits", "trials"}
+        assert ngram.reliability[at].keys() == {"cells", "hits", "trials"}
         trials = sum(sum(table["trials"]) for table in small.reliability[at].values())
         assert trials > 0
     assert sum(small.reliability["0.6"]["COUPLED"]["trials"]) > 0

@@ -103,7 +103,7 @@ def test_wrong_trees_are_different_and_no_tie(
 
 
 def test_nothing_drafted_is_no_success(smoke: Any, tiny_model_folder: Path) -> None:
-    engine = redwood.load(tiny_model_folder, backend="native")
+    engine = redwood.load(tiny_model_folder, None, backend="native")
     found = smoke.look(engine)
     assert (found["status"], found["why"]) == ("different", "nothing was drafted")
 

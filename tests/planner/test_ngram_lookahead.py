@@ -59,7 +59,7 @@ def test_n_grams_that_promise_more_now_draft_although_a_model_is_better_on_the_a
     simulate(planner, GIVES, 100, NEW)
     assert chosen(planner, NEW, 2) == "model"
     ngram: Any = next(arm.drafter for arm in planner.arms if arm.drafter.name == "ngram")
-    ngram.reliability = type(ngram.reliability)([0.99] * 80)
+    ngram.reliability.load({"hits": [99.0] * 80, "trials": [99.0] * 80})
     assert chosen(planner, COPIED, 3) == "ngram"
     assert chosen(planner, NEW, 4) == "model"
 

@@ -112,7 +112,7 @@ def test_arg_max_of_a_tree_waits_once_and_says_what_is_not_finite(
         logits = _logits()
         logits[20, 7] = wrong
         with pytest.raises(NumericalError, match="NaN or infinite"):
-            PathRows(logits, tree, params, History([3]))
+            PathRows(logits, tree, params, History([3])).best(0)
 
 
 def test_a_descent_through_a_large_tree_takes_a_copy_for_many_nodes(

@@ -164,7 +164,7 @@ def test_logits_that_are_no_numbers_raise(bad: float, dtype: torch.dtype) -> Non
     with pytest.raises(NumericalError, match="NaN or infinite"):
         scores(row[1], SamplingParams(), NONE)
     with pytest.raises(NumericalError):
-        PathRows(row, TokenTree.chain([0, 1]), SamplingParams(), NONE)
+        PathRows(row, TokenTree.chain([0, 1]), SamplingParams(), NONE).best(0)
 
 
 def test_temperature_zero_is_the_first_arg_max() -> None:

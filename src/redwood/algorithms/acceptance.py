@@ -76,60 +76,6 @@ class AcceptanceTable:
         self.rates = rates.tolist()
 
 
-_MATCHES, _SHARES = 8, 5
-
-
-def ngram_bin(match: int, count: int, total: int, *, longest: bool) -> int:
-    """Returns the bin of an n-gram candidate.
-
-    Args:
-        match: matching tokens of context, drafted ones included; 1 or more.
-        count, total: occurrences of this token behind the match, and of any; 1 <= count <= total.
-        longest: whether this is the longest match.
-    """
-    if count == total:
-        share = 3 if total == 1 else 4  # once is not always
-    else:
-        share = 2 if 2 * count >= total else 1 if 4 * count >= total else 0
-    return (longest * _MATCHES + min(match, _MATCHES) - 1) * _SHARES + share
-
-
-def ngram_prior() -> list[float]:
-    """Returns the prior per bin: longer matches and larger shares are accepted more often."""
-    return [
-        trust * share * (0.5 + 0.5 * match / _MATCHES)
-        for trust in (0.3, 1.0)
-        for match in range(1, _MATCHES + 1)
-        for share in (0.1, 0.3, 0.6, 0.75, 0.9)
-    ]
-
-
-_STORE_SHARES = (0.1, 0.25, 0.5, 0.8)
-_STORE_CLASSES = len(_STORE_SHARES) + 4
-
-
-def store_bin(match: int, count: int, total: int, *, longest: bool) -> int:
-    """Returns the bin of a candidate from a datastore; arguments as of `ngram_bin`.
-
-    `total` is the size of a sample: few occurrences that agree are weaker evidence than many.
-    """
-    if count == total:
-        share = len(_STORE_SHARES) + (1 if total == 1 else 2 if total < 5 else 3)
-    else:
-        share = sum(count >= edge * total for edge in _STORE_SHARES)
-    return (longest * _MATCHES + min(match, _MATCHES) - 1) * _STORE_CLASSES + share
-
-
-def store_prior() -> list[float]:
-    """Returns the prior per bin: other texts are accepted less often than the text itself."""
-    return [
-        trust * share * (0.4 + 0.6 * match / _MATCHES)
-        for trust in (0.6, 0.9)
-        for match in range(1, _MATCHES + 1)
-        for share in (0.04, 0.15, 0.35, 0.6, 0.85, 0.5, 0.75, 0.95)
-    ]
-
-
 _MODEL_EDGES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
 MODEL_BINS = len(_MODEL_EDGES) + 1
 

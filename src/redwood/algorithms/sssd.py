@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple, Protocol, TypeAlias
 
-from redwood.algorithms.acceptance import ngram_bin
 from redwood.errors import ArgumentError, check_count
 
 try:
@@ -33,17 +32,11 @@ _TOKEN_BITS = 32
 
 
 class Candidate(NamedTuple):
-    """A drafted node: its token, its parent's index (0 is the root) and its path priority.
-
-    `bin` is its bin in the table of its source, -1 with the published priorities; source 0 is the
-    text itself, the others are numbered as given.
-    """
+    """A drafted node: its token, its parent's index (0 is the root) and its path priority."""
 
     token_id: int
     parent: int
     priority: float
-    bin: int = -1
-    source: int = 0
 
 
 class Source(Protocol):
@@ -56,20 +49,6 @@ class Source(Protocol):
     def followers(self, places: Sequence[int]) -> dict[int, list[int]]:
         """Returns the tokens that stood at these places, each with the places behind it."""
         ...
-
-
-class Rated(NamedTuple):
-    """A source for `likely_tree`.
-
-    Args:
-        source: where to look.
-        rates: acceptance rate by bin.
-        bin: of a candidate; arguments as of `ngram_bin`.
-    """
-
-    source: Source
-    rates: Sequence[float]
-    bin: Callable[..., int] = ngram_bin
 
 
 class TextIndex:
@@ -169,56 +148,17 @@ def candidate_tree(
             lengths counts twice, as in the released code.
     """
 
-    def own(parent: float, match: int, depth: int, count: int, total: int) -> _Offer:
+    def own(parent: float, match: int, depth: int, count: int, total: int) -> float:
         # The first level has the weight of its source, each further one the decay of its match.
         weight = PROMPT_WEIGHT if depth == 1 else DECAYS[min(match, len(DECAYS)) - 1]
-        return _Offer(parent * weight * count / total)
+        return parent * weight * count / total
 
-    def stored(parent: float, match: int, depth: int, count: int, total: int) -> _Offer:
-        return _Offer(parent * count / total)
+    def stored(parent: float, match: int, depth: int, count: int, total: int) -> float:
+        return parent * count / total
 
     trie = _Trie(continuations)
     sources = [(index, index.matches(suffix), own), (trie, trie.matches(suffix), stored)]
-    return _best_first(sources, size, max_branch, 0.0)
-
-
-def likely_tree(
-    index: Source,
-    suffix: Sequence[int],
-    size: int,
-    rates: Sequence[float],
-    *,
-    max_branch: int = 5,
-    others: Sequence[Rated] = (),
-    least: float = 0.0,
-) -> list[Candidate]:
-    """Returns at most `size` - 1 candidates below the root, the most probable paths first.
-
-    As `candidate_tree`, with learned acceptance rates in place of the published priorities: a
-    node's priority is its parent's times the rate of its bin, an estimate that it is accepted.
-
-    Args:
-        rates: of `index`: acceptance rate by `ngram_bin`.
-        others: further sources for the same tree.
-        least: nodes with a smaller priority are pruned from the search.
-    """
-    if compiled and not others and isinstance(index, _native.TextIndex):
-        found = index.likely(suffix, size, rates, max_branch, least)
-        return [Candidate(*each) for each in zip(*found, strict=True)]
-    sources = [_rated(each, suffix) for each in (Rated(index, rates), *others)]
-    return _best_first(sources, size, max_branch, least)
-
-
-def _rated(rated: Rated, suffix: Sequence[int]) -> _Searched:
-    source, rates, kind_of = rated
-    found = source.matches(suffix)
-    longest = found[0][0] if found else 0
-
-    def priority(parent: float, match: int, depth: int, count: int, total: int) -> _Offer:
-        kind = kind_of(match + depth - 1, count, total, longest=match == longest)
-        return _Offer(parent * rates[kind], kind)
-
-    return source, found, priority
+    return _best_first(sources, size, max_branch)
 
 
 class _Trie:
@@ -242,29 +182,20 @@ class _Trie:
         return grouped
 
 
-class _Offer(NamedTuple):
-    priority: float
-    bin: int = -1
-
-
-_Priority = Callable[[float, int, int, int, int], _Offer]
+_Priority = Callable[[float, int, int, int, int], float]
 _Searched = tuple[Source, list[tuple[int, list[int]]], _Priority]
 
 
-def _best_first(
-    sources: Sequence[_Searched], size: int, max_branch: int, least: float
-) -> list[Candidate]:
-    """The search of both trees: the best path first, over all sources and match lengths at once.
+def _best_first(sources: Sequence[_Searched], size: int, max_branch: int) -> list[Candidate]:
+    """The best path first, over all sources and match lengths at once.
 
     Args:
-        sources: each with its matches, and the priority of a child, and its bin, from its parent's
-            priority, the length of the match, its depth, how often it followed, and how often
-            anything did.
-        least: nodes of a lower priority are pruned.
+        sources: each with its matches, and the priority of a child from its parent's priority, the
+            length of the match, its depth, how often it followed, and how often anything did.
     """
     made: list[Candidate] = []
     known: list[dict[int, int]] = [{}]  # per node: token -> node
-    heap: list[tuple[float, int, int, int, int, int, list[int], int, int]] = []
+    heap: list[tuple[float, int, int, int, int, int, list[int], int]] = []
     order = 0
 
     def push(
@@ -277,22 +208,19 @@ def _best_first(
         for token, behind in followers.items():
             order += 1
             offer = priority(reached, match, depth, len(behind), total)
-            if offer.priority < least:
-                continue
             # Equal priorities: deeper first, then the order of appearance.
-            entry = (-offer.priority, -depth, order)
-            heappush(heap, (*entry, origin, parent, token, behind, match, offer.bin))
+            heappush(heap, (-offer, -depth, order, origin, parent, token, behind, match))
 
     for origin, (_, found, _) in enumerate(sources if size > 1 else ()):
         for length, places in found:
             push(origin, 0, 1, places, 1.0, length)
     while heap:
-        negative, deep, _, origin, parent, token, behind, match, kind = heappop(heap)
+        negative, deep, _, origin, parent, token, behind, match = heappop(heap)
         node = known[parent].get(token)
         if node is None:
             if len(known[parent]) >= max_branch:
                 continue
-            made.append(Candidate(token, parent, -negative, kind, origin))
+            made.append(Candidate(token, parent, -negative))
             if len(made) == size - 1:
                 break
             node = known[parent][token] = len(made)

@@ -23,6 +23,7 @@ from redwood.cli import (
     index,
     models,
     serve,
+    table,
     tree,
     tune,
 )
@@ -161,6 +162,7 @@ deploy.register(app)
 tree.register(app)
 models.register(app)
 index.register(app)
+table.register(app)
 bench.register(app)
 calibrate.register(app)
 tune.register(app)

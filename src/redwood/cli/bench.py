@@ -13,7 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from redwood.cli import options as o
-from redwood.cli.groups import Machine, Sampling, grouped, values
+from redwood.cli.groups import KeptTable, Machine, Sampling, grouped, values
 from redwood.cli.loading import open_backend, open_candidates
 from redwood.cli.terminal import print_json, stderr, stdout, write
 from redwood.errors import ArgumentError, CapacityError
@@ -98,6 +98,7 @@ def bench_prompts(
     chosen: Runs,
     as_json: o.Json = False,
     law: o.LawName = None,
+    kept: KeptTable,
     machine: Machine,
     sampling: Sampling,
 ) -> None:
@@ -111,7 +112,7 @@ def bench_prompts(
     params = o.sampling(sampling.given())
     tasks = read_tasks(prompts, chosen.category or [])[: chosen.limit]
     names = drafter.split(",")
-    engine, candidates = open_candidates(target, names, budgets, law=law, **values(machine))
+    engine, candidates = open_candidates(target, names, budgets, law=law, **values(kept, machine))
     from redwood.bench.interleave import alternate
     from redwood.bench.report import reports
 
@@ -127,6 +128,7 @@ def bench_prompts(
             on_run=lambda: progress.advance(bar),
         )
         made = reports(engine, candidates, encoded, params, runs)
+    engine.close()
     if as_json:
         print_json([_as_json(report, tasks) for report in made])
     else:

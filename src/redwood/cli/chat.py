@@ -61,9 +61,9 @@ def chat(
     settings = sampling.given()
     most = o.sampling(settings).max_tokens
     follow_if_told(placement.parallel, drafting.target, machine)
-    engine = open_engine(**values(drafting, machine, placement, prompts))
-    conversation = Conversation(engine, settings, most, system)
-    Chat(conversation, interactive=sys.stdin.isatty(), shaded=show_drafts, as_json=as_json).run()
+    with open_engine(**values(drafting, machine, placement, prompts)) as engine:
+        talk = Conversation(engine, settings, most, system)
+        Chat(talk, interactive=sys.stdin.isatty(), shaded=show_drafts, as_json=as_json).run()
 
 
 class Conversation:

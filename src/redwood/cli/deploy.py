@@ -25,6 +25,9 @@ _NOT_HERE = {
     "keep_answers",
     "share_answers",
     "keep_every",
+    "table",  # one process writes a table
+    "table_size",
+    "shared_table",
     "max_connections",  # they are to Ray's proxy
     "send_timeout",  # Ray's proxy keeps what a client does not take
     "cpus",  # the same processors for all

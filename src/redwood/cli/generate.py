@@ -100,12 +100,13 @@ def generate(
     engine = open_engine(**values(drafting, machine, placement, prompts))
     if predicted is not None:
         settings["prediction"] = predicted
-    pieces = engine.stream(_question(engine, text, system, raw), **settings)
-    if as_json:
-        shown = list(pieces)
-        print_json({**as_value(shown), **_asked(drafting), "seed": sampling.seed})
-    else:
-        shown = show(pieces, engine.tokenizer, shaded=show_drafts, at_once=no_stream)
+    with engine:
+        pieces = engine.stream(_question(engine, text, system, raw), **settings)
+        if as_json:
+            shown = list(pieces)
+            print_json({**as_value(shown), **_asked(drafting), "seed": sampling.seed})
+        else:
+            shown = show(pieces, engine.tokenizer, shaded=show_drafts, at_once=no_stream)
     if stats:
         stderr().print(stats_table({drafting.drafter: shown[-1].stats}))
 

@@ -14,7 +14,15 @@ _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drafting:
+class KeptTable:
+    """Where the table of what the target said is kept."""
+
+    table: o.TablePath = None
+    table_size: o.TableSize = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drafting(KeptTable):
     """Who answers, and who drafts for it."""
 
     target: o.Target = o.DEFAULT_TARGET

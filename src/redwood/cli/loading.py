@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from redwood.cli.groups import Machine
+from redwood.cli.kept import kept_table
 from redwood.cli.options import given, integers, tree_parents, wrong
 from redwood.cli.terminal import stderr
 from redwood.drafters.names import NONE, model_names, split_names
@@ -30,6 +31,7 @@ def open_engine(
     """
     models = _model_names([drafter])
     _check_law(law, models)
+    kept = kept_table(options, [drafter])
     shape = None if tree is None else tree_parents(tree)
     names = (
         *("budget", "max_rows", "kv_tokens", "kv_cache", "prefill_beside"),
@@ -40,7 +42,7 @@ def open_engine(
     with _loading(target, models, options):
         from redwood.engine.load import load
 
-        return load(target, drafter, **given(tree=shape, law=law, **ours), **options)
+        return load(target, drafter, **given(tree=shape, law=law, **ours, **kept), **options)
 
 
 def follow_if_told(parallel: str | None, target: str, machine: Machine) -> None:
@@ -93,18 +95,20 @@ def open_candidates(
     """
     models = _model_names(names)
     _check_law(law, models)
+    kept = kept_table(options, names)
     options = _given(options)
     with _loading(target, models, options):
         from redwood.bench.interleave import PLAIN, Candidate
         from redwood.drafters.base import join_drafters
         from redwood.engine.load import default_budget, load, open_drafter, settle
+        from redwood.engine.tables import keep_table, tables_of
         from redwood.planner.from_profile import open_planner
 
-        engine = load(target, **options)
+        engine = load(target, None, **options)
         draft_options = {n: value for n, value in options.items() if n not in _OF_TARGET}
         if "offload" in options:
             draft_options.pop("weights", None)
-        draft_options |= given(law=law)
+        draft_options |= given(law=law, table_bytes=kept.get("table_bytes"))
         made: dict[str, Drafter] = {}
         candidates = [PLAIN]
         for name in names:
@@ -118,6 +122,8 @@ def open_candidates(
             if not parts:
                 continue
             joined = join_drafters(list(parts.values()))
+            if "table" in kept and tables_of([joined]):  # one table, whichever candidates have it
+                keep_table(engine, kept.pop("table"), target, joined)
             candidates += [Candidate(name, joined, size) for size in budgets]
             if not budgets:
                 how = {key: options.get(key) for key in ("weights", "kv", "cpus")}

@@ -18,7 +18,7 @@ from redwood.models._catalogue import DEFAULT_MODEL
 if TYPE_CHECKING:
     from redwood.sampling import SamplingParams
 
-DEFAULT_DRAFTER = "ngram"
+DEFAULT_DRAFTER = "auto"
 DEFAULT_TARGET = DEFAULT_MODEL
 _NUMBERS = re.compile(r"\d+(,\d+)*")
 
@@ -64,8 +64,9 @@ DrafterName = Annotated[
         "--drafter",
         "-d",
         metavar="NAME",
-        help="What drafts: none, ngram, index:PATH (`redwood index`), or a model; several joined "
-        "with + fill one tree.",
+        help="What drafts: auto (all that costs nothing: ngram+table), none, ngram (the text "
+        "itself), table (the target's own rows), index:PATH (`redwood index`), or a model; several "
+        "joined with + fill one tree.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -176,6 +177,25 @@ Tokenizer = Annotated[
         "A folder with the target's tokenizer, for a .gguf file whose own is not known.",
         panel=_MODEL,
         metavar="FOLDER",
+    ),
+]
+TablePath = Annotated[
+    Path | None,
+    typer.Option(
+        "--table",
+        metavar="FILE",
+        help="Keep what the target said in this file, to draft from (--drafter auto or table). "
+        "`redwood table` shows and fills it.",
+        rich_help_panel=_MODEL,
+    ),
+]
+TableSize = Annotated[
+    str | None,
+    _option(
+        "--table-size",
+        "Most memory of the table, such as 64MiB. Left out: 128MiB.",
+        panel=_MODEL,
+        metavar="SIZE",
     ),
 ]
 Memory = Annotated[

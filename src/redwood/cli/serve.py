@@ -13,6 +13,7 @@ import typer
 from redwood._defaults import Loading as _defaults
 from redwood.cli import options as o
 from redwood.cli.groups import Drafting, Machine, Placement, Prompts, grouped, values
+from redwood.cli.kept import NO_TABLE, has_table
 from redwood.cli.loading import follow_if_told, open_engine
 from redwood.cli.terminal import say
 from redwood.errors import UnsupportedError
@@ -185,6 +186,14 @@ class KeptAnswers:
         float | None,
         _option("--keep-every", "Seconds between writing kept answers.", show_default="1200"),
     ] = None
+    shared_table: Annotated[
+        bool,
+        _option(
+            "--shared-table",
+            "One table of what the target said for all API keys. Timing then shows what others "
+            "were told. Without it each key has its own; --table names a folder of them.",
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,14 +238,29 @@ def serve(
     keys = read_keys(access.api_key or [], access.api_key_file)
     follow_if_told(placement.parallel, drafting.target, machine)
 
-    def load() -> Engine:
-        return open_engine(**values(drafting, machine, placement, prompts, rows))
+    options = values(drafting, machine, placement, prompts, rows)
+    if kept.shared_table and not has_table(drafting.drafter):
+        raise o.wrong("--shared-table", NO_TABLE)
+    apart = len(keys) > 0 and not kept.shared_table  # then --table is a folder
+    folder = options.pop("table") if apart and has_table(drafting.drafter) else None
 
-    def recall(engine: Engine) -> Memory | None:
-        return _recalled(engine, kept, keys, drafting.target)
+    def load() -> Engine:
+        return open_engine(**options)
+
+    def serve_by(engine: Engine) -> Service:
+        from redwood.server.service import Service
+        from redwood.server.tables import own_tables
+
+        memory = _recalled(engine, kept, keys, drafting.target)
+        tables = None
+        if folder is not None:
+            tables = own_tables(engine, keys.namespace, folder, drafting.target)
+        return Service(
+            engine, settings, keys, memory, tables=tables, shared_table=kept.shared_table
+        )
 
     return _run(
-        settings, keys, load, recall, allow_no_key=access.allow_no_key, log_format=log_format
+        settings, keys, load, serve_by, allow_no_key=access.allow_no_key, log_format=log_format
     )
 
 
@@ -296,7 +320,7 @@ def _run(
     settings: Settings,
     keys: Keys,
     load: Callable[[], Engine],
-    recall: Callable[[Engine], Memory | None],
+    serve_by: Callable[[Engine], Service],
     *,
     allow_no_key: bool,
     log_format: str,
@@ -310,16 +334,13 @@ def _run(
     with listen(settings) as listener:
         engine = load()
         from redwood.server.run import Runner, leave
-        from redwood.server.service import Service
 
         url = address_of(listener)
         logs.set_up(log_format)
-        memory = recall(engine)
-        service = Service(engine, settings, keys, memory)
+        service = serve_by(engine)
         runner = Runner(service, listener, lambda: _greet(url, service, keys))
         code = runner.run()
-        if memory is not None:
-            memory.close()
+        service.close()
         return leave(code)
 
 

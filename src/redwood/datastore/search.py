@@ -54,17 +54,20 @@ class Continuations:
                 grouped.setdefault(value - 1, []).append(place + 1)
         return grouped
 
+    def by_match(self) -> list[tuple[int, list[list[int]]]]:
+        """Returns (match length, token ids of every continuation), the longest match first."""
+        made = []
+        for length, places in self.matches(()):
+            rows = [self._rows[place // self._width] for place in places]
+            made.append((length, [[value - 1 for value in row[: row.index(END)]] for row in rows]))
+        return made
+
     def token_lists(self) -> list[list[int]]:
         """Returns every continuation, as token ids up to the end of its document.
 
         One that was found by two match lengths stands there twice.
         """
-        made = []
-        for _, places in self._found:
-            for place in places:
-                row = self._rows[place // self._width]
-                made.append([value - 1 for value in row[: row.index(END)]])
-        return made
+        return [row for _, rows in self.by_match() for row in rows]
 
 
 def look_up(

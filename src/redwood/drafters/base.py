@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from redwood.algorithms.specinfer import merge_trees
+from redwood.algorithms.successors import AnyTable
 from redwood.datastore import Datastore
 from redwood.drafters.context import Context
 from redwood.drafters.limits import NO_LIMITS, Limits
@@ -127,25 +128,35 @@ def parts_of(drafter: Drafter) -> list[Drafter]:
     return list(getattr(drafter, "parts", [drafter]))
 
 
-def attach(drafter: Drafter, key: int, datastores: Sequence[Datastore]) -> None:
-    """Adds datastores to draft from for request `key`, in every n-gram part; see `NgramDrafter`.
+def observers_of(drafter: Drafter) -> list[Drafter]:
+    """Returns the parts that learn from the target's rows."""
+    return [part for part in parts_of(drafter) if hasattr(part, "observe")]
+
+
+def attach(
+    drafter: Drafter,
+    key: int,
+    datastores: Sequence[Datastore] = (),
+    table: AnyTable | None = None,
+) -> None:
+    """Gives request `key` datastores or a table of its own, in every free part; see `NgramDrafter`.
 
     To be called before the request's first step. Does nothing without such a part.
     """
     for part in parts_of(drafter):
         if isinstance(part, NgramDrafter):
-            part.attach(key, datastores)
+            part.attach(key, datastores, table)
 
 
 def join_drafters(drafters: Sequence[Drafter]) -> Drafter:
     """Returns one drafter for all: none, the only one, or their union.
 
-    N-gram drafters with a datastore among them become one first (`join_ngrams`).
+    N-gram drafters with a datastore or a table among them become one first (`join_ngrams`).
     """
     if not drafters:
         return NoDrafter()
     ngrams = [drafter for drafter in drafters if isinstance(drafter, NgramDrafter)]
-    if len(ngrams) > 1 and any(drafter.datastores for drafter in ngrams):
+    if len(ngrams) > 1 and any(d.datastores or d.table is not None for d in ngrams):
         others = [drafter for drafter in drafters if not isinstance(drafter, NgramDrafter)]
         drafters = [*others, join_ngrams(ngrams)]
     return drafters[0] if len(drafters) == 1 else UnionDrafter(drafters)

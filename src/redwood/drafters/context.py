@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from redwood.drafters.prediction import Prediction
 from redwood.sampling import GumbelNoise, History, SamplingParams
 
 
@@ -20,6 +21,7 @@ class Context:
         vocab_size: of the target.
         rng: random numbers for drafting and verification, in turns.
         noise: shared noise of coupled requests, else None.
+        prediction: the expected answer, or None.
     """
 
     key: int
@@ -29,6 +31,7 @@ class Context:
     vocab_size: int
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
     noise: GumbelNoise | None = None
+    prediction: Prediction | None = None
 
     @property
     def unsteered(self) -> bool:

@@ -1,55 +1,45 @@
-"""The n-gram drafter (SSSD): candidates from the text itself and from datastores."""
+"""The free drafter: n-grams of the text and of datastores (SSSD), and the target's own rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from redwood.algorithms.acceptance import (
-    AcceptanceTable,
-    learn_below,
-    ngram_prior,
-    store_bin,
-    store_prior,
-)
-from redwood.algorithms.sssd import (
-    AnyIndex,
-    Candidate,
-    Rated,
-    candidate_tree,
-    likely_tree,
-    text_index,
-)
+import numpy as np
+from numpy.typing import NDArray
+
+from redwood.algorithms.retrieval import AnyRetriever, Stored, retriever
+from redwood.algorithms.source_rates import LearnedRates
+from redwood.algorithms.sssd import candidate_tree, text_index
+from redwood.algorithms.successors import AnyTable
 from redwood.datastore import Datastore
 from redwood.datastore.chunk import Chunk
 from redwood.datastore.search import LONGEST_MATCH, Continuations, look_up
 from redwood.drafters.context import Context
 from redwood.drafters.limits import NO_LIMITS, Limits
 from redwood.errors import ArgumentError, check_count
-from redwood.tree import TokenTree, children_of
+from redwood.tree import TokenTree
 
-_STORED = 1  # number of the datastore among the sources of a tree; the text itself is 0
+_TAIL = 3  # tokens before a tree that keys of the table may reach into
 
 
 class NgramDrafter:
-    """POINT nodes from earlier occurrences in the text, from datastores, or from both in one tree.
+    """POINT nodes from earlier occurrences in the text, from datastores, and from a successor
+    table, in one tree; see `algorithms.retrieval`.
 
-    The order of nodes is learned: every node has a bin (source, match length, share), and the
-    acceptance rate of a bin is learned in this text and over all texts. A request whose text must
-    depend on its seed alone (a seed without coupling) gets the published, fixed priorities, and no
-    datastore of `attach`, which may grow.
+    The order of nodes is learned: in this text, and over all texts. A request whose text must
+    depend on its seed alone (a seed without coupling) gets the published, fixed priorities, and
+    neither the table nor a datastore of `attach`, which may grow.
 
     Args:
         max_branch: children per node at most, 1 or more.
         datastore: text to draft from beside the request's own, one or several.
         own_text: whether prompt and output are drafted from.
+        table: what the target said before; it learns from every row that the target computes.
 
     Attributes:
-        reliability: acceptance rates by bin over all texts, with which each text begins: of
-            candidates from the text itself, or from the datastore where that is the only source.
-        store_reliability: the same of the datastore's candidates where the text is a source, too.
+        reliability: acceptance rates over all texts, with which each text begins.
 
     Raises:
         ArgumentError: `max_branch` out of range, or nothing to draft from.
@@ -63,18 +53,20 @@ class NgramDrafter:
         *,
         datastore: Datastore | Sequence[Datastore] = (),
         own_text: bool = True,
+        table: AnyTable | None = None,
     ) -> None:
         check_count("max_branch", max_branch)
         stores = (datastore,) if isinstance(datastore, Datastore) else tuple(datastore)
-        if not own_text and not stores:
-            raise ArgumentError("a drafter that leaves the text out needs a datastore")
-        self.name = "+".join(["ngram"] * own_text + ["index"] * bool(stores))
+        if not own_text and not stores and table is None:
+            raise ArgumentError("a drafter that leaves the text out needs a datastore or a table")
+        named = (("ngram", own_text), ("index", bool(stores)), ("table", table is not None))
+        self.name = "+".join(name for name, used in named if used)
         self.max_branch, self.datastores, self.own_text = max_branch, stores, own_text
+        self.table = table
+        self.reliability = LearnedRates()
         self._chunks = _chunks_of(stores)
-        self._attached: dict[int, tuple[Chunk, ...]] = {}
-        self._texts: dict[int, _Text] = {}
-        self.reliability = AcceptanceTable(ngram_prior() if own_text else store_prior())
-        self.store_reliability = AcceptanceTable(store_prior())
+        self._attached: dict[int, _Attached] = {}
+        self._texts: dict[int, AnyRetriever] = {}
 
     def propose(
         self, contexts: Sequence[Context], budgets: Sequence[int], limits: Limits = NO_LIMITS
@@ -89,61 +81,83 @@ class NgramDrafter:
                 raise
         return made
 
-    def attach(self, key: int, datastores: Sequence[Datastore]) -> None:
-        """Adds datastores for one request, until it is released.
+    def attach(
+        self, key: int, datastores: Sequence[Datastore] = (), table: AnyTable | None = None
+    ) -> None:
+        """Adds datastores for one request, or gives it a table of its own, until it is released.
 
         For a server that keeps the answers of each user apart: to be called before the request's
-        first step.
+        first step. What was attached before and is not named now stays.
         """
-        self._attached[key] = _chunks_of(datastores)
+        chunks, held = self._attached.get(key, _Attached((), None))
+        self._attached[key] = _Attached(
+            _chunks_of(datastores) or chunks, held if table is None else table
+        )
+
+    def observe(
+        self,
+        context: Context,
+        tree: TokenTree,
+        ids: NDArray[np.int32],
+        probs: NDArray[np.float32],
+    ) -> None:
+        """Teaches the request's table what the target says after each node of a scored tree.
+
+        Args:
+            context: before the tree's nodes are text.
+            ids, probs: [N, K], the target's best next tokens after each node, best first.
+        """
+        table = self._table_of(context)
+        if table is not None:
+            tail = context.token_ids[-1 - _TAIL : -1]
+            table.learn(tail, tree.token_list, tree.parent_list, ids, probs)
+
+    def observes(self, context: Context) -> bool:
+        """Whether `observe` learns from this request."""
+        return self._table_of(context) is not None
 
     def release(self, key: int) -> None:
         """Forgets the request's index, and what was attached to it."""
         self._texts.pop(key, None)
         self._attached.pop(key, None)
 
+    def _table_of(self, context: Context) -> AnyTable | None:
+        attached = self._attached.get(context.key)
+        return self.table if attached is None or attached.table is None else attached.table
+
     def _tree(self, context: Context, budget: int, least: float) -> TokenTree:
         text = context.token_ids
         known = self._texts.get(context.key)
         if known is None:
-            tables = [table.child() for table in self._tables()]
-            known = self._texts[context.key] = _Text(tables)
-        news = text[known.length :]
-        known.length = len(text)
-        if self.own_text:
-            known.index.extend(news)
-        suffix = text[-LONGEST_MATCH:]
+            known = self._texts[context.key] = retriever(self.own_text)
+        rates: Any = self.reliability.rates  # compiled, or not, as the retriever is
+        known.extend(text[len(known) :], rates)
         if context.unsteered:
-            stored = self._look_up(context, self._chunks, budget)
-            found = candidate_tree(
-                known.index,
-                suffix,
-                budget,
-                max_branch=self.max_branch,
-                continuations=stored.token_lists(),
-            )
-            return TokenTree.point(
-                [text[-1], *(c.token_id for c in found)], [-1, *(c.parent for c in found)]
-            )
-        known.learn(news, self._tables())
-        rates, store_rates = (table.rates for table in known.tables)
-        chunks, others = self._chunks + self._attached.get(context.key, ()), list[Rated]()
-        if chunks:
-            others.append(Rated(self._look_up(context, chunks, budget), store_rates, store_bin))
-        found = likely_tree(
-            known.index,
-            suffix,
-            budget,
-            rates,
-            max_branch=self.max_branch,
-            others=others,
-            least=least,
+            return self._published_tree(context, known, budget)
+        attached = self._attached.get(context.key)
+        chunks = self._chunks + (attached.chunks if attached is not None else ())
+        stored: Stored = self._look_up(context, chunks, budget).by_match() if chunks else ()
+        predicted, run = list[int](), 0
+        if context.prediction is not None:
+            predicted, run = context.prediction.upcoming(budget - 1)
+        table: Any = self._table_of(context)
+        tokens, parents, chances, _ = known.draft(
+            budget, self.max_branch, least, rates, table, stored, predicted, run
         )
-        known.drafted = found
+        return TokenTree.point([text[-1], *tokens], [-1, *parents], [1.0, *chances])
+
+    def _published_tree(self, context: Context, known: AnyRetriever, budget: int) -> TokenTree:
+        """By the priorities of the paper, which nothing that was measured or learned changes."""
+        text = context.token_ids
+        found = candidate_tree(
+            known.index if self.own_text else text_index(),
+            text[-LONGEST_MATCH:],
+            budget,
+            max_branch=self.max_branch,
+            continuations=self._look_up(context, self._chunks, budget).token_lists(),
+        )
         return TokenTree.point(
-            [text[-1], *(c.token_id for c in found)],
-            [-1, *(c.parent for c in found)],
-            [1.0, *(c.priority for c in found)],
+            [text[-1], *(c.token_id for c in found)], [-1, *(c.parent for c in found)]
         )
 
     def _look_up(self, context: Context, chunks: Sequence[Chunk], budget: int) -> Continuations:
@@ -151,31 +165,12 @@ class NgramDrafter:
             return Continuations([])
         return look_up(chunks, context.token_ids[-LONGEST_MATCH:], vocab_size=context.vocab_size)
 
-    def _tables(self) -> list[AcceptanceTable]:
-        """By source: of the text, of the datastore."""
-        alone = not self.own_text
-        return [self.reliability, self.reliability if alone else self.store_reliability]
 
+class _Attached(NamedTuple):
+    """What one request drafts from beside what all do."""
 
-@dataclass
-class _Text:
-    """The state of one request; tables by source."""
-
-    tables: list[AcceptanceTable]
-    index: AnyIndex = field(default_factory=text_index)
-    length: int = 0
-    drafted: list[Candidate] = field(default_factory=list)
-
-    def learn(self, news: Sequence[int], everyone: Sequence[AcceptanceTable]) -> None:
-        """Counts which nodes of the last tree were accepted, and forgets the tree."""
-        if not self.drafted:
-            return
-        children = children_of([-1, *(c.parent for c in self.drafted)])
-        tokens = [-1, *(c.token_id for c in self.drafted)]
-        for source, tables in enumerate(zip(self.tables, everyone, strict=True)):
-            bins = [-1, *(c.bin if c.source == source else -1 for c in self.drafted)]
-            learn_below(news, children.__getitem__, tokens, bins, tables)
-        self.drafted = []
+    chunks: tuple[Chunk, ...]
+    table: AnyTable | None
 
 
 def _chunks_of(datastores: Sequence[Datastore]) -> tuple[Chunk, ...]:
@@ -183,7 +178,8 @@ def _chunks_of(datastores: Sequence[Datastore]) -> tuple[Chunk, ...]:
 
 
 def join_ngrams(drafters: Sequence[NgramDrafter]) -> NgramDrafter:
-    """Returns one drafter with the sources and the tables of all.
+    """Returns one drafter with the sources of all, the first table, and the rates of the first one
+    that drafts from the text itself, if any does.
 
     One search then orders all their candidates by path probability, where a union would give each
     a share of the budget.
@@ -192,16 +188,14 @@ def join_ngrams(drafters: Sequence[NgramDrafter]) -> NgramDrafter:
         drafters: at least one.
     """
     stores = [store for drafter in drafters for store in drafter.datastores]
+    tables = [drafter.table for drafter in drafters if drafter.table is not None]
     joined = NgramDrafter(
         max(drafter.max_branch for drafter in drafters),
         datastore=list(dict.fromkeys(stores)),
         own_text=any(drafter.own_text for drafter in drafters),
+        table=tables[0] if tables else None,
     )
-    for drafter in reversed(drafters):  # the first one's tables are kept
-        if drafter.own_text == joined.own_text:
-            joined.reliability = drafter.reliability
-        if drafter.datastores:
-            joined.store_reliability = drafter._tables()[_STORED]
+    joined.reliability = max(drafters, key=lambda drafter: drafter.own_text).reliability
     return joined
 
 

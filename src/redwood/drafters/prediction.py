@@ -37,12 +37,16 @@ class Prediction:
         self._at, self._run = 0, _BEGINNING
         self._seen: set[int] = set()  # positions of the prediction that occurred in the answer
 
+    def upcoming(self, count: int) -> tuple[list[int], int]:
+        """Returns the next predicted tokens, at most `count`, and how many before were right."""
+        return self._tokens[self._at : self._at + max(0, count)], self._run
+
     def tree(self, root: int, size: int) -> TokenTree:
         """Returns a chain of at most `size` nodes below and with `root`, the last committed token.
 
         Its estimates are the acceptance rates in this text so far.
         """
-        tokens = self._tokens[self._at : self._at + max(0, size - 1)]
+        tokens, _ = self.upcoming(size - 1)
         rates = self._rates.rates
         chances = [rates[min(self._run + i, len(rates) - 1)] for i in range(len(tokens))]
         return TokenTree.point(

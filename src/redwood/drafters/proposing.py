@@ -16,9 +16,11 @@ from itertools import starmap
 from operator import le
 from typing import Any, Protocol
 
+from redwood.algorithms.successors import BEST
 from redwood.drafters.context import Context
 from redwood.drafters.limits import NO_LIMITS, Limits
 from redwood.errors import ArgumentError, CapacityError
+from redwood.sampling import PathRows
 from redwood.tree import Law, TokenTree
 
 _log = logging.getLogger(__name__)
@@ -78,6 +80,20 @@ def prefill(drafter: _Proposer, contexts: Sequence[Context]) -> None:
     except MemoryError:
         raise
     except Exception as error:  # it fails again where it drafts
+        log_fault(drafter, error)
+
+
+def observe(drafter: Any, context: Context, tree: TokenTree, rows: PathRows) -> None:
+    """Shows a drafter that has `observe` what the target says after each node of a scored tree."""
+    try:
+        if not drafter.observes(context):
+            return
+        best = rows.best_few(BEST)
+        if best is not None:  # else verification raises
+            drafter.observe(context, tree, *best)
+    except MemoryError:
+        raise
+    except Exception as error:
         log_fault(drafter, error)
 
 

@@ -94,9 +94,10 @@ def _asked(
 
 def _with_prediction(request: Request, tree: TokenTree, free: int, most: int) -> TokenTree:
     """The tree, merged with the next tokens of the request's prediction."""
-    if request.prediction is None or free == 1:
+    prediction = request.context.prediction
+    if prediction is None or free == 1:
         return tree
-    chain = request.prediction.tree(tree.token_list[0], min(free - len(tree) + 1, most))
+    chain = prediction.tree(tree.token_list[0], min(free - len(tree) + 1, most))
     return merge_trees([tree, chain])
 
 

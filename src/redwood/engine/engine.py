@@ -18,8 +18,8 @@ from itertools import count
 from queue import SimpleQueue
 
 from redwood.backends.base import AcceptedPath, Backend, Nodes
-from redwood.drafters.base import Drafter, NoDrafter
-from redwood.drafters.proposing import release
+from redwood.drafters.base import Drafter, NoDrafter, observers_of
+from redwood.drafters.proposing import observe, release
 from redwood.engine.detokenizer import Tokenizer
 from redwood.engine.drafting import Drafts, draft
 from redwood.engine.prefix_cache import PrefixCache
@@ -346,11 +346,13 @@ class RowEngine:
 
     def _verify(self, drafts: Drafts, scored: Scored, clock: Clock) -> tuple[list[Accepted], float]:
         """The path that each row keeps, and the seconds it took; a row that fails ends alone."""
-        accepted = []
+        accepted, observers = [], observers_of(self.drafter)
         each = zip(drafts.requests, drafts.trees, scored.logits, strict=False)
         for request, tree, logits in each:
             try:
                 rows = PathRows(logits, tree, request.context.params, request.context.history)
+                for part in observers:
+                    observe(part, request.context, tree, rows)
                 kept = verify_rows(request.context, tree, rows)
                 accepted.append(Accepted(request, tree, rows, kept))
             except Exception as error:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 
 from redwood._defaults import Loading as defaults
+from redwood.algorithms.successors import MAX_BYTES, successor_table
 from redwood.backends.base import Backend, Nodes, SharingBackend
 from redwood.drafters.base import (
     Drafter,
@@ -17,8 +18,9 @@ from redwood.drafters.base import (
     join_drafters,
     open_datastore_drafter,
 )
-from redwood.drafters.names import INDEX, NGRAM, NONE, split_names
+from redwood.drafters.names import AUTO, INDEX, NGRAM, NONE, TABLE, split_names
 from redwood.engine.free_memory import free_bytes
+from redwood.engine.tables import keep_table, tables_of
 from redwood.engine.text import Engine
 from redwood.errors import ArgumentError
 from redwood.models import gguf_path
@@ -50,7 +52,7 @@ DRAFT_WEIGHTS = "draft"
 
 def load(
     target: str | Path,
-    drafter: str | Path | Drafter | Sequence[str | Path | Drafter] | None = None,
+    drafter: str | Path | Drafter | Sequence[str | Path | Drafter] | None = AUTO,
     *,
     backend: str = defaults.backend,
     dtype: str | torch.dtype = defaults.dtype,
@@ -75,14 +77,17 @@ def load(
     offload: str | None = None,
     memory: str | int | None = None,
     tokenizer: str | Path | None = None,
+    table: str | Path | None = None,
+    table_bytes: int | None = None,
 ) -> Engine:
     """Returns an engine for a model, with what drafts for it.
 
     Args:
         target: a packaged name (`redwood models list`), a folder, a .gguf file or a hub id.
-        drafter: None or "none"; "ngram"; "index:PATH", a datastore; a model, given as `target`;
-            several joined with "+", or a list: one tree from all of them. Objects with the
-            `Drafter` protocol are taken as they are.
+        drafter: "auto", all that costs nothing, "ngram+table"; None or "none"; "ngram", the text
+            itself; "table", what the target said before; "index:PATH", a datastore; a model, given
+            as `target`; several joined with "+", or a list: one tree from all of them. Objects with
+            the `Drafter` protocol are taken as they are.
         backend, dtype, device: see `redwood.backends.load.open_model`.
         capacity: slots per row, at most the context length, the default.
         budget: nodes scored per step, the root included; None: chosen step by step from measured
@@ -117,8 +122,12 @@ def load(
             fit stay. None: none stay.
         tokenizer: a folder with the target's tokenizer, in place of its own: for a GGUF file whose
             own is refused. It must mean the same by its ids as the file.
+        table: a file in which the drafter "table" (or "auto") keeps what the target said, made if
+            need be; saved now and then, and by `Engine.close`. See docs/table.md.
+        table_bytes: bound of that table's memory; None: 128 MiB.
 
     Raises:
+        TableError: a table that is damaged, or of another model.
         ModelError: a model that is missing or damaged.
         TokenizerMismatchError: a drafter that speaks other tokens.
         ArgumentError, CapacityError, ParallelError, UnsupportedError: see `open_model`.
@@ -146,7 +155,7 @@ def load(
     how: dict[str, Any] = dict(
         draft_vocab=draft_vocab, draft_weights=draft_weights, draft_window=draft_window
     )
-    how |= dict(tree=tree, law=law)
+    how |= dict(tree=tree, law=law, table_bytes=table_bytes)
     parts = _parts(drafter)
     if offload is not None:
         options["weights"] = None
@@ -156,6 +165,8 @@ def load(
     ]
     if tree is not None and not any(isinstance(d, ModelDrafter) for d in drafters):
         raise ArgumentError("tree gives the shape for a model drafter, and there is none")
+    if (table is not None or table_bytes is not None) and not tables_of(drafters):
+        raise ArgumentError("table and table_bytes are for the drafter table: name table or auto")
     settle(model, drafters)
     joined, planner = join_drafters(drafters), None
     if drafters and budget is None and tree is None:
@@ -168,7 +179,8 @@ def load(
             raise ArgumentError("draft_window is for models that draft, and none is opened for it")
     if budget is None:
         budget = len(tree) if tree is not None else default_budget(drafters, model.name)
-    return Engine(
+        budget = budget if tree is not None else min(budget, model.capacity)
+    engine = Engine(
         model,
         joined,
         tokenizer=speaks,
@@ -181,6 +193,9 @@ def load(
         prefill_beside=PREFILL_BESIDE.get(model.name) if prefill_beside is None else prefill_beside,
         prefill_chunk=PREFILL_CHUNKS.get(model.name, 512),
     )
+    if table is not None:
+        keep_table(engine, table, str(target), joined)
+    return engine
 
 
 def cache_bytes(model: Backend, given: str | int | None) -> int:
@@ -259,6 +274,7 @@ def open_drafter(
     draft_window: int | str | None = "auto",
     tree: Sequence[int] | None = None,
     law: str = "without_replacement",
+    table_bytes: int | None = None,
     **options: Any,
 ) -> NgramDrafter | ModelDrafter:
     """Returns a drafter by its name; arguments as of `load`, `options` those of `open_model`.
@@ -272,6 +288,9 @@ def open_drafter(
 
     if name == NGRAM:
         return NgramDrafter()
+    if name == TABLE:
+        most = MAX_BYTES if table_bytes is None else table_bytes
+        return NgramDrafter(own_text=False, table=successor_table(most))
     if name.startswith(INDEX):
         return open_datastore_drafter(name.removeprefix(INDEX), tokenizer)
     folder, backend = open_model(name, outputs=draft_vocab, draft_weights=draft_weights, **options)

@@ -89,7 +89,6 @@ class Request:
         inbox: where its steps go; None: to the caller of `step`.
         row: of the target, -1 while it waits.
         detokenizer: None without a tokenizer.
-        prediction: the expected answer, or None.
         leader: the request that reads the same beginning, `num_shared` tokens, which this one waits
             for; None: none.
         skipped: chunks of prompts that were read while this one had none.
@@ -101,7 +100,6 @@ class Request:
     inbox: deque[Step] | None = None
     row: int = -1
     detokenizer: Detokenizer | None = None
-    prediction: Prediction | None = None
     stats: Stats = field(default_factory=Stats)
     leader: Request | None = None
     num_shared: int = 0
@@ -143,8 +141,8 @@ class Request:
         context, stats = self.context, self.stats
         context.token_ids.extend(tokens)
         context.history.extend(tokens)
-        if self.prediction is not None:
-            stats.num_prediction_tokens_accepted += self.prediction.follow(tokens)
+        if self.context.prediction is not None:
+            stats.num_prediction_tokens_accepted += self.context.prediction.follow(tokens)
         accepted = min(len(path), len(tokens))
         stats.target_passes += 1
         stats.num_drafts += len(tree) > 1
@@ -223,7 +221,7 @@ def new_request(
     if tokenizer is not None:
         request.detokenizer = Detokenizer(tokenizer, params.stop)
     if params.prediction and params.speculate:
-        request.prediction = Prediction(params.prediction)
+        context.prediction = Prediction(params.prediction)
         request.stats.num_prediction_tokens = len(params.prediction)
     return request
 

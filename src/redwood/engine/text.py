@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +16,7 @@ from redwood.errors import ArgumentError, CapacityError, RedwoodError, check_pro
 from redwood.models.chat_template import chat_text
 from redwood.models.token_bound import TokenBound
 from redwood.sampling import SamplingParams
+from redwood.table.keeping import KeptTable
 from redwood.tree import TokenTree
 
 Message = Mapping[str, str]
@@ -77,9 +78,30 @@ class Engine(RowEngine):
 
     Prompts are a string, a list of token ids, a list of chat messages (`role`, `content`), or a
     list of any of these. Keywords are the fields of `SamplingParams`.
+
+    Attributes:
+        kept_tables: of its drafters, that are kept in files.
+        closing: what `close` calls.
     """
 
     tokenizer: Any
+    kept_tables: tuple[KeptTable, ...] = ()
+    closing: tuple[Callable[[], object], ...] = ()
+
+    def close(self) -> None:
+        """Saves what is kept on disk, such as a table, for the last time; may be called twice.
+
+        Happens by itself when the engine is collected and at the end of the process.
+        """
+        closing, self.closing = self.closing, ()
+        for action in closing:
+            action()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     def encode(self, prompt: Prompt, *, fitting: bool = False) -> list[int]:
         """Returns the token ids of a prompt; messages go through the model's chat template.

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -29,8 +30,10 @@ from transformers.generation import (
 )
 
 from redwood._transformers import pad_id
+from redwood.algorithms.successors import successor_table
 from redwood.backends.base import Backend
 from redwood.drafters.base import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
+from redwood.drafters.names import AUTO
 from redwood.engine.engine import RowEngine
 from redwood.engine.load import default_budget
 from redwood.engine.stats import Stats
@@ -43,6 +46,8 @@ from redwood.models.tokenizer import check_same_tokens
 from redwood.sampling import SamplingParams
 
 _DRAFTERS: dict[str, Callable[[], Drafter]] = {"ngram": NgramDrafter, "none": NoDrafter}
+_FREE: WeakKeyDictionary[PreTrainedModel, NgramDrafter] = WeakKeyDictionary()
+"""By model: its text and the table of its own rows, which grows from call to call."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,8 +63,9 @@ class TreeGenerate:
     seeds derived from it.
 
     Args:
-        drafter: "ngram", "none", a loaded Transformers model, an object with the `Drafter` protocol
-            (used by one thread at a time), or a list of these: one tree from all of them.
+        drafter: "auto" (the text itself, and what this model said before), "ngram", "none", a
+            loaded Transformers model, an object with the `Drafter` protocol (used by one thread at
+            a time), or a list of these: one tree from all of them.
         budget: nodes scored per step for a row, the root included; None: what suits the drafters.
         tree: parents of a static tree for draft models; see `ModelDrafter`.
         law: how draft models draw; see `ModelDrafter`.
@@ -78,7 +84,7 @@ class TreeGenerate:
         ArgumentError: a value that cannot be right.
     """
 
-    drafter: Any = "ngram"
+    drafter: Any = AUTO
     _: KW_ONLY
     budget: int | None = None
     tree: Sequence[int] | None = None
@@ -95,8 +101,10 @@ class TreeGenerate:
     def __post_init__(self) -> None:
         SamplingParams(seed=self.seed, verifier=self.verifier)  # checks both
         for part in self._parts:
-            if isinstance(part, str) and part not in _DRAFTERS:
-                raise ArgumentError(f"drafter {part!r} must be ngram, none, or a loaded model")
+            if isinstance(part, str) and part not in (*_DRAFTERS, AUTO):
+                raise ArgumentError(
+                    f"drafter {part!r} must be auto, ngram, none, or a loaded model"
+                )
             if not isinstance(part, str | PreTrainedModel) and not hasattr(part, "propose"):
                 raise ArgumentError(f"drafter {type(part).__name__} is no model and no Drafter")
         if self.tree is not None and not self._draft_models:
@@ -148,7 +156,7 @@ class TreeGenerate:
             # The same order in every thread, so that no two wait for each other.
             backends = {i: stack.enter_context(borrowed(models[i])) for i in sorted(models)}
             target = backends[id(model)]
-            engine = self._engine(target, backends, criteria, len(padding))
+            engine = self._engine(model, target, backends, criteria, len(padding))
             params = self._params(generation_config, criteria, input_ids, target)
             seeds = _row_seeds(params.seed, len(padding))
             rows = []
@@ -177,12 +185,19 @@ class TreeGenerate:
                 )
 
     def _engine(
-        self, target: Backend, backends: Mapping[int, Backend], criteria: Any, rows: int
+        self,
+        model: PreTrainedModel,
+        target: Backend,
+        backends: Mapping[int, Backend],
+        criteria: Any,
+        rows: int,
     ) -> RowEngine:
         drafters: list[Drafter] = []
         for part in self._parts:
             if isinstance(part, PreTrainedModel):
                 drafters.append(ModelDrafter(backends[id(part)], self.tree, law=self.law))
+            elif part == AUTO:
+                drafters.append(_FREE.setdefault(model, NgramDrafter(table=successor_table())))
             else:
                 drafters.append(_DRAFTERS[part]() if isinstance(part, str) else part)
         budget = self.budget
@@ -232,7 +247,7 @@ def tree_generate(
 
     Args:
         inputs: token ids, or None with `input_ids=`.
-        drafter: see `TreeGenerate`; None: `assistant_model`, else "ngram".
+        drafter: see `TreeGenerate`; None: `assistant_model`, else "auto".
         assistant_model: a draft model, by the name that Transformers gives it.
         options: fields of `TreeGenerate`, `streamer`, `tokenizer` and `stop_strings` among them;
             the others go to `model.generate`, which refuses what it does not know.
@@ -244,7 +259,7 @@ def tree_generate(
     if drafter is not None and assistant_model is not None:
         raise ArgumentError("give drafter or assistant_model; drafter=[...] takes several")
     if drafter is None:
-        drafter = "ngram" if assistant_model is None else assistant_model
+        drafter = AUTO if assistant_model is None else assistant_model
     if options.get("synced_gpus"):
         raise UnsupportedError("synced_gpus is not supported: ranks would do unequal forwards")
     for config in (options.get("generation_config"), model.generation_config):

@@ -8,7 +8,7 @@ probabilities times a common mass; the largest weight of a fresh row is 1.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from redwood.sampling._kernels_numpy import Row as Row
 try:
     from redwood import _native
 
-    _native.log  # noqa: B018  # an extension built from older sources lacks these functions
+    _native.best_few  # noqa: B018  # an extension built from older sources lacks these functions
     compiled = True
 except (ImportError, AttributeError):
     compiled = False
@@ -49,6 +49,26 @@ def row_range(row: AnyRow) -> Range:
     best = int(row.argmax())
     low = float(row.min())
     return Range(low, low, 0) if math.isnan(low) else Range(low, float(row[best]), best)
+
+
+def best_few(rows: AnyRow, count: int) -> tuple[NDArray[np.int32], NDArray[np.float32]] | None:
+    """Returns the `count` best tokens of every row [N, V] of logits, and their probabilities.
+
+    Probabilities have an error of some 0.001: they rate drafts.
+
+    Args:
+        count: at most V.
+
+    Returns: ids and probabilities [N, count], best first, of equals the lower id; None where any
+    value is NaN or infinite.
+    """
+    ids = np.empty((len(rows), count), np.int32)
+    probs = np.empty((len(rows), count), np.float32)
+    if compiled and rows.dtype == np.float32 and rows.strides[1] == rows.itemsize:
+        finite = _native.best_few(cast(NDArray[np.float32], rows), ids, probs)
+    else:
+        finite = reference.best_few(rows, ids, probs)
+    return (ids, probs) if finite else None
 
 
 def _contiguous(row: AnyRow) -> AnyRow:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from redwood.errors import NumericalError
@@ -14,6 +18,8 @@ from redwood.sampling.noise import GumbelNoise, coupled_choice, gumbel
 from redwood.sampling.params import SamplingParams
 from redwood.tree import TokenTree
 
+BestFew: TypeAlias = tuple[NDArray[np.int32], NDArray[np.float32]]
+
 
 def _best_of_rows(logits: Tensor, arrays: AnyRow | None) -> list[int]:
     """Returns the arg-max of every row [N, V]; arrays: the same on the CPU, None elsewhere.
@@ -21,17 +27,29 @@ def _best_of_rows(logits: Tensor, arrays: AnyRow | None) -> list[int]:
     Raises: NumericalError where any entry is NaN or infinite.
     """
     if arrays is None:
-        low, high = torch.aminmax(logits)
-        fine = torch.isfinite(low) & torch.isfinite(high)
-        # For all rows and the check: the device is waited for once.
-        all_fine, *best = torch.cat([fine[None].long(), logits.argmax(-1)]).tolist()
-        if not all_fine:
-            raise NumericalError(NOT_FINITE)
-        return best
-    held = [kernels.row_range(row) for row in arrays]
-    if not all(row.finite for row in held):
+        best, _ = _best_few_on_device(logits, 0)
+    else:
+        held = [kernels.row_range(row) for row in arrays]
+        best = [row.best for row in held] if all(row.finite for row in held) else None
+    if best is None:
         raise NumericalError(NOT_FINITE)
-    return [row.best for row in held]
+    return best
+
+
+def _best_few_on_device(logits: Tensor, count: int) -> tuple[list[int] | None, BestFew]:
+    """The arg-max of every row, None where any value is not finite; and `PathRows.best_few`."""
+    low, high = torch.aminmax(logits)
+    fine = (torch.isfinite(low) & torch.isfinite(high)).double().reshape(1)
+    rows = logits if logits.dtype == torch.float64 else logits.float()
+    values, ids = rows.topk(count, -1)
+    probs = torch.exp(values - rows.logsumexp(-1, keepdim=True)) if count else values
+    # For all rows and the check: the device is waited for once.
+    parts = (fine, logits.argmax(-1).double(), ids.double().flatten(), probs.double().flatten())
+    all_fine, *numbers = torch.cat(parts).tolist()
+    n = len(logits)
+    best = [int(token) for token in numbers[:n]]
+    few = np.array(numbers[n:]).reshape(2, n, count)
+    return best if all_fine else None, (few[0].astype(np.int32), few[1].astype(np.float32))
 
 
 class PathRows:
@@ -51,8 +69,25 @@ class PathRows:
         self._bare = not (params.needs_history or params.logit_bias)
         self._plain = self._bare and params.temperature > 0.0
         self._rows = HostRows(logits, tree)
-        if self._bare and params.temperature == 0.0:
-            self._best = _best_of_rows(logits, self._rows.all)
+        self._logits = logits
+
+    def best_few(self, count: int) -> BestFew | None:
+        """Returns the best tokens after every node in the model's own rows, before any penalty.
+
+        Args:
+            count: tokens of a row, V at most.
+
+        Returns: ids and probabilities [N, count], best first; None where a row is not finite.
+        """
+        count, arrays = min(count, self._logits.shape[-1]), self._rows.all
+        if arrays is None:
+            best, few = _best_few_on_device(self._logits, count)
+            self._best = best
+            return None if best is None else few
+        found = kernels.best_few(arrays, count)
+        if found is not None:
+            self._best = found[0][:, 0].tolist()
+        return found
 
     def scores(self, node: int) -> Tensor:
         """Returns float64 [V]: the logits after `node` with everything but temperature applied."""
@@ -81,7 +116,9 @@ class PathRows:
 
     def best(self, node: int) -> int:
         """Returns the arg-max after `node`; the lowest id among equals."""
-        if self._best is not None:
+        if self._bare and self._params.temperature == 0.0:
+            if self._best is None:
+                self._best = _best_of_rows(self._logits, self._rows.all)
             return self._best[node]
         row = self._rows[node] if self._bare else self.scores(node).numpy()
         return int(row.argmax())

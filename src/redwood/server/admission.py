@@ -1,4 +1,4 @@
-"""Who may come in, and who is next: bounds on what waits, and turns between API keys.
+"""Admission: limits on what waits, and round-robin between API keys.
 
 A choice (one answer to one prompt) waits here until the engine has a row for it. Turns go round
 between owners, so that one client's thousand requests do not stand before another's one.

@@ -169,7 +169,7 @@ def _add_errors(app: FastAPI) -> None:
         )
 
     async def bug(request: Request, error: Exception) -> Response:
-        if isinstance(error, ClientLeft):  # the door knows
+        if isinstance(error, ClientLeft):  # `Door` logs and counts it
             return Response(status_code=CLIENT_LEFT)
         return await api_error(request, internal_error())
 

@@ -15,7 +15,7 @@ _SHORTEST = 8
 
 
 class Keys:
-    """The keys that open the server. None at all: it is open.
+    """The server's API keys; without any, every client is served.
 
     Args:
         keys: what clients send after "Bearer "; only digests of them are kept.

@@ -19,7 +19,7 @@ from redwood.server.metrics import Metrics
 
 _WANTED = 65536  # open files, where the system's hard limit allows it
 _LEAST = 4  # connections, below which a server makes no sense
-_PATIENCE_S = 1.0  # for a new connection to say something before it must make room
+_PATIENCE_S = 1.0  # age below which a connection is not closed as idle
 _PIECE = 4  # parts of the spare files: accepted at once, closed a little later, and two to spare
 log = logging.getLogger("redwood.server")
 

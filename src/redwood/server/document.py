@@ -25,7 +25,7 @@ _MEANINGS = {
     504: "The request took too long.",
 }
 _OPEN = (400, 403, 413, 500)  # of every route, also of those that need no key
-_LATER = (429, 503)  # with a time to come again
+_LATER = (429, 503)  # with a Retry-After header
 _ERROR = {
     "type": "object",
     "required": ["error"],

@@ -1,4 +1,4 @@
-"""What every request passes first and last: a name, a host, a key, a size; then log and metrics.
+"""Outermost middleware: request id, Host, API key and body size; then log and metrics.
 
 Whatever is not listed as public needs a key, so that a route added later is closed until somebody
 opens it.

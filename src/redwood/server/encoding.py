@@ -1,7 +1,7 @@
 """Tokenising beside the event loop: short texts do not wait for long ones.
 
-Two lanes with a thread each: one for short texts, in order of arrival, and one for long texts, the
-shortest first. What the long lane holds is bounded; more is refused before it is read.
+Two queues with a thread each: one for short texts, in order of arrival, and one for long texts, the
+shortest first. What the long queue holds is bounded; more is refused before it is read.
 """
 
 from __future__ import annotations

@@ -75,12 +75,12 @@ def wrong(message: str, param: str | None = None, code: str = "invalid_value") -
 
 
 def full(message: str, code: str = "queue_full", *, retry_after_s: int = 1) -> ApiError:
-    """Returns a 429 that says when to come again."""
+    """Returns a 429 with a Retry-After header."""
     return ApiError(429, message, code=code, headers={"retry-after": str(retry_after_s)})
 
 
 def unavailable(message: str, code: str, *, retry_after_s: int = 5) -> ApiError:
-    """Returns a 503 that says when to come again."""
+    """Returns a 503 with a Retry-After header."""
     return ApiError(503, message, code=code, headers={"retry-after": str(retry_after_s)})
 
 

@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from redwood import __version__
+from redwood.engine.tables import tables_of
 from redwood.server.admission import Admission
 from redwood.server.auth import Keys
 from redwood.server.errors import ApiError
@@ -20,6 +21,7 @@ from redwood.server.metrics import Metrics
 from redwood.server.preparing import Preparer
 from redwood.server.room import bound_tokens
 from redwood.server.settings import Settings
+from redwood.server.tables import OwnTables, own_tables
 from redwood.server.tokens import TokenTexts
 from redwood.server.worker import Worker
 
@@ -35,6 +37,9 @@ class Service:
         keys: None: everybody may come in.
         memory: where finished answers are kept to draft from; None: nowhere.
         share: of the memory that is free, for keys and values of this engine.
+        tables: of what the target said, a table for each key. None: made here, in memory, where
+            there are several keys and the engine has a table.
+        shared_table: the engine's one table is for all keys.
 
     Attributes: the parts by their names; `draining`: new requests for answers are refused.
     """
@@ -46,6 +51,8 @@ class Service:
         keys: Keys | None = None,
         memory: Memory | None = None,
         share: float = 1.0,
+        tables: OwnTables | None = None,
+        shared_table: bool = False,
     ) -> None:
         self.engine, self.settings = engine, settings
         bound_tokens(engine, settings.kv_tokens, share)
@@ -57,7 +64,11 @@ class Service:
         self.admission: Admission[Choice] = Admission(
             engine.max_rows, settings.max_queue, settings.max_queue_tokens, per_key
         )
-        self.worker = Worker(engine, self.admission, self.metrics, memory)
+        several = len(self.keys) > 1 and not shared_table
+        if tables is None and several and tables_of([engine.drafter]):
+            tables = own_tables(engine, self.keys.namespace)
+        self.tables, self._memory = tables, memory
+        self.worker = Worker(engine, self.admission, self.metrics, memory, tables)
         self.preparer = Preparer(engine, settings)
         self.texts = TokenTexts(engine.tokenizer)
         self.draining = False
@@ -66,6 +77,12 @@ class Service:
         self.fingerprint = f"fp_{hashlib.sha256(seed.encode()).hexdigest()[:12]}"
         self._open: set[Generation] = set()
         self._watch()
+
+    def close(self) -> None:
+        """Saves what is kept on disk, once nothing runs any more."""
+        for kept in (self._memory, self.tables, self.engine):
+            if kept is not None:
+                kept.close()
 
     def trouble(self) -> str | None:
         """Returns what is wrong with the engine, None if nothing is."""

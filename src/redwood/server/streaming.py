@@ -1,4 +1,4 @@
-"""Server-sent events: signs of life on a silent stream, an end when nobody reads any more."""
+"""Server-sent events: keep-alive comments on a silent stream, an end when the client leaves."""
 
 from __future__ import annotations
 

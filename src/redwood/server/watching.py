@@ -1,4 +1,4 @@
-"""What nobody asks for in time: an engine that is stuck, and connections that never say anything.
+"""Watchdog: logs an engine that is stuck, closes connections that send nothing.
 
 uvicorn closes connections that idle after an answer, but neither one that never sends a request, or
 only half of its head, nor one whose reader stopped for good; they are looked for here.

@@ -25,6 +25,7 @@ from redwood.server.errors import unavailable
 from redwood.server.generation import Choice, Event, Generation
 from redwood.server.memory import Memory
 from redwood.server.metrics import Metrics
+from redwood.server.tables import OwnTables
 from redwood.server.tokens import TokenTexts
 from redwood.server.trace import describe
 
@@ -44,6 +45,7 @@ class Worker:
         admission: where choices wait.
         metrics: where steps are counted.
         memory: where finished answers are kept, if they are.
+        tables: of each owner; None: all draft from the engine's, if it has one.
     """
 
     def __init__(
@@ -52,8 +54,10 @@ class Worker:
         admission: Admission[Choice],
         metrics: Metrics,
         memory: Memory | None = None,
+        tables: OwnTables | None = None,
     ) -> None:
         self.engine, self.admission, self._memory = engine, admission, memory
+        self._tables = tables
         self._metrics, self._texts = metrics, TokenTexts(engine.tokenizer)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = Thread(target=self._main, name="redwood-engine", daemon=True)
@@ -157,6 +161,8 @@ class Worker:
             choice.stats = self.engine.stats(choice.key)
             if self._memory is not None:
                 self._memory.recall(choice)
+            if self._tables is not None:
+                self._tables.recall(choice)
             choice.last_s = perf_counter()
             self._running[choice.key] = choice
             self._metrics.queue_s.observe(choice.last_s - choice.generation.arrived_s)

@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from redwood.drafters.names import AUTO
 from redwood.errors import ArgumentError, check_count
 from redwood.server.auth import Keys, read_keys
 from redwood.server.listening import check_exposure
@@ -44,7 +45,7 @@ class DeployPlan:
 
     target: str
     settings: Settings
-    drafter: str = "none"
+    drafter: str = AUTO
     engine: Mapping[str, Any] = field(default_factory=dict)
     replicas: int = 2
     max_replicas: int | None = None

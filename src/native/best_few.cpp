@@ -1,0 +1,96 @@
+// The best few tokens of rows of logits with their probabilities: one pass over a row, and a second
+// one over the few blocks that hold what counts.
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <vector>
+
+#include "sampling.h"
+
+#if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
+#define REDWOOD_AVX2 __attribute__((target("avx2")))
+#endif
+#define REDWOOD_INLINE inline __attribute__((always_inline))
+
+namespace redwood {
+namespace {
+
+constexpr int64_t kBlock = 512;
+// Values further below the best one are left out of the sum: together they weigh some 0.001 in a
+// row of a language model, and the numbers only rate drafts.
+constexpr float kDeep = 10.0f;
+
+// The largest value of a block; odd: set where any is NaN or infinite.
+REDWOOD_INLINE float block_high(const float* x, int64_t n, int& odd) {
+  constexpr int kLanes = 32;
+  float high[kLanes];
+  int odds[kLanes] = {};
+  std::fill(high, high + kLanes, x[0]);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int j = 0; j < kLanes; ++j) {
+      const float value = x[i + j];
+      high[j] = value > high[j] ? value : high[j];
+      odds[j] |= value - value != 0.0f;
+    }
+  }
+  for (int j = 0; i + j < n; ++j) {
+    const float value = x[i + j];
+    high[0] = value > high[0] ? value : high[0];
+    odds[0] |= value - value != 0.0f;
+  }
+  for (int j = 1; j < kLanes; ++j) high[0] = std::max(high[0], high[j]), odds[0] |= odds[j];
+  odd |= odds[0];
+  return high[0];
+}
+
+REDWOOD_INLINE bool best_few_body(const float* row, int64_t n, int64_t k, int32_t* ids,
+                                  float* probs, float* highs) {
+  int odd = 0;
+  int64_t found = 0;
+  for (int64_t first = 0; first < n; first += kBlock) {
+    const int64_t size = std::min(kBlock, n - first);
+    const float high = block_high(row + first, size, odd);
+    highs[first / kBlock] = high;
+    if (found == k && !(high > probs[k - 1])) continue;
+    for (int64_t i = first; i < first + size; ++i) {
+      const float value = row[i];
+      if (found == k && !(value > probs[k - 1])) continue;
+      int64_t at = found < k ? found++ : k - 1;  // equal values stand in the order of their ids
+      for (; at > 0 && value > probs[at - 1]; --at) probs[at] = probs[at - 1], ids[at] = ids[at - 1];
+      probs[at] = value, ids[at] = static_cast<int32_t>(i);
+    }
+  }
+  if (odd != 0) return false;
+  const float best = probs[0];
+  double sum = 0.0;
+  for (int64_t first = 0; first < n; first += kBlock) {
+    if (highs[first / kBlock] < best - kDeep) continue;
+    for (int64_t i = first; i < std::min(n, first + kBlock); ++i) {
+      if (row[i] >= best - kDeep) sum += std::exp(row[i] - best);
+    }
+  }
+  for (int64_t i = 0; i < k; ++i) probs[i] = static_cast<float>(std::exp(probs[i] - best) / sum);
+  return true;
+}
+
+#ifdef REDWOOD_AVX2
+REDWOOD_AVX2 bool best_few_avx2(const float* row, int64_t n, int64_t k, int32_t* ids, float* probs,
+                                float* highs) {
+  return best_few_body(row, n, k, ids, probs, highs);
+}
+#endif
+
+}  // namespace
+
+bool best_few(const float* row, int64_t n, int64_t k, int32_t* ids, float* probs) {
+  if (k < 1 || k > n) throw std::invalid_argument("a row has fewer tokens than are asked for");
+  std::vector<float> highs((n + kBlock - 1) / kBlock);
+#ifdef REDWOOD_AVX2
+  static const bool avx2 = __builtin_cpu_supports("avx2");
+  if (avx2) return best_few_avx2(row, n, k, ids, probs, highs.data());
+#endif
+  return best_few_body(row, n, k, ids, probs, highs.data());
+}
+
+}  // namespace redwood

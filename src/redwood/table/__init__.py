@@ -1,0 +1,26 @@
+"""Successor tables that outlive a process: one file each, tied to the model that filled it.
+
+`target` says which model that is, `file` writes and reads a table whole or not at all, `keeping`
+saves a table in use now and then, `folder` keeps those of a server's API keys apart, `reading`
+fills one from text. May import: errors, storage, tree, sampling, models, algorithms, datastore (the
+identity of a tokenizer) and the protocol of backends. Knows no drafter and no engine. See
+docs/table.md.
+"""
+
+from redwood.table.file import TableInfo, check_file, read_info, read_table, write_table
+from redwood.table.folder import KeyTables
+from redwood.table.keeping import KeptTable, keep_saving
+from redwood.table.target import TargetId, target_id
+
+__all__ = [
+    "KeptTable",
+    "KeyTables",
+    "TableInfo",
+    "TargetId",
+    "check_file",
+    "keep_saving",
+    "read_info",
+    "read_table",
+    "target_id",
+    "write_table",
+]
