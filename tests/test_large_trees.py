@@ -18,8 +18,8 @@ from redwood.backends.eager.backend import _Row, _Span
 from redwood.backends.load import wrap_model
 from redwood.drafters.base import ModelDrafter, NgramDrafter, UnionDrafter
 from redwood.drafters.context import Context
+from redwood.drafters.draft_row import DraftRow
 from redwood.drafters.draft_tree import TreeBuilder
-from redwood.drafters.model import _DraftRow
 from redwood.engine.engine import RowEngine
 from redwood.planner.budget import LatencyCorrection, LevelBudget, StepBudget
 from redwood.planner.planner import Planner, arms_of
@@ -152,7 +152,7 @@ def test_learning_and_following_meet_the_nodes_that_a_scan_meets() -> None:
             at = hits[-1]
         assert quick.to_dict() == slow.to_dict()
 
-        row, path, at = _DraftRow(0), [], -1
+        row, path, at = DraftRow(0), [], -1
         for node, edge in enumerate(zip(parents, tokens, strict=True)):
             row.below.setdefault(edge, node)
         for token in (*tokens[:1], *news):

@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -136,8 +137,10 @@ def test_bodies_beyond_the_limit_get_413(live: Callable[..., Live]) -> None:
     assert post("/v1/chat/completions", content=fits, headers=headers).status_code == 200
     server.error(post("/v1/chat/completions", content=fits + b" ", headers=headers), 413)
     for chunk in (b" " * 600, b" " * 70_000):  # chunked: the length is not announced
-        response = post("/v1/chat/completions", content=iter([chunk] * 3), headers=headers)
-        server.error(response, 413)
+        # Who still sends when the answer comes may see the connection end before the answer.
+        with suppress(*(() if len(chunk) < 1000 else (httpx.ReadError, httpx.WriteError))):
+            response = post("/v1/chat/completions", content=iter([chunk] * 3), headers=headers)
+            server.error(response, 413)
     with Raw(server.port) as client:
         client.post(b"", Content_Length=str(10**12))
         assert b" 413 " in client.read_until(b"\r\n")

@@ -7,6 +7,7 @@ accepted nodes, so any drafter can be part of any union.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from redwood.algorithms.specinfer import merge_trees
@@ -102,7 +103,15 @@ class UnionDrafter:
     ) -> list[TokenTree]:
         """Returns merged trees within the budgets."""
         merged = NoDrafter().propose(contexts, budgets)
+        free = self._free_trees(contexts, budgets, limits)
+        if free:
+            guesses = map(merge_trees, zip(*free.values(), strict=True))
+            keys = [context.key for context in contexts]
+            limits = replace(limits, guesses=dict(zip(keys, guesses, strict=True)))
         for i, drafter in enumerate(self.parts):
+            if i in free:
+                merged = [merge_trees(pair) for pair in zip(merged, free[i], strict=True)]
+                continue
             remaining = len(self.parts) - i
             sizes = [
                 1 + (budget - len(tree)) // remaining
@@ -111,6 +120,24 @@ class UnionDrafter:
             trees = proposals(drafter, contexts, sizes, limits)
             merged = [merge_trees(pair) for pair in zip(merged, trees, strict=True)]
         return merged
+
+    def _free_trees(
+        self, contexts: Sequence[Context], budgets: Sequence[int], limits: Limits
+    ) -> dict[int, list[TokenTree]]:
+        """By part, the trees of those that draw nothing: models guess from them.
+
+        Empty where limits are given: there the sizes of these trees depend on what models leave.
+        """
+        free = dict[int, list[TokenTree]]()
+        if limits is not NO_LIMITS or not any(isinstance(p, ModelDrafter) for p in self.parts):
+            return free
+        rest = [budget - 1 for budget in budgets]
+        for i, part in enumerate(self.parts):
+            shares = [nodes // (len(self.parts) - i) for nodes in rest]
+            rest = [nodes - share for nodes, share in zip(rest, shares, strict=True)]
+            if not part.draws:
+                free[i] = proposals(part, contexts, [1 + share for share in shares], limits)
+        return free
 
     def prefill(self, contexts: Sequence[Context]) -> None:
         """Prefills the parts that have a prefill."""

@@ -19,6 +19,7 @@ from redwood.algorithms.acceptance import MODEL_BINS, AcceptanceTable, learn_bel
 from redwood.algorithms.sequoia import draw_without_replacement
 from redwood.algorithms.specinfer import draw_with_replacement
 from redwood.drafters.context import Context
+from redwood.drafters.guesses import Saying
 from redwood.errors import NumericalError
 from redwood.sampling import check_finite, draft_law, scores, top
 from redwood.tree import Law, TokenTree
@@ -27,6 +28,7 @@ _BRANCH, _WIDTH = 3, 3  # of a dynamic tree: children of a node, nodes of a leve
 _WIDTH_SHARE = 8  # or one node per so many of the budget, in trees of hundreds of nodes
 # Mass mixed in from the untruncated draft distribution: truncated tokens are drawn last, not never.
 _UNTRUNCATED = 1e-6
+_SAID = 2  # most probable tokens of a node that are remembered for guesses
 _ABSENT = -1e30  # logit of a token outside the draft model's vocabulary
 _BLOCK = 1 << 18  # logits whose temporaries stay in the cache
 
@@ -60,6 +62,7 @@ class TreeBuilder:
         self.tokens, self.parents = [context.token_ids[-1]], [-1]
         self.place = [-1]  # node -> provisional node of the drafter's row
         self.estimates = [1.0]
+        self.said: dict[int, list[Saying]] = {}  # most probable next tokens of expanded nodes
         self._rows, self._bins, self._origins = [-1], [-1], [0]
         self._last = [0]  # nodes of the last level
         self._below: dict[int, range] = {}  # children of the nodes that were expanded
@@ -81,6 +84,26 @@ class TreeBuilder:
         if self.shape is None:
             return max(_BRANCH, isqrt(self.budget // 2))
         return len(self.shape[self._origins[node]])
+
+    def most_expanded(self, levels: int) -> int:
+        """Nodes of the drafter's row that the tree may come to take."""
+        if self.shape is not None:
+            return self.budget
+        return max(_WIDTH, self.budget // _WIDTH_SHARE) * levels
+
+    def levels_below(self, node: int, levels: int) -> int:
+        """Levels below a node that may be expanded, while these have few nodes.
+
+        levels: the same of a dynamic tree.
+        """
+        if self.shape is None:
+            return levels
+        found, inner = 0, [self._origins[node]]
+        while inner := [c for n in inner for c in self.shape[n] if self.shape[c]]:
+            if len(inner) > _BRANCH:
+                break
+            found += 1
+        return found
 
     def gain(self, nodes: Sequence[int]) -> float:
         """Tokens expected of the children of these nodes."""
@@ -109,6 +132,7 @@ class TreeBuilder:
             values, best = top(logits, most)
             chances = (values - _log_mass(logits)).exp()
             for node, tokens, found in zip(nodes, best.tolist(), chances.tolist(), strict=True):
+                self._say(node, tokens, found)
                 self._add(node, tokens, -1, found)
             return
         # Truncated tokens are drawn last: the target's truncation may keep them.
@@ -117,16 +141,22 @@ class TreeBuilder:
         rows = zip(nodes, probs.numpy(), ids.numpy(), strict=True)
         if self.law == Law.COUPLED:
             for node, given, known in rows:
+                self._say(node, known, given)
                 chosen = self._best_by_noise(given, known, level)[: self.num_children(node)]
                 self._add(node, known[chosen].tolist(), -1, given[chosen].tolist())
             return
         for draft_row, (node, given, known) in enumerate(rows, self._num_rows):
+            self._say(node, known, given)
             drawn = self._draw(given, known, node)
             by_id = dict(zip(known.tolist(), given.tolist(), strict=True))
             self._add(node, drawn, draft_row, [by_id.get(token, 0.0) for token in drawn])
         self._num_rows += len(nodes)
         self._probs.append(probs)
         self._ids.append(ids)
+
+    def _say(self, node: int, tokens: Sequence[int], chances: Sequence[float]) -> None:
+        best = zip(tokens[:_SAID], chances[:_SAID], strict=True)
+        self.said[node] = [Saying(int(token), float(chance)) for token, chance in best]
 
     def learn(self, text: Sequence[int], tables: Sequence[AcceptanceTable]) -> None:
         """Counts in the tables which nodes `text`, the committed text, accepted."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,7 +12,10 @@ from redwood.algorithms.sequoia import optimal_tree
 from redwood.backends.base import AcceptedPath, Backend, Nodes
 from redwood.backends.rows import CHUNK, fill, readable
 from redwood.drafters.context import Context
+from redwood.drafters.draft_row import DraftRow
 from redwood.drafters.draft_tree import TreeBuilder
+from redwood.drafters.guesses import MOST_GUESSES
+from redwood.drafters.guessing import Guesser, PassSize
 from redwood.drafters.limits import NO_LIMITS, LevelPolicy, Limits, ModelLimits
 from redwood.errors import ArgumentError, check_count
 from redwood.sampling import SamplingParams
@@ -39,8 +41,12 @@ class ModelDrafter:
         width: tokens that are drawn from, the drafter's most probable ones.
         window: prompt tokens that the drafter prefills, the last ones, beside the first few; None:
             all. Fewer are cheaper and only lower acceptance rates.
+        guesses: nodes that a pass may score in advance for each row, see
+            `redwood.drafters.guesses`; 0: none. They change the time of drafting, and no tree.
 
     Attributes:
+        num_passes: passes so far that drafted.
+        guesser: chooses nodes that passes score in advance, and counts them.
         acceptance: rates by rank, for the default tree.
         reliability: by law, a table of acceptance rates by draft probability, learned over all
             texts.
@@ -58,7 +64,9 @@ class ModelDrafter:
         max_levels: int | None = None,
         width: int = DRAFT_WIDTH,
         window: int | None = None,
+        guesses: int = MOST_GUESSES,
     ) -> None:
+        check_count("guesses", guesses, least=0)
         if not isinstance(law, str) or law not in _LAWS:
             raise ArgumentError(f"law {law!r} must be one of {', '.join(_LAWS)}")
         check_count("width", width)
@@ -74,10 +82,11 @@ class ModelDrafter:
         self._parents = None if tree is None else list(tree)
         self._law, self._max_levels, self._width = _LAWS[law], max_levels, width
         self.window = window
-        self._rows: dict[int, _DraftRow] = {}
+        self._rows: dict[int, DraftRow] = {}
         self._shapes: dict[tuple[int, tuple[float, ...]], list[list[int]]] = {}
         self.reliability = {law: AcceptanceTable([*model_prior(), _ANY_CHILD]) for law in Law}
         self.acceptance: Sequence[float] = DEFAULT_ACCEPTANCE
+        self.guesser, self.num_passes = Guesser(backend, guesses), 0
 
     def is_static(self, context: Context) -> bool:
         """Returns whether the shape of this request's tree is fixed before tokens are drawn."""
@@ -92,27 +101,61 @@ class ModelDrafter:
         After an error, the next call continues from the committed text.
         """
         try:
-            return self._propose(contexts, budgets, limits.models.get(self, ModelLimits()))
+            return self._propose(contexts, budgets, limits)
         except BaseException:
             for context in contexts:
                 self._forget_drafts(context.key)
             raise
 
     def _propose(
-        self, contexts: Sequence[Context], budgets: Sequence[int], limits: ModelLimits
+        self, contexts: Sequence[Context], budgets: Sequence[int], limits: Limits
     ) -> list[TokenTree]:
+        own = limits.models.get(self, ModelLimits())
         pairs = zip(contexts, budgets, strict=True)
-        growing = [self._begin(context, budget, limits) for context, budget in pairs]
+        growing = [self._begin(context, budget, own) for context, budget in pairs]
         level = 0
-        while chosen := self._chosen(growing, level, limits.policy):
-            entries = [
-                self._next_level(g, nodes) if level else self._catch_up(g) for g, nodes in chosen
-            ]
-            logits = self.backend.extend(entries)
-            for (g, nodes), rows in zip(chosen, logits, strict=True):
-                g.expand(level, nodes, rows, self._width)
+        while chosen := self._chosen(growing, level, own.policy):
+            self._score(chosen, level, limits, own)
+            for g, nodes in chosen:
+                row = self._row(g.context)
+                g.expand(level, nodes, row.used([g.place[node] for node in nodes]), self._width)
+                self.guesser.note(g, nodes)
             level += 1
+        for g in growing:
+            self.guesser.learn(self._row(g.context).settle(self.guesser.serves(g.context)))
         return [g.finish() for g in growing]
+
+    def _score(
+        self,
+        chosen: Sequence[tuple[TreeBuilder, list[int]]],
+        level: int,
+        limits: Limits,
+        own: ModelLimits,
+    ) -> None:
+        """Makes sure that these nodes are scored: one pass for those that are not, and guesses."""
+        due = []
+        for g, nodes in chosen:
+            new = self._next_level(g, nodes) if level else self._catch_up(g)
+            if new is not None:
+                due.append((g, nodes, new))
+        if not due:
+            return
+        size = sum(len(new.token_ids) for _, _, new in due)
+        entries, guessed = [], list[list[int]]()
+        for g, nodes, new in due:
+            levels = self._levels(g.budget) - level - 1
+            room = self.backend.capacity - g.most_expanded(self._levels(g.budget))
+            given = limits.guesses.get(g.context.key)
+            of = PassSize(size, len(due), own.pass_ms)
+            row = self._row(g.context)
+            entry, kinds = self.guesser.add(new, g, nodes, row, given, levels, room, of)
+            size += len(kinds)
+            entries.append(entry)
+            guessed.append(kinds)
+        scored = self.backend.extend(entries)
+        self.num_passes += 1
+        for (g, _, _), kinds, logits in zip(due, guessed, scored, strict=True):
+            self._row(g.context).hold(logits, kinds)
 
     def _begin(self, context: Context, budget: int, limits: ModelLimits) -> TreeBuilder:
         """A bare root, after learning from the tree before it."""
@@ -170,7 +213,7 @@ class ModelDrafter:
             [chance for g in others for chance in g.estimates[1:]],
             [g.gain(nodes) for g, nodes in asked],
             [sum(map(g.num_children, nodes)) if g.shape else 1 for g, nodes in asked],
-            [len(nodes) for _, nodes in asked],
+            [self._num_unscored(g, nodes) for g, nodes in asked],
         )
         together: dict[int, tuple[TreeBuilder, list[int]]] = {}
         for g, nodes in asked[:count]:
@@ -182,17 +225,19 @@ class ModelDrafter:
         for context in contexts:
             new, length = context.key not in self._rows, len(context.token_ids)
             if new and 1 < length and self.reads(length) <= self.backend.capacity:
-                self._fill(self._row(context), context.token_ids, length - 1)
+                row = self._row(context)
+                self._fill(row, context.token_ids, length - 1)
+                self.guesser.read(row, context.token_ids)
 
     def reads(self, length: int) -> int:
         """Returns how many tokens of a new text of this length it prefills."""
         return length if self.window is None else min(length, _SINKS + self.window)
 
-    def _row(self, context: Context) -> _DraftRow:
+    def _row(self, context: Context) -> DraftRow:
         row = self._rows.get(context.key)
         if row is None:
             text = context.token_ids
-            row = _DraftRow(self.backend.open(), len(text) - self.reads(len(text)))
+            row = DraftRow(self.backend.open(), len(text) - self.reads(len(text)))
             if row.skipped:
                 try:
                     fill(self.backend, row.row, text[:_SINKS])
@@ -202,11 +247,11 @@ class ModelDrafter:
             self._rows[context.key] = row
         return row
 
-    def _length(self, row: _DraftRow) -> int:
+    def _length(self, row: DraftRow) -> int:
         """Tokens of the text that the row holds, or that were skipped in it."""
         return self.backend.length(row.row) + row.skipped
 
-    def _fill(self, row: _DraftRow, text: Sequence[int], end: int) -> None:
+    def _fill(self, row: DraftRow, text: Sequence[int], end: int) -> None:
         """Commits the text up to `end`."""
         fill(self.backend, row.row, text[self._length(row) : end])
 
@@ -215,30 +260,58 @@ class ModelDrafter:
             return Law.POINT
         return Law.COUPLED if params.coupled else self._law
 
-    def _catch_up(self, growing: TreeBuilder) -> Nodes:
-        """Commits nodes of the last tree that became text; the first level is the rest of it."""
+    def _catch_up(self, growing: TreeBuilder) -> Nodes | None:
+        """Commits nodes of the last tree that became text; the first level is the rest of it.
+
+        None: the last token was scored, too, in the step before.
+        """
         row, text = self._row(growing.context), growing.context.token_ids
-        kept = row.follow(text[self._length(row) : -1])
+        self.guesser.read(row, text)
+        if self._length(row) >= len(text):  # its last token was kept, and the same text comes again
+            self.backend.truncate(row.row, len(text) - 1 - row.skipped)
+            row.clear()
+        new = text[self._length(row) :]
+        kept = row.follow(new)
+        root = row.scored.get(kept[-1]) if len(kept) == len(new) else None
+        if root is None:
+            kept = kept[: len(new) - 1]
         self.backend.commit([AcceptedPath(row.row, kept)])
+        row.clear()
+        if root is not None:
+            row.scored[-1] = root
+            return None
         length = self._length(row)
         if len(text) - length > CHUNK:
             length = len(text) - CHUNK
             self._fill(row, text, length)
         new = text[length:]
-        row.count = len(new)
-        row.below = {(i - 1, token): i for i, token in enumerate(new)}
-        growing.place[0] = len(new) - 1
+        for token in new:
+            growing.place[0] = row.add(row.count - 1, token)
         return Nodes(row.row, readable(self.backend, new), num_logits=1)
 
-    def _next_level(self, growing: TreeBuilder, nodes: Sequence[int]) -> Nodes:
+    def _num_unscored(self, growing: TreeBuilder, nodes: Sequence[int]) -> int:
+        """Nodes that would need a pass to be expanded."""
         row = self._row(growing.context)
-        parents = [growing.place[growing.parents[node]] for node in nodes]
-        tokens = [growing.tokens[node] for node in nodes]
-        for node, edge in zip(nodes, zip(parents, tokens, strict=True), strict=True):
-            growing.place[node] = row.count
-            row.below.setdefault(edge, row.count)
-            row.count += 1
-        return Nodes(row.row, readable(self.backend, tokens), parents)
+        if nodes[0] == 0:
+            new = growing.context.token_ids[self._length(row) :]
+            path = row.follow(new)
+            return int(not path or len(path) < len(new) or path[-1] not in row.scored)
+        edges = [(growing.place[growing.parents[n]], growing.tokens[n]) for n in nodes]
+        return sum(row.below.get(edge) not in row.scored for edge in edges)
+
+    def _next_level(self, growing: TreeBuilder, nodes: Sequence[int]) -> Nodes | None:
+        """Nodes of a level that were not scored yet; None if all were."""
+        row, tokens, parents = self._row(growing.context), list[int](), list[int]()
+        for node in nodes:
+            above, token = growing.place[growing.parents[node]], growing.tokens[node]
+            found = row.below.get((above, token))
+            if found is not None and found in row.scored:
+                growing.place[node] = found
+                continue
+            growing.place[node] = row.add(above, token)
+            tokens.append(token)
+            parents.append(above)
+        return Nodes(row.row, readable(self.backend, tokens), parents) if tokens else None
 
     def release(self, key: int) -> None:
         """Frees the request's KV row."""
@@ -251,7 +324,8 @@ class ModelDrafter:
         row = self._rows.get(key)
         if row is None:
             return
-        row.below, row.count, row.last = {}, 0, None
+        row.clear()
+        row.last = None
         try:
             self.backend.truncate(row.row, self.backend.length(row.row))
         except Exception:
@@ -268,31 +342,3 @@ _LAWS = {
     "with_replacement": Law.WITH_REPLACEMENT,
     "point": Law.POINT,
 }
-
-
-@dataclass
-class _DraftRow:
-    """A row of the drafter's backend, and its provisional nodes: the first by parent and token.
-
-    `skipped` tokens of the text, after the first few, are not in it.
-    """
-
-    row: int
-    skipped: int = 0
-    count: int = 0
-    below: dict[tuple[int, int], int] = field(default_factory=dict)
-    last: TreeBuilder | None = None
-    law: Law | None = None
-    reliability: AcceptanceTable | None = None
-
-    def follow(self, text: Sequence[int]) -> list[int]:
-        """Returns the provisional nodes that spell the beginning of `text`."""
-        path: list[int] = []
-        at = -1
-        for token in text:
-            found = self.below.get((at, token))
-            if found is None:
-                break
-            path.append(found)
-            at = found
-        return path

@@ -227,8 +227,10 @@ class LevelBudget:
         scored = best_count(chances, times, self._spent, tokens)
         gained, size = tokens + sum(chances[:scored]), nodes + scored
         best, best_rate, cost = 0, gained / (self._spent + self.step.of(size)), 0.0
-        levels = self.curve.running(widths, [self.length] * len(widths))
-        for offers, (gain, more, ms) in enumerate(zip(gains, added, levels, strict=True), start=1):
+        passed = [width for width in widths if width]  # the others were scored in passes before
+        levels, ms = self.curve.running(passed, [self.length] * len(passed)), 0.0
+        for offers, (gain, more, width) in enumerate(zip(gains, added, widths, strict=True), 1):
+            ms = next(levels) if width else ms
             gained, size = gained + gain, size + more
             level = self.factor * ms
             rate = gained / (self._spent + level + self.step.of(size))

@@ -33,6 +33,7 @@ class Preview(NamedTuple):
 
     trees: list[TokenTree]
     times: StepBudget
+    whole: Sequence[TokenTree] = ()  # before nodes that do not pay were left out
 
     @property
     def tokens(self) -> float:
@@ -83,7 +84,7 @@ class NgramLookahead:
             self._cost = 1e3 * (perf_counter() - start) / (speed * plain_ms)
         self._indexed.update(context.key for context in contexts)
         step = StepBudget(times.rows, times.times)
-        return Preview(step.trim(trees, 0.0), step)
+        return Preview(step.trim(trees, 0.0), step, trees)
 
     def settle(self, saved: float) -> None:
         """Credits the expected saving of the last query, in plain passes; 0: its tree is unused."""

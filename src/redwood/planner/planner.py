@@ -42,6 +42,7 @@ _MAX_NODES = 16  # of a row, unless the target's backend says otherwise
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
 _LEVEL_WIDTH = 8  # nodes of a level of a large static tree, roughly, for the cost of drafting it
 _REFRESH_TOKENS = 32  # tokens by which rows may grow before their times are computed anew
+_TIMED_NODES = 16  # of a pass of a draft model, by which its guesses are chosen
 _NGRAM_PRIOR = (1.3, 1.05)  # tokens per step, and cost of a step in plain passes
 
 Measure = Callable[[], LatencyModel]
@@ -172,7 +173,7 @@ class Planner:
             preview = self._lookahead.query(contexts, budgets, times, self._correction.speed)
         arm, best_ms = self._choose(contexts, max(1.0, to_come), times, preview)
         drafter, models = self.arms[arm]
-        limits = self._limits(models, contexts, budgets, times)
+        limits = self._limits(models, contexts, budgets, times, preview)
         if preview is not None and arm == self._ngram_arm:
             return StepPlan(arm, drafter, budgets, preview.times, best_ms, preview.trees)
         if arm == 0 and best_ms is None:
@@ -186,6 +187,7 @@ class Planner:
         contexts: Sequence[Context],
         budgets: Sequence[int],
         times: StepBudget,
+        preview: Preview | None,
     ) -> Limits:
         """How far the models of an arm may draft, by the latency of levels and target."""
         longest = max(len(context.token_ids) for context in contexts)
@@ -194,8 +196,12 @@ class Planner:
             self._prefilled.update((model, context.key) for context in contexts)
             factor = self._factors.setdefault(model, DecayedMean()).value(1.0, BELIEF)
             levels = LevelBudget(times, self.curve(model), longest, factor, budgets.count(1))
-            by_model[model] = ModelLimits(levels, self._static_size(model, times))
-        return Limits(by_model)
+            pass_ms = self.curve(model).times(longest, _TIMED_NODES)[1:].tolist()
+            by_model[model] = ModelLimits(levels, self._static_size(model, times), pass_ms)
+        trees = () if preview is None else preview.whole
+        keys = [context.key for context in contexts]
+        guesses = dict(zip(keys, trees, strict=True)) if trees else {}
+        return Limits(by_model, guesses=guesses)
 
     def _steps_alike(self) -> int:
         """Steps to come that would be plain as well: no lookahead and no exploration is due."""

@@ -59,6 +59,7 @@ class NativeBackend:
 
     Attributes:
         num_embeddings: tokens it can read; `vocab_size` are those it scores.
+        batch_invariant: a node's logits are bit for bit the same whatever else a pass scores.
         own_threads: it computes with threads of its own, not with PyTorch's.
         page_slots: slots of a page, the unit in which memory is taken and shared.
 
@@ -70,6 +71,7 @@ class NativeBackend:
     device = torch.device("cpu")
     own_threads = True
     page_slots = 64
+    batch_invariant = True
 
     def __init__(
         self,
