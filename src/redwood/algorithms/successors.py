@@ -38,7 +38,9 @@ ENTRY = np.dtype(
 """One entry of 64 bytes: a hash of its key, when it changed last, rows averaged, the best tokens
 and their probabilities, descending; 0: no token."""
 
-_ORDERS, _WAYS, _KEPT = 3, 8, 6
+ORDERS = 3
+"""Tokens of the longest key."""
+_WAYS, _KEPT = 8, 6
 _NEWEST = np.float32(0.4)  # weight of the newest row
 _OLDER = np.float32(1.0) - _NEWEST
 _WORD = (1 << 64) - 1
@@ -108,10 +110,10 @@ class SuccessorTable:
             raise ValueError("a token must be from 0 to 2^32 - 1")
         for node in range(len(token_ids)):
             latest, at = list[int](), node
-            while at >= 0 and len(latest) < _ORDERS:
+            while at >= 0 and len(latest) < ORDERS:
                 latest.append(token_ids[at])
                 at = parents[at]
-            latest += list(tail[::-1])[: _ORDERS - len(latest)]
+            latest += list(tail[::-1])[: ORDERS - len(latest)]
             self.rows += 1
             for order in range(1, len(latest) + 1):
                 entry = self._place_for(_key_of(latest[:order]))
@@ -120,7 +122,7 @@ class SuccessorTable:
 
     def find(self, context: Sequence[int]) -> list[tuple[int, list[tuple[int, float]]]]:
         """Returns (key length, [(token, probability)]), the longest key first, best token first."""
-        latest = list(context[: -_ORDERS - 1 : -1])
+        latest = list(context[: -ORDERS - 1 : -1])
         found = []
         for order in range(len(latest), 0, -1):
             key = _key_of(latest[:order])
@@ -224,6 +226,13 @@ def _key_of(latest: Sequence[int]) -> int:
     for token in latest:
         key = _mixed(key ^ token) + 0x9E3779B97F4A7C15 & _WORD
     return key or 1
+
+
+def copy_of(table: AnyTable) -> AnyTable:
+    """Returns a table that holds the same and learns on its own."""
+    copied = successor_table(table.max_bytes)
+    copied.load(table.entries(), table.rows)
+    return copied
 
 
 AnyTable: TypeAlias = "SuccessorTable | _native.SuccessorTable"

@@ -11,7 +11,8 @@ from dataclasses import replace
 from time import perf_counter
 from typing import NamedTuple
 
-from redwood.drafters.base import Drafter, NoDrafter
+from redwood.algorithms.successors import AnyTable, copy_of
+from redwood.drafters.base import Drafter, NgramDrafter, NoDrafter, attach, parts_of
 from redwood.engine.engine import RowEngine, Step
 from redwood.engine.stats import Stats
 from redwood.errors import ArgumentError, CapacityError
@@ -77,6 +78,7 @@ class Stepper:
         seconds: of its steps since `start`.
         texts: token ids by prompt.
         stats: of each prompt.
+        table: in place of the drafter's own, if that has one; None: its own.
     """
 
     def __init__(self, engine: RowEngine, candidate: Candidate, rows: int = 1) -> None:
@@ -94,6 +96,7 @@ class Stepper:
         )
         self.seconds = 0.0
         self.stats: list[Stats] = []
+        self.table: AnyTable | None = None
         self._texts: dict[int, list[int]] = {}
 
     def start(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> None:
@@ -101,6 +104,8 @@ class Stepper:
         self.seconds, self.stats, self._texts = 0.0, [], {}
         for prompt in prompts:
             key = self.engine.add(prompt, params)
+            if self.table is not None:
+                attach(self.engine.drafter, key, table=self.table)
             self._texts[key] = []
             self.stats.append(self.engine.stats(key))
 
@@ -162,6 +167,10 @@ def alternate(
 ) -> list[list[list[Run]]]:
     """Returns runs[candidate][prompt][repeat]; each candidate has a short warm-up run first.
 
+    No run drafts from a table that knows its answer: each begins with what its candidate learned
+    from the prompts before, not from the warm-up, another candidate or another repeat. The
+    drafters' own tables get what was learned in the end.
+
     Args:
         together: candidates answer a prompt concurrently, in turns step by step, with a row of the
             target for each; False: one after the other, in rotating order. None: concurrently on
@@ -177,17 +186,32 @@ def alternate(
     if together is None:
         together = engine.target.device.type == "cpu"
     steppers = [Stepper(engine, candidate) for candidate in candidates]
+    known = [_table_of(candidate.drafter) for candidate in candidates]
     short = replace(params, max_tokens=min(params.max_tokens, _WARM_UP_TOKENS))
-    for stepper in steppers:
+    for stepper, table in zip(steppers, known, strict=True):
+        stepper.table = None if table is None else copy_of(table)
         run_interleaved([stepper], prompts[:1], short)
     for i, prompt in enumerate(prompts):
         for repeat in range(repeats):
             order = rotated(range(len(steppers)), i * repeats + repeat)
+            for stepper, table in zip(steppers, known, strict=True):
+                stepper.table = None if table is None else copy_of(table)
             for group in [order] if together else [[j] for j in order]:
                 run_interleaved([steppers[j] for j in group], [prompt], params, on_run)
                 for j in group:
                     runs[j][i].append(Run(steppers[j].texts[0], steppers[j].stats[0]))
+        known = [stepper.table for stepper in steppers]
+    for candidate, table in zip(candidates, known, strict=True):
+        own = _table_of(candidate.drafter)
+        if own is not None and table is not None:
+            own.load(table.entries(), table.rows)
     return runs
+
+
+def _table_of(drafter: Drafter) -> AnyTable | None:
+    """The table that a drafter teaches and drafts from, if it has one."""
+    parts = [part for part in parts_of(drafter) if isinstance(part, NgramDrafter)]
+    return next((part.table for part in parts if part.table is not None), None)
 
 
 def _check(

@@ -17,6 +17,7 @@ from redwood.cli.groups import Machine, Offloading, grouped, values
 from redwood.cli.loading import open_candidates
 from redwood.cli.profile_tables import show
 from redwood.cli.terminal import print_json, say, stderr
+from redwood.drafters.names import AUTO, NGRAM, NONE, TABLE
 from redwood.errors import ArgumentError, CapacityError, ProfileError
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def calibrate(
         from redwood.bench.plot import check_plot
 
         check_plot(plot)
-    names = [name for name in dict.fromkeys(drafter.replace("+", ",").split(",")) if name != "none"]
+    names = _alone(drafter)
     engine, candidates = open_candidates(target, names, [1], **values(machine, offloading))
     from redwood.profiling.profile import profile_path
 
@@ -121,6 +122,14 @@ def calibrate(
 
         draw(profile, plot)
     _report(profile, path, as_json)
+
+
+def _alone(drafter: str) -> list[str]:
+    """The drafters to measure; of `auto` the text itself, since a table begins empty."""
+    given = dict.fromkeys(drafter.replace("+", ",").split(","))
+    if TABLE in given:
+        raise o.wrong("--drafter", "a table begins empty: there is nothing to measure of it")
+    return [NGRAM if name == AUTO else name for name in given if name != NONE]
 
 
 def _key(

@@ -77,6 +77,7 @@ def demo(
         raise o.wrong("--drafter", "none has nothing to compare with plain decoding")
     from redwood.bench.interleave import alternate, run
     from redwood.bench.report import reports
+    from redwood.engine.tables import tables_of
 
     params = o.sampling({"max_tokens": max_tokens})
     prompt = _encode(engine)
@@ -92,6 +93,9 @@ def demo(
             write(paint(step))
 
     run(engine, drafted, prompt, params, show)
+    for part in tables_of([drafted.drafter]):  # they know the answer now
+        assert part.table is not None
+        part.table.clear()
     if not as_json:
         write("\n\n")
     with stderr().status("Answering again, plainly and through trees in turns, to compare"):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from redwood.algorithms.retrieval import AnyRetriever, Stored, retriever
 from redwood.algorithms.source_rates import LearnedRates
 from redwood.algorithms.sssd import candidate_tree, text_index
-from redwood.algorithms.successors import AnyTable
+from redwood.algorithms.successors import ORDERS, AnyTable
 from redwood.datastore import Datastore
 from redwood.datastore.chunk import Chunk
 from redwood.datastore.search import LONGEST_MATCH, Continuations, look_up
@@ -20,8 +20,6 @@ from redwood.drafters.context import Context
 from redwood.drafters.limits import NO_LIMITS, Limits
 from redwood.errors import ArgumentError, check_count
 from redwood.tree import TokenTree
-
-_TAIL = 3  # tokens before a tree that keys of the table may reach into
 
 
 class NgramDrafter:
@@ -109,7 +107,7 @@ class NgramDrafter:
         """
         table = self._table_of(context)
         if table is not None:
-            tail = context.token_ids[-1 - _TAIL : -1]
+            tail = context.token_ids[-1 - ORDERS : -1]
             table.learn(tail, tree.token_list, tree.parent_list, ids, probs)
 
     def observes(self, context: Context) -> bool:
