@@ -22,7 +22,7 @@ constexpr double HALVES[] = {0.7071067811865476, 0.5, 0.35355339059327373, 0.25,
 constexpr double LEVEL_EDGES[] = {0.05, 0.15, 0.35, 0.6, 0.85};
 constexpr double RUN_PRIOR[] = {0.4, 0.7, 0.85, 0.9, 0.95};
 
-// See retrieval.py, text_cell and store_cell.
+// See source_rates.py; so the cells below.
 size_t match_of(size_t match, bool longest) {
   return (longest ? MATCHES : 0) + std::min(match, MATCHES) - 1;
 }

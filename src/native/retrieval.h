@@ -15,10 +15,10 @@ namespace redwood {
 class Rates {
  public:
   Rates();
-  // Below `prior`, the rate that is believed before any trial.
+  // Of a cell, given the rate that is believed of it without any trial.
   double rate(size_t cell, double prior) const;
   void count(size_t cell, bool hit);
-  // The prior of a cell, and, where `whole` is given, what all texts showed.
+  // What is believed of the cell of a single source before any trial.
   static double prior_of(size_t cell);
 
   std::vector<double> hits, trials;

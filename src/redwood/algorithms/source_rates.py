@@ -28,11 +28,12 @@ _BELIEF, _JOINT_BELIEF = 8.0, 4.0  # weight of a prior, in trials
 MOST_MATCH = 8
 """Tokens compared at most."""
 _SHARES, _STORE_SHARES, _PROBS, _LEVELS = 5, 8, 11, 8
-_RUN_PRIOR = (0.4, 0.7, 0.85, 0.9, 0.95)  # acceptance rate after 0, 1, ... accepted tokens in a row
+RUN_PRIOR = (0.4, 0.7, 0.85, 0.9, 0.95)
+"""Acceptance rate of a predicted token after 0, 1, ... accepted ones in a row, before any trial."""
 _OF_STORE = 2 * MOST_MATCH * _SHARES
 _OF_TABLE = _OF_STORE + 2 * MOST_MATCH * _STORE_SHARES
 _OF_PREDICTED = _OF_TABLE + 6 * _PROBS * _PROBS
-_OF_JOINT = _OF_PREDICTED + len(_RUN_PRIOR)
+_OF_JOINT = _OF_PREDICTED + len(RUN_PRIOR)
 CELLS = _OF_JOINT + _LEVELS**4
 """Number of cells of all sources, and of their combinations."""
 # Edges of probabilities, each 2^-1/2 of the one before, and the middle of each bin; not named last.
@@ -97,7 +98,7 @@ def _prob_bin(prob: float) -> int:
 
 def predicted_cell(run: int) -> int:
     """Returns the cell of a predicted token after `run` of them that were right."""
-    return _OF_PREDICTED + min(run, len(_RUN_PRIOR) - 1)
+    return _OF_PREDICTED + min(run, len(RUN_PRIOR) - 1)
 
 
 def joint_cell(levels: Sequence[int]) -> int:
@@ -137,7 +138,7 @@ def prior_of(cell: int) -> float:
     if cell < _OF_PREDICTED:
         first, second = divmod((cell - _OF_TABLE) % _PROBS**2, _PROBS)
         return max(_MIDDLES[first], _MIDDLES[second])
-    return _RUN_PRIOR[cell - _OF_PREDICTED]
+    return RUN_PRIOR[cell - _OF_PREDICTED]
 
 
 class Rates:

@@ -116,7 +116,7 @@ def bench_prompts(
     from redwood.bench.interleave import alternate
     from redwood.bench.report import reports
 
-    encoded = [_encode(engine, task, prompts, chosen.raw) for task in tasks]
+    encoded = [encode_task(engine, task, prompts, chosen.raw) for task in tasks]
     with Progress(console=stderr(), transient=True) as progress:
         bar = progress.add_task("Decoding", total=len(tasks) * chosen.repeats * len(candidates))
         runs = alternate(
@@ -205,7 +205,12 @@ def _task(line: str, number: int, path: Path) -> Task:
     return Task(number, prompt, category if isinstance(category, str) else None)
 
 
-def _encode(engine: Engine, task: Task, path: Path, raw: bool) -> list[int]:
+def encode_task(engine: Engine, task: Task, path: Path, raw: bool) -> list[int]:
+    """Returns the token ids of a prompt, by the model's chat template unless it is `raw`.
+
+    Raises:
+        CapacityError: a prompt that leaves no room for an answer; the message names its line.
+    """
     templated = not raw and engine.tokenizer.chat_template
     tokens = engine.encode([{"role": "user", "content": task.prompt}] if templated else task.prompt)
     if len(tokens) >= engine.target.capacity:  # said before hours of runs, not after

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from redwood.cli.options import given, wrong
 from redwood.drafters.names import TABLE, split_names
+from redwood.errors import ArgumentError
 
 NO_TABLE = "no drafter has a table: --drafter auto, or table joined with others"
-_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,12})?) ?([kmgtKMGT]?)(i?)[bB]?")
 
 
 def has_table(drafter: str) -> bool:
@@ -20,11 +19,12 @@ def has_table(drafter: str) -> bool:
 
 def size_of(option: str, text: str) -> int:
     """Returns the bytes of a size such as 64MiB."""
-    found = _SIZE.fullmatch(text.strip())
-    if not found:
-        raise wrong(option, f"{text!r} is not a size such as 64MiB")
-    power = " kmgt".index((found[2] or " ").lower())
-    return int(float(found[1]) * (1024 if found[3] or not found[2] else 1000) ** power)
+    from redwood.backends.offload.backend import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except ArgumentError as error:
+        raise wrong(option, f"{text!r} is not a size such as 64MiB") from error
 
 
 def kept_table(options: dict[str, Any], drafters: Sequence[str]) -> dict[str, Any]:

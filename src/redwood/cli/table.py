@@ -18,7 +18,7 @@ from redwood.cli import options as o
 from redwood.cli.groups import Machine, Offloading, grouped, values
 from redwood.cli.loading import open_engine
 from redwood.cli.terminal import print_json, say, stderr, stdout, write
-from redwood.errors import ArgumentError, CapacityError, TableError
+from redwood.errors import ArgumentError, TableError
 
 if TYPE_CHECKING:
     from redwood.engine.text import Engine
@@ -82,7 +82,7 @@ def create(
     From prompts that it answers, from texts that it reads, or both. What was done is saved every
     minute and at Ctrl-C; the same command goes on from there.
     """
-    from redwood.cli.bench import read_tasks
+    from redwood.cli.bench import encode_task, read_tasks
     from redwood.datastore.sources import find_files
 
     if prompts is None and not sources:
@@ -95,7 +95,7 @@ def create(
         filling = _Filling(engine, _kept_of(engine))
         try:
             if prompts is not None:
-                chats = [_encoded(engine, task.prompt, raw, prompts, task.line) for task in tasks]
+                chats = [encode_task(engine, task, prompts, raw) for task in tasks]
                 filling.answer(chats, max_tokens, together)
             for file in files:
                 filling.read(file)
@@ -172,17 +172,6 @@ class _Filling:
 def _kept_of(engine: Engine) -> KeptTable:
     kept: KeptTable = engine.kept_tables[0]
     return kept
-
-
-def _encoded(engine: Engine, prompt: str, raw: bool, path: Path, line: int) -> list[int]:
-    templated = not raw and engine.tokenizer.chat_template
-    tokens = engine.encode([{"role": "user", "content": prompt}] if templated else prompt)
-    if len(tokens) >= engine.target.capacity:
-        raise CapacityError(
-            f"{path} line {line}: the prompt has {len(tokens)} tokens, the context holds "
-            f"{engine.target.capacity} with the answer: shorten it or leave it out"
-        )
-    return tokens
 
 
 @contextmanager

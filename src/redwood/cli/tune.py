@@ -15,15 +15,13 @@ from rich.table import Table
 
 from redwood._defaults import Tuning
 from redwood.cli import options as o
-from redwood.cli.bench import Task, read_tasks
+from redwood.cli.bench import Task, encode_task, read_tasks
 from redwood.cli.groups import Machine, Offloading, grouped, values
 from redwood.cli.loading import open_engine
 from redwood.cli.terminal import print_json, say, stderr, stdout, write
-from redwood.errors import CapacityError
 
 if TYPE_CHECKING:
     from redwood.drafters.base import ModelDrafter
-    from redwood.engine.text import Engine
     from redwood.tuning.project import TuningPlan
 
 _OF_ANSWERS = ("backend", "dtype", "device", "weights", "kv", "offload")
@@ -260,7 +258,7 @@ def _run(
     def open_draft(folder: str) -> ModelDrafter:
         return cast("ModelDrafter", open_drafter(folder, engine.tokenizer, **own))
 
-    encoded = [_encode(engine, task, path, raw) for task in tasks]
+    encoded = [encode_task(engine, task, path, raw) for task in tasks]
     place = options["device"] or "auto"
     if place == "auto":
         place = "cuda" if torch.cuda.is_available() else "cpu"
@@ -269,17 +267,6 @@ def _run(
             engine, encoded, folders, open_draft, device=place, on_progress=tell
         )
     return made
-
-
-def _encode(engine: Engine, task: Task, path: Path, raw: bool) -> list[int]:
-    chat = not raw and engine.tokenizer.chat_template
-    tokens = engine.encode([{"role": "user", "content": task.prompt}] if chat else task.prompt)
-    if len(tokens) >= engine.target.capacity:
-        raise CapacityError(
-            f"{path} line {task.line}: the prompt has {len(tokens)} tokens, the context holds "
-            f"{engine.target.capacity} with the answer: shorten it or leave it out"
-        )
-    return tokens
 
 
 @contextmanager

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redwood.algorithms.acceptance import AcceptanceTable
+from redwood.algorithms.source_rates import RUN_PRIOR
 from redwood.tree import TokenTree
 
 _LEAST_MATCH = 2  # tokens of a match that moves the cursor
-_PRIOR = (0.4, 0.7, 0.85, 0.9, 0.95)  # acceptance rate after 0, 1, ... accepted tokens in a row
-_BEGINNING = len(_PRIOR) - 1  # bin of the first token
+_BEGINNING = len(RUN_PRIOR) - 1  # bin of the first token
 
 
 class Prediction:
@@ -32,7 +32,7 @@ class Prediction:
     def __init__(self, token_ids: Sequence[int]) -> None:
         self._tokens = list(token_ids)
         self._array = np.array(self._tokens, np.int64)
-        self._rates = AcceptanceTable(_PRIOR)
+        self._rates = AcceptanceTable(RUN_PRIOR)
         self._tail: list[int] = []
         self._at, self._run = 0, _BEGINNING
         self._seen: set[int] = set()  # positions of the prediction that occurred in the answer
@@ -66,7 +66,7 @@ class Prediction:
                 self._find()
                 continue
             hit = self._tokens[self._at] == token
-            self._rates.count(min(self._run, len(_PRIOR) - 1), hit)
+            self._rates.count(min(self._run, len(RUN_PRIOR) - 1), hit)
             if hit:
                 self._seen.add(self._at)
                 self._at, self._run = self._at + 1, self._run + 1
