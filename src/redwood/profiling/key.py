@@ -77,10 +77,14 @@ def _identity(name: str) -> str:
 
 
 def _draft_identity(name: str, drafter: Drafter) -> str:
-    """As `_identity`, with the tokens it scores: its head may be cut; "" without a model."""
+    """As `_identity`, with the tokens it scores: its head may be cut; "" without a model.
+
+    Which ones are ranked does not count: the ranking changes with every text that a table learns.
+    """
     if not isinstance(drafter, ModelDrafter):
         return ""
-    return f"{_identity(name)} vocabulary {drafter.backend.vocab_size}"
+    ranked = "" if getattr(drafter.backend, "output_ids", None) is None else " ranked"
+    return f"{_identity(name)} vocabulary {drafter.backend.vocab_size}{ranked}"
 
 
 def _model_files(folder: Path) -> list[Path]:
