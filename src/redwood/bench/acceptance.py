@@ -201,7 +201,8 @@ def paired(target: Backend, draft: Backend, text: Text) -> Generator[tuple[Tenso
     Those of a draft model that scores a list of tokens are by token as well, see `DraftVocabulary`.
     """
     known = DraftVocabulary.of(draft)
-    columns, width = known.columns(target.vocab_size), target.vocab_size
+    width = getattr(target, "num_embeddings", target.vocab_size)
+    columns = known.columns(width)
     tokens = [*text.prompt, *text.answer][: min(target.capacity, draft.capacity)]
     start = len(text.prompt) - 1
     rows: list[tuple[Backend, int]] = []

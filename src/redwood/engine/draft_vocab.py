@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from redwood.errors import ArgumentError, check_count
 from redwood.table.ranking import ranked_ids, read_ranking
 
-AUTO = "auto"
+AUTO, ALL = "auto", "all"
 DRAFT_VOCAB = 49152
 """First tokens of the vocabulary, scored where nothing ranks them."""
 RANKED_VOCAB = 16384
@@ -33,8 +33,8 @@ def outputs_of(
     """Returns the tokens that a draft model scores: how many, the first ones, or which; None: all.
 
     Args:
-        vocab: a number; None; "table" or the path of a table, maybe with ":" and a number; "auto":
-            "table" where that ranks enough tokens.
+        vocab: a number; None or "all"; "table" or the path of a table, maybe with ":" and a number;
+            "auto": "table" where that ranks enough tokens.
         table: that the engine keeps, which need not exist yet.
         tokenizer: of the target; its special tokens are always scored.
         ends: tokens that end a text, which are, too.
@@ -43,7 +43,9 @@ def outputs_of(
         ArgumentError: none of these, or "table" without a table.
         TableError: see `read_ranking`.
     """
-    if vocab is None or type(vocab) is int:
+    if vocab is None or vocab == ALL:
+        return None
+    if type(vocab) is int:
         return vocab
     if not isinstance(vocab, str | Path):
         raise ArgumentError(f"draft_vocab {vocab!r} must be a number, a table or None")
@@ -66,7 +68,7 @@ def outputs_of(
                 "%s ranks too few tokens yet: draft models score the first %d", path, DRAFT_VOCAB
             )
         return DRAFT_VOCAB
-    return ranked_ids(ranking, size, [*_special(tokenizer), *ends])
+    return ranked_ids(ranking, size, [*special_ids(tokenizer), *ends])
 
 
 def _split(vocab: str | Path) -> tuple[str, int]:
@@ -79,6 +81,6 @@ def _split(vocab: str | Path) -> tuple[str, int]:
     return sized[1], size
 
 
-def _special(tokenizer: Any) -> list[int]:
-    """Ids of tokens that are no text: those of chat templates, ends, paddings."""
+def special_ids(tokenizer: Any) -> list[int]:
+    """Returns the ids of tokens that are no text: of chat templates, ends, paddings."""
     return [*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()]

@@ -91,8 +91,8 @@ def load(
         draft_vocab: tokens that a model drafter proposes on the native backend: a number, the first
             ones of the vocabulary; "table" or the path of a table file, the tokens that the target
             says most by it, 16,384 or as many as follow a colon ("said.table:8192"), and all
-            special ones; None: all. "auto": by `table` where it ranks enough, else the first
-            49,152. The target's are not touched. See docs/planner.md.
+            special ones; None or "all": all. "auto": by `table` where it ranks enough, else the
+            first 49,152. The target's are not touched. See docs/planner.md.
         draft_weights: as `weights`, of model drafters on the native backend: "draft" is 4 bits
             whatever the file holds.
             Other values of these two than the defaults are refused where nothing takes them.
