@@ -2,9 +2,9 @@
 
 Coverage: the share of the tokens of the target's own answers that a list holds. Then, for some
 lists, what they cost and bring: the time of a pass of the draft model; *right*, how often the
-target's next token is its first choice along these answers; and chains of two drafted tokens and
-the planner's own trees, decoded in turns at temperature 0 beside plain decoding. The table must
-come from other prompts:
+target's next token is its first choice along these answers; and chains of two drafted tokens
+(--planned: the planner's own trees, too), decoded in turns at temperature 0 beside plain decoding.
+The table must come from other prompts:
 
     redwood table create said.table --prompts others.jsonl --target qwen2.5-coder-1.5b-instruct
     python benchmarks/draft_vocab.py --table said.table --set mtbench --json out.json
@@ -67,9 +67,10 @@ def main() -> None:
     parser.add_argument("--target", default="qwen2.5-coder-1.5b-instruct")
     parser.add_argument("--draft", default="qwen2.5-coder-0.5b-instruct")
     parser.add_argument("--table", type=Path, required=True)
-    parser.add_argument("--ranked", type=int, nargs="*", default=[8192, RANKED_VOCAB, 32768])
+    parser.add_argument("--ranked", type=int, nargs="*", default=[RANKED_VOCAB, 32768, 49152])
     parser.add_argument("--first", type=int, nargs="*", default=[RANKED_VOCAB, DRAFT_VOCAB])
     parser.add_argument("--no-time", action="store_true", help="coverage and hits alone")
+    parser.add_argument("--planned", action="store_true", help="the planner's own trees, too")
     add_options(parser, chosen="mtbench", limit=8, tokens=96)
     options = parser.parse_args()
     engine = redwood.load(options.target, None, backend="native", threads=options.threads)
@@ -104,7 +105,7 @@ def main() -> None:
         ranks = [rank for text in texts for rank in hits(drafter.backend, text, drafter.window)]
         rows[name]["right"] = ranks.count(0) / len(ranks)
     if not options.no_time:
-        _timed(engine, made, rows, prompts, params)
+        _timed(engine, made, rows, prompts, params, options.planned)
     table = Table(title=f"{options.target}, {options.set}, temperature 0")
     keys = ("pass_ms", "right", "chain", "chain_per_pass", "chain_draft_ms", "planned")
     for column in ("tokens scored", *(key.replace("_", " ") for key in keys)):
@@ -124,6 +125,7 @@ def _timed(
     rows: dict[str, dict[str, Any]],
     prompts: list[Any],
     params: SamplingParams,
+    planned: bool,
 ) -> None:
     """Times of passes, and decoding in turns."""
     kind = Kind(1, 1, 128)
@@ -135,20 +137,21 @@ def _timed(
     for name, drafter in made.items():
         chain = ModelDrafter(drafter.backend, CHAIN, window=drafter.window)
         candidates.append(Candidate(name, chain, len(CHAIN)))
-        planned = ModelDrafter(drafter.backend, window=drafter.window)
-        candidates.append(Candidate(name, planned, 1, make_planner(engine.target, planned)))
+        if planned:
+            own = ModelDrafter(drafter.backend, window=drafter.window)
+            candidates.append(Candidate(name, own, 1, make_planner(engine.target, own)))
     runs = alternate(engine, candidates, prompts, params)
     plain = [each[0] for each in runs[0]]
     equal = 0
-    for candidate, own in zip(candidates[1:], runs[1:], strict=True):
-        row, stats = rows[candidate.name], [each[0].stats for each in own]
+    for candidate, made_by in zip(candidates[1:], runs[1:], strict=True):
+        row, stats = rows[candidate.name], [each[0].stats for each in made_by]
         pairs = list(zip(stats, plain, strict=True))
         kept = "planned" if candidate.planner else "chain"
         row[kept] = median(s.tokens_per_s / p.stats.tokens_per_s for s, p in pairs)
         passes = sum(s.target_passes for s in stats)
         row[f"{kept}_per_pass"] = sum(s.num_generated_tokens for s in stats) / passes
         row[f"{kept}_draft_ms"] = 1e3 * sum(s.seconds.get("draft", 0.0) for s in stats) / passes
-        same = [e[0].token_ids == p.token_ids for e, p in zip(own, plain, strict=True)]
+        same = [e[0].token_ids == p.token_ids for e, p in zip(made_by, plain, strict=True)]
         row[f"{kept}_equal"] = sum(same)
         equal += sum(same)
     for row in rows.values():

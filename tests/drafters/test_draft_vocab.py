@@ -153,7 +153,7 @@ def test_sampled_texts_have_the_targets_law() -> None:
             texts[engine.add([1, 2], SamplingParams(temperature=1.0, max_tokens=2))] = []
         while engine.busy:
             for step in engine.step():
-                texts[step.key] += step.token_ids
+                texts[step.request] += step.token_ids
         for one, two in texts.values():
             got[one, two] += 1
         expected = want * count

@@ -23,6 +23,7 @@ from redwood.drafters.guesses import Saying
 from redwood.drafters.vocabulary import DraftVocabulary
 from redwood.errors import NumericalError
 from redwood.sampling import check_finite, draft_law, scores, top
+from redwood.sources import Source
 from redwood.tree import Law, TokenTree
 
 _BRANCH, _WIDTH = 3, 3  # of a dynamic tree: children of a node, nodes of a level that are expanded
@@ -195,6 +196,7 @@ class TreeBuilder:
             torch.cat(self._probs) if self._probs else None,
             torch.cat(self._ids) if self._ids else None,
             estimates,
+            [0] + [int(Source.MODEL)] * (len(tokens) - 1),
         )
 
     def _best_by_noise(

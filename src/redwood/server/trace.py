@@ -7,6 +7,7 @@ from typing import Any
 from redwood.engine.request import Step
 from redwood.engine.stats import Stats
 from redwood.server.tokens import TokenTexts
+from redwood.sources import source_names
 
 
 def describe(step: Step, stats: Stats, texts: TokenTexts) -> dict[str, Any]:
@@ -15,18 +16,25 @@ def describe(step: Step, stats: Stats, texts: TokenTexts) -> dict[str, Any]:
     Args:
         stats: of the request, this step included.
 
-    Returns: `step` (1 for the first), `nodes` (index = node, 0 = root; parent, token, text),
+    Returns: `step` (1 for the first), `nodes` (index = node, 0 = root; parent, token, text,
+        and the names of the sources that drafted it, see `redwood.sources`; the root has none),
         `accepted` (path of nodes, root first), `bonus` (the token after it; None where the text
         ended inside the path), `seconds` by stage and `generated` tokens of this answer so far.
     """
     tokens, parents = step.tree.token_list, step.tree.parent_list
+    sources = step.tree.sources or [0] * len(tokens)
     accepted = step.num_accepted
     bonus = step.token_ids[accepted] if accepted < len(step.token_ids) else None
     return {
         "step": stats.target_passes,
         "nodes": [
-            {"parent": parent, "token": token, "text": texts.text(token)}
-            for parent, token in zip(parents, tokens, strict=True)
+            {
+                "parent": parent,
+                "token": token,
+                "text": texts.text(token),
+                "sources": source_names(bits),
+            }
+            for parent, token, bits in zip(parents, tokens, sources, strict=True)
         ],
         "accepted": list(step.nodes[: accepted + 1]),
         "bonus": None if bonus is None else {"token": bonus, "text": texts.text(bonus)},
