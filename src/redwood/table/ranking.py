@@ -18,7 +18,7 @@ from redwood.datastore.store import TokenizerId
 from redwood.errors import ArgumentError, TableError
 from redwood.table.file import read_table
 
-LEAST_ROWS = 20_000
+LEAST_ROWS = 5_000
 """Rows that a table must have learned for its ranking to be used."""
 
 
