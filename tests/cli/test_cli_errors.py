@@ -59,7 +59,6 @@ def engine(tiny_model_folder: Path) -> Engine:
         (["tree", "--prompt", "x", "--size", "4"], "--size"),
         (["tree", "--prompt", "x", "--vector-file", "rates.json"], "--vector-file"),
         (["generate", "--draft-vocab", "64", "x"], "--draft-vocab"),
-        (["bench", "prompts", "--prompts", "x", "--draft-vocab", "64"], "--draft-vocab"),
         (["bench", "prompts"], "--prompts"),
         (["bench", "prompts", "--prompts", "x", "--limit", "0"], "--limit"),
         (["bench", "prompts", "--prompts", "x", "--budget", "4;8"], "--budget"),

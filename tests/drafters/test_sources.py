@@ -11,7 +11,7 @@ import pytest
 from conftest import tiny_llama
 from redwood import testing, verify
 from redwood.algorithms.specinfer import merge_trees
-from redwood.algorithms.successors import SuccessorTable
+from redwood.algorithms.successors import successor_table
 from redwood.backends.load import wrap_model
 from redwood.drafters.base import ModelDrafter, NgramDrafter, UnionDrafter
 from redwood.drafters.context import Context
@@ -59,7 +59,7 @@ def test_they_go_with_their_nodes() -> None:
 
 
 def test_free_drafts_name_every_source_of_a_node() -> None:
-    table = SuccessorTable()
+    table = successor_table()
     rows = np.array([[17, 40]], np.int32), np.array([[0.6, 0.4]], np.float32)
     table.learn([5], [9], [-1], *rows)
     drafter = NgramDrafter(table=table)

@@ -82,8 +82,8 @@ def tree(
     if (name := drafted.needless()) is not None:
         raise o.wrong(name, "it is of an answer: give --prompt, too")
     if drafted.prompt is not None:
-        shape = {"size": size, "max_levels": max_levels, "max_branch": max_branch, "times": times}
-        shape |= {"draft_time": draft_time, "svg": svg, **asdict(measured)}
+        shape: dict[str, Any] = {"size": size, "max_levels": max_levels, "max_branch": max_branch}
+        shape |= {"times": times, "draft_time": draft_time, "svg": svg, **asdict(measured)}
         if odd := o.given(**shape):
             raise o.wrong("--" + next(iter(odd)).replace("_", "-"), "it cannot go with --prompt")
         draw_steps(drafted, as_json)
