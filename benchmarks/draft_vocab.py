@@ -28,7 +28,7 @@ import redwood
 from redwood.bench.acceptance import Text
 from redwood.bench.interleave import PLAIN, Candidate, alternate, run
 from redwood.drafters.base import ModelDrafter
-from redwood.engine.draft_vocab import DRAFT_VOCAB, RANKED_VOCAB, special_ids
+from redwood.engine.draft_vocab import DRAFT_VOCAB, special_ids
 from redwood.engine.load import open_drafter
 from redwood.planner.from_profile import make_planner
 from redwood.profiling.measure import Kind, measure_curve
@@ -67,8 +67,8 @@ def main() -> None:
     parser.add_argument("--target", default="qwen2.5-coder-1.5b-instruct")
     parser.add_argument("--draft", default="qwen2.5-coder-0.5b-instruct")
     parser.add_argument("--table", type=Path, required=True)
-    parser.add_argument("--ranked", type=int, nargs="*", default=[RANKED_VOCAB, 32768, 49152])
-    parser.add_argument("--first", type=int, nargs="*", default=[RANKED_VOCAB, DRAFT_VOCAB])
+    parser.add_argument("--ranked", type=int, nargs="*", default=[16384, 32768, 49152])
+    parser.add_argument("--first", type=int, nargs="*", default=[16384, DRAFT_VOCAB])
     parser.add_argument("--no-time", action="store_true", help="coverage and hits alone")
     parser.add_argument("--planned", action="store_true", help="the planner's own trees, too")
     add_options(parser, chosen="mtbench", limit=8, tokens=96)

@@ -16,9 +16,10 @@ from conftest import save_model, tiny_tokenizer
 from decoder_kit import save_gguf, tiny_model
 from redwood.algorithms.successors import ENTRY, SuccessorTable
 from redwood.backends.base import Nodes
+from redwood.backends.load import open_model
 from redwood.backends.native.load import load_native
 from redwood.bench.acceptance import Text, paired
-from redwood.drafters.base import ModelDrafter, parts_of
+from redwood.drafters.base import ModelDrafter, NgramDrafter, UnionDrafter, parts_of
 from redwood.drafters.context import Context
 from redwood.engine import RowEngine, draft_vocab
 from redwood.engine.draft_vocab import DRAFT_VOCAB, RANKED_VOCAB, outputs_of, special_ids
@@ -265,7 +266,7 @@ def test_what_may_be_named(tiny_model_folder: Path, tmp_path: Path, caplog: Any)
         assert ids.tolist() == [0, 1, *range(100, 129), 260]
     for named, table in ((path, None), (str(path), None), ("table", path)):
         ids = outputs_of(named, table, tokenizer)
-        assert isinstance(ids, np.ndarray) and len(ids) == RANKED_VOCAB
+        assert isinstance(ids, np.ndarray) and len(ids) == RANKED_VOCAB == DRAFT_VOCAB
     assert not caplog.records
     few = _table_file(tmp_path / "few", tiny_model_folder, rows=LEAST_ROWS - 1)
     assert outputs_of("auto", few, tokenizer) == DRAFT_VOCAB and not caplog.records
@@ -321,3 +322,23 @@ def test_the_default_ranks_where_a_table_is_kept(
         ) as e:
             (model,) = [part for part in e.drafter.parts if isinstance(part, ModelDrafter)]  # type: ignore[attr-defined]
             assert model.backend.vocab_size == scored
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [{}, {"temperature": 0.8, "seed": 3}], ids=["greedy", "seed"])
+def test_a_real_model_says_the_same(how: dict[str, Any], tmp_path: Path) -> None:
+    """SmolLM2 drafts for itself, from what a table ranks after two answers."""
+    name, prompts = "smollm2-135m-instruct", ["Name three trees.", "Write a poem about rain."]
+    chats = [[{"role": "user", "content": text}] for text in prompts]
+    with redwood.load(name, backend="native", table=tmp_path / "said") as engine:
+        plain = [engine.generate(c, max_tokens=48, speculate=False, **how) for c in chats]
+        ranking = rank_tokens(engine.kept_tables[0].table.entries())
+    assert len(ranking) > 50
+    ids = ranked_ids(ranking, 2048, special_ids(engine.tokenizer))
+    _, backend = open_model(name, outputs=ids, draft_weights="draft", backend="native")
+    for drafter in (ModelDrafter(backend), UnionDrafter([ModelDrafter(backend), NgramDrafter()])):
+        made = redwood.load(name, drafter, backend="native", budget=6)
+        for chat, want in zip(chats, plain, strict=True):
+            answer = made.generate(chat, max_tokens=48, **how)
+            assert answer.token_ids == want.token_ids
+            assert answer.stats.num_accepted_tokens > 0

@@ -17,8 +17,9 @@ from redwood.table.ranking import ranked_ids, read_ranking
 AUTO, ALL = "auto", "all"
 DRAFT_VOCAB = 49152
 """First tokens of the vocabulary, scored where nothing ranks them."""
-RANKED_VOCAB = 16384
-"""Tokens that are scored where a table ranks them."""
+RANKED_VOCAB = 49152
+"""Tokens that are scored where a table ranks them: at this size a ranking covers more than the
+first ids do, and costs the same; smaller lists cover less (docs/planner.md)."""
 OF_TABLE = "table"
 """Names the table that the engine keeps."""
 

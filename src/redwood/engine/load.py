@@ -90,7 +90,7 @@ def load(
             `redwood.backends.native.load.load_native`.
         draft_vocab: tokens that a model drafter proposes on the native backend: a number, the first
             ones of the vocabulary; "table" or the path of a table file, the tokens that the target
-            says most by it, 16,384 or as many as follow a colon ("said.table:8192"), and all
+            says most by it, 49,152 or as many as follow a colon ("said.table:8192"), and all
             special ones; None or "all": all. "auto": by `table` where it ranks enough, else the
             first 49,152. The target's are not touched. See docs/planner.md.
         draft_weights: as `weights`, of model drafters on the native backend: "draft" is 4 bits
