@@ -77,14 +77,13 @@ def _identity(name: str) -> str:
 
 
 def _draft_identity(name: str, drafter: Drafter) -> str:
-    """As `_identity`, with the tokens it scores: its head may be cut; "" without a model.
+    """As `_identity`, with how many tokens it scores: its head may be cut; "" without a model.
 
-    Which ones are ranked does not count: the ranking changes with every text that a table learns.
+    Which ones does not count: a pass takes as long, and a ranking changes with every text.
     """
     if not isinstance(drafter, ModelDrafter):
         return ""
-    ranked = "" if getattr(drafter.backend, "output_ids", None) is None else " ranked"
-    return f"{_identity(name)} vocabulary {drafter.backend.vocab_size}{ranked}"
+    return f"{_identity(name)} vocabulary {drafter.backend.vocab_size}"
 
 
 def _model_files(folder: Path) -> list[Path]:
