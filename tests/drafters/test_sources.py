@@ -34,8 +34,10 @@ def _context(**more: Any) -> Context:
 
 def _by_token(tree: TokenTree) -> dict[int, Source]:
     assert tree.sources is not None and tree.sources[0] == 0
-    pairs = zip(tree.token_list[1:], tree.sources[1:], strict=True)
-    return {token: Source(bits) for token, bits in pairs}
+    found = dict[int, Source]()
+    for token, bits in zip(tree.token_list[1:], tree.sources[1:], strict=True):
+        found[token] = found.get(token, Source(0)) | Source(bits)
+    return found
 
 
 def test_sources_have_names_and_more_may_come() -> None:
@@ -66,7 +68,7 @@ def test_free_drafts_name_every_source_of_a_node() -> None:
     (tree,) = drafter.propose([_context(prediction=Prediction([40, 41]))], [9])
     found = _by_token(tree)
     assert found[17] == Source.TEXT | Source.TABLE
-    assert found[40] == Source.TABLE | Source.PREDICTION
+    assert found[40] == Source.TABLE | Source.PREDICTION and found[41] == Source.PREDICTION
     (fixed,) = NgramDrafter().propose([_context(params=_UNSTEERED)], [9])
     assert set(_by_token(fixed).values()) == {Source.TEXT}
     assert set(_by_token(Prediction([7, 8]).tree(5, 3)).values()) == {Source.PREDICTION}
