@@ -286,10 +286,6 @@ def _whole_cost(end: Callable[..., None]) -> Callable[..., None]:
     return counted
 
 
-def _of_this_step(count: Callable[..., int]) -> Callable[..., int]:
-    return lambda gains, times, sunk, sure, rate=0.0: count(gains, times, sunk, sure)
-
-
 def _unfactored(init: Callable[..., None]) -> Callable[..., None]:
     def made(self: Planner, *args: Any, **options: Any) -> None:
         init(self, *args, **options)
@@ -320,7 +316,6 @@ ABLATIONS: dict[str, list[Change]] = {
     "shape": [(budget, "_SHAPE_RATE", 0.0)],
     "query debt": [(ngram_lookahead, "_SHARE", 1e9)],
     "query credit": [(ngram_lookahead, "_CREDIT", 0.0)],
-    "rate of all steps": [(budget, "best_count", _of_this_step(budget.best_count))],
     "nodes that pay": [(ngram_lookahead, "_FULL_EVERY", 1)],
     "full queries": [(ngram_lookahead, "_FULL_EVERY", 10**9)],
 }

@@ -93,8 +93,6 @@ class StepBudget:
         tokens: expected of them, by the estimates of the drafts.
         levels_ms: of drafting, as predicted.
         drafting_ms: of drafting, as measured.
-        rate: tokens per ms that other steps give; a node is worth its time where it gives more. 0:
-            not known, and the step alone shall give the most tokens per time.
     """
 
     rows: int
@@ -103,7 +101,6 @@ class StepBudget:
     tokens: float = 0.0
     levels_ms: float = 0.0
     drafting_ms: float = 0.0
-    rate: float = 0.0
 
     def of(self, nodes: int) -> float:
         """Latency for this many nodes, roots included; extrapolated past the last known time."""
@@ -152,7 +149,7 @@ class StepBudget:
         size = sum(map(len, trees))
         times = self.growth(size - len(free), len(free))
         gains = [-entry[0] for entry in free]
-        count = best_count(gains, times, drafting_ms, len(trees) + sure, self.rate)
+        count = best_count(gains, times, drafting_ms, len(trees) + sure)
         self.tokens = len(trees) + sure - sum(entry[0] for entry in free[:count])
         pruned: list[set[int]] = [set() for _ in trees]
         for _, row, node in free[count:]:
@@ -178,30 +175,21 @@ def _above_drawn(tree: TokenTree) -> set[int]:
     return found
 
 
-def best_count(
-    gains: Sequence[float], times: Sequence[float], sunk: float, sure: float, rate: float = 0.0
-) -> int:
+def best_count(gains: Sequence[float], times: Sequence[float], sunk: float, sure: float) -> int:
     """Returns how many of the nodes to keep for the most tokens per time.
-
-    Over many steps, that is the most tokens of each beyond what its time gives elsewhere, at the
-    rate of all of them (Dinkelbach's condition for a ratio of sums).
 
     Args:
         gains: acceptance rate of each node from the root, best first.
         times: [len(gains) + 1], of a pass that scores i of them beside those that stay anyway.
         sunk: time of this step that is spent in any case, same unit.
         sure: tokens expected without them: at least one for each root.
-        rate: tokens per time of all steps; 0: of this step alone.
     """
-
-    def value(tokens: float, ms: float) -> float:
-        return tokens - rate * ms if rate else tokens / (ms + sunk)
-
-    best, most = 0, value(sure, times[0])
+    best, most = 0, sure / (times[0] + sunk)
     for count, gain in enumerate(gains, start=1):
         sure += gain
-        if (worth := value(sure, times[count])) > most:
-            best, most = count, worth
+        rate = sure / (times[count] + sunk)
+        if rate > most:
+            best, most = count, rate
     return best
 
 

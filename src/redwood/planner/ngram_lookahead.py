@@ -83,7 +83,7 @@ class NgramLookahead:
         if self._indexed.issuperset(context.key for context in contexts):
             self._cost = 1e3 * (perf_counter() - start) / (speed * plain_ms)
         self._indexed.update(context.key for context in contexts)
-        step = StepBudget(times.rows, times.times, rate=times.rate)
+        step = StepBudget(times.rows, times.times)
         return Preview(step.trim(trees, 0.0), step, trees)
 
     def settle(self, saved: float) -> None:

@@ -168,7 +168,6 @@ class Planner:
             self._max_tokens[context.key] = self._max_tokens.get(context.key, (count,))[0], count
         ratio = exp(self._log_length_ratio.value(log(_LENGTH_RATIO), _LENGTH_BELIEF))
         budgets = [min(self.most, free) for free in free_slots]
-        times.rate = max(1.0, self._recent()) * times.rows / times.of(times.rows)
         preview = None
         if self._lookahead is not None:
             preview = self._lookahead.query(contexts, budgets, times, self._correction.speed)
@@ -339,7 +338,8 @@ class Planner:
             after = self._records[0].cost_now() - 1.0  # what follows a pass, with any arm
             tokens[self._ngram_arm] = preview.tokens
             costs[self._ngram_arm] = preview.ms + after * plain_ms
-            rates[self._ngram_arm] = self._recent() * len(contexts) / plain_ms
+            recent = self._tokens.total / self._cost.total if self._step else 0.0
+            rates[self._ngram_arm] = recent * len(contexts) / plain_ms
         best_rate = max(rates)
         gains = [t - best_rate * cost for t, cost in zip(tokens, costs, strict=True)]
         if preview is not None and preview.times.nodes == times.rows:  # skipped, or nothing pays
@@ -366,10 +366,6 @@ class Planner:
                 break
         self._spent_ms += prefill_ms[arm]
         return arm, best_ms
-
-    def _recent(self) -> float:
-        """Tokens of a row per plain pass's time, over the last steps, whatever arm drafted."""
-        return self._tokens.value(1.0, BELIEF) / self._cost.value(1.0, BELIEF)
 
     def _prior(self, arm: Arm, contexts: Sequence[Context]) -> ArmStats:
         """The prior of an arm: expected tokens and cost of a step, before it was ever tried."""
