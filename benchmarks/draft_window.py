@@ -35,7 +35,7 @@ def hits(draft: Any, text: Text, window: int | None) -> list[int]:
     found = []
     # Paired with itself: the texts are plain decoding's, so the target need not be asked again.
     with closing(paired(draft, draft, Text(prompt, text.answer))) as pairs:
-        for token, (logits, _) in zip(text.answer, pairs, strict=False):
+        for token, (_, logits) in zip(text.answer, pairs, strict=False):
             best = top(logits[None], RANKS)[1][0].tolist()
             found.append(best.index(token) if token in best else RANKS)
     return found

@@ -30,7 +30,8 @@ from redwood.backends.native.weights import open_gguf
 from redwood.bench.acceptance import Text
 from redwood.bench.interleave import PLAIN, Candidate, alternate, run
 from redwood.drafters.base import ModelDrafter, NgramDrafter, UnionDrafter
-from redwood.engine.load import DRAFT_VOCAB, DRAFT_WINDOW, open_drafter
+from redwood.engine.draft_vocab import DRAFT_VOCAB
+from redwood.engine.load import DRAFT_WINDOW, open_drafter
 from redwood.models import gguf_path
 from redwood.planner.from_profile import make_planner
 from redwood.profiling.measure import Kind, measure_curve

@@ -39,6 +39,7 @@ from redwood.drafters.draft_tree import TreeBuilder
 from redwood.drafters.limits import Limits, ModelLimits
 from redwood.drafters.model import DEFAULT_ACCEPTANCE
 from redwood.drafters.proposing import proposals
+from redwood.drafters.vocabulary import DraftVocabulary
 from redwood.engine.request import new_request
 from redwood.engine.verification import verify_rows
 from redwood.planner.budget import LatencyCorrection, LevelBudget, StepBudget
@@ -187,10 +188,10 @@ def _level(logits: Logits, name: str, law: Law, size: int) -> Work:
     context, half = context_of(PARAMS[name], logits.vocab_size), size // 2
     tokens = np.random.default_rng(2).integers(logits.vocab_size, size=half).tolist()
     rows = logits.of(tokens)
-    rates = [*model_prior(), 0.7]
+    rates, known = [*model_prior(), 0.7], DraftVocabulary(logits.vocab_size)
 
     def work() -> None:
-        growing = TreeBuilder(context, law, None, size, 1 << 20, rates)
+        growing = TreeBuilder(context, law, None, size, 1 << 20, rates, known)
         growing.tokens += tokens
         growing.parents += [0] * half
         growing.place += [-1] * half

@@ -20,6 +20,7 @@ from redwood.drafters.base import ModelDrafter, NgramDrafter, UnionDrafter
 from redwood.drafters.context import Context
 from redwood.drafters.draft_row import DraftRow
 from redwood.drafters.draft_tree import TreeBuilder
+from redwood.drafters.vocabulary import DraftVocabulary
 from redwood.engine.engine import RowEngine
 from redwood.planner.budget import LatencyCorrection, LevelBudget, StepBudget
 from redwood.planner.planner import Planner, arms_of
@@ -166,9 +167,9 @@ def test_learning_and_following_meet_the_nodes_that_a_scan_meets() -> None:
 def test_a_dynamic_tree_keeps_its_best_nodes_as_cutting_the_whole_tree_would() -> None:
     params = SamplingParams()
     context = Context(1, [4, 5, 6], params, History([4, 5, 6]), 5000)
-    rates = np.linspace(0.05, 0.95, 16).tolist()
+    rates, known = np.linspace(0.05, 0.95, 16).tolist(), DraftVocabulary(5000)
     for budget in (2, 12, 200):
-        growing = TreeBuilder(context, Law.POINT, None, budget, 10_000, rates)
+        growing = TreeBuilder(context, Law.POINT, None, budget, 10_000, rates, known)
         generator = torch.Generator().manual_seed(budget)
         for level in range(6):
             nodes = growing.candidates()

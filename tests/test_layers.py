@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "redwood"
 LAYERS = [
-    {"errors", "_defaults", "_moved", "_native"},
+    {"errors", "sources", "_defaults", "_moved", "_native"},
     {"_transformers", "_storage"},
     {"tree"},
     {"sampling"},

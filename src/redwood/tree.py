@@ -56,6 +56,7 @@ class TokenTree:
             Columns of zero probability may repeat a token (padding).
         estimates: [N], estimated probability that a node is accepted; the root's is 1 and no
             child's exceeds its parent's. None: unknown. Verification does not use them.
+        sources: [N], bits of `redwood.sources.Source`; 0, or None for all: unknown. Nor these.
 
     Lists and arrays are accepted, too. A tree of lists of integers is kept as lists, and its
     tensors are made when they are asked for: they take longer than all else about a small tree.
@@ -72,6 +73,7 @@ class TokenTree:
     draft_probs: Tensor | None = None
     draft_ids: Tensor | None = None
     estimates: Sequence[float] | None = None
+    sources: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         held = self.__dict__
@@ -107,8 +109,9 @@ class TokenTree:
         for name, (listed, _) in _FIELDS.items():
             if len(getattr(self, listed)) != size:
                 raise ArgumentError(f"{name} must have {size} entries, one per node")
-        if self.estimates is not None and len(self.estimates) != size:
-            raise ArgumentError(f"estimates must have {size} entries, one per node")
+        for name in ("estimates", "sources"):
+            if getattr(self, name) is not None and len(getattr(self, name)) != size:
+                raise ArgumentError(f"{name} must have {size} entries, one per node")
         parents = self.parent_list
         if parents[0] != -1 or min(parents[1:], default=0) < 0:
             raise ArgumentError("parents must start with -1 and precede their children")
@@ -150,6 +153,7 @@ class TokenTree:
         token_ids: Sequence[int],
         parents: Sequence[int],
         estimates: Sequence[float] | None = None,
+        sources: Sequence[int] | None = None,
     ) -> Self:
         """Returns a tree whose nodes were all chosen without chance."""
         size = len(token_ids)
@@ -161,6 +165,7 @@ class TokenTree:
             None,
             None,
             estimates,
+            sources,
         )
 
     @classmethod
@@ -173,12 +178,12 @@ class TokenTree:
         draft_probs: Tensor | None,
         draft_ids: Tensor | None,
         estimates: Sequence[float] | None,
+        sources: Sequence[int] | None = None,
     ) -> Self:
         """Returns a tree of lists; see the class."""
         make: Any = cls
-        made: Self = make(
-            token_list, parent_list, law_list, draft_row_list, draft_probs, draft_ids, estimates
-        )
+        drawn = draft_row_list, draft_probs, draft_ids
+        made: Self = make(token_list, parent_list, law_list, *drawn, estimates, sources)
         return made
 
     def kept(self, nodes: Sequence[int]) -> TokenTree:
@@ -213,6 +218,7 @@ class TokenTree:
             self.draft_probs,
             self.draft_ids,
             None if self.estimates is None else [self.estimates[node] for node in nodes],
+            None if self.sources is None else [self.sources[node] for node in nodes],
         )
 
     def _first(self, count: int) -> TokenTree:

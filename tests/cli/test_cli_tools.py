@@ -52,6 +52,21 @@ def test_tree_json_agrees_with_the_library(tmp_path: Path) -> None:
     assert both["size"] == 5 and both["plan"]["size"] <= 2
 
 
+def test_tree_draws_an_answers_trees_and_their_sources(target: str, tmp_path: Path) -> None:
+    args = ["tree", "--prompt", "one two one two one two", "--target", target, "--budget", "6"]
+    args += ["--drafter", f"auto+{target}", "--steps", "5"]
+    steps = Ran(*args, "--json").json["steps"]
+    assert [step["step"] for step in steps] == [1, 2, 3, 4, 5]
+    seen = {name for step in steps for node in step["nodes"] for name in node["sources"]}
+    assert "model" in seen and seen <= {"text", "table", "model"}
+    ran = Ran(*args, "--table", str(tmp_path / "said"))
+    assert ran.code == 0 and ran.stdout.count("step ") == 5
+    assert ran.stdout.count("  root") == 5 and "M  accepted" in ran.stdout
+    assert "Drafted by: " in ran.stdout and "M a draft model" in ran.stdout
+    plain = Ran("tree", "--prompt", "x", "--target", target, "--drafter", "none", "--steps", "2")
+    assert "0 drafted" in plain.stdout and "Drafted by" not in plain.stdout
+
+
 def test_tree_prints_the_plan() -> None:
     ran = Ran("tree", "--acceptance", "0.8", "--times", "1:30,4:35", "--draft-time", "3")
     assert "best for these times: 4 nodes" in ran.stdout and "x plain decoding" in ran.stdout

@@ -256,7 +256,7 @@ def test_guesses_are_made_while_they_save_more_than_they_cost() -> None:
     assert chosen(4, times=[1.0, 2.0, 3.0, 4.0, 5.0]) == []  # nothing is gained
     assert chosen(4, times=[1.0, 1.1, 1.2, 2.9, 3.9]) == [3, 4]
     assert len(chosen(4, rows=16)) < 4  # all rows must be right
-    assert chosen(4, vocab_size=5) == [3, 4]
+    assert chosen(4, proposed=range(5)) == [3, 4]
 
 
 def test_a_context_of_two_tokens_is_believed_before_one_of_one() -> None:

@@ -8,6 +8,7 @@ const load = (name) => import(pathToFileURL(`${process.env.STATIC}/${name}`));
 const layout = await load("layout.js");
 const { SseParser, ask, explain, listModels, mayRetry, requestBody } = await load("stream.js");
 const trace = await load("trace.js");
+const sources = await load("sources.js");
 
 const settings = { system: "", temperature: 0, topP: 1, maxTokens: 8, seed: null, speculate: true };
 
@@ -395,4 +396,26 @@ test("redraws keep their distance, and an earlier wish overtakes a later one", (
   assert.equal(timers[0].at, 3000);
   pacer.request();
   assert.deepEqual(timers.map((timer) => timer.at), [2050]);
+});
+
+// ---- sources
+
+test("sources are read, shown in one order, and kept in recordings", () => {
+  const value = raw(1);
+  value.nodes[0].sources = ["text"]; // the root was not drafted
+  value.nodes[1].sources = ["model", "text", "text"];
+  value.nodes[2].sources = ["grammar", "oracle", 7, "", "x".repeat(25)];
+  value.nodes[3].sources = "text";
+  const step = trace.readStep(value);
+  assert.deepEqual(step.sources, [[], ["model", "text"], ["grammar", "oracle"], []]);
+  const shown = sources.sourcesOf(step);
+  assert.deepEqual(shown.map((each) => each.letter), ["T", "M", "G", "O"]);
+  assert.equal(shown.at(-1).kind, "from-other");
+  assert.equal(new Set(["text", "datastore", "table", "prediction", "model", "grammar"]
+    .map((name) => sources.shownSource(name).letter)).size, 6);
+  assert.equal(sources.sourcesInWords([]), "");
+  assert.match(sources.sourcesInWords(["text", "model"]), /the text itself and a draft model/);
+  assert.deepEqual(trace.readStep(raw(2)).sources, [[], [], [], []]); // an older recording
+  const written = trace.writeRecording([{ ...step, answer: 1 }]);
+  assert.deepEqual(trace.readStep(JSON.parse(written).redwood).sources, step.sources);
 });

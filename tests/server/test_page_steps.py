@@ -219,9 +219,53 @@ def test_colours_are_readable_in_light_and_dark(page: Page, scheme: str, by: str
     pairs += [("soft", "well"), ("brand-ink", "brand"), ("wrong", "card"), ("bonus", "card")]
     pairs += [("wrong", "wrong-fill"), ("ink", "accepted-fill"), ("ink", "bonus-fill")]
     pairs += [("soft", "accepted-fill"), ("soft", "bonus-fill"), ("bonus", "accepted-fill")]
+    for name in ("text", "datastore", "table", "prediction", "model", "grammar"):
+        pairs += [(f"from-{name}", "card"), (f"from-{name}", "accepted-fill")]
     for front, back in pairs:
         assert _contrast(page, front, back) >= 4.5, (front, back)
     _media(page)
+
+
+def test_nodes_say_by_letter_and_colour_what_drafted_them(page: Page, script: Script) -> None:
+    tree = step(1, [" one", " two"], "!", extra=[(0, " other"), (1, " last")])
+    names = [["text", "table"], ["model"], [], ["oracle"]]
+    for node, sources in zip(tree["nodes"][1:], names, strict=True):
+        node["sources"] = sources
+    plain = step(2, [" three"], "?")
+    parts = [chunk(" w", each) for each in (tree, plain)]
+    script.answer = lambda body: Reply([*parts, ending(5), "data: [DONE]\n\n"])
+    page.ask()
+    page.until(lambda: "step 2 " in _title(page))
+    assert page.all("#legend li.source") == page.all("#tree text.letter") == []
+    page.click("#back")
+    page.until(lambda: "step 1 " in _title(page))
+    letters = [e.get_property("textContent") for e in page.all("#tree text.letter")]
+    assert letters == ["T", "S", "M", "O"]
+    legend = [e.get_property("textContent") for e in page.all("#legend li.source")]
+    assert [each[0] for each in legend] == ["T", "S", "M", "O"] and "text itself" in legend[0]
+    titles = [e.get_property("textContent") for e in page.all("#tree g title")]
+    assert "accepted, from the text itself and what the model said before" in titles[1]
+    assert "from" not in titles[3]
+    fills = page.run(
+        "return [...document.querySelectorAll('#tree path.source')]"
+        ".map(e => getComputedStyle(e).fill)"
+    )
+    assert len(fills) == len(set(fills)) == 4
+    inside = page.run(
+        "return [...document.querySelectorAll('#tree g')].every(g => {"
+        " const outer = g.querySelector('rect').getBBox();"
+        " return [...g.querySelectorAll('text, path')].every(e => { const b = e.getBBox();"
+        " return b.x >= outer.x - 1 && b.x + b.width <= outer.x + outer.width + 1; }); })"
+    )
+    assert inside
+    overlap = page.run(
+        "return [...document.querySelectorAll('#tree g')].some(g => {"
+        " const at = [...g.querySelectorAll('text')].map(e => e.getBBox());"
+        " return at.slice(1).some(b => b.x < at[0].x + at[0].width - 1); })"
+    )
+    assert not overlap
+    page.run("document.getElementById('outline').open = true")
+    page.until(lambda: "from a draft model" in page.text("#outline-body"))
 
 
 def test_less_motion_means_one_picture_a_second(page: Page, script: Script) -> None:

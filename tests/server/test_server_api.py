@@ -283,6 +283,8 @@ def test_every_chunk_of_a_step_can_carry_its_tree(server: Live) -> None:
     for step in steps:
         nodes = step["nodes"]
         assert nodes[0]["parent"] == -1 and step["accepted"][0] == 0
+        assert nodes[0]["sources"] == []
+        assert all(set(node["sources"]) & {"text", "table", "model"} for node in nodes[1:])
         for parent, child in zip(step["accepted"], step["accepted"][1:], strict=False):
             assert nodes[child]["parent"] == parent
             tokens.append(nodes[child]["token"])

@@ -77,19 +77,21 @@ def merge_trees(trees: Sequence[TokenTree]) -> TokenTree:
     # By parent and token, the first child of any law, and the first without chance of its own.
     either: dict[tuple[int, int], int] = {}
     sure: dict[tuple[int, int], int] = {}
-    chances = [1.0]
+    chances, sources = [1.0], [0]
     first_row = 0
     for tree in trees:
         place = [0]
         own = repeat(0.0) if tree.estimates is None else tree.estimates
-        drafted = zip(tree.token_list, tree.parent_list, tree.law_list, own, strict=False)
-        for node, (token, above, law, chance) in enumerate(islice(drafted, 1, None), start=1):
+        named = repeat(0) if tree.sources is None else tree.sources
+        drafted = zip(tree.token_list, tree.parent_list, tree.law_list, own, named, strict=False)
+        for node, (token, above, law, chance, by) in enumerate(islice(drafted, 1, None), start=1):
             parent = place[above]
             key = parent, token
             same = either.get(key) if law == _POINT else sure.get(key) if law == _COUPLED else None
             if same is not None:
                 place.append(same)
                 chances[same] = max(chances[same], chance)
+                sources[same] |= by
                 continue
             new = len(tokens)
             either.setdefault(key, new)
@@ -97,6 +99,7 @@ def merge_trees(trees: Sequence[TokenTree]) -> TokenTree:
                 sure.setdefault(key, new)
             place.append(new)
             chances.append(chance)
+            sources.append(by)
             tokens.append(token)
             parents.append(parent)
             laws.append(law)
@@ -106,7 +109,8 @@ def merge_trees(trees: Sequence[TokenTree]) -> TokenTree:
     guessed = all(tree.estimates is not None for tree in trees if len(tree) > 1)
     probs, ids = _stack_rows([t for t in trees if t.draft_probs is not None])
     estimates = _shared(chances, parents) if guessed else None
-    return TokenTree.of_lists(tokens, parents, laws, rows, probs, ids, estimates)
+    noted = sources if any(sources) else None
+    return TokenTree.of_lists(tokens, parents, laws, rows, probs, ids, estimates, noted)
 
 
 def _shared(chances: Sequence[float], parents: Sequence[int]) -> list[float]:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from redwood.backends.base import Backend
 from redwood.backends.cuda_graph.backend import with_graphs
@@ -39,7 +41,7 @@ def open_model(
     kv: str | None = None,
     threads: int | None = None,
     cpus: Sequence[int] | None = None,
-    outputs: int | None = None,
+    outputs: int | NDArray[np.int64] | None = None,
     draft_weights: str | None = None,
     offload: str | None = None,
     memory: str | int | None = None,
@@ -57,7 +59,8 @@ def open_model(
         progress: show progress of fetching and converting on stderr.
         weights, kv, threads, cpus: of the native backend alone; see `load_native`.
         outputs, draft_weights: of a drafter that the native backend runs: tokens that it scores,
-            and its weights in the place of `weights`. Elsewhere they are not needed.
+            how many or which, and its weights in the place of `weights`. Elsewhere they are not
+            needed.
         offload, memory: where weights stay, and bytes that the process may take; see
             `load_offload`, whose `weights` and `threads` they then are.
         parallel: "tensor" or "pipeline", under torchrun; see `open_parallel`.

@@ -22,6 +22,7 @@ from redwood.backends.rows import fill, readable
 from redwood.bench.interleave import Candidate, run
 from redwood.drafters.base import ModelDrafter
 from redwood.drafters.model import DRAFT_WIDTH
+from redwood.drafters.vocabulary import DraftVocabulary
 from redwood.engine.engine import RowEngine, Step
 from redwood.profiling.profile import MeasuredAcceptance
 from redwood.sampling import SamplingParams, check_finite, draft_law, probs_from_scores, top
@@ -195,7 +196,13 @@ def clustered(sums: Row, counts: Row, how: str) -> MeasuredAcceptance:
 
 
 def paired(target: Backend, draft: Backend, text: Text) -> Generator[tuple[Tensor, Tensor]]:
-    """Yields target and draft logits [V] at every position of the answer that both can hold."""
+    """Yields target and draft logits [V] at every position of the answer that both can hold.
+
+    Those of a draft model that scores a list of tokens are by token as well, see `DraftVocabulary`.
+    """
+    known = DraftVocabulary.of(draft)
+    width = getattr(target, "num_embeddings", target.vocab_size)
+    columns = known.columns(width)
     tokens = [*text.prompt, *text.answer][: min(target.capacity, draft.capacity)]
     start = len(text.prompt) - 1
     rows: list[tuple[Backend, int]] = []
@@ -206,7 +213,8 @@ def paired(target: Backend, draft: Backend, text: Text) -> Generator[tuple[Tenso
         for at in range(start, len(tokens) - 1, _CHUNK):
             chunk = tokens[at : min(at + _CHUNK, len(tokens) - 1)]
             wanted, drafted = (_append(*row, chunk) for row in rows)
-            yield from zip(wanted, drafted, strict=True)
+            for one, other in zip(wanted, drafted, strict=True):
+                yield one, known.spread(other[:columns], width) if known.ranked else other
     finally:
         for backend, row in rows:
             backend.release(row)

@@ -98,6 +98,7 @@ def bench_prompts(
     chosen: Runs,
     as_json: o.Json = False,
     law: o.LawName = None,
+    draft_vocab: o.DraftVocab = None,
     kept: KeptTable,
     machine: Machine,
     sampling: Sampling,
@@ -112,7 +113,10 @@ def bench_prompts(
     params = o.sampling(sampling.given())
     tasks = read_tasks(prompts, chosen.category or [])[: chosen.limit]
     names = drafter.split(",")
-    engine, candidates = open_candidates(target, names, budgets, law=law, **values(kept, machine))
+    drafting = {"law": law, "draft_vocab": draft_vocab}
+    engine, candidates = open_candidates(
+        target, names, budgets, **drafting, **values(kept, machine)
+    )
     from redwood.bench.interleave import alternate
     from redwood.bench.report import reports
 

@@ -30,6 +30,7 @@ class Drafting(KeptTable):
     budget: o.Budget = None
     tree: o.Tree = None
     law: o.LawName = None
+    draft_vocab: o.DraftVocab = None
     tokenizer: o.Tokenizer = None
 
 

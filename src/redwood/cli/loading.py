@@ -31,6 +31,7 @@ def open_engine(
     """
     models = _model_names([drafter])
     _check_law(law, models)
+    vocab = _draft_vocab(options.pop("draft_vocab", None), models)
     kept = kept_table(options, [drafter])
     shape = None if tree is None else tree_parents(tree)
     names = ("budget", "max_rows", "kv_tokens", "parallel", "tokenizer")
@@ -39,7 +40,9 @@ def open_engine(
     with _loading(target, models, options):
         from redwood.engine.load import load
 
-        return load(target, drafter, **given(tree=shape, law=law, **ours, **kept), **options)
+        return load(
+            target, drafter, **given(tree=shape, law=law, **ours, **kept, **vocab), **options
+        )
 
 
 def follow_if_not_first(parallel: str | None, target: str, machine: Machine) -> None:
@@ -79,6 +82,7 @@ def open_candidates(
     budgets: Sequence[int],
     *,
     law: str | None = None,
+    draft_vocab: str | None = None,
     **options: Any,
 ) -> tuple[Engine, list[Candidate]]:
     """Returns an engine without drafter, and the candidates to run on it, plain decoding first.
@@ -92,6 +96,7 @@ def open_candidates(
     """
     models = _model_names(names)
     _check_law(law, models)
+    vocab = _draft_vocab(draft_vocab, models)
     kept = kept_table(options, names)
     options = _given(options)
     with _loading(target, models, options):
@@ -105,7 +110,7 @@ def open_candidates(
         draft_options = {n: value for n, value in options.items() if n not in _OF_TARGET}
         if "offload" in options:
             draft_options.pop("weights", None)
-        draft_options |= given(law=law, table_bytes=kept.get("table_bytes"))
+        draft_options |= given(law=law, **kept, **vocab) | {"ends": sorted(engine.eos_ids)}
         made: dict[str, Drafter] = {}
         candidates = [PLAIN]
         for name in names:
@@ -141,6 +146,13 @@ def _model_names(drafters: Sequence[str]) -> list[str]:
 def _check_law(law: str | None, models: Sequence[str]) -> None:
     if law is not None and not models:
         raise wrong("--law", "it is how a model drafter draws, and there is none")
+
+
+def _draft_vocab(text: str | None, models: Sequence[str]) -> dict[str, Any]:
+    """The draft vocabulary as `redwood.load` has it, if it was given."""
+    if text is not None and not models:
+        raise wrong("--draft-vocab", "it is of a model that drafts, and there is none")
+    return given(draft_vocab=int(text) if text is not None and text.isdecimal() else text)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

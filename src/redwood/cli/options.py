@@ -97,6 +97,16 @@ LawName = Annotated[
         metavar="LAW",
     ),
 ]
+DraftVocab = Annotated[
+    str | None,
+    _option(
+        "--draft-vocab",
+        "Tokens that a draft model scores: N, the first ones; all; or what a table ranks first: "
+        "table (--table), FILE, maybe with :N. Left out: by --table, else 49152.",
+        panel=_MODEL,
+        metavar="N|TABLE",
+    ),
+]
 BackendName = Annotated[
     str | None,
     _option(

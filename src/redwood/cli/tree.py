@@ -1,9 +1,9 @@
-"""`redwood tree`: Sequoia's optimal tree for measured acceptance, drawn."""
+"""`redwood tree`: Sequoia's optimal tree for measured acceptance, or those of an answer, drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,7 @@ import typer
 from redwood.cli import options as o
 from redwood.cli.groups import grouped
 from redwood.cli.terminal import print_json, write
+from redwood.cli.tree_steps import Drafted, draw_steps
 from redwood.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def register(app: typer.Typer) -> None:
             "redwood tree --acceptance 0.8,0.1,0.05 --size 64 --max-levels 6 --svg tree.svg",
             "redwood tree --vector-file acceptance.json --size 12 --json > shape.json",
             "redwood tree --acceptance 0.8,0.1 --times 1:30,2:31,4:35,8:50 --draft-time 3",
+            "redwood tree --prompt 'Count from one to ten, twice.' --steps 4",
         )
     )(tree)
 
@@ -69,12 +71,23 @@ def tree(
         float | None, typer.Option(help="Time of one draft pass, a level; in the same unit.")
     ] = None,
     svg: Annotated[Path | None, typer.Option(help="Write the picture to this file, too.")] = None,
+    drafted: Drafted,
     as_json: o.Json = False,
 ) -> None:
     """Draws the tree with the most expected tokens; with --times, chooses its size as well.
 
-    A node's score is the chance that it is accepted, its rank the place among its siblings.
+    A node's score is the chance that it is accepted, its rank the place among its siblings. With
+    --prompt, draws the trees that an answer was drafted in, and what drafted each node.
     """
+    if (name := drafted.needless()) is not None:
+        raise o.wrong(name, "it is of an answer: give --prompt, too")
+    if drafted.prompt is not None:
+        shape: dict[str, Any] = {"size": size, "max_levels": max_levels, "max_branch": max_branch}
+        shape |= {"times": times, "draft_time": draft_time, "svg": svg, **asdict(measured)}
+        if odd := o.given(**shape):
+            raise o.wrong("--" + next(iter(odd)).replace("_", "-"), "it cannot go with --prompt")
+        draw_steps(drafted, as_json)
+        return
     if (measured.acceptance is None) == (measured.vector_file is None):
         raise o.wrong("--acceptance", "give either this or --vector-file")
     from redwood.algorithms.sequoia import expected_tokens

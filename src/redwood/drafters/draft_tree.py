@@ -20,8 +20,10 @@ from redwood.algorithms.sequoia import draw_without_replacement
 from redwood.algorithms.specinfer import draw_with_replacement
 from redwood.drafters.context import Context
 from redwood.drafters.guesses import Saying
+from redwood.drafters.vocabulary import DraftVocabulary
 from redwood.errors import NumericalError
 from redwood.sampling import check_finite, draft_law, scores, top
+from redwood.sources import Source
 from redwood.tree import Law, TokenTree
 
 _BRANCH, _WIDTH = 3, 3  # of a dynamic tree: children of a node, nodes of a level that are expanded
@@ -29,7 +31,6 @@ _WIDTH_SHARE = 8  # or one node per so many of the budget, in trees of hundreds 
 # Mass mixed in from the untruncated draft distribution: truncated tokens are drawn last, not never.
 _UNTRUNCATED = 1e-6
 _SAID = 2  # most probable tokens of a node that are remembered for guesses
-_ABSENT = -1e30  # logit of a token outside the draft model's vocabulary
 _BLOCK = 1 << 18  # logits whose temporaries stay in the cache
 
 
@@ -44,6 +45,7 @@ class TreeBuilder:
         budget: tree size, the root included.
         free_slots: nodes that the drafter's row can still hold.
         rates: acceptance rate by bin; see `redwood.algorithms.acceptance`.
+        vocabulary: tokens that the draft model scores.
     """
 
     def __init__(
@@ -54,9 +56,10 @@ class TreeBuilder:
         budget: int,
         free_slots: int,
         rates: Sequence[float],
+        vocabulary: DraftVocabulary,
     ) -> None:
         self.context, self.law, self.shape, self.budget = context, law, shape, budget
-        self.rates = rates
+        self.rates, self._vocabulary = rates, vocabulary
         self._free_slots = free_slots
         self.length = len(context.token_ids)
         self.tokens, self.parents = [context.token_ids[-1]], [-1]
@@ -118,18 +121,18 @@ class TreeBuilder:
         return path[::-1]
 
     def expand(self, level: int, nodes: Sequence[int], logits: Tensor, width: int) -> None:
-        """Chooses the children of nodes of one level; logits: [nodes, V]."""
-        context, self._last = self.context, []
+        """Chooses the children of nodes of one level; logits: [nodes, columns]."""
+        context, self._last, known = self.context, [], self._vocabulary
         self._free_slots -= len(nodes)
-        logits = logits[:, : context.vocab_size]
+        logits = logits[:, : known.columns(context.vocab_size)]
         check_finite(logits)
         if context.params.needs_history or context.params.logit_bias:
-            logits = torch.stack(
-                [_scored(row, context, self.path(n)) for n, row in zip(nodes, logits, strict=True)]
-            )
+            pairs = zip(nodes, logits, strict=True)
+            logits = torch.stack([_scored(row, context, self.path(n), known) for n, row in pairs])
         most = min(max(self.num_children(node) for node in nodes), logits.shape[1])
         if self.law == Law.POINT:
             values, best = top(logits, most)
+            best = known.token_ids(best)
             chances = (values - _log_mass(logits)).exp()
             for node, tokens, found in zip(nodes, best.tolist(), chances.tolist(), strict=True):
                 self._say(node, tokens, found)
@@ -138,17 +141,18 @@ class TreeBuilder:
         # Truncated tokens are drawn last: the target's truncation may keep them.
         rest = _UNTRUNCATED if self.law == Law.WITHOUT_REPLACEMENT else 0.0
         probs, ids = draft_law(logits, context.params, max(width, most), rest=rest)
+        ids = known.token_ids(ids)
         rows = zip(nodes, probs.numpy(), ids.numpy(), strict=True)
         if self.law == Law.COUPLED:
-            for node, given, known in rows:
-                self._say(node, known, given)
-                chosen = self._best_by_noise(given, known, level)[: self.num_children(node)]
-                self._add(node, known[chosen].tolist(), -1, given[chosen].tolist())
+            for node, given, tokens in rows:
+                self._say(node, tokens, given)
+                chosen = self._best_by_noise(given, tokens, level)[: self.num_children(node)]
+                self._add(node, tokens[chosen].tolist(), -1, given[chosen].tolist())
             return
-        for draft_row, (node, given, known) in enumerate(rows, self._num_rows):
-            self._say(node, known, given)
-            drawn = self._draw(given, known, node)
-            by_id = dict(zip(known.tolist(), given.tolist(), strict=True))
+        for draft_row, (node, given, tokens) in enumerate(rows, self._num_rows):
+            self._say(node, tokens, given)
+            drawn = self._draw(given, tokens, node)
+            by_id = dict(zip(tokens.tolist(), given.tolist(), strict=True))
             self._add(node, drawn, draft_row, [by_id.get(token, 0.0) for token in drawn])
         self._num_rows += len(nodes)
         self._probs.append(probs)
@@ -192,6 +196,7 @@ class TreeBuilder:
             torch.cat(self._probs) if self._probs else None,
             torch.cat(self._ids) if self._ids else None,
             estimates,
+            [0] + [int(Source.MODEL)] * (len(tokens) - 1),
         )
 
     def _best_by_noise(
@@ -231,20 +236,22 @@ class TreeBuilder:
             self._origins += self.shape[self._origins[node]][:count]
 
 
-def _scored(row: Tensor, context: Context, path: Sequence[int]) -> Tensor:
+def _scored(
+    row: Tensor, context: Context, path: Sequence[int], vocabulary: DraftVocabulary
+) -> Tensor:
     """Scores [M] of a draft model's row [M]; penalties, bias and processor see the target's width.
 
-    Tokens outside the draft model's vocabulary have next to no probability there. Where a processor
+    Tokens that the draft model does not score have next to no probability there. Where a processor
     allows none of the others, the row is returned unchanged: its draws are then rejected, by the
     right law.
     """
     width = len(row)
-    more = context.vocab_size - width
-    whole = row if more <= 0 else torch.nn.functional.pad(row.float(), (0, more), value=_ABSENT)
+    whole = vocabulary.spread(row, context.vocab_size)
     try:
-        made = scores(whole, context.params, context.history, path)[:width]
+        made = scores(whole, context.params, context.history, path)
     except NumericalError:
         return row.double().cpu()
+    made = vocabulary.gather(made, width)
     return made if float(made.max()) > -inf else row.double().cpu()
 
 

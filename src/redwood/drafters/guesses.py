@@ -7,7 +7,7 @@ node's logits do not depend on the pass that made them, so guesses change times 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
@@ -105,7 +105,7 @@ def choose_guesses(
     due: int,
     rows: int = 1,
     times: Sequence[float] = (),
-    vocab_size: int | None = None,
+    proposed: Container[int] | None = None,
 ) -> list[Guess]:
     """Returns the guesses that save most time, parents before children.
 
@@ -119,7 +119,7 @@ def choose_guesses(
         due: nodes of the pass without them.
         rows: that draft together.
         times: of a pass over 1, 2, ... nodes, any unit; none: typical ones.
-        vocab_size: tokens that the draft model proposes, the first ones.
+        proposed: tokens that the draft model proposes; None: all.
     """
     heap: list[tuple[float, int, Guess, Start]] = []
     count = 0
@@ -141,7 +141,7 @@ def choose_guesses(
                 offers[token] = kind, -1 if given is None else given[1]
         rest = 1.0  # one of them comes next: what the best leave is shared by the others
         for token, (kind, child) in sorted(offers.items(), key=lambda o: -rates[o[1][0]]):
-            if vocab_size is not None and token >= vocab_size:
+            if proposed is not None and token not in proposed:
                 continue
             share = min(rest, rates[kind])
             rest -= share

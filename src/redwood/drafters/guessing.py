@@ -16,6 +16,7 @@ from redwood.drafters.guesses import (
     choose_guesses,
     guess_rates,
 )
+from redwood.drafters.vocabulary import DraftVocabulary
 from redwood.tree import TokenTree
 
 _MOST_READ = 4096  # tokens of a prompt, the last ones, that are guessed from
@@ -35,13 +36,14 @@ class Guesser:
     Args:
         backend: of the draft model.
         most: nodes guessed at most in a pass for one row; 0: none.
+        vocabulary: tokens that it proposes.
 
     Attributes:
         num_guesses, num_hits: nodes guessed so far, and those of these that drafting came to.
     """
 
-    def __init__(self, backend: Backend, most: int) -> None:
-        self._backend, self._most = backend, most
+    def __init__(self, backend: Backend, most: int, vocabulary: DraftVocabulary) -> None:
+        self._backend, self._most, self._tokens = backend, most, vocabulary.tokens
         self._said, self._rates = Continuations(), guess_rates()
         self.num_guesses = self.num_hits = 0
 
@@ -95,7 +97,7 @@ class Guesser:
             due=size.nodes,
             rows=size.rows,
             times=size.pass_ms,
-            vocab_size=min(self._backend.vocab_size, context.vocab_size),
+            proposed=self._tokens,
         )
         if not guesses:
             return new, []

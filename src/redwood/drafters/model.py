@@ -17,6 +17,7 @@ from redwood.drafters.draft_tree import TreeBuilder
 from redwood.drafters.guesses import MOST_GUESSES
 from redwood.drafters.guessing import Guesser, PassSize
 from redwood.drafters.limits import NO_LIMITS, LevelPolicy, Limits, ModelLimits
+from redwood.drafters.vocabulary import DraftVocabulary
 from redwood.errors import ArgumentError, check_count
 from redwood.sampling import SamplingParams
 from redwood.tree import Law, TokenTree, children_of
@@ -47,6 +48,7 @@ class ModelDrafter:
     Attributes:
         num_passes: passes so far that drafted.
         guesser: chooses nodes that passes score in advance, and counts them.
+        vocabulary: tokens that it proposes.
         acceptance: rates by rank, for the default tree.
         reliability: by law, a table of acceptance rates by draft probability, learned over all
             texts.
@@ -86,7 +88,8 @@ class ModelDrafter:
         self._shapes: dict[tuple[int, tuple[float, ...]], list[list[int]]] = {}
         self.reliability = {law: AcceptanceTable([*model_prior(), _ANY_CHILD]) for law in Law}
         self.acceptance: Sequence[float] = DEFAULT_ACCEPTANCE
-        self.guesser, self.num_passes = Guesser(backend, guesses), 0
+        self.vocabulary = DraftVocabulary.of(backend)
+        self.guesser, self.num_passes = Guesser(backend, guesses, self.vocabulary), 0
 
     def is_static(self, context: Context) -> bool:
         """Returns whether the shape of this request's tree is fixed before tokens are drawn."""
@@ -173,7 +176,8 @@ class ModelDrafter:
         if self.is_static(context) and self._parents is None and not context.unsteered:
             budget = min(budget, limits.most_drawn or budget)
         shape = None if free else self._shape(context, budget)
-        row.last = TreeBuilder(context, law, shape, budget, free_slots, row.reliability.rates)
+        rates = row.reliability.rates
+        row.last = TreeBuilder(context, law, shape, budget, free_slots, rates, self.vocabulary)
         return row.last
 
     def _shape(self, context: Context, budget: int) -> list[list[int]]:
@@ -185,7 +189,7 @@ class ModelDrafter:
             if parents is None:
                 parents = optimal_tree(acceptance, budget, max_levels=self._levels(budget))
             shape = self._shapes[budget, acceptance] = children_of(parents[:budget])
-        choices = min(self.backend.vocab_size, context.vocab_size)
+        choices = self.vocabulary.columns(context.vocab_size)
         if max(map(len, shape)) > choices:
             raise ArgumentError(f"a node of the tree has more children than {choices} tokens")
         return shape

@@ -19,6 +19,7 @@ from redwood.datastore.search import LONGEST_MATCH, Continuations, look_up
 from redwood.drafters.context import Context
 from redwood.drafters.limits import NO_LIMITS, Limits
 from redwood.errors import ArgumentError, check_count
+from redwood.sources import Source
 from redwood.tree import TokenTree
 
 
@@ -139,10 +140,10 @@ class NgramDrafter:
         if context.prediction is not None:
             predicted, run = context.prediction.upcoming(budget - 1)
         table: Any = self._table_of(context)
-        tokens, parents, chances, _ = known.draft(
+        tokens, parents, chances, sources = known.draft(
             budget, self.max_branch, least, rates, table, stored, predicted, run
         )
-        return TokenTree.point([text[-1], *tokens], [-1, *parents], [1.0, *chances])
+        return TokenTree.point([text[-1], *tokens], [-1, *parents], [1.0, *chances], [0, *sources])
 
     def _published_tree(self, context: Context, known: AnyRetriever, budget: int) -> TokenTree:
         """By the priorities of the paper, which nothing that was measured or learned changes."""
@@ -154,8 +155,13 @@ class NgramDrafter:
             max_branch=self.max_branch,
             continuations=self._look_up(context, self._chunks, budget).token_lists(),
         )
+        source = int(Source.TEXT if self.own_text else Source.DATASTORE)
+        if self.own_text and self._chunks:  # it does not say which of the two
+            source = 0
         return TokenTree.point(
-            [text[-1], *(c.token_id for c in found)], [-1, *(c.parent for c in found)]
+            [text[-1], *(c.token_id for c in found)],
+            [-1, *(c.parent for c in found)],
+            sources=[0] + [source] * len(found),
         )
 
     def _look_up(self, context: Context, chunks: Sequence[Chunk], budget: int) -> Continuations:

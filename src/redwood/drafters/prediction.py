@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from redwood.algorithms.acceptance import AcceptanceTable
 from redwood.algorithms.source_rates import RUN_PRIOR
+from redwood.sources import Source
 from redwood.tree import TokenTree
 
 _LEAST_MATCH = 2  # tokens of a match that moves the cursor
@@ -50,7 +51,10 @@ class Prediction:
         rates = self._rates.rates
         chances = [rates[min(self._run + i, len(rates) - 1)] for i in range(len(tokens))]
         return TokenTree.point(
-            [root, *tokens], range(-1, len(tokens)), [1.0, *accumulate(chances, mul)]
+            [root, *tokens],
+            range(-1, len(tokens)),
+            [1.0, *accumulate(chances, mul)],
+            [0] + [int(Source.PREDICTION)] * len(tokens),
         )
 
     def follow(self, news: Sequence[int]) -> int:

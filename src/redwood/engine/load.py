@@ -19,6 +19,8 @@ from redwood.drafters.base import (
     open_datastore_drafter,
 )
 from redwood.drafters.names import AUTO, INDEX, NGRAM, NONE, TABLE, split_names
+from redwood.engine.draft_vocab import AUTO as AUTO_VOCAB
+from redwood.engine.draft_vocab import DRAFT_VOCAB, Vocab, outputs_of
 from redwood.engine.tables import keep_table, tables_of
 from redwood.engine.text import Engine
 from redwood.errors import ArgumentError
@@ -30,9 +32,6 @@ from redwood.planner.from_profile import open_planner
 
 DEFAULT_BUDGETS = {"eager": {"ngram": 12, "model": 6}, "native": {"ngram": 4, "model": 4}}
 """Nodes per step by backend and drafter, up to which a pass costs little more (docs/status.md)."""
-DRAFT_VOCAB = 49152
-"""First tokens of the vocabulary, which a model drafter scores: nearly all of a text's tokens."""
-
 DRAFT_WINDOW = 128
 """Prompt tokens that a model drafter prefills on a CPU by default: the last ones."""
 
@@ -58,7 +57,7 @@ def load(
     kv: str | None = None,
     threads: int | None = None,
     cpus: Sequence[int] | None = None,
-    draft_vocab: int | None = DRAFT_VOCAB,
+    draft_vocab: Vocab = AUTO_VOCAB,
     draft_weights: str = DRAFT_WEIGHTS,
     draft_window: int | str | None = "auto",
     parallel: str | None = None,
@@ -89,8 +88,11 @@ def load(
         weights: of the target on the native backend.
         kv, threads, cpus: of the native backend, for target and drafters; these four as for
             `redwood.backends.native.load.load_native`.
-        draft_vocab: tokens that a model drafter proposes on the native backend, the first ones of
-            the vocabulary, which are the common ones; None: all. The target's are not touched.
+        draft_vocab: tokens that a model drafter proposes on the native backend: a number, the first
+            ones of the vocabulary; "table" or the path of a table file, the tokens that the target
+            says most by it, 49,152 or as many as follow a colon ("said.table:8192"), and all
+            special ones; None or "all": all. "auto": by `table` where it ranks enough, else the
+            first 49,152. The target's are not touched. See docs/planner.md.
         draft_weights: as `weights`, of model drafters on the native backend: "draft" is 4 bits
             whatever the file holds.
             Other values of these two than the defaults are refused where nothing takes them.
@@ -110,7 +112,7 @@ def load(
         table_bytes: bound of that table's memory; None: 128 MiB.
 
     Raises:
-        TableError: a table that is damaged, or of another model.
+        TableError: a table that is damaged, or of another model; a ranking of other tokens.
         ModelError: a model that is missing or damaged.
         TokenizerMismatchError: a drafter that speaks other tokens.
         ArgumentError, CapacityError, ParallelError, UnsupportedError: see `open_model`.
@@ -138,7 +140,8 @@ def load(
     how: dict[str, Any] = dict(
         draft_vocab=draft_vocab, draft_weights=draft_weights, draft_window=draft_window
     )
-    how |= dict(tree=tree, law=law, table_bytes=table_bytes)
+    ends = eos_ids(folder, speaks, None if tokenizer is None else Path(tokenizer))
+    how |= dict(tree=tree, law=law, table_bytes=table_bytes, table=table, ends=ends)
     parts = _parts(drafter)
     if offload is not None:
         options["weights"] = None
@@ -167,7 +170,7 @@ def load(
         model,
         joined,
         tokenizer=speaks,
-        eos_ids=eos_ids(folder, speaks, None if tokenizer is None else Path(tokenizer)),
+        eos_ids=ends,
         budget=budget,
         planner=planner,
         max_rows=max_rows,
@@ -228,18 +231,22 @@ def open_drafter(
     name: str,
     tokenizer: Any,
     *,
-    draft_vocab: int | None = DRAFT_VOCAB,
+    draft_vocab: Vocab = AUTO_VOCAB,
     draft_weights: str = DRAFT_WEIGHTS,
     draft_window: int | str | None = "auto",
     tree: Sequence[int] | None = None,
     law: str = "without_replacement",
     table_bytes: int | None = None,
+    table: str | Path | None = None,
+    ends: Sequence[int] = (),
     **options: Any,
 ) -> NgramDrafter | ModelDrafter:
     """Returns a drafter by its name; arguments as of `load`, `options` those of `open_model`.
 
     Args:
         tokenizer: of the target.
+        table: that will be kept; it is read for the draft vocabulary alone.
+        ends: tokens that end a text.
 
     Raises: as `load`.
     """
@@ -252,7 +259,8 @@ def open_drafter(
         return NgramDrafter(own_text=False, table=successor_table(most))
     if name.startswith(INDEX):
         return open_datastore_drafter(name.removeprefix(INDEX), tokenizer)
-    folder, backend = open_model(name, outputs=draft_vocab, draft_weights=draft_weights, **options)
+    outputs = outputs_of(draft_vocab, table, tokenizer, ends)
+    folder, backend = open_model(name, outputs=outputs, draft_weights=draft_weights, **options)
     if backend.name != "native":
         _refuse_draft_options(draft_vocab, draft_weights, f"the {backend.name} backend runs {name}")
     source = gguf_path(name)
@@ -265,8 +273,8 @@ def open_drafter(
     return ModelDrafter(backend, tree, law=law, window=cast("int | None", draft_window))
 
 
-def _refuse_draft_options(draft_vocab: int | None, draft_weights: str, why: str) -> None:
-    if draft_vocab not in (None, DRAFT_VOCAB) or draft_weights != DRAFT_WEIGHTS:
+def _refuse_draft_options(draft_vocab: Vocab, draft_weights: str, why: str) -> None:
+    if draft_vocab not in (None, AUTO_VOCAB, DRAFT_VOCAB) or draft_weights != DRAFT_WEIGHTS:
         raise ArgumentError(
             f"draft_vocab and draft_weights are for models that draft on the native backend: {why}"
         )

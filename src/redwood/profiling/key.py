@@ -77,7 +77,10 @@ def _identity(name: str) -> str:
 
 
 def _draft_identity(name: str, drafter: Drafter) -> str:
-    """As `_identity`, with the tokens it scores: its head may be cut; "" without a model."""
+    """As `_identity`, with how many tokens it scores: its head may be cut; "" without a model.
+
+    Which ones does not count: a pass takes as long, and a ranking changes with every text.
+    """
     if not isinstance(drafter, ModelDrafter):
         return ""
     return f"{_identity(name)} vocabulary {drafter.backend.vocab_size}"

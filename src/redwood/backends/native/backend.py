@@ -56,14 +56,17 @@ class NativeBackend:
         isa: an instruction set of `_native.instruction_sets()`, or "auto", the best of them.
         outputs: score only this many tokens, the first ones; None: all. Drafters may leave out
             rare tokens, which a byte-pair vocabulary has at its end: the head is then cheaper.
+        output_ids: int64, ascending: score these tokens alone; `matrices` has their rows as its
+            "output". Not together with `outputs`.
 
     Attributes:
-        num_embeddings: tokens it can read; `vocab_size` are those it scores.
+        num_embeddings: tokens it can read; `vocab_size` are those it scores, one a column.
+        output_ids: int64 [vocab_size], the tokens of the columns; None: column i is token i.
         batch_invariant: a node's logits are bit for bit the same whatever else a pass scores.
         own_threads: it computes with threads of its own, not with PyTorch's.
 
     Raises:
-        ArgumentError: weights that do not fit the spec, threads out of 1..64.
+        ArgumentError: weights that do not fit the spec, threads out of 1..64, ids out of order.
     """
 
     name = "native"
@@ -83,9 +86,14 @@ class NativeBackend:
         cpus: Sequence[int] = (),
         isa: str = "auto",
         outputs: int | None = None,
+        output_ids: NDArray[np.int64] | None = None,
     ) -> None:
         matrices, outputs = dict(matrices), spec.vocab_size if outputs is None else outputs
-        if outputs != spec.vocab_size:
+        self.output_ids: Tensor | None = None
+        if output_ids is not None:
+            _check_ids(output_ids, spec.vocab_size)
+            outputs, self.output_ids = len(output_ids), torch.tensor(output_ids)
+        elif outputs != spec.vocab_size:
             matrices["output"] = _first_rows(matrices["output"], outputs, spec)
         config = {
             name: getattr(spec, name)
@@ -208,3 +216,9 @@ def _first_rows(
         )
     layout, data = matrix
     return layout, data[: extension().packed_bytes(layout, rows, spec.hidden)]
+
+
+def _check_ids(ids: NDArray[np.int64], vocab_size: int) -> None:
+    ordered = ids.ndim == 1 and len(ids) > 0 and bool((ids[1:] > ids[:-1]).all())
+    if not ordered or ids[0] < 0 or ids[-1] >= vocab_size:
+        raise ArgumentError(f"outputs must be tokens below {vocab_size}, each once, ascending")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ def load_native(
     cpus: Sequence[int] = (),
     isa: str = "auto",
     name: str | None = None,
-    outputs: int | None = None,
+    outputs: int | NDArray[np.int64] | None = None,
 ) -> NativeBackend:
     """Returns the native backend for a GGUF file, or for the safetensors of a folder.
 
@@ -53,7 +54,8 @@ def load_native(
         threads: None: one for each processor that this process may use, container limits counted.
         cpus: processors to pin the threads to, but for the calling one; none: not pinned.
         isa: see `NativeBackend`.
-        outputs: see `NativeBackend`; with fewer tokens than that, all are scored.
+        outputs: tokens that it scores, the first ones, or these ids (ascending), whose rows of the
+            head are then packed apart; see `NativeBackend`. Those past the model's are left out.
         name: under which `redwood models` knows the model; None: its path.
 
     Raises:
@@ -67,7 +69,7 @@ def load_native(
     check_options(weights, kv, threads, cpus)
     if capacity is not None and (type(capacity) is not int or capacity < 2):
         raise CapacityError(f"capacity {capacity} must be a whole number of at least 2")
-    if outputs is not None:
+    if outputs is not None and not isinstance(outputs, np.ndarray):
         check_count("outputs", outputs)
     if threads is None:
         threads = default_threads()
@@ -83,6 +85,15 @@ def load_native(
         )
         if source.spec.tied:
             matrices["output"] = matrices["embed"]
+        total = source.spec.vocab_size
+        chosen: dict[str, Any] = {}
+        if isinstance(outputs, np.ndarray):
+            ids = outputs[outputs < total]
+            if len(ids) < total:
+                matrices["output"] = _rows_of_head(source, ids, weights, threads)
+                chosen["output_ids"] = ids
+        elif outputs is not None:
+            chosen["outputs"] = min(outputs, total)
         backend = NativeBackend(
             source.spec,
             matrices,
@@ -92,10 +103,26 @@ def load_native(
             threads=threads,
             cpus=cpus,
             isa=isa,
-            outputs=None if outputs is None else min(outputs, source.spec.vocab_size),
+            **chosen,
         )
     _probe(backend)
     return backend
+
+
+def _rows_of_head(
+    source: WeightSource, ids: NDArray[np.int64], weights: str, threads: int
+) -> tuple[str, NDArray[np.uint8]]:
+    """The rows of the output layer for these tokens, packed as all of it is."""
+    name = "embed" if source.spec.tied else "output"
+    whole = source.get(name)
+    assert whole is not None
+    if ids.ndim != 1 or not len(ids) or ids.min() < 0:
+        raise ArgumentError(f"outputs must be tokens below {whole.rows}")
+    order = ids.astype(np.int32) if whole.row_order is None else whole.row_order[ids]
+    some = replace(whole, rows=len(ids), row_order=np.ascontiguousarray(order))
+    out = np.empty(packed_files.packed_size(name, some, weights), np.uint8)
+    packed_files.pack(name, some, weights, out, threads)
+    return packed_files.format_of(name, some, weights), out
 
 
 def _probe(backend: NativeBackend) -> None:

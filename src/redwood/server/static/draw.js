@@ -2,12 +2,15 @@
 // Text from the model enters the page by `textContent` only, never as markup.
 
 import * as layout from "./layout.js";
+import { shownSource, sourcesInWords, sourcesOf } from "./sources.js";
 import { stepInWords, visible, visibleParts } from "./trace.js";
 
 const DRAWN = 256; // nodes in one picture
 const LARGEST = 1.25; // small trees in a large box: letters no larger than the page's
 const SMALLEST = 0.62; // below this scale labels cannot be read: the box scrolls instead
 const MEAN_OVER = 16;
+const LETTER = 7; // width of a source's letter
+const STRIP = 3; // height of the strip that shows sources
 
 /** Returns an HTML element. `children` are elements or text. */
 export function el(name, properties = {}, ...children) {
@@ -43,6 +46,7 @@ export function drawTree(box, item) {
   const path = new Set(item.accepted.map((node) => place.get(node)));
   const kinds = shown.map((node, i) => (i === 0 ? "root" : path.has(i) ? "accepted" : "refused"));
   const titles = shown.map((node) => titleOf(item, node));
+  const sources = shown.map((node) => item.sources[node].map(shownSource));
   if (item.bonus) {
     path.add(parents.length);
     parents.push(place.get(item.accepted.at(-1)));
@@ -50,7 +54,8 @@ export function drawTree(box, item) {
     kinds.push("bonus");
     titles.push(`${visible(item.bonus.text, 60)} · bonus token ${item.bonus.token ?? ""}`);
   }
-  const widths = texts.map((text) => layout.labelWidth(visible(text)));
+  const room = texts.map((_, i) => (sources[i]?.length ? sources[i].length * LETTER + 2 : 0));
+  const widths = texts.map((text, i) => layout.labelWidth(visible(text)) + room[i]);
   const placed = layout.layoutTree(parents, widths, path);
 
   const picture = svg("svg", {
@@ -63,16 +68,18 @@ export function drawTree(box, item) {
   }
   placed.nodes.forEach((node, i) => {
     const top = node.y - layout.PILL / 2;
-    const label = svg("text", { x: node.x + node.width / 2, y: node.y + 4.5 });
+    const label = svg("text", { x: node.x + (node.width - room[i]) / 2, y: node.y + 4.5 });
     for (const part of visibleParts(texts[i])) {
       label.append(svg("tspan", part.sign ? { class: "sign" } : {}, part.text));
     }
     const frame = { x: node.x, y: top, width: node.width, height: layout.PILL, rx: 6 };
     const title = svg("title", {}, titles[i]);
-    picture.append(svg("g", { class: `node ${kinds[i]}` }, title, svg("rect", frame), label));
+    const marks = sourceMarks(sources[i] ?? [], node, top);
+    const drawn = [title, svg("rect", frame), label, ...marks];
+    picture.append(svg("g", { class: `node ${kinds[i]}` }, ...drawn));
   });
-  const room = { width: box.clientWidth - 2, height: box.clientHeight - 2 };
-  const fit = Math.min(LARGEST, room.width / placed.width, room.height / placed.height);
+  const space = { width: box.clientWidth - 2, height: box.clientHeight - 2 };
+  const fit = Math.min(LARGEST, space.width / placed.width, space.height / placed.height);
   const scale = Math.max(SMALLEST, fit);
   picture.setAttribute("width", Math.floor(placed.width * scale));
   picture.setAttribute("height", Math.floor(placed.height * scale));
@@ -80,10 +87,33 @@ export function drawTree(box, item) {
   return item.parents.length - shown.length;
 }
 
+/** A strip at the bottom of a node, a part for each source, and their letters at its right end. */
+function sourceMarks(sources, node, top) {
+  const part = (node.width - 8) / sources.length;
+  return sources.flatMap((source, i) => {
+    const strip = `M${node.x + 4 + i * part} ${top + layout.PILL - STRIP - 1}h${part}v${STRIP}h${-part}z`;
+    const x = node.x + node.width - 4 - (sources.length - i - 0.5) * LETTER;
+    return [
+      svg("path", { d: strip, class: `source ${source.kind}` }),
+      svg("text", { x, y: top + 10, class: `letter ${source.kind}` }, source.letter),
+    ];
+  });
+}
+
+/** Writes the sources of a step's nodes into the legend `list`, behind what stands there always. */
+export function writeSources(list, item) {
+  list.querySelectorAll(".source").forEach((old) => old.remove());
+  for (const { kind, letter, words } of sourcesOf(item)) {
+    const key = el("span", { className: `key letter ${kind}` }, letter);
+    list.append(el("li", { className: "source" }, key, words));
+  }
+}
+
 function titleOf(item, node) {
   const token = `${visible(item.texts[node], 60)} · token ${item.tokens[node] ?? "?"} · node ${node}`;
   if (node === 0) return `${token} · root: the last token of the text so far`;
-  return `${token} · ${item.accepted.includes(node) ? "accepted" : "drafted, not accepted"}`;
+  const state = item.accepted.includes(node) ? "accepted" : "drafted, not accepted";
+  return `${token} · ${state}${sourcesInWords(item.sources[node])}`;
 }
 
 /** Writes the tree of a step as nested lists into `box`. */
@@ -92,7 +122,8 @@ export function writeTree(box, item) {
   const parts = item.parents.map((parent, node) => {
     const on = item.accepted.includes(node);
     const state = node === 0 ? "root" : on ? "accepted" : "not accepted";
-    const part = el("li", {}, ...tokenSpans(item.texts[node], 60), ` – ${state}`);
+    const words = ` – ${state}${sourcesInWords(item.sources[node])}`;
+    const part = el("li", {}, ...tokenSpans(item.texts[node], 60), words);
     if (parent < 0) lists[0].append(part);
     return part;
   });

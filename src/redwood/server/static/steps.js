@@ -1,6 +1,6 @@
 // The right side of the page: the tree of a step, the numbers, the chart, the list, and replay.
 
-import { drawChart, drawTree, el, tokenSpans, writeTree } from "./draw.js";
+import { drawChart, drawTree, el, tokenSpans, writeSources, writeTree } from "./draw.js";
 import {
   History, Pacer, count, numbersOf, readRecording, readStep, writeRecording,
 } from "./trace.js";
@@ -214,6 +214,7 @@ export class StepsPanel {
         ? `${drafted} drafted, ${item.accepted.length - 1} accepted`
         : "nothing drafted: plain decoding"),
     );
+    writeSources($("legend"), item);
     const left = drawTree($("tree"), item);
     $("tree-note").textContent = left ? `${count(left, "more node")} not drawn.` : "";
     $("tree-note").hidden = !left;

@@ -1,6 +1,8 @@
 // What is known of an answer's steps: reading them, the last 500 of them, and the statistics.
 // Nothing here touches the page, so Node can test it.
 
+import { readSources } from "./sources.js";
+
 export const HISTORY = 500;
 const MAX_NODES = 4096; // far above any tree that pays: more is a damaged file
 const WINDOW = 16; // steps that "now" looks back
@@ -50,8 +52,9 @@ function need(condition, words) {
 /**
  * Returns the step that a chunk's `redwood` field describes.
  *
- * Result: `step`, `parents`, `tokens`, `texts` (by node id, 0 is the root), `accepted` (node ids,
- * the root first), `bonus` ({token, text} or null), `seconds` (by kind, this answer so far),
+ * Result: `step`, `parents`, `tokens`, `texts`, `sources` (by node id, 0 is the root; of each node
+ * the names of what drafted it, none where it is not known), `accepted` (node ids, the root first),
+ * `bonus` ({token, text} or null), `seconds` (by kind, this answer so far),
  * `generated`. Throws an Error that says what is wrong.
  */
 export function readStep(raw) {
@@ -78,6 +81,7 @@ export function readStep(raw) {
     parents,
     tokens: raw.nodes.map((node) => (isCount(node.token) ? node.token : null)),
     texts: raw.nodes.map((node) => String(node.text ?? "")),
+    sources: raw.nodes.map((node, i) => (i === 0 ? [] : readSources(node.sources))),
     accepted: [...accepted],
     bonus: raw.bonus ? { token: raw.bonus.token ?? null, text: String(raw.bonus.text ?? "") } : null,
     seconds,
@@ -250,7 +254,7 @@ export function writeRecording(items) {
   return items
     .map((item) => {
       const nodes = item.parents.map((parent, node) => ({
-        parent, token: item.tokens[node], text: item.texts[node],
+        parent, token: item.tokens[node], text: item.texts[node], sources: item.sources[node],
       }));
       const { step, accepted, bonus, seconds, generated } = item;
       const redwood = { step, nodes, accepted, bonus, seconds, generated };
