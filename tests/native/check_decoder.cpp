@@ -11,7 +11,7 @@
 namespace {
 using namespace check;
 
-constexpr int64_t kVocab = 50, kStride = 64;
+constexpr int64_t kVocab = 50, kStride = 64, kFfn = 300;
 
 // A model with every part a model may have, of weights in several formats.
 struct Made {
@@ -30,7 +30,7 @@ struct Made {
 
   explicit Made(bool half_cache) {
     Model& m = model;
-    m.hidden = 256, m.heads = 6, m.kv_heads = 2, m.head_dim = 24, m.ffn = 300, m.vocab = m.outputs = kVocab;
+    m.hidden = 256, m.heads = 6, m.kv_heads = 2, m.head_dim = 24, m.vocab = m.outputs = kVocab;
     m.half_cache = half_cache, m.gelu = !half_cache;
     m.attention_scale = 0.2f, m.embedding_scale = 3.0f;
     m.attention_softcap = half_cache ? 0.0f : 30.0f, m.logit_softcap = half_cache ? 0.0f : 20.0f;
@@ -43,9 +43,9 @@ struct Made {
       l.k = matrix(i ? "Q8_0" : "Q5_K", i ? Format::kA8 : Format::kK5, kv, m.hidden);
       l.v = matrix("Q6_K", Format::kK6, kv, m.hidden);
       l.o = matrix("F32", i ? Format::kF16 : Format::kA4, m.hidden, heads);
-      l.gate = matrix("Q4_0", Format::kA4, m.ffn, m.hidden);
-      l.up = matrix("Q5_1", Format::kA5M, m.ffn, m.hidden);
-      l.down = matrix("F32", i ? Format::kA8 : Format::kBF16, m.hidden, m.ffn);
+      l.gate = matrix("Q4_0", Format::kA4, kFfn, m.hidden);
+      l.up = matrix("Q5_1", Format::kA5M, kFfn, m.hidden);
+      l.down = matrix("F32", i ? Format::kA8 : Format::kBF16, m.hidden, kFfn);
       l.attn_norm = vector(m.hidden, 1.0f, 0.1f), l.ffn_norm = vector(m.hidden, 1.0f, 0.1f);
       if (i == 1) l.q_bias = normals(heads), l.k_bias = normals(kv), l.v_bias = normals(kv);
       if (i == 2) l.q_norm = vector(m.head_dim, 1, 0.1f), l.k_norm = vector(m.head_dim, 1, 0.1f);
