@@ -67,6 +67,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": _YARN,
         },
     ),
+    "internlm3": ("InternLM3", {"head_dim": 16, "attention_bias": True, "mlp_bias": True}),
     "smollm3": (
         "SmolLM3",
         {"num_hidden_layers": 5, "no_rope_layer_interval": 4, "tie_word_embeddings": True},
@@ -90,11 +91,16 @@ def family_config(family: str, **changes: Any) -> Any:
 
 
 def family_model(family: str, **changes: Any) -> Any:
-    """A random model in float32 whose norms, biases and routers are not all ones and zeros."""
+    """A random model in float32."""
     torch.manual_seed(0)
     config = family_config(family, **changes)
     config._attn_implementation = "eager"
-    model = getattr(transformers, f"{FAMILIES[family][0]}ForCausalLM")(config).eval()
+    name = "Llama" if family == "internlm3" else FAMILIES[family][0]
+    return varied(getattr(transformers, f"{name}ForCausalLM")(config).eval())
+
+
+def varied(model: Any) -> Any:
+    """The model with norms, biases and routers that are not all ones, zeros or alike."""
     with torch.no_grad():
         tensors = [*model.named_parameters(), *model.named_buffers()]
         for name, tensor in tensors:
@@ -105,6 +111,39 @@ def family_model(family: str, **changes: Any) -> Any:
             elif "_proj_bias" in name or "experts." in name:
                 tensor.copy_(0.2 * torch.randn_like(tensor))
     return model
+
+
+_TEXT: dict[str, Any] = {
+    **_SMALL,
+    "head_dim": 16,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "mrope_section": [4, 2, 2],
+        "mrope_interleaved": True,
+    },
+}
+_VISION: dict[str, Any] = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+_VISION |= {"out_hidden_size": 32, "deepstack_visual_indexes": [0], "num_position_embeddings": 16}
+IMAGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3vl": ("Qwen3VL", _TEXT),
+    "qwen3vlmoe": ("Qwen3VLMoe", {**_TEXT, **_QWEN_MOE}),
+}
+
+
+def image_model(name: str) -> Any:
+    """A random model with images; what it says of text alone is what is computed here."""
+    torch.manual_seed(0)
+    kind, text = IMAGES[name]
+    config = getattr(transformers, f"{kind}Config")(
+        text_config=copy.deepcopy(text),
+        vision_config=_VISION,
+        tie_word_embeddings=False,
+        **{f"{part}_token_id": 90 + i for i, part in enumerate(("image", "video"))},
+        **{f"vision_{part}_token_id": 92 + i for i, part in enumerate(("start", "end"))},
+    )
+    config._attn_implementation = "eager"
+    return varied(getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval())
 
 
 GGUF = {

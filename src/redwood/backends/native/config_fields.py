@@ -26,7 +26,12 @@ _HARMLESS = frozenset(
         *("max_window_layers", "use_sliding_window", "sliding_window_pattern", "sliding_window"),
         *("layer_types", "original_max_position_embeddings", "no_rope_layer_interval"),
         *("rope_theta", "rope_scaling", "partial_rotary_factor", "rope_local_base_freq"),
-        *("num_nextn_predict_layers", "_sliding_window_pattern", "cache_implementation"),
+        *(
+            "tie_word_embeddings",
+            "num_nextn_predict_layers",
+            "_sliding_window_pattern",
+            "cache_implementation",
+        ),
     }
 )
 """Settings that change no logits, or say again what other ones say."""

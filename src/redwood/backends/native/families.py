@@ -21,6 +21,8 @@ class Family:
     Attributes:
         model_type, model_class: of config.json; none: folders are not read.
         gguf: general.architecture of GGUF files; none: they are not read.
+        images: model_type and class of a model with images whose text part is of this family, and
+            general.architecture of GGUF files of that part. Images are not read.
         traits: fields of `DecoderSpec` that all models of the family share.
         bias: setting that gives queries, keys and values a bias; "always": they have one.
         output_bias: the same setting gives one to the projection after attention.
@@ -55,6 +57,7 @@ class Family:
     experts: str = ""
     neighbours: bool = False
     gguf_neighbours: bool = False
+    images: tuple[str, str, str] = ("", "", "")
     names: Mapping[str, str] = field(default_factory=dict)
     gguf_names: Mapping[str, str] = field(default_factory=dict)
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -104,6 +107,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family(*("qwen2", "Qwen2ForCausalLM", "qwen2"), bias="always", windows="layer_types"),
     "qwen3": Family(
         *("qwen3", "Qwen3ForCausalLM", "qwen3", {"qk_norm": True}),
+        images=("qwen3_vl", "Qwen3VLForConditionalGeneration", "qwen3vl"),
         bias="attention_bias",
         output_bias=True,
         windows="layer_types",
@@ -117,6 +121,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma3": Family(
         *("gemma3_text", "Gemma3ForCausalLM", "gemma3", {"post_norms": True, "qk_norm": True}),
+        images=("gemma3", "Gemma3ForConditionalGeneration", ""),
         bias="attention_bias",
         output_bias=True,
         windows="layer_types",
@@ -142,6 +147,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen3moe": Family(
         *("qwen3_moe", "Qwen3MoeForCausalLM", "qwen3moe", {"qk_norm": True}),
+        images=("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration", "qwen3vlmoe"),
         bias="attention_bias",
         output_bias=True,
         windows="all",
@@ -193,6 +199,12 @@ FAMILIES: dict[str, Family] = {
         },
         gguf_names={"ffn_norm": "post_attention_norm.weight", "sinks": "attn_sinks.weight"},
         gguf_traits={"glu_limit": 7.0, "glu_alpha": 1.702},
+    ),
+    "internlm3": Family(
+        *("internlm3", "InternLM3ForCausalLM"),
+        bias="attention_bias",
+        output_bias=True,
+        mlp_bias="mlp_bias",
     ),
     "smollm3": Family(
         *("smollm3", "SmolLM3ForCausalLM", "smollm3"),
@@ -281,16 +293,26 @@ GEMMA = ("gemma2", "gemma3")
 def by_model_type(model_type: object) -> str | None:
     """Returns the family of a config.json's model_type, or None."""
     for name, family in FAMILIES.items():
-        if family.model_type == model_type:
-            return name
+        if model_type in (family.model_type, family.images[0]):
+            return name if model_type else None
+    return None
+
+
+def by_gguf(architecture: object) -> str | None:
+    """Returns the family of a general.architecture, or None; llama's without experts."""
+    for name, family in FAMILIES.items():
+        if architecture in (family.gguf, family.images[2]):
+            return name if architecture else None
     return None
 
 
 def model_types() -> list[str]:
     """Returns every model_type that is read."""
-    return [family.model_type for family in FAMILIES.values() if family.model_type]
+    named = [(family.model_type, family.images[0]) for family in FAMILIES.values()]
+    return [kind for kinds in named for kind in kinds if kind]
 
 
 def gguf_architectures() -> list[str]:
     """Returns every general.architecture that is read; Mistral and Mixtral are llama there."""
-    return [family.gguf for family in FAMILIES.values() if family.gguf]
+    named = [(family.gguf, family.images[2]) for family in FAMILIES.values()]
+    return [kind for kinds in named for kind in kinds if kind]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from redwood.backends.native.families import FAMILIES, GEMMA
+from redwood.backends.native.families import FAMILIES, GEMMA, by_gguf, gguf_architectures
 from redwood.errors import ModelError, UnsupportedError
 from redwood.models._gguf import GGUFFile
 from redwood.models._gguf_parts import GGUFModel
@@ -39,14 +39,13 @@ class Keys:
         architecture = file.metadata.get("general.architecture")
         if not isinstance(architecture, str):
             raise ModelError(f"{file.path} does not say its general.architecture")
-        known = {family.gguf: name for name, family in FAMILIES.items() if family.gguf}
-        if architecture not in known:
+        family = by_gguf(architecture)
+        if family is None:
             raise UnsupportedError(
                 f"{file.path}: architecture {architecture!r} is not supported, only "
-                f"{', '.join(known)}"
+                f"{', '.join(gguf_architectures())}"
             )
-        self.architecture = architecture
-        self.family = known[architecture]
+        self.architecture, self.family = architecture, family
         if architecture == "llama" and self.get("expert_count"):
             self.family = "mixtral"
 
@@ -101,6 +100,8 @@ class Keys:
             raise UnsupportedError(f"{self.file.path} is a {metadata['general.type']}, no model")
         family = FAMILIES[self.family]
         known = _KNOWN | (_EXPERTS if family.experts else set())
+        if self.architecture == family.images[2]:  # what images alone need
+            known = known | {"rope.dimension_sections", "n_deepstack_layers"}
         if family.traits.get("parallel"):
             known = known | {"logit_scale"}
         for key in metadata:

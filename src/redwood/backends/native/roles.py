@@ -26,11 +26,11 @@ LANES = 16
 
 
 class Shape(NamedTuple):
-    """Rows and columns of a weight; 0 rows mark a vector. `count`: of how many experts."""
+    """Rows and columns of a weight; 0 rows mark a vector. `experts`: of how many."""
 
     rows: int
     cols: int
-    count: int = 1
+    experts: int = 1
 
 
 def shapes(spec: DecoderSpec, layer: int | None) -> dict[str, Shape]:

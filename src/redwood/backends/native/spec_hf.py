@@ -62,8 +62,11 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
     architecture = by_model_type(config.model_type)
     if architecture is None:
         raise _unsupported(config.model_type, where)
-    family, fields = FAMILIES[architecture], Fields(config, where)
-    _refuse_switches(fields)
+    family, tied = FAMILIES[architecture], bool(config.tie_word_embeddings)
+    if config.model_type == family.images[0]:
+        config = config.text_config
+    fields = Fields(config, where)
+    _refuse_switches(fields, family)
     hidden, heads = fields.count("hidden_size"), fields.count("num_attention_heads")
     head_dim = hidden // heads
     if fields.get("head_dim") is not None:
@@ -98,7 +101,7 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
         windows=windows,
         rope_of_layer=rope_of_layer,
         ropes=ropes,
-        tied=bool(fields.get("tie_word_embeddings")),
+        tied=tied,
         attention_bias=biased,
         output_bias=biased and family.output_bias,
         logit_scale=float32(fields.number("logit_scale") if traits.get("parallel") else 1.0),
@@ -121,7 +124,8 @@ def _refuse_fields(fields: Mapping[str, Any], path: Path) -> None:
     family = by_model_type(kind) if isinstance(kind, str) else None
     if family is None:
         raise _unsupported(kind, path)
-    expected = FAMILIES[family].model_class
+    images = FAMILIES[family].images
+    expected = images[1] if kind == images[0] else FAMILIES[family].model_class
     classes = fields.get("architectures") or [expected]
     if not isinstance(classes, list) or expected not in classes:
         raise UnsupportedError(f"{path}: the model is {classes}, not {expected}")
@@ -137,9 +141,8 @@ def _refuse_fields(fields: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def _refuse_switches(fields: Fields) -> None:
+def _refuse_switches(fields: Fields, family: Family) -> None:
     where, kind = fields.where, fields.get("model_type")
-    family = FAMILIES[by_model_type(kind) or ""]
     if not family.mlp_bias and fields.get("mlp_bias"):
         raise UnsupportedError(f"{where}: biases in the MLP (mlp_bias) are not supported")
     if fields.get("use_bidirectional_attention"):
@@ -171,6 +174,8 @@ def _windows(fields: Fields, family: Family) -> tuple[int, ...]:
         sliding = [False] * layers
     elif family.windows == "all":
         sliding = [window is not None] * layers
+    elif stated is None and family.images[0] and window is None:
+        sliding = [False] * layers  # a text part whose class knows no windows
     else:
         sliding = [kind == "sliding_attention" for kind in _layer_types(fields)]
         if family.window_switch and not fields.flag(family.window_switch) and any(sliding):
@@ -248,6 +253,8 @@ def _rope(
         raise UnsupportedError(
             f"{where}: partial_rotary_factor {share} is not defined for {family.model_type}"
         )
+    if family.images[0]:  # of a text all three positions are the same
+        parameters = {k: v for k, v in parameters.items() if not k.startswith("mrope")}
     return make_rope(
         parameters,
         int(head_dim * share),

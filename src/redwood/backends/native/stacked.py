@@ -46,9 +46,32 @@ def chunks(
     return Places((name,), tensor.kind, load)
 
 
+_IMAGES = tuple(
+    f"{prefix}{part}."
+    for prefix in ("", "model.")
+    for part in ("visual", "vision_tower", "multi_modal_projector")
+)
+_TEXT = ("model.language_model.", "language_model.model.")
+
+
+def text_part(stored: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Returns the tensors of a model's text part under the names they have without images."""
+    prefix = next((p for p in _TEXT if f"{p}embed_tokens.weight" in stored), None)
+    if prefix is None:
+        return dict(stored)
+    found = {}
+    for name, tensor in stored.items():
+        if name.startswith(prefix):
+            name = "model." + name.removeprefix(prefix)
+        elif name.startswith(_IMAGES):
+            continue
+        found[name.removeprefix("language_model.")] = tensor
+    return found
+
+
 def stacked_experts(where: Path, stored: Mapping[str, Stored], name: str, shape: Shape) -> Places:
     """All experts in one tensor, [experts, rows, cols] or [experts, cols]; errors as `chunks`."""
-    full = (shape.count, shape.rows, shape.cols) if shape.rows else (shape.count, shape.cols)
+    full = (shape.experts, shape.rows, shape.cols) if shape.rows else (shape.experts, shape.cols)
     tensor = _tensor(where, stored, name, full)
     return Places((name,), tensor.kind, tensor.load)
 
@@ -68,7 +91,7 @@ def folder_experts(
     fused = f"{stem}.experts." + ("down_proj" if role == "expert_down" else "gate_up_proj")
     if fused in stored:
         return _fused(where, stored, fused, role, shape)
-    names = tuple(name.format(expert) for expert in range(shape.count))
+    names = tuple(name.format(expert) for expert in range(shape.experts))
     tensors = [_tensor(where, stored, each, (shape.rows, shape.cols)) for each in names]
     kinds = {tensor.kind for tensor in tensors}
     if len(kinds) > 1:
@@ -82,9 +105,16 @@ def folder_experts(
 def _fused(where: Path, stored: Mapping[str, Stored], name: str, role: str, shape: Shape) -> Places:
     """[experts, gate and then up, inputs], or [experts, outputs, inputs] of the second product."""
     parts = 1 if role == "expert_down" else 2
-    tensor = _tensor(where, stored, name, (shape.count, parts * shape.rows, shape.cols))
     which = int(role == "expert_up")
-    load = partial(_slices, tensor.load, (shape.count, parts), which) if parts > 1 else tensor.load
+    count, rows, cols = shape.experts, shape.rows, shape.cols
+    if rows * parts != cols and stored[name].shape == (count, cols, parts * rows):  # Qwen3-VL's
+        tensor = stored[name]
+        load = partial(_turned, tensor, (count, cols, parts, rows), which, halves=True)
+        return Places((name,), tensor.kind, load)
+    tensor = _tensor(where, stored, name, (count, parts * rows, cols))
+    load = (
+        partial(_slices, tensor.load, (shape.experts, parts), which) if parts > 1 else tensor.load
+    )
     return Places((name,), tensor.kind, load)
 
 
@@ -93,7 +123,7 @@ def _gpt_oss(
 ) -> Places:
     parts = 2 if role.startswith(("expert_gate", "expert_up")) else 1
     which = int(role.startswith("expert_up"))
-    count, rows, cols = shape.count, shape.rows, shape.cols
+    count, rows, cols = shape.experts, shape.rows, shape.cols
     if not rows:  # biases
         tensor = _tensor(where, stored, name, (count, parts * cols))
         return Places((name,), tensor.kind, partial(_every, tensor, (count, cols, parts), which))
@@ -160,11 +190,15 @@ def _every(tensor: Stored, shape: tuple[int, int, int], which: int) -> Bytes:
     return _fixed(tensor.load().reshape(*shape, size)[:, :, which])
 
 
-def _turned(tensor: Stored, shape: tuple[int, int, int, int], which: int) -> Bytes:
-    """[experts, inputs, outputs, parts] to rows of outputs."""
+def _turned(
+    tensor: Stored, shape: tuple[int, int, int, int], which: int, halves: bool = False
+) -> Bytes:
+    """[experts, inputs, outputs, parts] to rows of outputs; `halves`: parts before outputs."""
     size = _row_bytes(tensor.kind, 1)
     numbers = tensor.load().reshape(-1).view(np.uint16 if size == 2 else np.uint32)
-    turned = np.ascontiguousarray(numbers.reshape(shape)[..., which].transpose(0, 2, 1))
+    table = numbers.reshape(shape)
+    part = table[:, :, which] if halves else table[..., which]
+    turned = np.ascontiguousarray(part.transpose(0, 2, 1))
     return _fixed(turned.view(np.uint8))
 
 

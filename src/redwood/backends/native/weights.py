@@ -34,7 +34,13 @@ from redwood.backends.native.safetensors_file import Bytes, Stored, stored_tenso
 from redwood.backends.native.spec import DecoderSpec
 from redwood.backends.native.spec_gguf import spec_from_gguf
 from redwood.backends.native.spec_hf import spec_from_folder
-from redwood.backends.native.stacked import Places, chunks, folder_experts, stacked_experts
+from redwood.backends.native.stacked import (
+    Places,
+    chunks,
+    folder_experts,
+    stacked_experts,
+    text_part,
+)
 from redwood.errors import ArgumentError, ModelError, UnsupportedError
 from redwood.models._gguf import BLOCKS
 from redwood.models._gguf_parts import GGUFModel
@@ -162,6 +168,8 @@ def open_folder(path: Path, capacity: int | None = None) -> WeightSource:
             for name, tensor in stored_tensors(path, stack).items()
             if not name.endswith(".rotary_emb.inv_freq")  # old Llama files; Transformers skips it
         }
+        if family_of(spec).images[0]:
+            stored = text_part(stored)
         if spec.tied and "lm_head.weight" in stored:
             spec = _untied_if_different(spec, stored)
         weights = _assign(
@@ -183,7 +191,7 @@ def _assign(
     spec: DecoderSpec, stored: Mapping[str, Stored], where: Path, find: _Find, layer_name: str
 ) -> dict[tuple[str, int | None], Weight]:
     """Gives every role its tensor and every tensor a role."""
-    weights, used = {}, set()
+    weights, used = {}, set[str]()
     for layer in (None, *range(spec.layers)):
         for role, shape in shapes(spec, layer).items():
             places = find(spec, stored, role, layer, shape)
@@ -207,20 +215,20 @@ def _left_over(name: str, spec: DecoderSpec, where: Path, layer_name: str) -> Ex
 def _weight(spec: DecoderSpec, role: str, shape: Shape, places: Places) -> Weight:
     kind, load = places.kind, places.load
     if not shape.rows:
-        weight = Weight(kind, 1, shape.cols * shape.count, load=load)
+        weight = Weight(kind, 1, shape.cols * shape.experts, load=load)
         if places.neighbours and role in ("q_bias", "k_bias"):
             weight = replace(weight, load=partial(_reordered, weight, _halves(spec, role)))
         if role in ("output_norm", "output_norm_bias"):
             weight = replace(weight, times=spec.logit_scale)
         return weight
     order = _halves(spec, role) if places.neighbours and role in ("q", "k") else None
-    rows = shape.rows * shape.count
-    if shape.count > 1 and shape.rows % LANES:  # whole blocks; rows after the last stand unread
+    rows = shape.rows * shape.experts
+    if shape.experts > 1 and shape.rows % LANES:  # whole blocks; rows after the last stand unread
         padded = -(-shape.rows // LANES) * LANES
         inside = np.minimum(np.arange(padded), shape.rows - 1)
-        first = np.arange(shape.count)[:, None] * shape.rows
+        first = np.arange(shape.experts)[:, None] * shape.rows
         order = np.ascontiguousarray((first + inside).reshape(-1), np.int32)
-        rows = padded * shape.count
+        rows = padded * shape.experts
     return Weight(kind, rows, shape.cols, order, load=load)
 
 
@@ -254,7 +262,7 @@ def _gguf_weight(
         if role in roles:
             return _part(where, spec, stored, prefix + name, role, roles, layer)
     name = gguf_name(spec, role, layer)
-    if shape.count > 1:
+    if shape.experts > 1:
         return stacked_experts(where, stored, name, shape)
     if role == "shared_switch":
         shape = Shape(0, shape.cols)  # kept as a vector
@@ -275,7 +283,7 @@ def _folder_weight(
         if role in roles:
             return _part(where, spec, stored, prefix + name, role, roles, layer)
     name = folder_name(spec, role, layer)
-    if shape.count > 1:
+    if shape.experts > 1:
         return folder_experts(where, stored, name, role, shape)
     places = chunks(where, stored, name, shape, 0, shape.rows)
     return places._replace(neighbours=family.neighbours)
