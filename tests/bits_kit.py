@@ -21,9 +21,10 @@ from redwood.backends.base import AcceptedPath, Nodes
 from redwood.backends.native import load as native_load
 from redwood.backends.native import packed as packed_files
 from redwood.backends.native.backend import NativeBackend, Packed, extension
+from redwood.backends.native.roles import shapes
 from redwood.backends.native.spec import DecoderSpec
 from redwood.backends.native.spec_hf import spec_from_config
-from redwood.backends.native.weights import GLOBAL_ROLES, Weight, WeightSource, _shapes
+from redwood.backends.native.weights import Weight, WeightSource
 from redwood.models._gguf import BLOCKS
 
 EMULATED = ("amx-emulated",)
@@ -120,9 +121,7 @@ def made_weights(spec: DecoderSpec, kind: str) -> WeightSource:
     """Weights for a spec: matrices of one kind, norms and biases in float32."""
     weights: dict[tuple[str, int | None], Weight] = {}
     for layer in (None, *range(spec.layers)):
-        for role, (rows, cols) in _shapes(spec).items():
-            if (role in GLOBAL_ROLES) != (layer is None):
-                continue
+        for role, (rows, cols, _) in shapes(spec, layer).items():
             name = f"{role} {layer}"
             if rows:
                 weight = Weight(kind, rows, cols, load=partial(stored, name, kind, rows, cols))

@@ -211,7 +211,7 @@ def numbers(weight: Weight) -> Tensor:
     values = np.array(dequantize(raw, gguf.GGMLQuantizationType[weight.kind]), np.float32)
     if weight.row_order is not None:
         values = values[weight.row_order]
-    return torch.tensor(values) + weight.add
+    return (torch.tensor(values) + weight.add) * weight.times
 
 
 class PlainDecoder:

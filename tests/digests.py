@@ -25,7 +25,7 @@ from bits_kit import KINDS, Made, instruction_sets, logits_of, made_spec, raw
 from decoder_kit import CLASSES
 from redwood import models
 from redwood.backends.native.load import load_native
-from redwood.backends.native.spec import make_rope
+from redwood.backends.native.rope import make_rope
 from redwood.drafters.base import NgramDrafter
 from redwood.engine.text import Engine
 from redwood.errors import ModelError

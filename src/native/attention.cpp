@@ -13,11 +13,12 @@ void Decoder::place(Task& task, const Layer& layer, int index, int64_t node, int
   const int64_t width = round_up((kind == 0 ? heads : model_.kv_heads) * dim, kLanes);
   float* x = (kind == 0 ? task.s.q : kind == 1 ? task.s.k : task.s.v) + node * width + head * dim;
   const Vector& bias = kind == 0 ? layer.q_bias : kind == 1 ? layer.k_bias : layer.v_bias;
-  if (!bias.empty()) kernels_->add(x, bias.data() + head * dim, dim);
+  const bool done = kind < 2 && norms_all_heads(layer, dim);  // before this
+  if (!bias.empty() && !done) kernels_->add(x, bias.data() + head * dim, dim);
   const Node& n = task.nodes[node];
-  if (kind < 2) {
-    const Vector& norm = kind == 0 ? layer.q_norm : layer.k_norm;
-    if (!norm.empty()) kernels_->rms_norm(x, norm.data(), dim, model_.eps, x);
+  const Vector& norm = kind == 0 ? layer.q_norm : layer.k_norm;
+  if (kind < 2 && !norm.empty() && !done) kernels_->rms_norm(x, norm.data(), dim, model_.eps, x);
+  if (kind < 2 && layer.rope >= 0) {
     const Rope& rope = model_.ropes[static_cast<size_t>(layer.rope)];
     const int64_t half = static_cast<int64_t>(rope.inv_freq.size());
     kernels_->rotate(x, rope.cos.data() + n.position * half, rope.sin.data() + n.position * half,
@@ -66,12 +67,13 @@ void Decoder::attend(Task& task, const Layer& layer, int index, int64_t head, in
        &outs = task.s.outs[static_cast<size_t>(thread)],
        &queries = task.s.queries[static_cast<size_t>(thread)];
 
+  const int64_t sink = layer.sinks.empty() ? 0 : 1;  // a score behind those of the keys
   for (int from = first, to; from < end; from = to) {
     // Nodes of one row at a time.
     const Append* append = task.nodes[from].from;
     for (to = from + 1; to < end && task.nodes[to].from == append;) ++to;
     const Row& row = *append->row;
-    const int64_t slots = task.nodes[to - 1].slot + 1, stride = round_up(slots, kLanes);
+    const int64_t slots = task.nodes[to - 1].slot + 1, stride = round_up(slots + sink, kLanes);
     int64_t start = slots, common = slots;
     for (int i = from; i < to; ++i) {
       const Node& n = task.nodes[i];
@@ -112,7 +114,11 @@ void Decoder::attend(Task& task, const Layer& layer, int index, int64_t head, in
           const int64_t seen = std::max<int64_t>(start, node.position - layer.window + 1);
           std::fill(row_scores + start, row_scores + std::max(start, seen), none);
         }
-        const int64_t length = round_up(node.position + 1, kLanes) - start;
+        if (sink) {  // `softmax` will scale it
+          const float score = layer.sinks[static_cast<size_t>(head * group + g + i % heads)];
+          row_scores[node.position + 1] = score / model_.attention_scale;
+        }
+        const int64_t length = round_up(node.position + 1 + sink, kLanes) - start;
         totals[i] = kernels_->softmax(row_scores + start, length, model_.attention_scale,
                                       model_.attention_softcap);
       }

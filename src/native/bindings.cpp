@@ -12,30 +12,18 @@
 #include <stdexcept>
 #include <unordered_map>
 
+#include "bindings_model.h"
 #include "decoder.h"
 #include "pack.h"
 
-namespace nb = nanobind;
 using namespace redwood;
 
 namespace {
 
-using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using BytesOut = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Rows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using RowsOut = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-
-void require(bool holds, const std::string& message) {
-  if (!holds) throw std::invalid_argument(message);
-}
-
-Format format_of(const std::string& name) {
-  const Format f = find_format(name);
-  require(f != Format::kCount, "unknown format " + name);
-  return f;
-}
 
 const Kind& kind_of(const std::string& name) {
   const Kind* kind = find_kind(name);
@@ -156,74 +144,7 @@ class Native {
   Native(nb::dict config, nb::dict matrices, nb::dict vectors, int threads,
          const std::vector<int>& cpus, const std::string& isa) {
     require(threads >= 1 && threads <= kMaxThreads, "threads must be in 1..64");
-    Model m;
-    auto number = [&](const char* key) { return nb::cast<int64_t>(config[key]); };
-    auto real = [&](const char* key) { return nb::cast<float>(config[key]); };
-    m.hidden = number("hidden"), m.heads = number("heads"), m.kv_heads = number("kv_heads");
-    m.head_dim = number("head_dim"), m.ffn = number("ffn"), m.vocab = number("vocab_size");
-    m.outputs = number("outputs");
-    for (int64_t size : {m.hidden, m.heads, m.kv_heads, m.head_dim, m.ffn, m.vocab, m.outputs}) {
-      require(size > 0 && size < (1 << 24), "a size of the model is out of range");
-    }
-    require(m.outputs <= m.vocab, "more outputs than tokens");
-    require(m.heads % m.kv_heads == 0, "heads are no multiple of kv_heads");
-    m.eps = real("norm_eps"), m.attention_scale = real("attention_scale");
-    m.attention_softcap = real("attention_softcap"), m.logit_softcap = real("logit_softcap");
-    m.embedding_scale = real("embedding_scale");
-    m.gelu = nb::cast<bool>(config["gelu"]), m.half_cache = nb::cast<bool>(config["half_cache"]);
-    const auto windows = nb::cast<std::vector<int64_t>>(config["windows"]);
-    const auto rope_of = nb::cast<std::vector<int>>(config["rope_of_layer"]);
-    for (auto& [freqs, factor] :
-         nb::cast<std::vector<std::tuple<std::vector<float>, float>>>(config["ropes"])) {
-      require(static_cast<int64_t>(freqs.size()) * 2 <= m.head_dim, "rotary wider than a head");
-      m.ropes.push_back({freqs, factor, {}, {}});
-    }
-    require(!windows.empty() && windows.size() == rope_of.size(), "layers without window or rope");
-
-    auto matrix = [&](const std::string& name, int64_t rows, int64_t cols) {
-      require(matrices.contains(name.c_str()), "no weights " + name);
-      const auto [format, data] = nb::cast<std::tuple<std::string, Bytes>>(matrices[name.c_str()]);
-      const Format f = format_of(format);
-      require(static_cast<int64_t>(data.size()) == packed_bytes(f, rows, cols),
-              "weights " + name + " have the wrong size");
-      keep_.push_back(data);
-      return Matrix{f, data.data(), rows, cols};
-    };
-    auto vector = [&](const std::string& name, int64_t size, bool needed) {
-      if (!vectors.contains(name.c_str())) {
-        require(!needed, "no weights " + name);
-        return Vector{};
-      }
-      const auto data = nb::cast<Floats>(vectors[name.c_str()]);
-      require(static_cast<int64_t>(data.size()) == size, "weights " + name + " have the wrong size");
-      return Vector(data.data(), data.data() + data.size());
-    };
-    const int64_t heads = m.heads * m.head_dim, kv = m.kv_heads * m.head_dim;
-    for (size_t i = 0; i < windows.size(); ++i) {
-      Layer l;
-      l.window = windows[i], l.rope = rope_of[i];
-      require(l.window >= 0, "a negative window");
-      require(l.rope >= 0 && l.rope < static_cast<int>(m.ropes.size()), "a rope that is not there");
-      const std::string at = std::to_string(i) + ".";
-      l.q = matrix(at + "q", heads, m.hidden), l.k = matrix(at + "k", kv, m.hidden);
-      l.v = matrix(at + "v", kv, m.hidden), l.o = matrix(at + "o", m.hidden, heads);
-      l.gate = matrix(at + "gate", m.ffn, m.hidden), l.up = matrix(at + "up", m.ffn, m.hidden);
-      l.down = matrix(at + "down", m.hidden, m.ffn);
-      l.attn_norm = vector(at + "attn_norm", m.hidden, true);
-      l.ffn_norm = vector(at + "ffn_norm", m.hidden, true);
-      l.q_bias = vector(at + "q_bias", heads, false), l.k_bias = vector(at + "k_bias", kv, false);
-      l.v_bias = vector(at + "v_bias", kv, false);
-      l.o_bias = vector(at + "o_bias", m.hidden, false);
-      l.q_norm = vector(at + "q_norm", m.head_dim, false);
-      l.k_norm = vector(at + "k_norm", m.head_dim, false);
-      l.post_attn_norm = vector(at + "post_attn_norm", m.hidden, false);
-      l.post_ffn_norm = vector(at + "post_ffn_norm", m.hidden, false);
-      require(l.o_bias.empty() || l.post_attn_norm.empty(), "a bias before a norm");
-      m.layers.push_back(std::move(l));
-    }
-    m.embed = matrix("embed", m.vocab, m.hidden);
-    m.head = matrix("output", m.outputs, m.hidden);
-    m.output_norm = vector("output_norm", m.hidden, true);
+    Model m = make_model(config, matrices, vectors, keep_);
     decoder_ = std::make_unique<Decoder>(std::move(m), isa_of(isa), Pool::shared(threads, cpus));
   }
 

@@ -9,6 +9,8 @@
 
 namespace redwood {
 
+constexpr int kMostExperts = 1024;
+
 struct Matrix {
   Format format = Format::kF32;
   const uint8_t* data = nullptr;
@@ -17,12 +19,37 @@ struct Matrix {
 
 using Vector = std::vector<float>;  // empty: the model has none
 
+// Matrices of all experts, one behind the other, each of whole blocks; biases [experts, outputs].
+struct Experts {
+  Matrix router, gate, up, down;
+  Matrix shared_switch;      // [1, hidden]: its sigmoid weighs the shared expert
+  Vector router_bias;        // [experts], added to the scores
+  Vector choice_bias;        // [experts], added for the choice alone
+  Vector gate_bias, up_bias, down_bias;
+  explicit operator bool() const { return router.data != nullptr; }
+};
+
 struct Layer {
-  Vector attn_norm, q_bias, k_bias, v_bias, q_norm, k_norm, o_bias;
-  Vector post_attn_norm, ffn_norm, post_ffn_norm;
-  Matrix q, k, v, o, gate, up, down;
-  int64_t window = 0;  // 0: all positions are seen
-  int rope = 0;
+  Vector attn_norm, attn_norm_bias, q_bias, k_bias, v_bias, o_bias;
+  Vector q_norm, k_norm;  // [head_dim]: of each head; [heads * head_dim]: of all heads together
+  Vector sinks;           // [heads]: a score of nothing, beside those of the keys
+  Vector post_attn_norm, ffn_norm, ffn_norm_bias, post_ffn_norm;
+  Vector gate_bias, up_bias, down_bias;
+  Matrix q, k, v, o;
+  Matrix gate, up, down;  // of the shared expert where there are experts; no gate: up alone
+  Experts experts;
+  int64_t window = 0;     // 0: all positions are seen
+  int rope = 0;           // -1: no positions
+};
+
+// How rows are given to experts.
+struct Routing {
+  int64_t experts = 0, used = 0, ffn = 0;
+  bool sigmoid = false;    // scores; else softmax
+  bool normalise = false;  // weights of the chosen add up to 1, before `scale`
+  float scale = 1.0f;
+  int64_t groups = 1, groups_used = 1;  // experts are chosen from the best groups
+  bool two_best = false;  // of a group count; else its best
 };
 
 struct Rope {
@@ -32,15 +59,20 @@ struct Rope {
 };
 
 struct Model {
-  int64_t hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, ffn = 0, vocab = 0;
+  int64_t hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab = 0;
   int64_t outputs = 0;  // tokens with a score: the first of the vocabulary, or all
   float eps = 1e-6f, attention_scale = 1.0f, attention_softcap = 0.0f, logit_softcap = 0.0f;
   float embedding_scale = 1.0f;
+  // Gate and up are held below (and up above minus) `glu_limit`; silu of alpha times the gate, and up + 1.
+  float glu_limit = 0.0f, glu_alpha = 1.0f;
   bool gelu = false, half_cache = true;
+  bool layer_norm = false;  // in place of RMS norms
+  bool parallel = false;    // attention and MLP read the same norm
+  Routing routing;
   std::vector<Layer> layers;
   std::vector<Rope> ropes;
   Matrix embed, head;
-  Vector output_norm;
+  Vector output_norm, output_norm_bias;
 };
 
 // New nodes of one row, appended to its provisional ones.
@@ -67,9 +99,12 @@ class Decoder {
 
  private:
   struct Node;
+  struct Input;
   struct Product;
+  struct Groups;
   struct Scratch;
   struct Task;
+  struct Work;
 
   void plan();
   template <class Body>
@@ -79,16 +114,26 @@ class Decoder {
   void forward(const Node* nodes, int count, float* logits, int64_t stride);
   void work(Task& task, int thread);
   void embed(Task& task, int64_t node);
+  void attention(Work& work, const Layer& layer, int index);
+  void residual(Work& work, const float* x, int64_t stride, const Vector& bias, const Vector& norm_weight);
+  void gated(Work& work, const Layer& layer);
+  void experts(Work& work, const Layer& layer);
   void place(Task& task, const Layer& layer, int index, int64_t node, int64_t which);
   void attend(Task& task, const Layer& layer, int index, int64_t head, int first, int end, int thread);
-  void quantise(Task& task, size_t product, const float* x, int64_t stride, int64_t node,
+  void norm(const float* x, const Vector& weight, const Vector& bias, float* out) const;
+  void activate(float* gate, float* up, const float* gate_bias, const float* up_bias, int64_t count) const;
+  void quantise(Task& task, const Input& input, const float* x, int64_t stride, int64_t node,
                 int64_t first, int64_t last);
+  void route(Task& task, const Layer& layer, int64_t node, int thread);
+  void group(const Task& task, Groups& groups) const;
+  void combine(Task& task, const Layer& layer, int64_t node, const Groups& groups);
 
   Model model_;
   const Kernels* kernels_;
   std::shared_ptr<Pool> pool_;
   CacheShape shape_;
   std::vector<Product> products_;  // of a pass, in order
+  std::vector<float> ones_;
   std::unique_ptr<Scratch> scratch_;
   std::vector<int32_t> tails_;  // of the nodes of the present call
   std::mutex one_;

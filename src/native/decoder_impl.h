@@ -1,6 +1,8 @@
 // What the parts of the decoder share.
 #pragma once
+#include <algorithm>
 #include <atomic>
+#include <limits>
 #include <vector>
 
 #include "decoder.h"
@@ -21,9 +23,23 @@ struct Decoder::Node {
   int32_t token;
 };
 
+// What quantises rows of input, and for which formats.
+struct Decoder::Input {
+  int buffer = 0;
+  int64_t cols = 0;
+  bool group = false, super = false;
+
+  void serve(const Matrix& matrix) {
+    cols = matrix.cols;
+    group |= is_group(matrix.format);
+    super |= is_super(matrix.format);
+  }
+};
+
 // Matrices that share one input: lists of blocks, of which each thread begins with a part of its own.
 struct Decoder::Product {
   std::vector<const Matrix*> matrices;
+  Input input;
   // Side by side: a part is the same outputs of each matrix, and whole units of `align` blocks, so that
   // who has them can make the next product's input of them. Else the lists are read one after another.
   bool side_by_side = false;
@@ -45,12 +61,33 @@ struct Quantised {
   int16_t *sums16, *sums32;
 };
 
+// Rows by expert: a row of slots is a node's part in one of its experts.
+struct Decoder::Groups {
+  std::vector<int32_t> active;  // experts that have rows
+  std::vector<int32_t> first;   // [active + 1]: their first slots
+  std::vector<int32_t> nodes;   // of each slot
+  std::vector<int32_t> slots;   // [nodes, used]
+  std::vector<int32_t> counts;  // [experts]
+};
+
+// One norm for the queries of all heads, and one for the keys.
+inline bool norms_all_heads(const Layer& layer, int64_t head_dim) {
+  return static_cast<int64_t>(layer.q_norm.size()) > head_dim;
+}
+
 struct Decoder::Scratch {
   std::vector<WeightStream> streams;  // per thread
-  std::vector<float> stores[9];
-  Quantised inputs[2];  // of products in turn: one's are made while those of the one before are read
-  std::vector<std::vector<float>> scores, outs, queries;  // per thread
+  std::vector<float> stores[15];
+  // 0: the normed residual; 1: what attention and MLP made of it; 2: what the experts did.
+  Quantised inputs[3];
+  std::vector<std::vector<float>> scores, outs, queries, choices;  // per thread
+  std::vector<Quantised> gathered;      // per thread: rows of one expert
+  std::vector<std::vector<float>> rows;  // per thread: the same as floats
+  std::vector<Groups> groups;           // per thread, all alike
+  std::vector<int32_t> chosen;          // [nodes, used]: experts of a node, in order
+  std::vector<float> shares;            // [nodes, used]: their weights
   float *h, *x, *q, *k, *v, *mixed, *gate, *up, *y;
+  float *router, *shared_switch, *shared, *expert_gate, *expert_up, *expert_y;
 };
 
 // One pass through the model: its nodes, and counters that hand out the work of each phase.
@@ -104,5 +141,88 @@ struct Decoder::Task {
           });
   }
 };
+
+// What one thread does of a pass. Every thread makes the same calls.
+struct Decoder::Work {
+  struct Out {
+    float* at;
+    int64_t stride;
+    bool add;
+  };
+
+  Decoder& decoder;
+  Task& task;
+  const int thread;
+  WeightStream& stream = task.s.streams[static_cast<size_t>(thread)];
+  int64_t read = 0;  // the end of what is read of the stream
+  int phase = 0;
+  size_t product = 0;
+
+  template <class Body>
+  void each(int64_t items, Body body) {
+    task.each(phase, thread, items, body);
+  }
+
+  const Input& input() const { return decoder.products_[product].input; }
+
+  // Rows of input of the next product. `make` writes one of them to x.
+  template <class Make>
+  void prepare(int rows, const float* x, int64_t stride, Make make) {
+    stream.reach(decoder.products_[product].start[static_cast<size_t>(thread)], read);
+    each(rows, [&](int64_t i) {
+      make(i);
+      decoder.quantise(task, input(), x, stride, i, 0, std::numeric_limits<int64_t>::max());
+    });
+  }
+
+  // A product of packed weights; of its block `from` to block `to`.
+  void blocks(const Matrix& matrix, const Quantised& in, const float* x, int64_t x_stride, int rows,
+              uint64_t inputs, const Out& out, int64_t from, int64_t to, int64_t* used) {
+    const Format f = matrix.format;
+    const int64_t w = round_up(matrix.cols, info(f).step);
+    const bool g = is_group(f);
+    Matmul mm{matrix.data, block_bytes(f, matrix.cols), w, rows, {}, out.at, out.stride, out.add};
+    mm.x = {is_float(f) ? x_stride : w, x, g ? in.group_quants : in.super_quants,
+            g ? in.group_scales : in.super_scales, in.offsets, in.sums, in.sums16, in.sums32};
+    mm.inputs = inputs;
+    if (used) {
+      *used += (to - from) * mm.block_bytes;
+      stream.reach(*used, read);
+      mm.ahead = &stream;
+      mm.ahead_bytes = std::min(stream.wanted(), 2 * (to - from) * mm.block_bytes);
+    }
+    decoder.kernels_->matmul[static_cast<int>(f)](mm, from, to);
+  }
+
+  // The next product. `after` is called with outputs [first, last) of it, when they are done.
+  template <class After>
+  void multiply(int rows, const float* x, int64_t x_stride, std::initializer_list<Out> outs, After after) {
+    const uint64_t inputs = task.inputs + product;
+    const Product& p = decoder.products_[product++];
+    const Quantised& in = task.s.inputs[p.input.buffer];
+    int64_t used = p.start[static_cast<size_t>(thread)];
+    const auto cut = [&](int t) { return p.cuts[static_cast<size_t>(t)]; };
+    task.share(phase, thread, p.align, p.most, cut, [&](int64_t first, int64_t last, bool own) {
+      parts(p, first, last, [&](size_t i, int64_t from, int64_t to) {
+        blocks(*p.matrices[i], in, x, x_stride, rows, inputs, outs.begin()[i], from, to, own ? &used : nullptr);
+      });
+      after(first * kLanes, round_up(last, p.align) * kLanes);
+    });
+  }
+  void multiply(int rows, const float* x, int64_t x_stride, std::initializer_list<Out> outs) {
+    multiply(rows, x, x_stride, outs, [](int64_t, int64_t) {});
+  }
+};
+
+// The blocks of each matrix in blocks [first, last) of a product.
+template <class Body>
+void Decoder::parts(const Product& p, int64_t first, int64_t last, Body body) {
+  for (size_t i = 0; i < p.matrices.size(); ++i) {
+    const int64_t here = round_up(p.matrices[i]->rows, kLanes) / kLanes;
+    const int64_t from = std::max<int64_t>(0, first), to = std::min(here, last);
+    if (from < to) body(i, from, to);
+    if (!p.side_by_side) first -= here, last -= here;
+  }
+}
 
 }  // namespace redwood

@@ -20,7 +20,7 @@ pytest.importorskip("redwood._native", reason="installed without a compiler")
 import digests
 from bits_kit import Made, first_difference, instruction_sets, logits_of, made_spec
 from decoder_kit import CLASSES
-from redwood.backends.native.spec import make_rope
+from redwood.backends.native.rope import make_rope
 
 SETS = instruction_sets()
 

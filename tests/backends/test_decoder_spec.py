@@ -23,7 +23,8 @@ from decoder_kit import (
     tiny_model,
     write_gguf,
 )
-from redwood.backends.native.spec import DecoderSpec, make_rope
+from redwood.backends.native.rope import make_rope
+from redwood.backends.native.spec import DecoderSpec
 from redwood.backends.native.spec_gguf import spec_from_gguf
 from redwood.backends.native.spec_hf import spec_from_config, spec_from_folder
 from redwood.errors import ArgumentError, ModelError, RedwoodError, UnsupportedError
@@ -195,7 +196,7 @@ def test_windows_follow_the_switches() -> None:
 
 
 REFUSED: list[tuple[str, dict[str, Any], type[RedwoodError], str]] = [
-    ("llama", {"mlp_bias": True}, UnsupportedError, "mlp_bias"),
+    ("qwen3", {"mlp_bias": True}, UnsupportedError, "mlp_bias"),
     ("llama", {"hidden_act": "relu"}, UnsupportedError, "activation 'relu'"),
     ("gemma2", {"hidden_activation": "gelu"}, UnsupportedError, "activation 'gelu'"),
     ("gemma3", {"attn_logit_softcapping": 50.0}, UnsupportedError, "for Gemma 3"),
@@ -247,7 +248,7 @@ CONFIGS: list[tuple[str, type[RedwoodError], str]] = [
     ("[]", ModelError, "is not a JSON object"),
     ("{}", UnsupportedError, "model type None"),
     ('{"model_type": ["llama"]}', UnsupportedError, "model type ['llama']"),
-    ('{"model_type": "mixtral"}', UnsupportedError, "model type 'mixtral'"),
+    ('{"model_type": "mamba"}', UnsupportedError, "model type 'mamba'"),
     ('{"model_type": "gemma3"}', UnsupportedError, "model type 'gemma3'"),
     ('{"model_type": "gemma3n_text"}', UnsupportedError, "model type 'gemma3n_text'"),
     (
@@ -386,7 +387,7 @@ def test_a_setting_of_a_gguf_file_that_does_not_fit_is_named(
 def test_other_gguf_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     for architecture, general, message in (
-        ("qwen2moe", {}, "architecture 'qwen2moe'"),
+        ("rwkv7", {}, "architecture 'qwen2moe'"),
         ("llama", {"general.type": "adapter"}, "is a adapter"),
     ):
         write_gguf(path, architecture, {}, {}, general)

@@ -26,9 +26,8 @@ from decoder_kit import (
     write_gguf,
 )
 from redwood import models
+from redwood.backends.native.roles import GLOBAL_ROLES, LAYER_ROLES
 from redwood.backends.native.weights import (
-    GLOBAL_ROLES,
-    LAYER_ROLES,
     WeightSource,
     open_folder,
     open_gguf,

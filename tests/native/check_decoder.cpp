@@ -11,7 +11,7 @@
 namespace {
 using namespace check;
 
-constexpr int64_t kVocab = 50, kStride = 64;
+constexpr int64_t kVocab = 50, kStride = 64, kFfn = 300;
 
 // A model with every part a model may have, of weights in several formats.
 struct Made {
@@ -28,9 +28,9 @@ struct Made {
     return v;
   }
 
-  explicit Made(bool half_cache) {
+  explicit Made(bool half_cache, bool mixture = false) {
     Model& m = model;
-    m.hidden = 256, m.heads = 6, m.kv_heads = 2, m.head_dim = 24, m.ffn = 300, m.vocab = m.outputs = kVocab;
+    m.hidden = 256, m.heads = 6, m.kv_heads = 2, m.head_dim = 24, m.vocab = m.outputs = kVocab;
     m.half_cache = half_cache, m.gelu = !half_cache;
     m.attention_scale = 0.2f, m.embedding_scale = 3.0f;
     m.attention_softcap = half_cache ? 0.0f : 30.0f, m.logit_softcap = half_cache ? 0.0f : 20.0f;
@@ -43,9 +43,9 @@ struct Made {
       l.k = matrix(i ? "Q8_0" : "Q5_K", i ? Format::kA8 : Format::kK5, kv, m.hidden);
       l.v = matrix("Q6_K", Format::kK6, kv, m.hidden);
       l.o = matrix("F32", i ? Format::kF16 : Format::kA4, m.hidden, heads);
-      l.gate = matrix("Q4_0", Format::kA4, m.ffn, m.hidden);
-      l.up = matrix("Q5_1", Format::kA5M, m.ffn, m.hidden);
-      l.down = matrix("F32", i ? Format::kA8 : Format::kBF16, m.hidden, m.ffn);
+      l.gate = matrix("Q4_0", Format::kA4, kFfn, m.hidden);
+      l.up = matrix("Q5_1", Format::kA5M, kFfn, m.hidden);
+      l.down = matrix("F32", i ? Format::kA8 : Format::kBF16, m.hidden, kFfn);
       l.attn_norm = vector(m.hidden, 1.0f, 0.1f), l.ffn_norm = vector(m.hidden, 1.0f, 0.1f);
       if (i == 1) l.q_bias = normals(heads), l.k_bias = normals(kv), l.v_bias = normals(kv);
       if (i == 2) l.q_norm = vector(m.head_dim, 1, 0.1f), l.k_norm = vector(m.head_dim, 1, 0.1f);
@@ -55,6 +55,40 @@ struct Made {
     m.embed = matrix("Q5_0", Format::kA5, kVocab, m.hidden);
     m.head = matrix("F32", Format::kF32, kVocab, m.hidden);
     m.output_norm = vector(m.hidden, 1.0f, 0.1f);
+    if (mixture) mix();
+  }
+
+  // Layers with experts, one of them with a shared one; sinks, biases, and a layer without positions.
+  void mix() {
+    Model& m = model;
+    Routing& r = m.routing;
+    r.experts = 6, r.used = 2, r.ffn = 40;
+    if (m.half_cache) {
+      m.glu_limit = 1.5f, m.glu_alpha = 1.7f;
+      m.layers[0].sinks = normals(m.heads);
+    } else {
+      r.sigmoid = r.normalise = r.two_best = true, r.groups = 3, r.groups_used = 2, r.scale = 1.5f;
+    }
+    m.layers[0].rope = -1;
+    constexpr int64_t ffn = 48;  // in whole blocks
+    for (size_t i : {1, 2}) {
+      Layer& l = m.layers[i];
+      Experts& e = l.experts;
+      e.router = matrix("F32", Format::kF32, r.experts, m.hidden);
+      e.gate = matrix("Q4_K", Format::kK4, r.experts * ffn, m.hidden);
+      e.up = matrix(i == 1 ? "Q8_0" : "F16", i == 1 ? Format::kA8 : Format::kF16, r.experts * ffn, m.hidden);
+      e.down = matrix("F32", i == 1 ? Format::kA8 : Format::kF32, r.experts * m.hidden, r.ffn);
+      if (i == 1) {
+        e.shared_switch = matrix("F32", Format::kF32, 1, m.hidden);
+        e.choice_bias = normals(r.experts);
+        l.gate_bias = l.up_bias = {};
+      } else {
+        l.gate = l.up = l.down = {};
+        e.router_bias = normals(r.experts);
+        e.gate_bias = normals(r.experts * r.ffn), e.up_bias = normals(r.experts * r.ffn);
+        e.down_bias = normals(r.experts * m.hidden);
+      }
+    }
   }
 };
 
@@ -161,10 +195,10 @@ void check_rows(Decoder& decoder, const Case& c, const std::string& what) {
   expect(same(after, 0, c.after_logits, 0, 3), what + ": after a commit");
 }
 
-void check_decoder(const Kernels* kernels, bool half_cache) {
-  Made made(half_cache);
+void check_decoder(const Kernels* kernels, bool half_cache, bool mixture) {
+  Made made(half_cache, mixture);
   Decoder alone(made.model, kernels, Pool::shared(1, {})), team(made.model, kernels, Pool::shared(3, {}));
-  const std::string what = std::string(kernels->name) + (half_cache ? " fp16" : " float32");
+  const std::string what = std::string(kernels->name) + (half_cache ? " fp16" : " float32") + (mixture ? ", experts" : "");
   // Lengths before the window is full, and after it with a tree across the end of a page (64 slots).
   for (size_t length : {3, 60}) {
     const Case c(alone, length);
@@ -261,7 +295,9 @@ int main(int argc, char** argv) {
     const Kernels* k = choose_kernels(name.c_str());
     if (!k) continue;
     const int before = check::failures;
-    for (bool half_cache : {true, false}) check_decoder(k, half_cache);
+    for (bool half_cache : {true, false}) {
+      for (bool mixture : {false, true}) check_decoder(k, half_cache, mixture);
+    }
     check_long(k, 3);
     check_sharing(k);
     check_bits(k);

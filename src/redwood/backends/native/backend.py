@@ -98,12 +98,14 @@ class NativeBackend:
         config = {
             name: getattr(spec, name)
             for name in (
-                *("hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab_size", "norm_eps"),
+                *("hidden", "heads", "kv_heads", "head_dim", "vocab_size", "norm_eps"),
                 *("attention_scale", "attention_softcap", "logit_softcap", "embedding_scale"),
+                *("layer_norm", "parallel", "glu_limit", "glu_alpha"),
             )
         }
-        config |= {
+        config |= _experts(spec) | {
             "outputs": outputs,
+            "ffns": [spec.width(layer) for layer in range(spec.layers)],
             "gelu": spec.activation == "gelu_tanh",
             "half_cache": kv == "f16",
             "windows": list(spec.windows),
@@ -204,6 +206,24 @@ class NativeBackend:
         if row not in self._rows:
             raise ArgumentError(f"row {row} is not open")
         return self._rows[row]
+
+
+def _experts(spec: DecoderSpec) -> dict[str, object]:
+    """What the decoder wants to know of a mixture of experts."""
+    experts = spec.experts
+    if experts is None:
+        return {"experts": 0}
+    return {
+        "experts": experts.count,
+        "experts_used": experts.used,
+        "expert_ffn": experts.ffn,
+        "expert_sigmoid": experts.scoring == "sigmoid",
+        "expert_normalise": experts.normalise,
+        "expert_scale": experts.scale,
+        "expert_groups": experts.groups,
+        "expert_groups_used": experts.groups_used,
+        "expert_two_best": experts.two_best,
+    }
 
 
 def _first_rows(

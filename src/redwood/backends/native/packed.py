@@ -8,21 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redwood.backends.native.backend import extension
-from redwood.backends.native.weights import GLOBAL_ROLES, LAYER_ROLES, Weight, WeightSource
+from redwood.backends.native.roles import GLOBAL_ROLES, LAYER_ROLES, MATRICES
+from redwood.backends.native.weights import Weight, WeightSource
 from redwood.errors import ArgumentError, UnsupportedError
 
 WEIGHTS = ("auto", "int4", "int8", "bf16", "f32", "draft")
 _FLOATS = ("F32", "F16", "BF16")
 _FORMATS = {"int4": "a4m", "int8": "a8", "bf16": "bf16", "f32": "f32"}
-_MATRICES = ("q", "k", "v", "o", "gate", "up", "down", "embed", "output")
 # The embedding and the head stay at 8 bits: errors there hurt every token directly.
 _FINE = ("embed", "output")
+# Small, and an error there gives a token to other experts: always as the file holds them.
+_EXACT = ("router", "shared_switch")
 
 
 def matrix_weights(source: WeightSource) -> Iterator[tuple[str, Weight]]:
     """Yields the matrices of a model by name, in the order in which a forward reads them."""
     for name, weight in _named(source):
-        if name.split(".")[-1] in _MATRICES:
+        if name.split(".")[-1] in MATRICES:
             yield name, weight
 
 
@@ -31,7 +33,7 @@ def vectors(source: WeightSource) -> dict[str, NDArray[np.float32]]:
     return {
         name: _numbers(weight)
         for name, weight in _named(source)
-        if name.split(".")[-1] not in _MATRICES
+        if name.split(".")[-1] not in MATRICES
     }
 
 
@@ -50,7 +52,8 @@ def format_of(name: str, weight: Weight, weights: str) -> str:
     exact: str | None = extension().kinds(weight.kind)
     if exact is None:
         raise UnsupportedError(f"weights of kind {weight.kind} ({name}) are not computed here")
-    if weights == "auto" or (weights == "draft" and name == "embed"):
+    kept = name.split(".")[-1] in _EXACT
+    if weights == "auto" or kept or (weights == "draft" and name == "embed"):
         return exact
     if weights == "draft":
         return "a4"
@@ -93,4 +96,5 @@ def _numbers(weight: Weight) -> NDArray[np.float32]:
     extension().read(weight.kind, weight.read(), out)
     if weight.row_order is not None:
         out = out[weight.row_order]
-    return (out.reshape(-1) + np.float32(weight.add)).astype(np.float32)
+    made = (out.reshape(-1) + np.float32(weight.add)) * np.float32(weight.times)
+    return made.astype(np.float32)

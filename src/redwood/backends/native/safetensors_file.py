@@ -33,7 +33,7 @@ def stored_tensors(folder: Path, stack: ExitStack) -> dict[str, Stored]:
 
     Raises:
         ModelError: no safetensors, damaged ones, or an index that does not fit them.
-        UnsupportedError: numbers other than F32, F16 and BF16.
+        UnsupportedError: numbers other than F32, F16, BF16 and bytes.
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
@@ -79,7 +79,9 @@ def _file(path: Path, stack: ExitStack) -> dict[str, Stored]:
 
 
 def _kind(dtype: str, name: str, path: Path) -> str:
-    if dtype not in ("F32", "F16", "BF16"):
+    if dtype not in ("F32", "F16", "BF16") and not (
+        dtype == "U8" and name.endswith(("_blocks", "_scales"))
+    ):
         raise UnsupportedError(f"{path}: the tensor {name!r} is {dtype}, not F32, F16 or BF16")
     return dtype
 

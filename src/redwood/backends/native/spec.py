@@ -1,54 +1,55 @@
 """What a decoder must know to compute a model: sizes, rotary frequencies, windows, switches.
 
-`spec_hf` and `spec_gguf` make it from files. All models here share one block:
-RMS norm, grouped attention with rotary positions, a gated MLP; they differ in the fields below.
+`spec_hf` and `spec_gguf` make it from files; `families` says what a model family is.
 """
 
 from __future__ import annotations
 
-import decimal
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from redwood.backends.native.rope import Rope
+from redwood.errors import ModelError, check_count
 
-from redwood.errors import ModelError, UnsupportedError, check_count
-
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3")
-GEMMA = ("gemma2", "gemma3")
-QK_NORM = ("qwen3", "gemma3")
 MOST_LAYERS = 4096
-MOST_HEAD_DIM = 65536
-"""Far above any model: what is made per layer or per component stays small for damaged files."""
-
-_DIGITS = decimal.Context(prec=40, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN, traps=[])
-"""Logarithms and powers are those of decimal numbers, rounded once: a processor's libraries differ
-in the last bit, and rotary frequencies with them."""
-
-_Floats = NDArray[np.float32]
+"""Far above any model: what is made per layer stays small for damaged files."""
+MOST_EXPERTS = 1024
 
 
 @dataclass(frozen=True)
-class Rope:
-    """Rotary positions in half-split order: component i turns with component i + rotary_dim / 2.
+class Experts:
+    """The layers whose MLP is a mixture of experts, of which a router chooses some for each token.
 
     Attributes:
-        inv_freq: [rotary_dim / 2] float32 values, radians per position; components of a head past
-            rotary_dim are left as they are.
-        attention_factor: multiplies cosine and sine.
+        count, used: experts of a layer, and of one token.
+        ffn: width of an expert.
+        layers: [layers]; False: the layer has a dense MLP.
+        scoring: "softmax" or "sigmoid" of the router's logits.
+        normalise: the weights of the chosen add up to 1.
+        scale: multiplies the weights after that.
+        groups, groups_used: experts are chosen from the best groups alone.
+        two_best: a group counts as its two best experts together; else as its best.
+        choice_bias: a bias is added to the scores for the choice, not to the weights.
+        biases: router and experts have biases.
+        shared_ffn: width of an expert that every token has; 0: none.
+        shared_switch: the sigmoid of a row of weights multiplies that expert.
     """
 
-    inv_freq: tuple[float, ...]
-    attention_factor: float = 1.0
-
-    @property
-    def rotary_dim(self) -> int:
-        """Components of a head that turn."""
-        return 2 * len(self.inv_freq)
+    count: int
+    used: int
+    ffn: int
+    layers: tuple[bool, ...]
+    scoring: str = "softmax"
+    normalise: bool = True
+    scale: float = 1.0
+    groups: int = 1
+    groups_used: int = 1
+    two_best: bool = False
+    choice_bias: bool = False
+    biases: bool = False
+    shared_ffn: int = 0
+    shared_switch: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,22 +57,35 @@ class DecoderSpec:
     """A decoder-only model, without its weights. Floats are float32 values.
 
     Attributes:
-        architecture: one of ARCHITECTURES.
+        architecture: name of a family, see `families`.
         context: positions the model was made for.
-        activation: "silu" or "gelu_tanh", applied to the gate.
+        ffn: width of a dense MLP.
+        activation: "silu" or "gelu_tanh", applied to the gate, or to `up` where there is no gate.
         attention_scale: multiplies the product of query and key.
         attention_softcap: c in c * tanh(score / c), after the scale; 0: none.
         logit_softcap: the same for the logits; 0: none.
         embedding_scale: multiplies the embedding of a token.
         windows: [layers]; 0: full attention; w: a key is visible iff query position - key
             position < w.
-        rope_of_layer: [layers], indices into `ropes`; for Gemma 3 `ropes` is that of full layers,
-            then that of sliding ones.
+        rope_of_layer: [layers], indices into `ropes`, -1: no positions; for Gemma 3 `ropes` is
+            that of full layers, then that of sliding ones.
         tied: the output head is the embedding.
         attention_bias: queries, keys and values have a bias.
         output_bias: the projection after attention has a bias.
         qk_norm: RMS norm of each head of queries and keys, before rotary positions.
-        post_norms: RMS norms after attention and after the MLP, before the residual is added.
+        qk_norm_whole: that norm takes all heads together.
+        post_norms: norms after attention and after the MLP, before the residual is added.
+        pre_norms: norms before attention and before the MLP.
+        parallel: attention and MLP read the same norm, and both are added to the residual.
+        layer_norm: norms subtract the mean; not those of queries and keys.
+        norm_bias: norms before attention, MLP and head have a bias.
+        logit_scale: multiplies the logits.
+        gated: the MLP multiplies by a gate.
+        mlp_bias: all projections of a dense MLP have a bias.
+        sinks: a learned score beside those of the keys takes its share of attention.
+        glu_limit, glu_alpha: gate and up are held within limits, x * sigmoid(alpha * x) times
+            up + 1; a limit of 0: none of that.
+        experts: None: all layers have dense MLPs.
     """
 
     architecture: str
@@ -97,12 +111,28 @@ class DecoderSpec:
     output_bias: bool
     qk_norm: bool
     post_norms: bool
+    qk_norm_whole: bool = False
+    pre_norms: bool = True
+    parallel: bool = False
+    layer_norm: bool = False
+    norm_bias: bool = False
+    logit_scale: float = 1.0
+    gated: bool = True
+    mlp_bias: bool = False
+    sinks: bool = False
+    glu_limit: float = 0.0
+    glu_alpha: float = 1.0
+    experts: Experts | None = None
 
+    def has_experts(self, layer: int) -> bool:
+        """Whether the MLP of a layer is a mixture of experts."""
+        return self.experts is not None and self.experts.layers[layer]
 
-def float32(value: float) -> float:
-    """Returns the nearest float32; files differ in how they round, decoders do not."""
-    with np.errstate(over="ignore"):
-        return float(np.float32(value))
+    def width(self, layer: int) -> int:
+        """Width of the MLP that every token has in a layer; 0: none."""
+        if self.experts is not None and self.experts.layers[layer]:
+            return self.experts.shared_ffn
+        return self.ffn
 
 
 def check_capacity(capacity: int | None) -> None:
@@ -125,16 +155,19 @@ def check_spec(spec: DecoderSpec, where: Path) -> DecoderSpec:
             f"{where}: {spec.heads} heads do not share {spec.kv_heads} key-value heads evenly"
         )
     floats = {"norm_eps": spec.norm_eps, "attention_scale": spec.attention_scale}
-    floats |= {"embedding_scale": spec.embedding_scale}
+    floats |= {"embedding_scale": spec.embedding_scale, "logit_scale": spec.logit_scale}
+    floats |= {"glu_alpha": spec.glu_alpha}
     floats |= {"attention_factor": min(rope.attention_factor for rope in spec.ropes)}
     for name, value in floats.items():
         if not (0 < value < math.inf or (name == "norm_eps" and value == 0)):
             raise ModelError(f"{where}: {name} {value} must be positive and finite")
-    for cap in (spec.attention_softcap, spec.logit_softcap):
+    for cap in (spec.attention_softcap, spec.logit_softcap, spec.glu_limit):
         if not 0 <= cap < math.inf:
             raise ModelError(f"{where}: a soft cap of {cap} must be positive and finite")
     if not len(spec.windows) == len(spec.rope_of_layer) == spec.layers or min(spec.windows) < 0:
         raise ModelError(f"{where}: the windows {spec.windows} do not fit {spec.layers} layers")
+    if spec.experts is not None:
+        _check_experts(spec.experts, spec.layers, where)
     for rope in spec.ropes:
         if not 2 <= rope.rotary_dim <= spec.head_dim:
             raise ModelError(
@@ -146,191 +179,23 @@ def check_spec(spec: DecoderSpec, where: Path) -> DecoderSpec:
     return spec
 
 
-def make_rope(
-    parameters: Mapping[str, Any],
-    rotary_dim: int,
-    *,
-    context: int,
-    capacity: int | None,
-    where: Path,
-) -> Rope:
-    """Returns rotary frequencies for parameters as Transformers names them.
-
-    Source: the formulas are those of transformers.modeling_rope_utils, version 5.23, and so is the
-    order of the float32 operations. Powers are exact before they are rounded to float32; those of
-    PyTorch may be off by one unit in the last place, elsewhere on each processor.
-
-    Args:
-        parameters: "rope_type" default, linear, llama3, yarn or longrope; "rope_theta"; and what
-            the type needs.
-        rotary_dim: components of a head that turn.
-        context: max_position_embeddings.
-        capacity: positions that will be used; None: `context`. longrope has one set of
-            frequencies up to original_max_position_embeddings and another for more; Transformers
-            changes over when a text grows beyond it, which changes what was said before. Here the
-            capacity decides, once.
-
-    Raises:
-        ModelError: a parameter that is missing or makes no sense.
-        UnsupportedError: another type, with the reason.
-    """
-    kind = parameters.get("rope_type", "default")
-    if kind == "dynamic":
-        raise UnsupportedError(
-            f"{where}: dynamic NTK rotary positions change with the length of the text, so that "
-            "earlier logits would not stay what they were"
-        )
-    if kind not in _SCALINGS:
-        raise UnsupportedError(
-            f"{where}: rotary positions of type {kind!r} are not supported, only "
-            f"{', '.join(_SCALINGS)}"
-        )
-    if "mrope_section" in parameters:
-        raise UnsupportedError(f"{where}: multimodal rotary positions are not supported")
-    if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > MOST_HEAD_DIM:
-        raise UnsupportedError(
-            f"{where}: rotary positions of {rotary_dim} components; an even number is supported, "
-            f"at most {MOST_HEAD_DIM}"
-        )
-    try:
-        theta = _positive(parameters, "rope_theta")
-        with np.errstate(all="ignore"):  # what is not finite is refused by `check_spec`
-            inv_freq, factor = _SCALINGS[kind](
-                parameters, theta, rotary_dim, (context, capacity or context)
+def _check_experts(experts: Experts, layers: int, where: Path) -> None:
+    for name in ("count", "used", "ffn", "groups", "groups_used"):
+        if getattr(experts, name) < 1:
+            raise ModelError(
+                f"{where}: experts: {name} {getattr(experts, name)} must be at least 1"
             )
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
+    count, groups = experts.count, experts.groups
+    if count > MOST_EXPERTS:
+        raise ModelError(f"{where}: {count} experts; at most {MOST_EXPERTS} are supported")
+    if count % groups or experts.groups_used > groups:
         raise ModelError(
-            f"{where}: the rotary parameters of type {kind} are incomplete or wrong ({error})"
-        ) from error
-    return Rope(tuple(inv_freq.tolist()), float32(factor))
-
-
-def rope_with_factors(
-    theta: float, factors: Sequence[float] | np.ndarray[Any, Any], attention_factor: float
-) -> Rope:
-    """Returns default frequencies divided by factors [rotary_dim / 2], as GGUF files store them."""
-    divisors = np.asarray(factors, np.float32)
-    with np.errstate(all="ignore"):
-        inv_freq = 1.0 / (divisors * _waves(theta, 2 * len(divisors)))
-    return Rope(tuple(inv_freq.tolist()), float32(attention_factor))
-
-
-def _positive(parameters: Mapping[str, Any], name: str, default: float | None = None) -> float:
-    value = parameters.get(name)
-    if value is None:
-        value = default
-    if value is None:
-        raise KeyError(name)
-    if isinstance(value, bool) or not 0 < value < math.inf:
-        raise ValueError(f"{name} {value!r} must be positive")
-    return float(value)
-
-
-def _waves(theta: float, dim: int) -> _Floats:
-    """The powers theta ** (0, 2 / dim, 4 / dim ...), float32 [dim / 2]."""
-    base = _DIGITS.ln(decimal.Decimal(float32(theta)))
-    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    powers = [
-        float(_DIGITS.exp(_DIGITS.multiply(base, decimal.Decimal(exponent))))
-        for exponent in exponents.tolist()
-    ]
-    return np.array(powers).astype(np.float32)
-
-
-def _log(value: float) -> float:
-    return float(_DIGITS.ln(decimal.Decimal(value)))
-
-
-def _default(theta: float, dim: int) -> _Floats:
-    return 1.0 / _waves(theta, dim)
-
-
-def _plain(
-    parameters: Mapping[str, Any], theta: float, dim: int, lengths: tuple[int, int]
-) -> tuple[_Floats, float]:
-    return _default(theta, dim), 1.0
-
-
-def _linear(
-    parameters: Mapping[str, Any], theta: float, dim: int, lengths: tuple[int, int]
-) -> tuple[_Floats, float]:
-    return _default(theta, dim) / _positive(parameters, "factor"), 1.0
-
-
-def _llama3(
-    parameters: Mapping[str, Any], theta: float, dim: int, lengths: tuple[int, int]
-) -> tuple[_Floats, float]:
-    """Long waves are stretched, short ones kept, those between are mixed."""
-    factor = _positive(parameters, "factor")
-    low = _positive(parameters, "low_freq_factor")
-    high = _positive(parameters, "high_freq_factor")
-    trained = _positive(parameters, "original_max_position_embeddings", lengths[0])
-    inv_freq = _default(theta, dim)
-    waves = 1.0 / inv_freq * (2 * math.pi)  # as PyTorch divides a number by a tensor
-    stretched = np.where(waves > trained / low, inv_freq / factor, inv_freq)
-    share = (1.0 / waves * trained - low) / (high - low)
-    mixed = (1 - share) * stretched / factor + share * stretched
-    between = ~(waves < trained / high) & ~(waves > trained / low)
-    return np.where(between, mixed, stretched), 1.0
-
-
-def _yarn(
-    parameters: Mapping[str, Any], theta: float, dim: int, lengths: tuple[int, int]
-) -> tuple[_Floats, float]:
-    """Source: arXiv 2309.00071: interpolates slow components, keeps fast ones, ramps between."""
-    factor = _positive(parameters, "factor")
-    trained = _positive(parameters, "original_max_position_embeddings", lengths[0])
-    fast = _positive(parameters, "beta_fast", 32)
-    slow = _positive(parameters, "beta_slow", 1)
-
-    def component(turns: float) -> float:
-        return dim * _log(trained / (turns * 2 * math.pi)) / (2 * _log(theta))
-
-    low, high = component(fast), component(slow)
-    if parameters.get("truncate", True):
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, dim - 1)
-    if low == high:
-        high += 0.001
-    ramp = np.clip((np.arange(dim // 2, dtype=np.float32) - low) / (high - low), 0, 1)
-    waves = _waves(theta, dim)
-    kept = 1 - ramp
-    inv_freq = 1.0 / (factor * waves) * (1 - kept) + 1.0 / waves * kept
-    return inv_freq, _yarn_attention_factor(parameters, factor)
-
-
-def _yarn_attention_factor(parameters: Mapping[str, Any], factor: float) -> float:
-    given = parameters.get("attention_factor")
-    if given is not None:
-        return float(given)
-
-    def scale(multiplier: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * multiplier * _log(factor) + 1.0
-
-    mscale, mscale_all = parameters.get("mscale"), parameters.get("mscale_all_dim")
-    return scale(mscale) / scale(mscale_all) if mscale and mscale_all else scale(1)
-
-
-def _longrope(
-    parameters: Mapping[str, Any], theta: float, dim: int, lengths: tuple[int, int]
-) -> tuple[_Floats, float]:
-    context, capacity = lengths
-    trained = _positive(parameters, "original_max_position_embeddings", context)
-    name = "long_factor" if capacity > trained else "short_factor"
-    divisors = np.array(parameters[name], dtype=np.float32)
-    if divisors.shape != (dim // 2,) or not bool((divisors > 0).all()):
-        raise ValueError(f"{name} must be {dim // 2} positive numbers")
-    given = parameters.get("attention_factor")
-    factor = _positive(parameters, "factor", context / trained)
-    if given is None:
-        given = math.sqrt(1 + _log(factor) / _log(trained)) if factor > 1 else 1.0
-    return 1.0 / (divisors * _waves(theta, dim)), float(given)
-
-
-_SCALINGS = {
-    "default": _plain,
-    "linear": _linear,
-    "llama3": _llama3,
-    "yarn": _yarn,
-    "longrope": _longrope,
-}
+            f"{where}: {count} experts are not {groups} groups, of which "
+            f"{experts.groups_used} count"
+        )
+    if experts.used > count // groups * experts.groups_used:
+        raise ModelError(f"{where}: a token cannot have {experts.used} experts of {count}")
+    if not 0 < experts.scale < math.inf:
+        raise ModelError(f"{where}: the experts' scale {experts.scale} must be positive and finite")
+    if experts.shared_ffn < 0 or len(experts.layers) != layers:
+        raise ModelError(f"{where}: the experts {experts} do not fit {layers} layers")

@@ -11,28 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from redwood.backends.native.spec import (
-    GEMMA,
-    MOST_LAYERS,
-    QK_NORM,
-    DecoderSpec,
-    Rope,
-    check_capacity,
-    check_spec,
-    float32,
-    make_rope,
-)
+from redwood.backends.native.config_fields import Fields
+from redwood.backends.native.families import FAMILIES, GEMMA, Family, by_model_type, model_types
+from redwood.backends.native.rope import Rope, float32, make_rope
+from redwood.backends.native.spec import MOST_LAYERS, DecoderSpec, check_capacity, check_spec
+from redwood.backends.native.spec_experts import experts_of
 from redwood.errors import ModelError, UnsupportedError
 
-_MODELS = {
-    "llama": ("llama", "LlamaForCausalLM"),
-    "mistral": ("mistral", "MistralForCausalLM"),
-    "qwen2": ("qwen2", "Qwen2ForCausalLM"),
-    "qwen3": ("qwen3", "Qwen3ForCausalLM"),
-    "gemma2": ("gemma2", "Gemma2ForCausalLM"),
-    "gemma3_text": ("gemma3", "Gemma3ForCausalLM"),
-    "phi3": ("phi3", "Phi3ForCausalLM"),
-}
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
@@ -74,181 +59,206 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
     Args and Raises: as `spec_from_folder`.
     """
     check_capacity(capacity)
-    if config.model_type not in _MODELS:
+    architecture = by_model_type(config.model_type)
+    if architecture is None:
         raise _unsupported(config.model_type, where)
-    architecture = _MODELS[config.model_type][0]
-    _refuse_switches(config, where)
-    hidden = _count(config, "hidden_size", where)
-    heads = _count(config, "num_attention_heads", where)
+    family, tied = FAMILIES[architecture], bool(config.tie_word_embeddings)
+    if config.model_type == family.images[0]:
+        config = config.text_config
+    fields = Fields(config, where)
+    _refuse_switches(fields, family)
+    hidden, heads = fields.count("hidden_size"), fields.count("num_attention_heads")
     head_dim = hidden // heads
-    if getattr(config, "head_dim", None) is not None:
-        head_dim = _count(config, "head_dim", where)
-    gemma, qwen2 = architecture in GEMMA, architecture == "qwen2"
-    biased = bool(getattr(config, "attention_bias", False)) and architecture in _WITH_BIAS_SWITCH
-    scalar = config.query_pre_attn_scalar if gemma else head_dim
-    rope_of_layer, ropes = _ropes(config, architecture, head_dim, capacity, where)
-    softcap = _number(config, "attn_logit_softcapping", where) if architecture == "gemma2" else 0
+    if fields.get("head_dim") is not None:
+        head_dim = fields.count("head_dim")
+    gemma = architecture in GEMMA
+    biased = family.bias == "always" or (bool(family.bias) and fields.flag(family.bias))
+    scalar = fields.get("query_pre_attn_scalar") if gemma else head_dim
+    windows = _windows(fields, family)
+    rope_of_layer, ropes = _ropes(fields, architecture, head_dim, windows, capacity)
+    softcap = fields.softcap("attn_logit_softcapping") if architecture == "gemma2" else 0
+    traits: dict[str, Any] = {"qk_norm": False, "post_norms": False, **family.traits}
+    experts = experts_of(fields, family)
+    if architecture == "gptoss":
+        traits["glu_limit"] = float32(fields.number("swiglu_limit"))
+        traits["glu_alpha"] = float32(fields.number("swiglu_alpha"))
     spec = DecoderSpec(
         architecture=architecture,
-        vocab_size=_count(config, "vocab_size", where),
+        vocab_size=fields.count("vocab_size"),
         hidden=hidden,
-        layers=_count(config, "num_hidden_layers", where),
+        layers=fields.count("num_hidden_layers"),
         heads=heads,
-        kv_heads=_count(config, "num_key_value_heads", where),
+        kv_heads=fields.count("num_key_value_heads"),
         head_dim=head_dim,
-        ffn=_count(config, "intermediate_size", where),
-        context=_count(config, "max_position_embeddings", where),
-        norm_eps=float32(config.rms_norm_eps),
-        activation=_activation(config, gemma, where),
+        ffn=fields.count("intermediate_size"),
+        context=fields.count("max_position_embeddings"),
+        norm_eps=float32(fields.get(family.eps)),
+        activation=_activation(fields, gemma),
         attention_scale=float32(1 / math.sqrt(scalar) if scalar > 0 else 0),
         attention_softcap=float32(softcap),
-        logit_softcap=float32(_number(config, "final_logit_softcapping", where) if gemma else 0),
+        logit_softcap=float32(fields.softcap("final_logit_softcapping") if gemma else 0),
         embedding_scale=float32(math.sqrt(hidden)) if gemma else 1.0,
-        windows=_windows(config, architecture, where),
+        windows=windows,
         rope_of_layer=rope_of_layer,
         ropes=ropes,
-        tied=bool(config.tie_word_embeddings),
-        attention_bias=qwen2 or biased,
-        output_bias=biased,
-        qk_norm=architecture in QK_NORM,
-        post_norms=gemma,
+        tied=tied,
+        attention_bias=biased,
+        output_bias=biased and family.output_bias,
+        logit_scale=float32(fields.number("logit_scale") if traits.get("parallel") else 1.0),
+        mlp_bias=bool(family.mlp_bias) and fields.flag(family.mlp_bias),
+        experts=experts,
+        **traits,
     )
+    fields.refuse_unread()
     return check_spec(spec, where)
 
 
-_WITH_BIAS_SWITCH = ("llama", "qwen3", "gemma2", "gemma3")
-
-
 def _unsupported(model_type: object, where: Path) -> UnsupportedError:
-    known = ", ".join(_MODELS)
+    known = ", ".join(model_types())
     return UnsupportedError(f"{where}: model type {model_type!r} is not supported, only {known}")
 
 
 def _refuse_fields(fields: Mapping[str, Any], path: Path) -> None:
     """What can be refused before Transformers is imported."""
     kind = fields.get("model_type")
-    if not isinstance(kind, str) or kind not in _MODELS:
+    family = by_model_type(kind) if isinstance(kind, str) else None
+    if family is None:
         raise _unsupported(kind, path)
-    expected = _MODELS[kind][1]
+    images = FAMILIES[family].images
+    expected = images[1] if kind == images[0] else FAMILIES[family].model_class
     classes = fields.get("architectures") or [expected]
     if not isinstance(classes, list) or expected not in classes:
         raise UnsupportedError(f"{path}: the model is {classes}, not {expected}")
     layers = fields.get("num_hidden_layers", 1)
     if type(layers) is not int or not 1 <= layers <= MOST_LAYERS:
         raise ModelError(f"{path}: num_hidden_layers {str(layers)[:80]} cannot be right")
-    if fields.get("quantization_config"):
+    quantised = fields.get("quantization_config")
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+    if quantised and not (family == "gptoss" and method == "mxfp4"):
         raise UnsupportedError(
             f"{path}: the weights are quantized in a format of their own (quantization_config); "
             "use a GGUF file or the full weights"
         )
 
 
-def _refuse_switches(config: Any, where: Path) -> None:
-    if getattr(config, "mlp_bias", False):
+def _refuse_switches(fields: Fields, family: Family) -> None:
+    where, kind = fields.where, fields.get("model_type")
+    if not family.mlp_bias and fields.get("mlp_bias"):
         raise UnsupportedError(f"{where}: biases in the MLP (mlp_bias) are not supported")
-    if getattr(config, "use_bidirectional_attention", False):
+    if fields.get("use_bidirectional_attention"):
         raise UnsupportedError(f"{where}: bidirectional attention is not supported")
-    if config.model_type == "gemma3_text" and config.attn_logit_softcapping is not None:
+    if kind == "gemma3_text" and fields.get("attn_logit_softcapping") is not None:
         raise UnsupportedError(
-            f"{where}: attn_logit_softcapping {config.attn_logit_softcapping} is not defined for "
-            "Gemma 3"
+            f"{where}: attn_logit_softcapping {fields.get('attn_logit_softcapping')} is not "
+            "defined for Gemma 3"
         )
+    for name in ("clip_qkv", "use_qk_norm"):
+        if fields.get(name):
+            raise UnsupportedError(f"{where}: {name} {fields.get(name)} is not supported")
 
 
-def _count(config: Any, name: str, where: Path) -> int:
-    value = getattr(config, name, None)
-    if type(value) is not int or not 1 <= value < 1 << 31:
-        shown = str(value)[:80]
-        raise ModelError(f"{where}: {name} {shown} must be a whole number of at least 1")
-    return value
-
-
-def _number(config: Any, name: str, where: Path) -> float:
-    """A soft cap: None means none; 0 would divide by 0."""
-    value = getattr(config, name, None)
-    if value is None:
-        return 0.0
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise ModelError(f"{where}: {name} {value!r} must be a positive number")
-    return float(value)
-
-
-def _activation(config: Any, gemma: bool, where: Path) -> str:
-    name = config.hidden_activation if gemma else config.hidden_act
+def _activation(fields: Fields, gemma: bool) -> str:
+    name = fields.get("hidden_activation" if gemma else "hidden_act")
     if name not in _ACTIVATIONS:
         raise UnsupportedError(
-            f"{where}: activation {name!r} is not supported, only {', '.join(_ACTIVATIONS)}"
+            f"{fields.where}: activation {str(name)[:80]!r} is not supported, only "
+            f"{', '.join(_ACTIVATIONS)}"
         )
     return _ACTIVATIONS[name]
 
 
-def _windows(config: Any, architecture: str, where: Path) -> tuple[int, ...]:
-    layers = _count(config, "num_hidden_layers", where)
-    window = getattr(config, "sliding_window", None)
-    if architecture == "llama":
+def _windows(fields: Fields, family: Family) -> tuple[int, ...]:
+    layers = fields.count("num_hidden_layers")
+    window, stated = fields.get("sliding_window"), fields.get("layer_types")
+    if family.windows == "none":
         sliding = [False] * layers
-    elif architecture in ("mistral", "phi3"):
+    elif family.windows == "all":
         sliding = [window is not None] * layers
+    elif stated is None and family.images[0] and window is None:
+        sliding = [False] * layers  # a text part whose class knows no windows
     else:
-        sliding = [kind == "sliding_attention" for kind in _layer_types(config, where)]
-    stated = getattr(config, "layer_types", None)
+        sliding = [kind == "sliding_attention" for kind in _layer_types(fields)]
+        if family.window_switch and not fields.flag(family.window_switch) and any(sliding):
+            raise UnsupportedError(
+                f"{fields.where}: layer_types name sliding layers, and {family.window_switch} none"
+            )
     if stated is not None and sliding != [kind == "sliding_attention" for kind in stated]:
         raise UnsupportedError(
-            f"{where}: Transformers ignores layer_types in {architecture} models, and they "
-            "contradict its sliding_window"
+            f"{fields.where}: Transformers ignores layer_types in "
+            f"{fields.get('model_type')} models, and they contradict its sliding_window"
         )
-    width = _count(config, "sliding_window", where) if any(sliding) else 0
+    width = fields.count("sliding_window") if any(sliding) else 0
     return tuple(width if slides else 0 for slides in sliding)
 
 
-def _layer_types(config: Any, where: Path) -> list[str]:
-    kinds = list(config.layer_types)
-    odd = set(kinds) - {"full_attention", "sliding_attention"}
+def _layer_types(fields: Fields) -> list[str]:
+    kinds, where = list(fields.get("layer_types")), fields.where
+    odd = set(map(str, kinds)) - {"full_attention", "sliding_attention"}
     if odd:
         raise UnsupportedError(
-            f"{where}: layers of type {', '.join(sorted(map(str, odd)))} are not supported"
+            f"{where}: layers of type {', '.join(sorted(odd))} are not supported"
         )
-    if len(kinds) != config.num_hidden_layers:
-        raise ModelError(
-            f"{where}: layer_types names {len(kinds)} layers of {config.num_hidden_layers}"
-        )
+    layers = fields.count("num_hidden_layers")
+    if len(kinds) != layers:
+        raise ModelError(f"{where}: layer_types names {len(kinds)} layers of {layers}")
     return kinds
 
 
 def _ropes(
-    config: Any, architecture: str, head_dim: int, capacity: int | None, where: Path
+    fields: Fields,
+    architecture: str,
+    head_dim: int,
+    windows: tuple[int, ...],
+    capacity: int | None,
 ) -> tuple[tuple[int, ...], tuple[Rope, ...]]:
     """Which rotary frequencies each layer uses, and all of them."""
-    layers = _count(config, "num_hidden_layers", where)
-    given = config.rope_parameters
-    if architecture != "gemma3":
-        return (0,) * layers, (_rope(config, given, architecture, head_dim, capacity, where),)
+    given, family = fields.get("rope_parameters"), FAMILIES[architecture]
     kinds = ("full_attention", "sliding_attention")
-    ropes = [_rope(config, given.get(k), architecture, head_dim, capacity, where) for k in kinds]
-    return tuple(kinds.index(kind) for kind in _layer_types(config, where)), tuple(ropes)
+    if architecture in ("gemma3", "olmo3"):
+        ropes = [_rope(fields, given.get(kind), family, head_dim, capacity) for kind in kinds]
+        return tuple(kinds.index(kind) for kind in _layer_types(fields)), tuple(ropes)
+    rope = _rope(fields, given, family, head_dim, capacity)
+    return _positions(fields, family, windows), (rope,)
+
+
+def _positions(fields: Fields, family: Family, windows: tuple[int, ...]) -> tuple[int, ...]:
+    """0 for layers with rotary positions, -1 for those without."""
+    if not family.positionless:
+        return (0,) * len(windows)
+    if family.positionless == "full_attention":
+        # EXAONE 4 without any window has positions in all layers; Cohere 2 in none.
+        if family.model_type == "exaone4" and fields.get("sliding_window") is None:
+            return (0,) * len(windows)
+        return tuple(0 if window else -1 for window in windows)
+    listed = fields.get(family.positionless)
+    fields.get("no_rope_layer_interval")  # what made the list, where none was given
+    if not isinstance(listed, list) or len(listed) != len(windows):
+        raise ModelError(
+            f"{fields.where}: {family.positionless} {str(listed)[:80]} does not fit "
+            f"{len(windows)} layers"
+        )
+    return tuple(0 if turns else -1 for turns in listed)
 
 
 def _rope(
-    config: Any,
-    parameters: Any,
-    architecture: str,
-    head_dim: int,
-    capacity: int | None,
-    where: Path,
+    fields: Fields, parameters: Any, family: Family, head_dim: int, capacity: int | None
 ) -> Rope:
+    where = fields.where
     if not isinstance(parameters, Mapping) or not isinstance(parameters.get("rope_type"), str):
         raise UnsupportedError(f"{where}: rope_parameters {parameters!r} are not understood")
     share = parameters.get("partial_rotary_factor", 1.0)
     if type(share) not in (int, float) or not 0 < share <= 1:
         raise ModelError(f"{where}: partial_rotary_factor {share!r} must be above 0, at most 1")
-    if architecture != "phi3" and share != 1.0:
+    if not family.partial and share != 1.0:
         raise UnsupportedError(
-            f"{where}: partial_rotary_factor {share} is not defined for {architecture}"
+            f"{where}: partial_rotary_factor {share} is not defined for {family.model_type}"
         )
+    if family.images[0]:  # of a text all three positions are the same
+        parameters = {k: v for k, v in parameters.items() if not k.startswith("mrope")}
     return make_rope(
         parameters,
         int(head_dim * share),
-        context=_count(config, "max_position_embeddings", where),
+        context=fields.count("max_position_embeddings"),
         capacity=capacity,
         where=where,
     )

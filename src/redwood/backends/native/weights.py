@@ -14,24 +14,38 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from redwood.backends.native.families import GEMMA
+from redwood.backends.native.roles import (
+    GLOBAL_ROLES,
+    LANES,
+    LAYER_ROLES,
+    Shape,
+    family_of,
+    folder_name,
+    gguf_name,
+    shapes,
+)
 from redwood.backends.native.safetensors_file import Bytes, Stored, stored_tensors
-from redwood.backends.native.spec import GEMMA, DecoderSpec
+from redwood.backends.native.spec import DecoderSpec
 from redwood.backends.native.spec_gguf import spec_from_gguf
 from redwood.backends.native.spec_hf import spec_from_folder
+from redwood.backends.native.stacked import (
+    Places,
+    chunks,
+    folder_experts,
+    stacked_experts,
+    text_part,
+)
 from redwood.errors import ArgumentError, ModelError, UnsupportedError
 from redwood.models._gguf import BLOCKS
 from redwood.models._gguf_parts import GGUFModel
 
-GLOBAL_ROLES = ("embed", "output_norm", "output")
-LAYER_ROLES = (
-    *("attn_norm", "q", "k", "v", "q_bias", "k_bias", "v_bias", "q_norm", "k_norm"),
-    *("o", "o_bias", "post_attn_norm", "ffn_norm", "gate", "up", "down", "post_ffn_norm"),
-)
+_GGUF_CONSUMED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,7 @@ class Weight:
         row_order: [rows] int32; the row r that the decoder wants is row row_order[r] of `read`.
             None: they are in order.
         add: to be added to each number (Gemma stores its norms less 1 in safetensors).
+        times: multiplies each number after that.
     """
 
     kind: str
@@ -50,12 +65,14 @@ class Weight:
     cols: int
     row_order: NDArray[np.int32] | None = field(default=None, repr=False, compare=False)
     add: float = 0.0
+    times: float = 1.0
     load: Callable[[], Bytes] = field(kw_only=True, repr=False, compare=False)
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        return _row_bytes(self.kind, self.cols)
+        elements, size = BLOCKS[self.kind]
+        return self.cols // elements * size
 
     def read(self) -> Bytes:
         """Returns the rows: uint8 [rows * row_bytes], contiguous, read-only, in file order.
@@ -63,14 +80,6 @@ class Weight:
         A view of the mapped file where that is possible; it may be unaligned.
         """
         return self.load()
-
-
-class _Place(NamedTuple):
-    """Where a role is: rows `start` and following of a tensor with `total` rows."""
-
-    name: str
-    start: int
-    total: int
 
 
 class WeightSource:
@@ -140,11 +149,7 @@ def open_gguf(path: Path, capacity: int | None = None) -> WeightSource:
             for name, tensor in file.tensors.items()
             if name not in _GGUF_CONSUMED and not name.endswith(".attn_rot_embd.weight")
         }
-        weights = _assign(
-            spec, stored, partial(_gguf_place, spec.architecture), path, r"blk\.(\d+)\."
-        )
-        if spec.architecture == "llama":
-            weights = {key: _unpermuted(spec, key[0], w) for key, w in weights.items()}
+        weights = _assign(spec, stored, path, partial(_gguf_weight, path), r"blk\.(\d+)\.")
     except BaseException:
         file.close()
         raise
@@ -163,10 +168,13 @@ def open_folder(path: Path, capacity: int | None = None) -> WeightSource:
             for name, tensor in stored_tensors(path, stack).items()
             if not name.endswith(".rotary_emb.inv_freq")  # old Llama files; Transformers skips it
         }
+        if family_of(spec).images[0]:
+            stored = text_part(stored)
         if spec.tied and "lm_head.weight" in stored:
             spec = _untied_if_different(spec, stored)
-        place = partial(_folder_place, spec.architecture)
-        weights = _assign(spec, stored, place, path, r"model\.layers\.(\d+)\.")
+        weights = _assign(
+            spec, stored, path, partial(_folder_weight, path), r"model\.layers\.(\d+)\."
+        )
         if spec.architecture in GEMMA:
             weights = {
                 key: replace(weight, add=1.0) if key[0].endswith("norm") else weight
@@ -176,50 +184,19 @@ def open_folder(path: Path, capacity: int | None = None) -> WeightSource:
     raise AssertionError  # an ExitStack of ours swallows nothing
 
 
-def _row_bytes(kind: str, cols: int) -> int:
-    elements, size = BLOCKS[kind]
-    return cols // elements * size
-
-
-def _shapes(spec: DecoderSpec) -> dict[str, tuple[int, int]]:
-    """Rows and columns of every role that the model has; 0 rows mark a vector."""
-    q, kv, hidden = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, spec.hidden
-    shapes = {"embed": (spec.vocab_size, hidden), "output_norm": (0, hidden)}
-    if not spec.tied:
-        shapes["output"] = (spec.vocab_size, hidden)
-    shapes |= {"attn_norm": (0, hidden), "q": (q, hidden), "k": (kv, hidden), "v": (kv, hidden)}
-    if spec.attention_bias:
-        shapes |= {"q_bias": (0, q), "k_bias": (0, kv), "v_bias": (0, kv)}
-    if spec.qk_norm:
-        shapes |= {"q_norm": (0, spec.head_dim), "k_norm": (0, spec.head_dim)}
-    shapes |= {"o": (hidden, q), "ffn_norm": (0, hidden)}
-    if spec.output_bias:
-        shapes["o_bias"] = (0, hidden)
-    if spec.post_norms:
-        shapes |= {"post_attn_norm": (0, hidden), "post_ffn_norm": (0, hidden)}
-    return shapes | {
-        "gate": (spec.ffn, hidden),
-        "up": (spec.ffn, hidden),
-        "down": (hidden, spec.ffn),
-    }
-
-
-_Find: TypeAlias = Callable[[str, int | None, dict[str, tuple[int, int]]], _Place]
+_Find: TypeAlias = Callable[[DecoderSpec, Mapping[str, Stored], str, int | None, Shape], Places]
 
 
 def _assign(
-    spec: DecoderSpec, stored: Mapping[str, Stored], find: _Find, where: Path, layer_name: str
+    spec: DecoderSpec, stored: Mapping[str, Stored], where: Path, find: _Find, layer_name: str
 ) -> dict[tuple[str, int | None], Weight]:
     """Gives every role its tensor and every tensor a role."""
-    shapes = _shapes(spec)
-    layers: list[int | None] = [None, *range(spec.layers)]
-    weights, used = {}, set()
-    for layer in layers:
-        for role in shapes:
-            if (role in GLOBAL_ROLES) == (layer is None):
-                place = find(role, layer, shapes)
-                weights[role, layer] = _weight(stored, place, shapes[role], where)
-                used.add(place.name)
+    weights, used = {}, set[str]()
+    for layer in (None, *range(spec.layers)):
+        for role, shape in shapes(spec, layer).items():
+            places = find(spec, stored, role, layer, shape)
+            weights[role, layer] = _weight(spec, role, shape, places)
+            used.update(places.names)
     for name in stored:
         if name not in used:
             raise _left_over(name, spec, where, layer_name)
@@ -235,79 +212,35 @@ def _left_over(name: str, spec: DecoderSpec, where: Path, layer_name: str) -> Ex
     )
 
 
-def _weight(
-    stored: Mapping[str, Stored], place: _Place, shape: tuple[int, int], where: Path
-) -> Weight:
-    if place.name not in stored:
-        raise ModelError(f"{where} lacks the tensor {place.name!r}")
-    tensor, (rows, cols) = stored[place.name], shape
-    expected = (place.total, cols) if rows else (cols,)
-    if tensor.shape != expected:
-        raise ModelError(
-            f"{where}: the tensor {place.name!r} has shape {tensor.shape} instead of {expected}"
-        )
-    load = tensor.load
-    if rows != place.total:
-        size = _row_bytes(tensor.kind, cols)
-        load = partial(_part, load, place.start * size, rows * size)
-    return Weight(tensor.kind, rows or 1, cols, load=load)
-
-
-def _part(load: Callable[[], Bytes], start: int, size: int) -> Bytes:
-    return load()[start : start + size]
-
-
-def _fused(
-    name: str, role: str, shapes: dict[str, tuple[int, int]], roles: tuple[str, ...]
-) -> _Place:
-    """Rows of a role in a tensor that stacks several."""
-    rows = [shapes[part][0] for part in roles]
-    index = roles.index(role)
-    return _Place(name, sum(rows[:index]), sum(rows))
-
-
-_QKV, _GATE_UP = ("q", "k", "v"), ("gate", "up")
-
-_GGUF_CONSUMED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-_GGUF = {
-    "embed": "token_embd.weight",
-    "output_norm": "output_norm.weight",
-    "output": "output.weight",
-    "attn_norm": "attn_norm.weight",
-    **{role: f"attn_{role}.weight" for role in ("q", "k", "v", "q_norm", "k_norm")},
-    **{f"{role}_bias": f"attn_{role}.bias" for role in ("q", "k", "v")},
-    "o": "attn_output.weight",
-    "o_bias": "attn_output.bias",
-    "post_attn_norm": "post_attention_norm.weight",
-    "ffn_norm": "ffn_norm.weight",
-    **{role: f"ffn_{role}.weight" for role in ("gate", "up", "down")},
-    "post_ffn_norm": "post_ffw_norm.weight",
-}
-
-
-def _gguf_place(
-    architecture: str, role: str, layer: int | None, shapes: dict[str, tuple[int, int]]
-) -> _Place:
-    prefix = "" if layer is None else f"blk.{layer}."
-    if architecture == "phi3" and role in _QKV:
-        return _fused(f"{prefix}attn_qkv.weight", role, shapes, _QKV)
-    if architecture == "phi3" and role in _GATE_UP:
-        return _fused(f"{prefix}ffn_up.weight", role, shapes, _GATE_UP)
-    return _Place(prefix + _GGUF[role], 0, shapes[role][0])
-
-
-def _unpermuted(spec: DecoderSpec, role: str, weight: Weight) -> Weight:
-    """Undoes what llama.cpp's converter does to llama files: it stores component i of the first
-    half of a head beside component i of the second, since its rotary positions turn neighbours.
-    """
-    if role not in ("q", "k", "q_bias", "k_bias"):
+def _weight(spec: DecoderSpec, role: str, shape: Shape, places: Places) -> Weight:
+    kind, load = places.kind, places.load
+    if not shape.rows:
+        weight = Weight(kind, 1, shape.cols * shape.experts, load=load)
+        if places.neighbours and role in ("q_bias", "k_bias"):
+            weight = replace(weight, load=partial(_reordered, weight, _halves(spec, role)))
+        if role in ("output_norm", "output_norm_bias"):
+            weight = replace(weight, times=spec.logit_scale)
         return weight
+    order = _halves(spec, role) if places.neighbours and role in ("q", "k") else None
+    rows = shape.rows * shape.experts
+    if shape.experts > 1 and shape.rows % LANES:  # whole blocks; rows after the last stand unread
+        padded = -(-shape.rows // LANES) * LANES
+        inside = np.minimum(np.arange(padded), shape.rows - 1)
+        first = np.arange(shape.experts)[:, None] * shape.rows
+        order = np.ascontiguousarray((first + inside).reshape(-1), np.int32)
+        rows = padded * shape.experts
+    return Weight(kind, rows, shape.cols, order, load=load)
+
+
+def _halves(spec: DecoderSpec, role: str) -> NDArray[np.int32]:
+    """Where a file's rotary positions turn neighbours: puts the first of each pair before the
+    second ones, as the decoder wants them. What does not turn stays in its place."""
     heads = spec.heads if role[0] == "q" else spec.kv_heads
-    pairs = np.arange(heads * spec.head_dim, dtype=np.int32).reshape(heads, -1, 2)
-    order = np.ascontiguousarray(pairs.transpose(0, 2, 1)).reshape(-1)
-    if role in ("q", "k"):
-        return replace(weight, row_order=order)
-    return replace(weight, load=partial(_reordered, weight, order))
+    turning = max(rope.rotary_dim for rope in spec.ropes)
+    inside = np.arange(spec.head_dim)
+    inside[:turning] = inside[:turning].reshape(-1, 2).T.reshape(-1)
+    order = np.arange(heads)[:, None] * spec.head_dim + inside
+    return np.ascontiguousarray(order.reshape(-1), np.int32)
 
 
 def _reordered(weight: Weight, order: NDArray[np.int32]) -> Bytes:
@@ -316,36 +249,60 @@ def _reordered(weight: Weight, order: NDArray[np.int32]) -> Bytes:
     return numbers
 
 
-_HF = {
-    "embed": "model.embed_tokens.weight",
-    "output_norm": "model.norm.weight",
-    "output": "lm_head.weight",
-    "attn_norm": "input_layernorm.weight",
-    **{role: f"self_attn.{role}_proj.weight" for role in ("q", "k", "v", "o")},
-    **{f"{role}_bias": f"self_attn.{role}_proj.bias" for role in ("q", "k", "v", "o")},
-    **{role: f"self_attn.{role}.weight" for role in ("q_norm", "k_norm")},
-    "ffn_norm": "post_attention_layernorm.weight",
-    **{role: f"mlp.{role}_proj.weight" for role in ("gate", "up", "down")},
-}
-_HF_GEMMA = {
-    "post_attn_norm": "post_attention_layernorm.weight",
-    "ffn_norm": "pre_feedforward_layernorm.weight",
-    "post_ffn_norm": "post_feedforward_layernorm.weight",
-}
+def _gguf_weight(
+    where: Path,
+    spec: DecoderSpec,
+    stored: Mapping[str, Stored],
+    role: str,
+    layer: int | None,
+    shape: Shape,
+) -> Places:
+    family, prefix = family_of(spec), f"blk.{layer}."
+    for name, roles in family.gguf_fused.items():
+        if role in roles:
+            return _part(where, spec, stored, prefix + name, role, roles, layer)
+    name = gguf_name(spec, role, layer)
+    if shape.experts > 1:
+        return stacked_experts(where, stored, name, shape)
+    if role == "shared_switch":
+        shape = Shape(0, shape.cols)  # kept as a vector
+    places = chunks(where, stored, name, shape, 0, shape.rows)
+    return places._replace(neighbours=family.gguf_neighbours)
 
 
-def _folder_place(
-    architecture: str, role: str, layer: int | None, shapes: dict[str, tuple[int, int]]
-) -> _Place:
-    if layer is None:
-        return _Place(_HF[role], 0, shapes[role][0])
-    prefix = f"model.layers.{layer}."
-    if architecture == "phi3" and role in _QKV:
-        return _fused(f"{prefix}self_attn.qkv_proj.weight", role, shapes, _QKV)
-    if architecture == "phi3" and role in _GATE_UP:
-        return _fused(f"{prefix}mlp.gate_up_proj.weight", role, shapes, _GATE_UP)
-    names = _HF | _HF_GEMMA if architecture in GEMMA else _HF
-    return _Place(prefix + names[role], 0, shapes[role][0])
+def _folder_weight(
+    where: Path,
+    spec: DecoderSpec,
+    stored: Mapping[str, Stored],
+    role: str,
+    layer: int | None,
+    shape: Shape,
+) -> Places:
+    family, prefix = family_of(spec), f"model.layers.{layer}."
+    for name, roles in family.fused.items():
+        if role in roles:
+            return _part(where, spec, stored, prefix + name, role, roles, layer)
+    name = folder_name(spec, role, layer)
+    if shape.experts > 1:
+        return folder_experts(where, stored, name, role, shape)
+    places = chunks(where, stored, name, shape, 0, shape.rows)
+    return places._replace(neighbours=family.neighbours)
+
+
+def _part(
+    where: Path,
+    spec: DecoderSpec,
+    stored: Mapping[str, Stored],
+    name: str,
+    role: str,
+    roles: tuple[str, ...],
+    layer: int | None,
+) -> Places:
+    """Rows of a role in a tensor that stacks several."""
+    made = shapes(spec, layer)
+    rows = [made[part].rows for part in roles]
+    start = sum(rows[: roles.index(role)])
+    return chunks(where, stored, name, made[role], start, sum(rows))
 
 
 def _untied_if_different(spec: DecoderSpec, stored: dict[str, Stored]) -> DecoderSpec:

@@ -1,0 +1,155 @@
+// From the dictionaries that Python gives to a model: every size is checked here.
+#include "bindings_model.h"
+
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "pack.h"
+
+namespace redwood {
+namespace {
+
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+}  // namespace
+
+void require(bool holds, const std::string& message) {
+  if (!holds) throw std::invalid_argument(message);
+}
+
+Format format_of(const std::string& name) {
+  const Format f = find_format(name);
+  require(f != Format::kCount, "unknown format " + name);
+  return f;
+}
+
+Model make_model(nb::dict config, nb::dict matrices, nb::dict vectors, std::vector<Bytes>& keep) {
+  Model m;
+  auto number = [&](const char* key) { return nb::cast<int64_t>(config[key]); };
+  auto real = [&](const char* key) { return nb::cast<float>(config[key]); };
+  m.hidden = number("hidden"), m.heads = number("heads"), m.kv_heads = number("kv_heads");
+  m.head_dim = number("head_dim"), m.vocab = number("vocab_size");
+  m.outputs = number("outputs");
+  const auto size = [](int64_t n) {
+    require(n > 0 && n < (1 << 24), "a size of the model is out of range");
+    return n;
+  };
+  for (int64_t n : {m.hidden, m.heads, m.kv_heads, m.head_dim, m.vocab, m.outputs}) size(n);
+  require(m.outputs <= m.vocab, "more outputs than tokens");
+  require(m.heads % m.kv_heads == 0, "heads are no multiple of kv_heads");
+  m.eps = real("norm_eps"), m.attention_scale = real("attention_scale");
+  m.attention_softcap = real("attention_softcap"), m.logit_softcap = real("logit_softcap");
+  m.embedding_scale = real("embedding_scale");
+  m.glu_limit = real("glu_limit"), m.glu_alpha = real("glu_alpha");
+  const auto flag = [&](const char* key) { return nb::cast<bool>(config[key]); };
+  m.gelu = flag("gelu"), m.half_cache = flag("half_cache");
+  m.layer_norm = flag("layer_norm"), m.parallel = flag("parallel");
+  const auto windows = nb::cast<std::vector<int64_t>>(config["windows"]);
+  const auto rope_of = nb::cast<std::vector<int>>(config["rope_of_layer"]);
+  const auto widths = nb::cast<std::vector<int64_t>>(config["ffns"]);
+  for (auto& [freqs, factor] :
+       nb::cast<std::vector<std::tuple<std::vector<float>, float>>>(config["ropes"])) {
+    require(static_cast<int64_t>(freqs.size()) * 2 <= m.head_dim, "rotary wider than a head");
+    m.ropes.push_back({freqs, factor, {}, {}});
+  }
+  require(!windows.empty() && windows.size() == rope_of.size() && windows.size() == widths.size(),
+          "layers without window, rope or width");
+  Routing& r = m.routing;
+  r.experts = number("experts");
+  if (r.experts) {
+    r.used = size(number("experts_used")), r.ffn = size(number("expert_ffn"));
+    r.sigmoid = flag("expert_sigmoid"), r.normalise = flag("expert_normalise");
+    r.two_best = flag("expert_two_best"), r.scale = real("expert_scale");
+    r.groups = size(number("expert_groups")), r.groups_used = size(number("expert_groups_used"));
+    require(r.experts <= kMostExperts, "too many experts");
+    require(r.groups_used <= r.groups && r.experts % r.groups == 0 &&
+                r.used <= r.experts / r.groups * r.groups_used,
+            "experts that cannot be chosen");
+  }
+
+  auto matrix = [&](const std::string& name, int64_t rows, int64_t cols, bool needed = true) {
+    if (!needed && !matrices.contains(name.c_str())) return Matrix{};
+    require(matrices.contains(name.c_str()), "no weights " + name);
+    const auto [format, data] = nb::cast<std::tuple<std::string, Bytes>>(matrices[name.c_str()]);
+    const Format f = format_of(format);
+    require(static_cast<int64_t>(data.size()) == packed_bytes(f, rows, cols),
+            "weights " + name + " have the wrong size");
+    keep.push_back(data);
+    return Matrix{f, data.data(), rows, cols};
+  };
+  auto vector = [&](const std::string& name, std::initializer_list<int64_t> sizes, bool needed = false) {
+    if (!vectors.contains(name.c_str())) {
+      require(!needed, "no weights " + name);
+      return Vector{};
+    }
+    const auto data = nb::cast<Floats>(vectors[name.c_str()]);
+    require(std::any_of(sizes.begin(), sizes.end(),
+                        [&](int64_t n) { return static_cast<int64_t>(data.size()) == n; }),
+            "weights " + name + " have the wrong size");
+    return Vector(data.data(), data.data() + data.size());
+  };
+  const int64_t heads = m.heads * m.head_dim, kv = m.kv_heads * m.head_dim;
+  for (size_t i = 0; i < windows.size(); ++i) {
+    Layer l;
+    l.window = windows[i], l.rope = rope_of[i];
+    require(l.window >= 0, "a negative window");
+    require(l.rope >= -1 && l.rope < static_cast<int>(m.ropes.size()), "a rope that is not there");
+    const std::string at = std::to_string(i) + ".";
+    l.q = matrix(at + "q", heads, m.hidden), l.k = matrix(at + "k", kv, m.hidden);
+    l.v = matrix(at + "v", kv, m.hidden), l.o = matrix(at + "o", m.hidden, heads);
+    if (const int64_t ffn = widths[i]; ffn != 0) {
+      l.up = matrix(at + "up", size(ffn), m.hidden), l.down = matrix(at + "down", m.hidden, ffn);
+      l.gate = matrix(at + "gate", ffn, m.hidden, false);
+      l.gate_bias = vector(at + "gate_bias", {ffn}), l.up_bias = vector(at + "up_bias", {ffn});
+      l.down_bias = vector(at + "down_bias", {m.hidden});
+      require(l.gate.data || m.glu_limit == 0.0f, "a limit without gate");
+    }
+    if (matrices.contains((at + "router").c_str())) {
+      require(r.experts > 0, "a router without experts");
+      const int64_t ffn = round_up(r.ffn, kLanes), hidden = round_up(m.hidden, kLanes);
+      Experts& e = l.experts;
+      e.router = matrix(at + "router", r.experts, m.hidden);
+      e.gate = matrix(at + "expert_gate", r.experts * ffn, m.hidden);
+      e.up = matrix(at + "expert_up", r.experts * ffn, m.hidden);
+      e.down = matrix(at + "expert_down", r.experts * hidden, r.ffn);
+      e.shared_switch = matrix(at + "shared_switch", 1, m.hidden, false);
+      e.router_bias = vector(at + "router_bias", {r.experts});
+      e.choice_bias = vector(at + "choice_bias", {r.experts});
+      e.gate_bias = vector(at + "expert_gate_bias", {r.experts * r.ffn});
+      e.up_bias = vector(at + "expert_up_bias", {r.experts * r.ffn});
+      e.down_bias = vector(at + "expert_down_bias", {r.experts * m.hidden});
+      require(l.gate_bias.empty() && l.up_bias.empty() && l.down_bias.empty(), "a shared expert with biases");
+    }
+    require(l.experts || widths[i], "a layer without MLP");
+    l.attn_norm = vector(at + "attn_norm", {m.hidden});
+    l.attn_norm_bias = vector(at + "attn_norm_bias", {m.hidden});
+    l.ffn_norm = vector(at + "ffn_norm", {m.hidden});
+    l.ffn_norm_bias = vector(at + "ffn_norm_bias", {m.hidden});
+    l.q_bias = vector(at + "q_bias", {heads}), l.k_bias = vector(at + "k_bias", {kv});
+    l.v_bias = vector(at + "v_bias", {kv}), l.o_bias = vector(at + "o_bias", {m.hidden});
+    l.q_norm = vector(at + "q_norm", {m.head_dim, heads});
+    l.k_norm = vector(at + "k_norm", {m.head_dim, kv});
+    require(l.q_norm.empty() == l.k_norm.empty() &&
+                (l.q_norm.size() == l.k_norm.size() ||
+                 static_cast<int64_t>(l.q_norm.size()) == heads) &&
+                (static_cast<int64_t>(l.q_norm.size()) != heads || heads == m.head_dim ||
+                 static_cast<int64_t>(l.k_norm.size()) == kv),
+            "norms of queries and keys that do not go together");
+    l.sinks = vector(at + "sinks", {m.heads});
+    require(l.sinks.empty() || m.attention_softcap == 0.0f, "sinks under a soft cap");
+    l.post_attn_norm = vector(at + "post_attn_norm", {m.hidden});
+    l.post_ffn_norm = vector(at + "post_ffn_norm", {m.hidden});
+    m.layers.push_back(std::move(l));
+  }
+  m.embed = matrix("embed", m.vocab, m.hidden);
+  m.head = matrix("output", m.outputs, m.hidden);
+  m.output_norm = vector("output_norm", {m.hidden}, true);
+  m.output_norm_bias = vector("output_norm_bias", {m.hidden});
+  return m;
+}
+
+}  // namespace redwood

@@ -1,0 +1,119 @@
+"""The settings of a GGUF file, read by name and checked; what is not known is refused."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from redwood.backends.native.families import FAMILIES, GEMMA, by_gguf, gguf_architectures
+from redwood.errors import ModelError, UnsupportedError
+from redwood.models._gguf import GGUFFile
+from redwood.models._gguf_parts import GGUFModel
+
+_KNOWN = {
+    *("vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length"),
+    *("expert_count", "expert_used_count", "tensor_data_layout"),
+    "attention.layer_norm_epsilon",
+    *("attn_logit_softcapping", "final_logit_softcapping"),
+    *(f"attention.{name}" for name in ("head_count", "head_count_kv", "key_length")),
+    *(f"attention.{name}" for name in ("value_length", "key_length_swa", "value_length_swa")),
+    *(f"attention.{name}" for name in ("layer_norm_rms_epsilon", "scale", "causal")),
+    *("attention.sliding_window", "attention.sliding_window_pattern"),
+    *("rope.dimension_count", "rope.dimension_count_swa", "rope.freq_base", "rope.freq_base_swa"),
+    *("rope.scale_linear", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.finetuned"),
+    *("rope.scaling.original_context_length", "rope.scaling.attn_factor"),
+    *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
+}
+_EXPERTS = {
+    *("expert_feed_forward_length", "expert_shared_feed_forward_length", "expert_shared_count"),
+    *("expert_weights_scale", "expert_weights_norm", "expert_gating_func"),
+    *("expert_group_count", "expert_group_used_count"),
+}
+
+
+class Keys:
+    """The settings of one architecture, by their names without its prefix."""
+
+    def __init__(self, file: GGUFFile | GGUFModel) -> None:
+        self.file = file
+        architecture = file.metadata.get("general.architecture")
+        if not isinstance(architecture, str):
+            raise ModelError(f"{file.path} does not say its general.architecture")
+        family = by_gguf(architecture)
+        if family is None:
+            raise UnsupportedError(
+                f"{file.path}: architecture {architecture!r} is not supported, only "
+                f"{', '.join(gguf_architectures())}"
+            )
+        self.architecture, self.family = architecture, family
+        if architecture == "llama" and self.get("expert_count"):
+            self.family = "mixtral"
+
+    def get(self, name: str) -> Any:
+        """Returns a setting or None."""
+        return self.file.metadata.get(f"{self.architecture}.{name}")
+
+    def fault(self, name: str, fault: str) -> ModelError:
+        """Returns an error that names the key."""
+        return ModelError(f"{self.file.path}: {self.architecture}.{name} {fault}")
+
+    def refused(self, name: str, reason: str) -> UnsupportedError:
+        """Returns an error that names the key and its value."""
+        value = str(self.get(name))[:80]
+        return UnsupportedError(f"{self.file.path}: {self.architecture}.{name} {value} {reason}")
+
+    def count(self, name: str, default: int | None = None) -> int:
+        """Returns a whole number of at least 1; a list must repeat one number."""
+        value = self.get(name)
+        if isinstance(value, list) and value:
+            if len(set(value)) > 1:
+                raise self.refused(name, "differs between layers, which is not supported")
+            value = value[0]
+        if value is None:
+            value = default
+        if value is None:
+            raise self.fault(name, "is missing")
+        if type(value) is not int or not 1 <= value < 1 << 31:
+            raise self.fault(name, f"{value!r} must be a whole number of at least 1")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """Returns a finite number."""
+        value = self.get(name)
+        if value is None:
+            value = default
+        if value is None:
+            raise self.fault(name, "is missing")
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise self.fault(name, f"{value!r} must be a finite number")
+        return float(value)
+
+    def refuse_other(self, name: str, expected: object) -> None:
+        """Raises UnsupportedError if a key is there and says something else."""
+        if self.get(name) not in (None, expected):
+            raise self.refused(name, f"is not supported, only {expected}")
+
+    def refuse(self) -> None:
+        """Raises UnsupportedError for whatever this decoder would have to leave out."""
+        metadata, prefix = self.file.metadata, f"{self.architecture}."
+        if metadata.get("general.type") not in (None, "", "model"):
+            raise UnsupportedError(f"{self.file.path} is a {metadata['general.type']}, no model")
+        family = FAMILIES[self.family]
+        known = _KNOWN | (_EXPERTS if family.experts else set())
+        if self.architecture == family.images[2]:  # what images alone need
+            known = known | {"rope.dimension_sections", "n_deepstack_layers"}
+        if family.traits.get("parallel"):
+            known = known | {"logit_scale"}
+        for key in metadata:
+            if key.startswith(prefix) and key.removeprefix(prefix) not in known:
+                raise UnsupportedError(f"{self.file.path}: the setting {key} is not supported")
+        if self.get("expert_count") and not family.experts:
+            raise self.refused(
+                "expert_count",
+                f"says mixture of experts, which {self.architecture} models have not",
+            )
+        self.refuse_other("attention.causal", True)
+        if self.architecture != "gemma2" and self.get("attn_logit_softcapping"):
+            raise self.refused("attn_logit_softcapping", "is defined for gemma2 only")
+        if self.family not in GEMMA and self.get("final_logit_softcapping"):
+            raise self.refused("final_logit_softcapping", "is defined for Gemma only")

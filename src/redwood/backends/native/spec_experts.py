@@ -1,0 +1,113 @@
+"""How configurations state a mixture of experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redwood.backends.native.config_fields import Fields
+from redwood.backends.native.families import Family
+from redwood.backends.native.rope import float32
+from redwood.backends.native.spec import Experts
+from redwood.errors import ModelError, UnsupportedError
+
+
+def experts_of(fields: Fields, family: Family) -> Experts | None:
+    """Returns the mixture that a configuration of a family states, or None.
+
+    Raises:
+        ModelError: counts that make no sense.
+        UnsupportedError: a router that is not computed here.
+    """
+    return _WAYS[family.experts](fields) if family.experts else None
+
+
+def _all(fields: Fields) -> tuple[bool, ...]:
+    return (True,) * fields.count("num_hidden_layers")
+
+
+def _qwen(fields: Fields) -> Experts | None:
+    layers, step = fields.count("num_hidden_layers"), fields.count("decoder_sparse_step")
+    dense = fields.get("mlp_only_layers") or []
+    if not isinstance(dense, list) or not all(type(layer) is int for layer in dense):
+        raise ModelError(f"{fields.where}: mlp_only_layers {str(dense)[:80]} is no list of layers")
+    if not fields.get("num_experts"):
+        return None
+    mixed = tuple(i not in dense and (i + 1) % step == 0 for i in range(layers))
+    shared: dict[str, Any] = {}
+    if fields.get("model_type") == "qwen2_moe":
+        shared = {"shared_ffn": fields.count("shared_expert_intermediate_size")}
+        shared["shared_switch"] = True
+    return Experts(
+        count=fields.count("num_experts"),
+        used=fields.count("num_experts_per_tok"),
+        ffn=fields.count("moe_intermediate_size"),
+        layers=mixed,
+        normalise=fields.flag("norm_topk_prob"),
+        **shared,
+    )
+
+
+def _mixtral(fields: Fields) -> Experts:
+    return Experts(
+        count=fields.count("num_local_experts"),
+        used=fields.count("num_experts_per_tok"),
+        ffn=fields.count("intermediate_size"),
+        layers=_all(fields),
+    )
+
+
+def _olmoe(fields: Fields) -> Experts:
+    return Experts(
+        count=fields.count("num_experts"),
+        used=fields.count("num_experts_per_tok"),
+        ffn=fields.count("intermediate_size"),
+        layers=_all(fields),
+        normalise=fields.flag("norm_topk_prob"),
+    )
+
+
+def _gpt_oss(fields: Fields) -> Experts:
+    return Experts(
+        count=fields.count("num_local_experts"),
+        used=fields.count("num_experts_per_tok"),
+        ffn=fields.count("intermediate_size"),
+        layers=_all(fields),
+        biases=True,
+    )
+
+
+def _deepseek(fields: Fields) -> Experts:
+    """DeepSeek V3's router: sigmoids, a bias for the choice, groups of their two best."""
+    for name, known in (("scoring_func", "sigmoid"), ("topk_method", "noaux_tc")):
+        if fields.get(name, known) != known:
+            raise UnsupportedError(
+                f"{fields.where}: {name} {str(fields.get(name))[:80]!r} is not supported here, "
+                f"only {known}"
+            )
+    layers, width = fields.count("num_hidden_layers"), fields.count("moe_intermediate_size")
+    first = fields.get("first_k_dense_replace")
+    if type(first) is not int or first < 0:
+        raise ModelError(f"{fields.where}: first_k_dense_replace {str(first)[:80]} is no count")
+    return Experts(
+        count=fields.count("n_routed_experts"),
+        used=fields.count("num_experts_per_tok"),
+        ffn=width,
+        layers=tuple(layer >= first for layer in range(layers)),
+        scoring="sigmoid",
+        normalise=fields.flag("norm_topk_prob"),
+        scale=float32(fields.number("routed_scaling_factor")),
+        groups=fields.count("n_group"),
+        groups_used=fields.count("topk_group"),
+        two_best=True,
+        choice_bias=True,
+        shared_ffn=width * fields.count("n_shared_experts"),
+    )
+
+
+_WAYS = {
+    "qwen": _qwen,
+    "mixtral": _mixtral,
+    "olmoe": _olmoe,
+    "gpt_oss": _gpt_oss,
+    "deepseek": _deepseek,
+}
