@@ -7,8 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from redwood.errors import ArgumentError
+from redwood.server.tools.gemma import FunctionGemmaParser, Gemma4Parser
+from redwood.server.tools.harmony import TAGS, HarmonyParser
 from redwood.server.tools.hermes import HermesParser
+from redwood.server.tools.leading import LlamaParser, PythonicParser
+from redwood.server.tools.mistral import MistralParser
 from redwood.server.tools.parser import Schemas, ToolParser
+from redwood.server.tools.qwen3_coder import Qwen3CoderParser
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,83 @@ _GENERIC = ToolFormat(
     described=True,
 )
 
-FORMATS: Mapping[str, ToolFormat] = {each.name: each for each in (_HERMES, _GENERIC)}
+_QWEN3_CODER = ToolFormat(
+    "qwen3-coder",
+    Qwen3CoderParser,
+    lambda template: "<function=" in template and "<parameter=" in template,
+    tags=("<tool_call>", "</tool_call>", "<function=", "</function>"),
+    opening="<tool_call>",
+)
+_MISTRAL_LIST = ToolFormat(
+    "mistral-list",
+    MistralParser,
+    lambda template: "[TOOL_CALLS]" in template and "[ARGS]" not in template,
+    tags=("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"),
+    opening="[TOOL_CALLS]",
+    before=lambda name: (f' [{{"name": "{name}", "arguments": ',),
+    after=("}]",),
+    between=None,
+)
+_MISTRAL = ToolFormat(
+    "mistral",
+    MistralParser,
+    lambda template: "[TOOL_CALLS]" in template and "[ARGS]" in template,
+    tags=("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"),
+    opening="[TOOL_CALLS]",
+    before=lambda name: (name, "[ARGS]"),
+    between=(),
+)
+_GEMMA4 = ToolFormat(
+    "gemma4",
+    Gemma4Parser,
+    lambda template: "<|tool_call>" in template,
+    tags=("<|tool_call>", "<tool_call|>", '<|"|>'),
+    opening="<|tool_call>",
+)
+_FUNCTION_GEMMA = ToolFormat(
+    "functiongemma",
+    FunctionGemmaParser,
+    lambda template: "<start_function_call>" in template,
+    tags=("<start_function_call>", "<end_function_call>", "<escape>"),
+    opening="<start_function_call>",
+)
+_HARMONY = ToolFormat(
+    "harmony",
+    HarmonyParser,
+    lambda template: "<|channel|>" in template and "<|message|>" in template,
+    tags=TAGS,
+)
+_LLAMA = ToolFormat(
+    "llama3-json",
+    LlamaParser,
+    lambda template: "<|start_header_id|>" in template and '"parameters": ' in template,
+    tags=LlamaParser.tags,
+    before=lambda name: (f'{{"name": "{name}", "parameters": ',),
+    after=("}",),
+    between=None,
+)
+_PYTHONIC = ToolFormat(
+    "pythonic",
+    PythonicParser,
+    lambda template: "func_name1(params_name1=" in template,
+    tags=PythonicParser.tags,
+)
+
+FORMATS: Mapping[str, ToolFormat] = {
+    each.name: each
+    for each in (
+        _QWEN3_CODER,
+        _HERMES,
+        _HARMONY,
+        _GEMMA4,
+        _FUNCTION_GEMMA,
+        _MISTRAL,
+        _MISTRAL_LIST,
+        _PYTHONIC,
+        _LLAMA,
+        _GENERIC,
+    )
+}
 
 
 def format_of(template: Any, wanted: str | None = None) -> ToolFormat | None:

@@ -54,5 +54,9 @@ def named_arguments(value: object) -> tuple[object, object]:
     """
     if not isinstance(value, dict):
         raise NoCall("the call is not a JSON object")
+    if not value.keys() <= {"name", "arguments", "parameters", "id", "type", "index", "function"}:
+        raise NoCall("the call has other fields than name and arguments")
+    if "arguments" in value and "parameters" in value:
+        raise NoCall("the call has arguments and parameters")
     arguments = value.get("arguments", value.get("parameters", {}))
     return value.get("name"), loads(arguments) if isinstance(arguments, str) else arguments

@@ -273,7 +273,7 @@ class TaggedParser(ToolParser):
             self._leave(len(self._buffer))
             return
         if self.closing and self.closing in self._buffer:
-            self._give_up("the arguments are not valid JSON")
+            self._give_up(self._fault(self._buffer[: self._buffer.find(self.closing)]))
             return
         if not complete:
             self._give_up("the answer was cut inside the call")
@@ -288,6 +288,14 @@ class TaggedParser(ToolParser):
             for call in calls:
                 self._called(call)
             self._leave(len(self._buffer))
+
+    def _fault(self, body: str) -> str:
+        """Why a body cannot be read."""
+        try:
+            self._read(body)
+        except NoCall as error:
+            return str(error)
+        return "it is no call"
 
     def _first_tag(self, text: str) -> tuple[int, str]:
         """Where the first tag begins, and the tag; else where one may have begun, and ""."""
