@@ -89,7 +89,7 @@ HERMES = '<tool_call>{{"name": "{}", "arguments": {}}}</tool_call>'
         ("pythonic", "[now(a=" + "-" * 50_000 + "1)]", ""),
         ("mistral", "[TOOL_CALLS]nothing[ARGS]{}", "no tool 'nothing'"),
         ("mistral", "[TOOL_CALLS]now and then", "no arguments"),
-        ("mistral", '[TOOL_CALLS]now[ARGS]{"a": 1', "end tag is missing"),
+        ("mistral", '[TOOL_CALLS]now[ARGS]{"a": 1', "have no end"),
         ("mistral-list", "[TOOL_CALLS] []", "no call"),
         ("gemma4", "<|tool_call>call:nothing{}<tool_call|>", "no tool 'nothing'"),
         ("gemma4", '<|tool_call>call:now{a:<|"|>b}<tool_call|>', "no end"),
@@ -213,8 +213,9 @@ def fuzz(rng: random.Random) -> None:
             continue
         arguments = "".join(p.text for p in whole if isinstance(p, CallArguments))
         names = "".join(p.name for p in whole if isinstance(p, CallStart))
+        kept = re.sub(r'"id": "[^"]*"', "", text)  # the model's own ids are not used
         for mark in MARKS:
-            assert text.count(mark) == 0 or mark in shown + arguments + names, (form.name, text)
+            assert mark not in kept or mark in shown + arguments + names, (form.name, text)
         for each in whole:
             assert not isinstance(each, CallArguments) or isinstance(json.loads(each.text), dict)
 

@@ -125,9 +125,12 @@ def gemma_value(value: Any, quote: str) -> str:
     return dumped(value)
 
 
+QUOTE = '<|"|>'
+
+
 def gemma4(case: Case) -> str:
     return case.before + "".join(
-        f"<|tool_call>call:{name}{gemma_value(arguments, chr(60) + '|' + chr(34) + '|>')}<tool_call|>"
+        f"<|tool_call>call:{name}{gemma_value(arguments, QUOTE)}<tool_call|>"
         for name, arguments in case.calls
     )
 

@@ -77,6 +77,7 @@ class HarmonyParser(ToolParser):
             self._header += " " if tag == "<|constrain|>" else " channel="
         else:
             self._close(whole=True)
+            self._border = self._border or "tag"
             self._state, self._header = "header", ""
             if tag == "<|channel|>":
                 self._header = "channel="
@@ -112,8 +113,6 @@ class HarmonyParser(ToolParser):
             self._state = "analysis"
         else:
             self._state = "text"
-            if self._said and self._border is None:
-                self._border = "tag"
 
     def _close(self, *, whole: bool) -> None:
         """A message ends."""

@@ -54,13 +54,20 @@ class MistralParser(TaggedParser):
         return True
 
     def _no_call(self, reason: str) -> bool:
-        """What stands before the next tag is no call."""
-        place, _ = self._first_tag(self._buffer)
-        if place == len(self._buffer) or self._buffer[place:].startswith(_ARGS):
-            place = len(self._buffer)
+        """What stands before the next call, or the end, is no call."""
+        place = self._buffer.find(self.opening)
+        if place < 0:
+            return False
         self._refuse(self._without_tags(self._buffer[:place]), reason)
         self._leave(place)
         return True
+
+    def _unfinished(self) -> str:
+        if not self._buffer.strip() or _BEGINNING.match(self._buffer):
+            return "the call has no arguments"
+        if self._buffer.lstrip()[0] in "[{" or _NAME.match(self._buffer):
+            return "the arguments have no end"
+        return "the call has no arguments"
 
     def _read(self, body: str) -> list[Call]:
         if (head := self._head(body)) is not None:

@@ -278,7 +278,7 @@ class TaggedParser(ToolParser):
         if not complete:
             self._give_up("the answer was cut inside the call")
         elif not self.ends_open:
-            self._give_up("the end tag is missing")
+            self._give_up(self._unfinished())
         else:
             try:
                 calls = self._read(self._buffer)
@@ -288,6 +288,10 @@ class TaggedParser(ToolParser):
             for call in calls:
                 self._called(call)
             self._leave(len(self._buffer))
+
+    def _unfinished(self) -> str:
+        """What a call lacks that the answer's end has cut."""
+        return "the end tag is missing"
 
     def _fault(self, body: str) -> str:
         """Why a body cannot be read."""
