@@ -12,7 +12,7 @@ HERMES = (
     "{% for t in tools or [] %}{{ t.function.name }} {% endfor %}"
     "{% for m in messages %}{{ m.role }}:{{ m.content }}"
     "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
-    "\n{% endfor %}"
+    "{{ '\\n' }}{% endfor %}"
 )
 """A chat template in Hermes' form, as small as can be."""
 
