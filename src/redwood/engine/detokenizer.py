@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 _REPLACEMENT = "\ufffd"
@@ -26,11 +26,17 @@ class Detokenizer:
     Args:
         tokenizer: decodes ids; special tokens are left out.
         stop: non-empty strings.
+        visible: special tokens that are part of the text all the same, such as the tags of calls.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str] = (), visible: Collection[int] = ()
+    ) -> None:
         self._decoding, self._stop = _quickest(tokenizer), tuple(stop)
         self._silent = _silence(tokenizer)
+        self._visible = {
+            each: self._decoding([each], skip_special_tokens=False) for each in visible
+        }
         self._token_ids: list[int] = []
         self._start = 0  # tokens before it are context no more
         self._read = 0  # tokens whose text is in self.text
@@ -42,6 +48,9 @@ class Detokenizer:
         """Adds a token; returns whether a stop string is now complete (no more may follow)."""
         # A token without text is no context: a word after it would look like a beginning.
         if self._silent(token_id):
+            if token_id in self._visible:
+                self._take_pending()
+                self._append(self._visible[token_id])
             return self.stopped
         self._token_ids.append(token_id)
         # Some tokenizers join words differently at the start of a text, so the piece is the
@@ -56,24 +65,32 @@ class Detokenizer:
 
     def take(self, *, final: bool = False) -> str:
         """Returns text not handed out yet; with `final`, also what was held back."""
-        if final and not self.stopped and self._read < len(self._token_ids):
-            before = self._decode(self._start, self._read)
-            self._accept(self._decode(self._start, len(self._token_ids))[len(before) :])
+        if final:
+            self._take_pending()
         end = len(self.text) if final or self.stopped else len(self.text) - self._held_back()
         piece = self.text[self._given : end]
         self._given = max(self._given, end)
         return piece
 
+    def _take_pending(self) -> None:
+        """Takes what has come as it is, also where it is half a character."""
+        if not self.stopped and self._read < len(self._token_ids):
+            before = self._decode(self._start, self._read)
+            self._accept(self._decode(self._start, len(self._token_ids))[len(before) :])
+
     def _decode(self, start: int, end: int) -> str:
         return self._decoding(self._token_ids[start:end], skip_special_tokens=True)
 
     def _accept(self, piece: str) -> None:
-        longest = max(map(len, self._stop), default=0)
-        searched = max(0, len(self.text) - longest + 1)
-        self.text += piece
         if piece or len(self._token_ids) - self._start > _MAX_PENDING:
             self._start = self._read
         self._read = len(self._token_ids)
+        self._append(piece)
+
+    def _append(self, piece: str) -> None:
+        longest = max(map(len, self._stop), default=0)
+        searched = max(0, len(self.text) - longest + 1)
+        self.text += piece
         found = [p for s in self._stop if (p := self.text.find(s, searched)) >= 0]
         if found:
             self.text = self.text[: min(found)]

@@ -205,7 +205,7 @@ def new_request(
     request = Request(context, min(params.max_tokens, capacity - len(tokens)))
     request.stats.num_prompt_tokens = len(tokens)
     if tokenizer is not None:
-        request.detokenizer = Detokenizer(tokenizer, params.stop)
+        request.detokenizer = Detokenizer(tokenizer, params.stop, params.visible_tokens)
     if params.prediction and params.speculate:
         context.prediction = Prediction(params.prediction)
         request.stats.num_prediction_tokens = len(params.prediction)

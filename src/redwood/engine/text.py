@@ -127,9 +127,31 @@ class Engine(RowEngine):
         if isinstance(prompt, str):
             self._check_fits(prompt, fitting)
             return self._known_tokens(self._without_end(self._ids(prompt), prompt))
+        return self.encode_chat(prompt, fitting=fitting)
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
+        fitting: bool = False,
+    ) -> list[int]:
+        """Returns the token ids of a chat, with tools and calls, up to where its answer begins.
+
+        Args:
+            messages, tools, options: see `redwood.models.chat_template.chat_text`.
+            fitting: as in `encode`.
+
+        Raises: as `encode`.
+        """
+        if self.tokenizer is None:
+            raise ArgumentError("this engine has no tokenizer: give token ids")
         if not self.tokenizer.chat_template:
             raise ArgumentError("this model has no chat template: give a string")
-        text = chat_text(self.tokenizer, prompt, add_generation_prompt=True)
+        text = chat_text(
+            self.tokenizer, messages, add_generation_prompt=True, tools=tools, options=options
+        )
         self._check_fits(text, fitting)
         return self._known_tokens(self._ids(text, add_special_tokens=False))
 

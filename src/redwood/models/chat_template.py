@@ -3,18 +3,20 @@
 Some templates take a message's content as a string, some as a list of parts, and a few differ by
 role. A template silently drops content in the wrong form. So each is rendered once with markers in
 place of the texts, and the form in which all markers appear is used from then on; if there is none,
-the messages are refused.
+the messages are refused. The same is done for the arguments of calls, which some templates take as
+an object and some as JSON text, and for tools, which some do not know.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, combinations
 from types import FrameType
 from typing import Any
@@ -30,6 +32,19 @@ _QUOTE = r"""\\?(?:["']|&#3[49];|&quot;)"""
 _PART_AS_CODE = re.compile(rf"text{_QUOTE}\s*:\s*{_QUOTE}$")
 
 Message = dict[str, Any]
+_Render = Callable[[list[Message], Sequence[Mapping[str, Any]]], str]
+_MARKED_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "zttz",
+        "description": "zddz",
+        "parameters": {
+            "type": "object",
+            "properties": {"zppz": {"type": "string", "description": "zddz"}},
+            "required": ["zppz"],
+        },
+    },
+}
 
 
 class _TooMuch(Exception):
@@ -40,56 +55,93 @@ class _TooMuch(Exception):
 class _Found:
     """How a template wants its messages.
 
-    Attributes: `parts` are the roles whose content it takes as a list; `left_out` the numbers of
-    the messages that are not in its text all the same.
+    Attributes: `parts` are the roles whose content it takes as a list; `as_text`: it takes the
+    arguments of calls as JSON text; `left_out` the numbers of the messages that are not in its
+    text all the same; `no_tools`: nor are the tools.
     """
 
     parts: frozenset[str]
+    as_text: bool = False
     left_out: tuple[int, ...] = ()
+    no_tools: bool = False
+
+    @property
+    def faults(self) -> int:
+        """How much is not in the text."""
+        return len(self.left_out) + self.no_tools
 
 
 _known: dict[str, _Found | _TooMuch | None] = {}
 
 
 def chat_text(
-    tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool = False,
+    tools: Sequence[Mapping[str, Any]] = (),
+    options: Mapping[str, Any] | None = None,
 ) -> str:
     """Returns messages as one text, by the model's own chat template, which there must be.
 
     Args:
         tokenizer: of Transformers.
-        messages: each with a role and a content, both strings; other keys are handed on.
+        messages: each with a role and a content, both strings; other keys are handed on. Calls of
+            an assistant's message (`tool_calls`) are as OpenAI has them, with arguments that are
+            objects.
         add_generation_prompt: the text is a prompt: it ends where an answer begins.
+        tools: what may be called, as OpenAI has it.
+        options: further variables of the template.
 
     Raises:
-        ArgumentError: messages that the template refuses or, in a prompt, leaves out; a template
-            that fails or does not end; several templates of which none is the default.
+        ArgumentError: messages or tools that the template refuses or, in a prompt, leaves out; a
+            template that fails or does not end; several templates of which none is the default.
     """
     template = _template_of(tokenizer)
     given = [dict(message) for message in messages]
+    more = dict(options or {})
 
-    def render(filled: list[Message]) -> str:
+    def render(filled: list[Message], named: Sequence[Mapping[str, Any]]) -> str:
         made = tokenizer.apply_chat_template(
-            filled, tokenize=False, add_generation_prompt=add_generation_prompt
+            filled,
+            tools=list(named) or None,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **more,
         )
         if not isinstance(made, str):
             raise TypeError(f"it makes {type(made).__name__} instead of text")
         return made
 
     try:
-        found = _form_of(template, given, add_generation_prompt, render)
-        parts = frozenset[str]() if found is None else found.parts
-        size = sum(len(message["content"]) for message in given)
+        kind = (template, add_generation_prompt, sorted(more.items()))
+        found = _form_of(kind, given, bool(tools), render)
+        form = _Found(frozenset()) if found is None else found
+        size = chat_size(given, tools)
         with _watched(size) if size > _LONG else _unwatched():
-            text = render(_in_form(given, parts))
+            text = render(_in_form(given, form), tools)
         if len(text) > _most(size):
             raise _TooMuch("it writes without measure")
     except Exception as error:  # a template is a program: it can fail in any way
         raise _refusal(error) from error
-    left_out = _missing(given, text) if found is None else found.left_out
-    if left_out and add_generation_prompt:
-        raise _left_out(given, left_out[0])
+    if found is None:
+        form = _Found(frozenset(), left_out=_missing(given, text))
+        form = replace(form, no_tools=_lacks(tools, "".join(text.lower().split())))
+    if form.no_tools and add_generation_prompt:
+        raise ArgumentError("the model's chat template knows no tools")
+    if form.left_out and add_generation_prompt:
+        raise _left_out(given, form.left_out[0])
     return text
+
+
+def chat_size(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> int:
+    """Returns roughly how many characters messages and tools hold."""
+    size = sum(len(message["content"]) for message in messages)
+    for message in messages:
+        if calls := message.get("tool_calls"):
+            size += len(json.dumps(calls))
+        size += len(message.get("reasoning_content", ""))
+    return size + (len(json.dumps(list(tools))) if tools else 0)
 
 
 def _template_of(tokenizer: Any) -> str:
@@ -104,20 +156,21 @@ def _template_of(tokenizer: Any) -> str:
     return str(templates["default"])
 
 
-def _form_of(
-    template: str, messages: list[Message], prompt: bool, render: Callable[[list[Message]], str]
-) -> _Found | None:
+def _form_of(kind: object, messages: list[Message], tools: bool, render: _Render) -> _Found | None:
     """Returns the form for messages of this kind, remembered; None if no form can be rendered.
 
     Raises: _TooMuch, remembered as well, for a template without end.
     """
-    shape = [(m["role"], bool(m["content"].strip()), sorted(m)) for m in messages]
-    key = hashlib.sha256(repr((template, prompt, shape)).encode()).hexdigest()
+    shape = [
+        (m["role"], bool(m["content"].strip()), sorted(m), len(m.get("tool_calls", ())))
+        for m in messages
+    ]
+    key = hashlib.sha256(repr((kind, shape, tools)).encode()).hexdigest()
     if key not in _known:
         if len(_known) >= _MOST_KNOWN:
             _known.clear()
         try:
-            _known[key] = _find_form(messages, render)
+            _known[key] = _find_form(messages, tools, render)
         except _TooMuch as error:
             _known[key] = _TooMuch(str(error))
     known = _known[key]
@@ -126,29 +179,64 @@ def _form_of(
     return known
 
 
-def _find_form(messages: list[Message], render: Callable[[list[Message]], str]) -> _Found | None:
-    """Tries strings first, then lists for ever more roles, until every mark comes out."""
+def _find_form(messages: list[Message], tools: bool, render: _Render) -> _Found | None:
+    """Tries strings first, then lists for ever more roles, until every mark comes out.
+
+    What an assistant says beside its calls may be left out: there are templates that take one or
+    the other.
+    """
     marks = {
         number: f"zq{_letters(number)}qz"
         for number, message in enumerate(messages)
         if message["content"].strip()
     }
-    marked = [{**m, "content": marks.get(i, m["content"])} for i, m in enumerate(messages)]
+    calls = {n: f"zc{_letters(n)}cz" for n, m in enumerate(messages) if m.get("tool_calls")}
+    marked = [_marked(m, marks.get(i, m["content"]), calls.get(i)) for i, m in enumerate(messages)]
+    named = [_MARKED_TOOL] if tools else []
+    needed = {number: mark for number, mark in marks.items() if number not in calls}
     best: _Found | None = None
     for parts in _choices(sorted({messages[number]["role"] for number in marks})):
-        try:
-            with _watched(0):
-                text = "".join(render(_in_form(marked, parts)).lower().split())
-        except _TooMuch:
-            raise
-        except Exception:  # whatever it is, another form may do
-            continue
-        left_out = tuple(number for number, mark in marks.items() if not _shows(text, mark))
-        if best is None or len(left_out) < len(best.left_out):
-            best = _Found(parts, left_out)
-        if not left_out:
-            break
+        for as_text in (False, True) if calls else (False,):
+            form = _Found(parts, as_text)
+            try:
+                with _watched(0):
+                    text = "".join(render(_in_form(marked, form), named).lower().split())
+            except _TooMuch:
+                raise
+            except Exception:  # whatever it is, another form may do
+                continue
+            left_out = {number for number, mark in needed.items() if not _shows(text, mark)}
+            left_out |= {number for number, mark in calls.items() if not _calls(text, mark)}
+            found = _Found(parts, as_text, tuple(sorted(left_out)), _lacks(named, text))
+            if best is None or found.faults < best.faults:
+                best = found
+            if not found.faults:
+                return best
     return best
+
+
+def _marked(message: Message, content: str, mark: str | None) -> Message:
+    """A message with marks in the place of its content and of its calls' arguments."""
+    if mark is None:
+        return {**message, "content": content}
+    calls = [
+        {**call, "function": {**call["function"], "arguments": {f"k{mark}": f"v{mark}"}}}
+        for call in message["tool_calls"]
+    ]
+    return {**message, "content": content, "tool_calls": calls}
+
+
+def _calls(text: str, mark: str) -> bool:
+    """Whether a call's arguments are in a text: not left out, nor as Python prints an object, nor
+    as JSON in JSON."""
+    if f"k{mark}" not in text or f"v{mark}" not in text:
+        return False
+    return f"'k{mark}':" not in text and f'\\"k{mark}\\"' not in text
+
+
+def _lacks(tools: Sequence[Mapping[str, Any]], text: str) -> bool:
+    """Whether a text without spaces names none of the tools."""
+    return bool(tools) and not any(tool["function"]["name"].lower() in text for tool in tools)
 
 
 def _choices(roles: list[str]) -> Iterator[frozenset[str]]:
@@ -157,13 +245,24 @@ def _choices(roles: list[str]) -> Iterator[frozenset[str]]:
     return map(frozenset, chain.from_iterable(combinations(roles, size) for size in sizes))
 
 
-def _in_form(messages: list[Message], parts: frozenset[str]) -> list[Message]:
-    return [
-        {**message, "content": [{"type": "text", "text": message["content"]}]}
-        if message["role"] in parts
-        else message
-        for message in messages
-    ]
+def _in_form(messages: list[Message], form: _Found) -> list[Message]:
+    return [_message_in_form(message, form) for message in messages]
+
+
+def _message_in_form(message: Message, form: _Found) -> Message:
+    if message["role"] in form.parts:
+        message = {**message, "content": [{"type": "text", "text": message["content"]}]}
+    if form.as_text and message.get("tool_calls"):
+        calls = [
+            {**call, "function": {**call["function"], "arguments": _json(call)}}
+            for call in message["tool_calls"]
+        ]
+        message = {**message, "tool_calls": calls}
+    return message
+
+
+def _json(call: Mapping[str, Any]) -> str:
+    return json.dumps(call["function"]["arguments"], ensure_ascii=False)
 
 
 def _letters(number: int) -> str:
@@ -185,7 +284,7 @@ def _missing(messages: list[Message], text: str) -> tuple[int, ...]:
     return tuple(
         number
         for number, message in enumerate(messages)
-        if "".join(message["content"].lower().split()) not in said
+        if "".join(message["content"].lower().split()) not in said and not message.get("tool_calls")
     )
 
 

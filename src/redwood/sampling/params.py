@@ -42,6 +42,7 @@ class SamplingParams:
             own log-probability, 0 to 20.
         speculate: False: plain decoding for this request.
         prediction: token ids that the answer is expected to be; drafted as long as they fit.
+        visible_tokens: special tokens whose text is part of the answer's, which others' is not.
 
     Raises:
         ArgumentError: a value out of range; the message names it.
@@ -64,6 +65,7 @@ class SamplingParams:
     logprobs: int | None = None
     speculate: bool = True
     prediction: Sequence[int] = ()
+    visible_tokens: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -103,14 +105,15 @@ class SamplingParams:
         count = self.logprobs
         _require(count is None or _is_int(count) and 0 <= count <= 20, self, "logprobs", "0 to 20")
         _require(isinstance(self.speculate, bool), self, "speculate", "True or False")
-        predicted = () if self.prediction is None else self.prediction
-        _require(
-            isinstance(predicted, Sequence) and all(_is_int(t) and t >= 0 for t in predicted),
-            self,
-            "prediction",
-            "token ids",
-        )
-        object.__setattr__(self, "prediction", tuple(predicted))
+        for name in ("prediction", "visible_tokens"):
+            tokens = () if getattr(self, name) is None else getattr(self, name)
+            _require(
+                isinstance(tokens, Sequence) and all(_is_int(t) and t >= 0 for t in tokens),
+                self,
+                name,
+                "token ids",
+            )
+            object.__setattr__(self, name, tuple(tokens))
 
     @property
     def coupled(self) -> bool:

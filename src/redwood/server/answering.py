@@ -17,6 +17,7 @@ from redwood.server.logs import Record
 from redwood.server.responses import json_response
 from redwood.server.service import Service
 from redwood.server.streaming import DONE, ClientLeft, EventStream, event, until_left
+from redwood.server.tools.parts import CallEnd, Part
 
 
 async def answer(service: Service, request: Request, kind: type[schema.Request]) -> Response:
@@ -98,7 +99,19 @@ class _Reply:
         """Returns the complete answer; raises ClientLeft if the client leaves before that."""
         with self._service.serving(self._generation, self._record):
             made = await until_left(request.receive, self._collect())
-        return json_response(self._frame.whole(made, self._usage()))
+        parts = [self._read_whole(each) for each in made]
+        return json_response(self._frame.whole(made, parts, self._usage()))
+
+    def _read_whole(self, events: list[Event]) -> list[Part]:
+        return [part for each in events for part in self._read(each)]
+
+    def _read(self, event: Event) -> list[Part]:
+        """The parts of one event's text, and the rest of the answer's with the last."""
+        reader = self._generation.readers[event.choice]
+        parts = reader.feed(event.text)
+        if event.finish_reason is not None:
+            parts += reader.finish(complete=event.finish_reason == "stop")
+        return parts
 
     def stream(self) -> Response:
         """Returns the answer as a stream of server-sent events."""
@@ -122,15 +135,21 @@ class _Reply:
         """Encoded chunks, one part for each event of the engine."""
         frame, options = self._frame, self._asked.stream_options
         sent: dict[int, int] = {}  # choice -> characters sent so far
+        called: set[int] = set()  # choices with a whole call
         async with aclosing(self._events()) as events:
             async for each in events:
-                chunks = []
+                chunks: list[dict[str, Any] | None] = []
                 if each.choice not in sent:
                     sent[each.choice] = 0
                     chunks.append(frame.opening(each.choice))
-                if each.text or each.logprobs or each.finish_reason or each.trace:
-                    chunk = frame.chunk(each, offset=sent[each.choice])
-                    chunks.append(chunk if each.trace is None else {**chunk, "redwood": each.trace})
+                parts = self._read(each)
+                if any(isinstance(part, CallEnd) for part in parts):
+                    called.add(each.choice)
+                offset = sent[each.choice]
+                made = frame.chunks(each, parts, offset=offset, called=each.choice in called)
+                if made and each.trace is not None:
+                    made[0]["redwood"] = each.trace
+                chunks += made
                 sent[each.choice] += len(each.text)
                 if part := b"".join(self._encoded(chunk) for chunk in chunks if chunk is not None):
                     yield part

@@ -10,6 +10,15 @@ from typing import Any
 
 from redwood.server.generation import Choice, Event
 from redwood.server.tokens import TokenTexts
+from redwood.server.tools.gathering import CallIds, finish_reason, gathered
+from redwood.server.tools.parts import (
+    CallArguments,
+    CallStart,
+    Malformed,
+    Part,
+    Reasoning,
+    Text,
+)
 
 _LOWEST_LOGPROB = -9999.0  # JSON has no minus infinity; OpenAI and vLLM use this number
 
@@ -36,32 +45,49 @@ class Answer(ABC):
             "system_fingerprint": fingerprint,
         }
 
-    def whole(self, events: Sequence[Sequence[Event]], usage: dict[str, Any]) -> dict[str, Any]:
-        """Returns the answer from the events of each choice."""
+    def whole(
+        self,
+        events: Sequence[Sequence[Event]],
+        parts: Sequence[Sequence[Part]],
+        usage: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Returns the answer from the events of each choice, and the parts of their texts."""
         choices = [
             {
                 "index": index,
-                **self._said("".join(event.text for event in those)),
+                **self._said(said),
                 "logprobs": self._logprobs(those, 0),
-                "finish_reason": those[-1].finish_reason,
+                "finish_reason": finish_reason(those[-1].finish_reason, said),
             }
-            for index, those in enumerate(events)
+            for index, (those, said) in enumerate(zip(events, parts, strict=True))
         ]
         return {**self._head, "object": self.object, "choices": choices, "usage": usage}
 
-    def chunk(self, event: Event, *, offset: int = 0) -> dict[str, Any]:
-        """Returns the chunk of one event.
+    def chunks(
+        self, event: Event, parts: Sequence[Part], *, offset: int = 0, called: bool = False
+    ) -> list[dict[str, Any]]:
+        """Returns the chunks of one event.
 
         Args:
-            offset: characters of the choice's text before this event.
+            parts: of its text.
+            offset: characters of the choice before it.
+            called: whether the choice has a whole call, with this event.
         """
-        choice = {
-            "index": event.choice,
-            **self._adds(event.text),
-            "logprobs": self._logprobs([event], offset),
-            "finish_reason": event.finish_reason,
-        }
-        return {**self._head, "object": self.chunk_object, "choices": [choice]}
+        deltas = self._added(parts, event.choice) or [self._added_nothing()]
+        if len(deltas) == 1 and not (parts or event.logprobs or event.finish_reason or event.trace):
+            return []
+        made = []
+        for number, delta in enumerate(deltas):
+            last = number == len(deltas) - 1
+            reason = "tool_calls" if called and event.finish_reason == "stop" else None
+            choice = {
+                "index": event.choice,
+                **delta,
+                "logprobs": self._logprobs([event], offset) if number == 0 else None,
+                "finish_reason": (reason or event.finish_reason) if last else None,
+            }
+            made.append({**self._head, "object": self.chunk_object, "choices": [choice]})
+        return made
 
     def closing(self, usage: dict[str, Any]) -> dict[str, Any]:
         """Returns the final chunk, which has usage and no choices."""
@@ -72,10 +98,13 @@ class Answer(ABC):
         return None
 
     @abstractmethod
-    def _said(self, text: str) -> dict[str, Any]: ...
+    def _said(self, parts: Sequence[Part]) -> dict[str, Any]: ...
 
     @abstractmethod
-    def _adds(self, text: str) -> dict[str, Any]: ...
+    def _added(self, parts: Sequence[Part], index: int) -> list[dict[str, Any]]: ...
+
+    @abstractmethod
+    def _added_nothing(self) -> dict[str, Any]: ...
 
     @abstractmethod
     def _logprobs(self, events: Sequence[Event], offset: int) -> dict[str, Any] | None: ...
@@ -96,11 +125,51 @@ class ChatAnswer(Answer):
         }
         return {**self._head, "object": self.chunk_object, "choices": [choice]}
 
-    def _said(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+    def __init__(self, model: str, texts: TokenTexts, fingerprint: str) -> None:
+        super().__init__(model, texts, fingerprint)
+        self._ids = CallIds()
 
-    def _adds(self, text: str) -> dict[str, Any]:
-        return {"delta": {"content": text} if text else {}}
+    def _said(self, parts: Sequence[Part]) -> dict[str, Any]:
+        said = gathered(parts)
+        message: dict[str, Any] = {"role": "assistant", "content": said.text, "refusal": None}
+        if said.reasoning:
+            message["reasoning_content"] = said.reasoning
+        if said.calls:
+            message["content"] = said.text or None
+            message["tool_calls"] = [
+                {
+                    "id": self._ids.new(),
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in said.calls
+            ]
+        if said.malformed:
+            message["redwood"] = {"malformed_calls": said.malformed}
+        return {"message": message}
+
+    def _added(self, parts: Sequence[Part], index: int) -> list[dict[str, Any]]:
+        return [{"delta": delta} for part in parts if (delta := self._delta(part))]
+
+    def _added_nothing(self) -> dict[str, Any]:
+        return {"delta": {}}
+
+    def _delta(self, part: Part) -> dict[str, Any]:
+        match part:
+            case Text(text):
+                return {"content": text}
+            case Reasoning(text):
+                return {"reasoning_content": text}
+            case Malformed(text, reason):
+                malformed = {"text": text.strip(), "reason": reason}
+                return {"content": text, "redwood": {"malformed_calls": [malformed]}}
+            case CallStart(index, name):
+                function = {"name": name, "arguments": ""}
+                start = {"index": index, "id": self._ids.new(), "type": "function"}
+                return {"tool_calls": [{**start, "function": function}]}
+            case CallArguments(index, text):
+                return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+        return {}
 
     def _logprobs(self, events: Sequence[Event], offset: int) -> dict[str, Any] | None:
         if all(event.logprobs is None for event in events):
@@ -128,11 +197,14 @@ class CompletionAnswer(Answer):
 
     prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"
 
-    def _said(self, text: str) -> dict[str, Any]:
-        return {"text": text}
+    def _said(self, parts: Sequence[Part]) -> dict[str, Any]:
+        return {"text": gathered(parts).text}
 
-    def _adds(self, text: str) -> dict[str, Any]:
-        return {"text": text}
+    def _added(self, parts: Sequence[Part], index: int) -> list[dict[str, Any]]:
+        return [{"text": part.text} for part in parts if isinstance(part, Text)]
+
+    def _added_nothing(self) -> dict[str, Any]:
+        return {"text": ""}
 
     def _logprobs(self, events: Sequence[Event], offset: int) -> dict[str, Any] | None:
         if all(event.logprobs is None for event in events):

@@ -81,6 +81,8 @@ def _with_accepted_fields(described: dict[str, Any]) -> dict[str, Any]:
         for name, each in given.items()
     }
     for name, (neutral, why) in REFUSED.items():
+        if name in given:
+            continue
         fields[name] = {"enum": [*neutral, None], "description": f"Any other value: {why}."}
     fields |= {name: {"description": "Ignored."} for name in sorted(IGNORED)}
     return {**described, "properties": fields}

@@ -17,7 +17,6 @@ R = TypeVar("R", bound=Request)
 IGNORED = frozenset(
     {
         "metadata",
-        "parallel_tool_calls",
         "prompt_cache_key",
         "prompt_cache_retention",
         "safety_identifier",
@@ -28,7 +27,7 @@ IGNORED = frozenset(
 )
 """Accepted without effect: they label, store or schedule a request; no answer depends on them."""
 
-_TOOLS = "tools are not supported"
+_TOOLS = "functions are called tools today: use tools"
 REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "add_generation_prompt": ((True,), "the answer is always the assistant's next message"),
     "add_special_tokens": ((), "the tokenizer decides"),
@@ -37,7 +36,7 @@ REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "bad_words": (([],), "use logit_bias"),
     "best_of": ((1,), "answers are not ranked: use n"),
     "chat_template": ((), "templates come from the model alone"),
-    "chat_template_kwargs": (({},), "templates get the messages alone"),
+    "chat_template_kwargs": (({},), "only chats have a template"),
     "continue_final_message": ((False,), "use /v1/completions to continue a text"),
     "documents": (([],), "put them into the messages"),
     "echo": ((False,), "the prompt is not sent back"),
@@ -47,21 +46,22 @@ REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "guided_grammar": ((), "use response_format"),
     "guided_json": ((), "use response_format"),
     "guided_regex": ((), "use response_format"),
-    "include_reasoning": ((True,), "reasoning is not told apart"),
+    "include_reasoning": ((True,), "reasoning always comes in reasoning_content"),
     "include_stop_str_in_output": ((False,), "stop strings are never part of the text"),
     "length_penalty": ((1, 1.0), "beam search is not supported"),
     "min_tokens": ((0,), "use logit_bias or ignore_eos"),
     "modalities": ((["text"],), "only text is supported"),
     "priority": ((0,), "requests take turns by key"),
     "prompt_logprobs": ((0,), "log-probabilities of prompts are not computed"),
-    "reasoning_effort": (("none",), "how much a model reasons cannot be set"),
+    "reasoning_effort": (("none",), "only chats have a template"),
     "skip_special_tokens": ((True,), "special tokens are never part of the text"),
     "spaces_between_special_tokens": ((True, False), "special tokens are never part of the text"),
     "stop_token_ids": (([],), "use stop"),
     "structured_outputs": ((), "use response_format"),
     "suffix": (("",), "text is only added at the end"),
-    "tool_choice": (("none", "auto"), _TOOLS),
-    "tools": (([],), _TOOLS),
+    "parallel_tool_calls": ((True, False), "only chats have tools"),
+    "tool_choice": (("none", "auto"), "only chats have tools"),
+    "tools": (([],), "only chats have tools"),
     "truncate_prompt_tokens": ((), "prompts are never cut: shorten it"),
     "use_beam_search": ((False,), "beam search is not supported"),
     "verbosity": ((), "ask for it in a message"),

@@ -15,6 +15,7 @@ from typing import Any
 from redwood.engine.stats import Stats
 from redwood.sampling import SamplingParams
 from redwood.server.errors import ApiError, as_api_error, full
+from redwood.server.tools.reading import PlainReader, Reader
 
 
 @dataclass
@@ -78,6 +79,7 @@ class Generation:
         owner: from `Keys.owner`.
         trace: whether events carry the trees of their steps.
         arrived_s: when the request arrived, on the clock of `perf_counter`.
+        readers: of the choices' texts; None: text is text.
 
     Attributes: `events`: queue that the worker posts to; `started_s`, `first_token_s`: when the
     first choice got a row, and the first token was made, None before; `ended`: all choices have.
@@ -91,8 +93,10 @@ class Generation:
         owner: str = "open",
         trace: bool = False,
         arrived_s: float | None = None,
+        readers: Sequence[Reader] | None = None,
     ) -> None:
         self.owner, self.trace = owner, trace
+        self.readers = [PlainReader() for _ in prompts] if readers is None else list(readers)
         self.choices = [
             Choice(self, index, prompt, each)
             for index, (prompt, each) in enumerate(zip(prompts, params, strict=True))

@@ -71,9 +71,27 @@ class Grammars:
             )
         except ValueError as error:
             raise ArgumentError(f"response_format: {error}") from error
+        return self._checked(grammar, "response_format")
+
+    def compile_lark(self, text: str, field: str) -> str:
+        """Returns a grammar in llguidance's dialect of Lark, checked.
+
+        Args:
+            field: of the request, for errors.
+
+        Raises:
+            ArgumentError: as `compile`.
+        """
+        return self._checked(LLMatcher.grammar_from_lark(text), field)
+
+    def bytes_of(self, token: int) -> bytes:
+        """Returns the text of a token, also of a special one."""
+        return bytes(self._tokenizer.decode_bytes([token]))
+
+    def _checked(self, grammar: str, field: str) -> str:
         problem = LLMatcher.validate_grammar(grammar, self._tokenizer)
         if problem:
-            raise ArgumentError(f"response_format: {' '.join(problem.split())[:300]}")
+            raise ArgumentError(f"{field}: {' '.join(problem.split())[:300]}")
         return grammar
 
     def processor(self, grammar: str, prompt_length: int) -> GrammarProcessor:
@@ -124,6 +142,11 @@ class GrammarProcessor:
         masked = scores.clone()
         masked[0, torch.from_numpy(~allowed)] = -torch.inf
         return masked
+
+    def moved(self, prompt_length: int) -> GrammarProcessor:
+        """Lets the grammar begin behind so many tokens of the text; returns itself."""
+        self._prompt_length = prompt_length
+        return self
 
     def _go_to(self, path: list[int]) -> bool:
         """Moves the matcher to the end of a path; False: the path violates the grammar."""

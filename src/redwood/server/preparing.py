@@ -15,19 +15,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from redwood.errors import RedwoodError
 from redwood.sampling import SamplingParams
+from redwood.server.chats import Chats, Conversation
 from redwood.server.encoding import Encoders
 from redwood.server.errors import ApiError, as_api_error, unavailable, wrong
 from redwood.server.generation import Generation
-from redwood.server.schema import ChatRequest, CompletionRequest, Request, ResponseFormat
+from redwood.server.schema import ChatRequest, CompletionRequest, Request
 from redwood.server.settings import Settings
+from redwood.server.tools.reading import PlainReader
 
 if TYPE_CHECKING:
     from redwood.engine.text import Engine
-    from redwood.server.grammar import Grammars
+    from redwood.server.constraining import Constraint, Constraints
 
 _DEADLINE_S = 20.0
 _CHARS_PER_TOKEN = 4  # of typical text: an estimate for texts that are not tokenised yet
-_ROLES = {"developer": "system"}  # the newer name, which chat templates do not know
 T = TypeVar("T")
 
 
@@ -42,7 +43,8 @@ class Preparer:
         self._engine, self._settings = engine, settings
         self._encoders = Encoders(_CHARS_PER_TOKEN * settings.max_queue_tokens)
         self._compiler = ThreadPoolExecutor(1, "redwood-grammar")
-        self._grammars: Grammars | None = None
+        self._constraints: Constraints | None = None
+        self._chats = Chats(engine.tokenizer, settings.tool_parser)
 
     def close(self) -> None:
         """Ends the threads."""
@@ -62,14 +64,21 @@ class Preparer:
         if request.prediction is not None and request.prediction.content:
             text = request.prediction.content
             base["prediction"] = await self._encoded(text, "prediction", self._engine.encode_part)
-        grammar = await self._grammar(request.response_format)
-        params = []
+        constraint = await self._constraint(request)
+        params, readers = [], []
         for prompt in prompts:
-            for index in range(request.n):
-                params.append(self._params_of(base, prompt, request.seed, index, grammar))
+            processors = await self._processors(constraint, prompt, request)
+            for index, processor in enumerate(processors):
+                params.append(self._params_of(base, prompt, request.seed, index, processor))
+                readers.append(
+                    self._chats.reader(request, prompt, eager=constraint and constraint.eager)
+                    if isinstance(request, ChatRequest)
+                    else PlainReader()
+                )
         return Generation(
             [prompt for prompt in prompts for _ in range(request.n)],
             params,
+            readers=readers,
             owner=owner,
             trace=request.redwood.trace,
             arrived_s=arrived_s,
@@ -80,7 +89,7 @@ class Preparer:
         most, field = self._settings.max_choices, "messages"
         given: Sequence[Any]
         if isinstance(request, ChatRequest):
-            given = [[_as_message(m) for m in request.messages]]
+            given = [self._chats.conversation(request)]
         else:
             assert isinstance(request, CompletionRequest)
             given, field = request.prompts, "prompt"
@@ -97,7 +106,7 @@ class Preparer:
 
     async def _prompts(self, asked: tuple[Sequence[Any], str]) -> list[list[int]]:
         given, field = asked
-        encode = partial(self._engine.encode, fitting=True)
+        encode = self._encode
         made = []
         for each in given:
             if _is_ids(each):
@@ -106,6 +115,13 @@ class Preparer:
             self._check_prompt(prompt, field)
             made.append(prompt)
         return made
+
+    def _encode(self, prompt: Any) -> list[int]:
+        if isinstance(prompt, Conversation):
+            return self._engine.encode_chat(
+                prompt.messages, tools=prompt.tools, options=prompt.options, fitting=True
+            )
+        return self._engine.encode(prompt, fitting=True)
 
     async def _encoded(self, text: Any, field: str, encode: Callable[[Any], list[int]]) -> Any:
         return await _within_deadline(self._encoders.run(_size(text), partial(encode, text)), field)
@@ -142,6 +158,7 @@ class Preparer:
             raise wrong("logit_bias must map token ids to numbers", "logit_bias") from None
         if any(not 0 <= token < vocab_size for token in biases):
             raise wrong(f"logit_bias: token ids must be 0 to {vocab_size - 1}", "logit_bias")
+        visible = self._chats.visible(request) if isinstance(request, ChatRequest) else []
         return dict(
             temperature=request.temperature,
             top_k=max(0, request.top_k),
@@ -156,6 +173,7 @@ class Preparer:
             logprobs=request.num_logprobs,
             speculate=request.redwood.speculate,
             max_tokens=request.limit,
+            visible_tokens=visible,
         )
 
     def _params_of(
@@ -164,7 +182,7 @@ class Preparer:
         prompt: Sequence[int],
         seed: int | None,
         index: int,
-        grammar: str | None,
+        processor: Any,
     ) -> SamplingParams:
         """The parameters of one choice: with its own seed, token limit and grammar state."""
         changes: dict[str, Any] = {}
@@ -173,27 +191,43 @@ class Preparer:
         changes["max_tokens"] = min(limit for limit in limits if limit is not None)
         if seed is not None:
             changes["seed"] = (seed + index) % 2**64
-        if grammar is not None and self._grammars is not None:
-            changes["logits_processor"] = self._grammars.processor(grammar, len(prompt))
+        changes["logits_processor"] = processor
         try:
             return SamplingParams(**{**base, **changes})
         except RedwoodError as error:
             raise as_api_error(error) from error
 
-    async def _grammar(self, wanted: ResponseFormat) -> str | None:
-        if wanted.type == "text":
+    async def _constraint(self, request: Request) -> Constraint | None:
+        """The grammar of a request; None: its answers are free."""
+        chat = isinstance(request, ChatRequest)
+        if request.response_format.type == "text" and not (chat and request.callable_tools):
             return None
-        loop = asyncio.get_running_loop()
-        made = loop.run_in_executor(self._compiler, self._compile, wanted)
-        return await _within_deadline(made, "response_format")
+        field = "response_format" if request.response_format.type != "text" else "tools"
+        return await self._compiled(partial(self._constrain, request), field)
 
-    def _compile(self, wanted: ResponseFormat) -> str:
-        if self._grammars is None:
+    async def _processors(
+        self, constraint: Constraint | None, prompt: list[int], request: Request
+    ) -> list[Any]:
+        """A logits processor for each answer to a prompt; None where it is free."""
+        constraints = self._constraints
+        if constraint is None or constraint.grammar is None or constraints is None:
+            return [None] * request.n
+        make = partial(constraints.processor, constraint, prompt, request)
+        return [await self._compiled(make, "response_format") for _ in range(request.n)]
+
+    async def _compiled(self, call: Callable[[], T], field: str) -> T:
+        loop = asyncio.get_running_loop()
+        return await _within_deadline(loop.run_in_executor(self._compiler, call), field)
+
+    def _constrain(self, request: Request) -> Constraint:
+        if self._constraints is None:
+            from redwood.server.constraining import Constraints
             from redwood.server.grammar import Grammars
 
             engine = self._engine
-            self._grammars = Grammars(engine.tokenizer, engine.target.vocab_size, engine.eos_ids)
-        return self._grammars.compile(wanted)
+            grammars = Grammars(engine.tokenizer, engine.target.vocab_size, engine.eos_ids)
+            self._constraints = Constraints(grammars, self._chats)
+        return self._constraints.of(request)
 
 
 async def _within_deadline(work: Awaitable[T], field: str) -> T:
@@ -216,14 +250,6 @@ def _is_ids(prompt: Any) -> bool:
 
 def _size(prompt: Any) -> int:
     """Characters of a text or of messages; 0 for token ids, which need no tokenisation."""
-    if isinstance(prompt, str):
-        return len(prompt)
-    if _is_ids(prompt):
-        return 0
-    return sum(len(value) for message in prompt for value in message.values())
-
-
-def _as_message(message: Any) -> dict[str, str]:
-    role = _ROLES.get(message.role, message.role)
-    named = {} if message.name is None else {"name": message.name}
-    return {"role": role, "content": message.content, **named}
+    if isinstance(prompt, Conversation):
+        return prompt.size
+    return len(prompt) if isinstance(prompt, str) else 0

@@ -9,69 +9,38 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
+
+from redwood.server.conversation import (
+    MOST_TOOLS,
+    Message,
+    NamedTool,
+    Tool,
+    ToolChoice,
+    check_tools,
+)
+from redwood.server.values import Strict, Text, Whole
 
 _MAX_STOPS, _MAX_STOP_LENGTH = 4, 1024
 _MAX_BIASES = 1024
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
-
-
-def _joined_text(content: Any) -> Any:
-    """A string, or a list of text parts joined to one."""
-    if not isinstance(content, list):
-        return content
-    texts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text":
-            raise PydanticCustomError(
-                "content_part", "only text parts are supported, not {kind}", {"kind": repr(kind)}
-            )
-        if not isinstance(part.get("text"), str) or set(part) != {"type", "text"}:
-            raise PydanticCustomError("content_part", "a text part has a type and a text")
-        texts.append(part["text"])
-    return "\n".join(texts)
-
-
-Text = Annotated[str, BeforeValidator(_joined_text)]
-
-
-class Message(_Strict):
-    """One message of a chat. `name` goes to the model's chat template, which may use it."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text
-    name: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_empty(cls, data: Any) -> Any:
-        """Drops empty fields: clients send answers back with fields that were not used."""
-        if not isinstance(data, dict):
-            return data
-        spare = ("refusal", "annotations", "audio", "function_call", "tool_calls")
-        return {key: value for key, value in data.items() if key not in spare or value}
-
-
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """Options of a stream: usage in the last chunk; chunks padded to hide their lengths."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
-class Prediction(_Strict):
+class Prediction(Strict):
     """Text that the answer is expected to contain; drafts are taken from it."""
 
     type: Literal["content"]
     content: Text
 
 
-class JsonSchema(_Strict):
+class JsonSchema(Strict):
     """A schema that the answer must satisfy, whatever the value of `strict`."""
 
     name: str = Field(max_length=128)
@@ -80,7 +49,7 @@ class JsonSchema(_Strict):
     strict: bool | None = None
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(Strict):
     """Free text, any JSON object, or JSON that satisfies a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -95,7 +64,7 @@ class ResponseFormat(_Strict):
         return self
 
 
-class Extensions(_Strict):
+class Extensions(Strict):
     """Redwood's own fields.
 
     Args:
@@ -108,14 +77,6 @@ class Extensions(_Strict):
     trace: bool = False
 
 
-def _whole(value: Any) -> Any:
-    """Accepts 1.0 for 1, as JSON does not distinguish them."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
-
-
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -124,7 +85,7 @@ Stop = Annotated[str, Field(min_length=1, max_length=_MAX_STOP_LENGTH)]
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 
 
-class Request(_Strict):
+class Request(Strict):
     """Fields of both kinds of request."""
 
     model: str | None = None
@@ -184,6 +145,11 @@ class ChatRequest(Request):
     """Body of /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
+    tools: list[Tool] = Field(default_factory=list, max_length=MOST_TOOLS)
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=16)
+    reasoning_effort: str | None = Field(None, max_length=32)
     max_tokens: Whole | None = Field(None, ge=1)
     max_completion_tokens: Whole | None = Field(None, ge=1)
     logprobs: bool = False
@@ -194,6 +160,34 @@ class ChatRequest(Request):
         if self.top_logprobs and not self.logprobs:
             raise PydanticCustomError("top_logprobs", "top_logprobs needs logprobs: true")
         return self
+
+    @model_validator(mode="after")
+    def _tools_agree(self) -> Self:
+        check_tools(self.tools, self.tool_choice)
+        if self.must_call and self.response_format.type != "text":
+            raise PydanticCustomError(
+                "tool_choice", "a call that must be made leaves no room for response_format"
+            )
+        if self.ignore_eos and self.callable_tools:
+            raise PydanticCustomError(
+                "ignore_eos", "ignore_eos cannot be used with tools: a call must end"
+            )
+        return self
+
+    @property
+    def callable_tools(self) -> list[Tool]:
+        """The tools that this answer may call."""
+        choice = self.tool_choice
+        if choice == "none":
+            return []
+        if isinstance(choice, NamedTool):
+            return [tool for tool in self.tools if tool.function.name == choice.function.name]
+        return self.tools
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer must be a call."""
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
 
     @property
     def limit(self) -> int | None:

@@ -40,6 +40,7 @@ class Settings:
         allowed_hosts: further values of the Host header that are accepted on a loopback address
             without keys. Others are refused, so that no web page can reach a private server through
             a domain of its own (DNS rebinding).
+        tool_parser: the form of tool calls; None: as the model's chat template says.
         log_prompts: put prompts and answers into the log.
 
     Raises:
@@ -67,6 +68,7 @@ class Settings:
     trace: bool = True
     metrics_without_key: bool = False
     allowed_hosts: tuple[str, ...] = ()
+    tool_parser: str | None = None
     log_prompts: bool = False
 
     def __post_init__(self) -> None:

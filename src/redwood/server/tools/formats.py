@@ -1,0 +1,177 @@
+"""The forms of tool calls that are known, and which of them a model's chat template speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redwood.errors import ArgumentError
+from redwood.server.tools.gemma import FunctionGemmaParser, Gemma4Parser
+from redwood.server.tools.harmony import TAGS, HarmonyParser
+from redwood.server.tools.hermes import HermesParser
+from redwood.server.tools.leading import LlamaParser, PythonicParser
+from redwood.server.tools.mistral import MistralParser
+from redwood.server.tools.parser import Schemas, ToolParser
+from redwood.server.tools.qwen3_coder import Qwen3CoderParser
+
+
+@dataclass(frozen=True)
+class ToolFormat:
+    """How a family of models writes calls.
+
+    Args:
+        name: for `--tool-parser`.
+        parser: reads them.
+        speaks: whether a chat template is of this family.
+        tags: texts that the parser must see, also where they are special tokens.
+        opening: the tag that begins a call; "": none.
+        before: what stands between the opening tag and the arguments of a call of this tool: tags
+            and other text. None: no grammar can be made.
+        after: what stands behind the arguments.
+        between: what stands between two calls; None: there is one call at most.
+        described: the template knows no tools; `generic` describes them in a message.
+    """
+
+    name: str
+    parser: type[ToolParser]
+    speaks: Callable[[str], bool]
+    tags: tuple[str, ...] = ()
+    opening: str = ""
+    before: Callable[[str], Sequence[str]] | None = None
+    after: tuple[str, ...] = ()
+    between: tuple[str, ...] | None = ("\n",)
+    described: bool = False
+
+    def reader(self, tools: Schemas, *, eager: bool) -> ToolParser:
+        """Returns a parser for one answer."""
+        return self.parser(tools, eager=eager)
+
+
+def _hermes(template: str) -> bool:
+    others = ("<arg_key>", "<function=", "<|tool_call")
+    return "<tool_call>" in template and not any(sign in template for sign in others)
+
+
+def _never(template: str) -> bool:
+    return False
+
+
+_HERMES = ToolFormat(
+    "hermes",
+    HermesParser,
+    _hermes,
+    tags=("<tool_call>", "</tool_call>"),
+    opening="<tool_call>",
+    before=lambda name: (f'\n{{"name": "{name}", "arguments": ',),
+    after=("}\n", "</tool_call>"),
+)
+_GENERIC = ToolFormat(
+    "generic",
+    HermesParser,
+    _never,
+    tags=_HERMES.tags,
+    opening=_HERMES.opening,
+    before=_HERMES.before,
+    after=_HERMES.after,
+    described=True,
+)
+
+_QWEN3_CODER = ToolFormat(
+    "qwen3-coder",
+    Qwen3CoderParser,
+    lambda template: "<function=" in template and "<parameter=" in template,
+    tags=("<tool_call>", "</tool_call>", "<function=", "</function>"),
+    opening="<tool_call>",
+)
+_MISTRAL_LIST = ToolFormat(
+    "mistral-list",
+    MistralParser,
+    lambda template: "[TOOL_CALLS]" in template and "[ARGS]" not in template,
+    tags=("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"),
+    opening="[TOOL_CALLS]",
+    before=lambda name: (f' [{{"name": "{name}", "arguments": ',),
+    after=("}]",),
+    between=None,
+)
+_MISTRAL = ToolFormat(
+    "mistral",
+    MistralParser,
+    lambda template: "[TOOL_CALLS]" in template and "[ARGS]" in template,
+    tags=("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"),
+    opening="[TOOL_CALLS]",
+    before=lambda name: (name, "[ARGS]"),
+    between=(),
+)
+_GEMMA4 = ToolFormat(
+    "gemma4",
+    Gemma4Parser,
+    lambda template: "<|tool_call>" in template,
+    tags=("<|tool_call>", "<tool_call|>", '<|"|>'),
+    opening="<|tool_call>",
+)
+_FUNCTION_GEMMA = ToolFormat(
+    "functiongemma",
+    FunctionGemmaParser,
+    lambda template: "<start_function_call>" in template,
+    tags=("<start_function_call>", "<end_function_call>", "<escape>"),
+    opening="<start_function_call>",
+)
+_HARMONY = ToolFormat(
+    "harmony",
+    HarmonyParser,
+    lambda template: "<|channel|>" in template and "<|message|>" in template,
+    tags=TAGS,
+)
+_LLAMA = ToolFormat(
+    "llama3-json",
+    LlamaParser,
+    lambda template: "<|start_header_id|>" in template and '"parameters": ' in template,
+    tags=LlamaParser.tags,
+    before=lambda name: (f'{{"name": "{name}", "parameters": ',),
+    after=("}",),
+    between=None,
+)
+_PYTHONIC = ToolFormat(
+    "pythonic",
+    PythonicParser,
+    lambda template: "func_name1(params_name1=" in template,
+    tags=PythonicParser.tags,
+)
+
+FORMATS: Mapping[str, ToolFormat] = {
+    each.name: each
+    for each in (
+        _QWEN3_CODER,
+        _HERMES,
+        _HARMONY,
+        _GEMMA4,
+        _FUNCTION_GEMMA,
+        _MISTRAL,
+        _MISTRAL_LIST,
+        _PYTHONIC,
+        _LLAMA,
+        _GENERIC,
+    )
+}
+
+
+def format_of(template: Any, wanted: str | None = None) -> ToolFormat | None:
+    """Returns the form of a model's calls, None if its template speaks none that is known.
+
+    Args:
+        template: of the model's chats; several: the default one counts.
+        wanted: the name of a form, whatever the template says.
+
+    Raises:
+        ArgumentError: there is no form of this name.
+    """
+    if wanted is not None:
+        if wanted not in FORMATS:
+            known = ", ".join(FORMATS)
+            raise ArgumentError(f"there is no tool parser {wanted!r}: known are {known}")
+        return FORMATS[wanted]
+    if isinstance(template, Mapping):
+        template = template.get("tool_use", template.get("default"))
+    text = str(template or "")
+    return next((each for each in FORMATS.values() if each.speaks(text)), None)
