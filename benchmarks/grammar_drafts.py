@@ -69,7 +69,9 @@ def contenders(options: Any) -> tuple[redwood.Engine, list[Contender]]:
     how: dict[str, Any] = {"threads": options.threads}
     made = [Contender("plain", PLAIN, False)]
     if options.grammar_alone:
-        made.append(Contender("grammar", Candidate("none", PLAIN.drafter, options.budget or 16), True))
+        made.append(
+            Contender("grammar", Candidate("none", PLAIN.drafter, options.budget or 16), True)
+        )
     engine, found = open_candidates(options.target, names, budgets, **how)
     _, again = open_candidates(options.target, names, budgets, **how)
     for name, bare, forced in zip(names, found[1:], again[1:], strict=True):
@@ -95,7 +97,8 @@ def measured(
         mine = runs[each.name]
         tokens = sum(r.stats.num_generated_tokens for r in mine)
         ratios = [
-            (a.stats.decode_seconds / len(a.token_ids)) / (b.stats.decode_seconds / len(b.token_ids))
+            (a.stats.decode_seconds / len(a.token_ids))
+            / (b.stats.decode_seconds / len(b.token_ids))
             for a, b in zip(plain, mine, strict=True)
         ]
         made.append(

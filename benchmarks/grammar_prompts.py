@@ -37,14 +37,14 @@ def record(**properties: dict[str, Any]) -> dict[str, Any]:
 
 
 MAIL = """Dear team, I ordered two standing desks (order 48213) on 3 March and one arrived with a
-broken leg. Please send a replacement to 14 Harbour Lane, Bristol. I am rather annoyed, since this is
-the second time. You can reach me at +44 7700 900123 or anna.keller@example.org. Anna Keller"""
-REVIEW = """The espresso machine heats up in under a minute and the coffee is excellent, but the milk
-frother is loud and the water tank is too small for our office. After three months the drip tray began
-to rust. For 349 euros I expected better materials."""
-MINUTES = """Monday, 10 am. Present: Lena, Omar, Priya. Omar finishes the login page by Friday. Priya
-writes the migration script, due next Wednesday. Lena asks the customer about the logo, no date yet.
-The release moves to 12 May because the payment provider is late."""
+broken leg. Please send a replacement to 14 Harbour Lane, Bristol. I am rather annoyed, since this
+is the second time. You can reach me at +44 7700 900123 or anna.keller@example.org. Anna Keller"""
+REVIEW = """The espresso machine heats up in under a minute and the coffee is excellent.
+But the milk frother is loud and the water tank is too small for our office. After three months
+the drip tray began to rust. For 349 euros I expected better materials."""
+MINUTES = """Monday, 10 am. Present: Lena, Omar, Priya. Omar finishes the login page by Friday.
+Priya writes the migration script, due next Wednesday. Lena asks the customer about the logo, no
+date yet. The release moves to 12 May because the payment provider is late."""
 LOG = """2026-03-01 12:00:03 ERROR payments: timeout after 30s calling https://bank.example/api
 2026-03-01 12:00:04 WARN payments: retry 1 of 3
 2026-03-01 12:00:35 ERROR payments: timeout after 30s calling https://bank.example/api"""
