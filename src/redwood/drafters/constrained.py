@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
+from time import perf_counter
 
 from redwood.algorithms.specinfer import merge_trees
 from redwood.drafters.context import Context
@@ -19,6 +20,7 @@ from redwood.tree import Law, TokenTree
 
 MOST_ASKED = 6
 """Nodes of a tree at most that a constraint is asked to continue."""
+_SLOW_S = 0.005  # seconds of a step after which no further node is asked about
 _LEAST = 0.05  # estimate of a node that is worth the question
 _DEEPER = 0.5  # estimate of a node over its parent's, where none is known
 _UNDRAWN = (int(Law.POINT), int(Law.COUPLED))
@@ -80,9 +82,11 @@ def _drawn(tree: TokenTree) -> set[int]:
 def _continued(constraint: Constraint, context: Context, tree: TokenTree, budget: int) -> TokenTree:
     chances = _estimates(tree)
     order = sorted(range(len(tree)), key=lambda node: -chances[node])
-    grafts = []
-    for node in order[:MOST_ASKED]:
+    grafts, start = [], perf_counter()
+    for node in order[: 1 if context.unsteered else MOST_ASKED]:
         depth = tree.depths[node]
+        if node and not context.unsteered and perf_counter() - start > _SLOW_S:
+            break
         if chances[node] < _LEAST or depth + 1 >= budget:
             continue
         nodes = tree.path(node)

@@ -22,6 +22,7 @@ from redwood.server.json_layout import Layout
 _SPACE = b" \n\r\t"
 _ENDS, _DIGITS = b",}]", frozenset(b"-0123456789")
 _BYTES_PER_TOKEN = 8  # of expected text that is walked for a token, roughly
+_MOST_PIECES = 24  # of expected text, each of which may take a mask
 _SPELLING = 0.97  # chance that forced bytes are spelled as the tokenizer would
 _KNOWN, _UNKNOWN = 0.96, 0.5  # that white space is as the layout says
 _LAST = 0.9  # that the last token expected does not reach further
@@ -148,7 +149,9 @@ class Walker:
     def _pieces(self) -> list[_Piece]:
         """Forced bytes, and white space between them where the layout says so."""
         pieces, size = list[_Piece](), 0
-        while size < _BYTES_PER_TOKEN * self._most and not self._matcher.is_stopped():
+        while size < _BYTES_PER_TOKEN * self._most and len(pieces) < _MOST_PIECES:
+            if self._matcher.is_stopped():
+                break
             piece = _Piece(self._matcher.compute_ff_bytes(), 1.0)
             if not piece.text:
                 if self._layout.in_string:
