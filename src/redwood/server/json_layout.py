@@ -32,7 +32,7 @@ class Layout:
     _last: int = 0  # that sign
     _space: bytes = b""  # white space since then
     _seen: dict[tuple[int, int], bytes] = field(default_factory=dict)
-    _unit: bytes = b""  # indentation of a level
+    _unit: bytes = b"  "  # indentation of a level
 
     @property
     def in_number(self) -> bool:
@@ -88,7 +88,10 @@ class Layout:
             alike = [s for (before, _), s in self._seen.items() if before == self._before]
             if self._before == ord(",") and not alike:
                 alike = [s for (before, _), s in self._seen.items() if before in _OPEN]
-            space = alike[-1] if alike else _TYPICAL.get(self._before, b"")
+            if not alike and self._before in _OPEN and not self._seen:
+                space = b"\n"  # the first gap of all: most models indent
+            else:
+                space = alike[-1] if alike else _TYPICAL.get(self._before, b"")
         if b"\n" in space:
             space = b"\n" + self._unit * (self._depth - (sign in _CLOSE))
         if not space.startswith(self._space):
