@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from redwood.drafters.prediction import Prediction
 from redwood.sampling import GumbelNoise, History, SamplingParams
+from redwood.sampling.constraint import Constraint
 
 
 @dataclass
@@ -32,6 +34,12 @@ class Context:
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
     noise: GumbelNoise | None = None
     prediction: Prediction | None = None
+
+    @cached_property
+    def constraint(self) -> Constraint | None:
+        """The request's logits processor, where that says what it allows and forces."""
+        processor = self.params.logits_processor
+        return processor if isinstance(processor, Constraint) else None
 
     @property
     def unsteered(self) -> bool:

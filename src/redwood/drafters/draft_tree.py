@@ -136,7 +136,8 @@ class TreeBuilder:
             chances = (values - _log_mass(logits)).exp()
             for node, tokens, found in zip(nodes, best.tolist(), chances.tolist(), strict=True):
                 self._say(node, tokens, found)
-                self._add(node, tokens, -1, found)
+                count = self._possible(found)
+                self._add(node, tokens[:count], -1, found[:count])
             return
         # Truncated tokens are drawn last: the target's truncation may keep them.
         rest = _UNTRUNCATED if self.law == Law.WITHOUT_REPLACEMENT else 0.0
@@ -146,7 +147,8 @@ class TreeBuilder:
         if self.law == Law.COUPLED:
             for node, given, tokens in rows:
                 self._say(node, tokens, given)
-                chosen = self._best_by_noise(given, tokens, level)[: self.num_children(node)]
+                count = min(self.num_children(node), self._possible(given))
+                chosen = self._best_by_noise(given, tokens, level)[:count]
                 self._add(node, tokens[chosen].tolist(), -1, given[chosen].tolist())
             return
         for draft_row, (node, given, tokens) in enumerate(rows, self._num_rows):
@@ -210,8 +212,15 @@ class TreeBuilder:
         order: NDArray[np.int64] = np.argsort(-keys, kind="stable")
         return order
 
+    def _possible(self, probs: Sequence[float] | NDArray[np.float64]) -> int:
+        """How many tokens of a row a logits processor leaves possible; without one, all."""
+        if self.context.params.logits_processor is None:
+            return len(probs)
+        return int(np.count_nonzero(np.asarray(probs) > 0.0))
+
     def _draw(self, probs: NDArray[np.float64], ids: NDArray[np.int64], node: int) -> list[int]:
-        context, count = self.context, self.num_children(node)
+        # Known before the first draw: no slot is dropped after its own.
+        context, count = self.context, min(self.num_children(node), self._possible(probs))
         uniforms = context.rng.random(count)
         if self.law == Law.WITH_REPLACEMENT:
             return draw_with_replacement(probs, uniforms.tolist(), ids)

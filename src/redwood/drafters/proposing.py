@@ -17,6 +17,7 @@ from operator import le
 from typing import Any, Protocol
 
 from redwood.algorithms.successors import BEST
+from redwood.drafters.constrained import allowed, continued
 from redwood.drafters.context import Context
 from redwood.drafters.limits import NO_LIMITS, Limits
 from redwood.errors import ArgumentError, CapacityError
@@ -45,6 +46,8 @@ def proposals(
 ) -> list[TokenTree]:
     """Returns a tree per context, within its budget; a bare root where the drafter failed.
 
+    Undrawn nodes that a request's constraint forbids are left out.
+
     Where a call for all fails, each is asked alone, from the random state that it had before. A
     user's own drafter that fails for one alone then releases this one.
 
@@ -67,8 +70,42 @@ def proposals(
             if not _is_ours(drafter):
                 release(drafter, context.key)
             tree = TokenTree.chain(context.token_ids[-1:])
-        trees.append(tree)
+        trees.append(permitted(context, tree))
     return trees
+
+
+def permitted(context: Context, tree: TokenTree) -> TokenTree:
+    """Returns a tree without the undrawn nodes that the request's constraint forbids.
+
+    Raises: nothing but MemoryError; where the constraint fails, the tree stays as it is.
+    """
+    return _constrained(allowed, context, tree, len(tree))
+
+
+def with_forced(context: Context, tree: TokenTree, budget: int) -> TokenTree:
+    """Returns a tree from `proposals` with what the request's constraint expects; see `continued`.
+
+    Raises: nothing but MemoryError; where the constraint fails, the tree stays as it is.
+    """
+    return _constrained(lambda *given: continued(*given, budget), context, tree, budget)
+
+
+def _constrained(
+    change: Callable[[Context, TokenTree], TokenTree], context: Context, tree: TokenTree, most: int
+) -> TokenTree:
+    """A tree changed by the request's constraint; the tree itself where that fails."""
+    if context.constraint is None:
+        return tree
+    try:
+        made = change(context, tree)
+        if made is not tree:
+            check_tree(context, made, max(most, len(tree)))
+        return made
+    except MemoryError:
+        raise
+    except Exception as error:
+        log_fault(context.constraint, error)
+        return tree
 
 
 def prefill(drafter: _Proposer, contexts: Sequence[Context]) -> None:
@@ -136,7 +173,7 @@ def _takes_limits(kind: type) -> bool:
 def _fault(drafter: _Proposer, context: Context, tree: Any, budget: int) -> Exception | None:
     """Why this tree cannot be verified; None if it can."""
     try:
-        _check(context, tree, budget)
+        check_tree(context, tree, budget)
         if not _is_ours(drafter):
             _check_rows(context, tree)
     except MemoryError:
@@ -146,7 +183,7 @@ def _fault(drafter: _Proposer, context: Context, tree: Any, budget: int) -> Exce
     return None
 
 
-def _check(context: Context, tree: Any, budget: int) -> None:
+def check_tree(context: Context, tree: Any, budget: int) -> None:
     """Raises unless this is a tree below the last token, in the vocabulary and the budget."""
     if not isinstance(tree, TokenTree):
         raise ArgumentError(f"it made a {type(tree).__name__}, which is no TokenTree")

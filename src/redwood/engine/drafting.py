@@ -10,7 +10,7 @@ from redwood.backends.base import Backend
 from redwood.drafters.base import Drafter, parts_of
 from redwood.drafters.context import Context
 from redwood.drafters.limits import NO_LIMITS
-from redwood.drafters.proposing import prefill, proposals
+from redwood.drafters.proposing import permitted, prefill, proposals, with_forced
 from redwood.engine.request import Request
 from redwood.engine.stats import Clock
 from redwood.planner.planner import Planner, StepPlan, planned
@@ -66,6 +66,12 @@ def draft(
         _with_prediction(request, tree, free, most)
         for request, tree, free in zip(requests, made, free_slots, strict=True)
     ]
+    if plan is None or plan.drafted is None:  # the lookahead has done it
+        largest = budget if planner is None else planner.most
+        trees = [
+            with_forced(context, tree, min(free, largest))
+            for context, tree, free in zip(contexts, trees, free_slots, strict=True)
+        ]
     usual = recordings_of(*_backends(drafter)) == before  # a graph is recorded once
     drafting_s = clock.record_stage("draft" if usual else "prefill")
     if planner is None or plan is None or not usual:
@@ -98,7 +104,7 @@ def _with_prediction(request: Request, tree: TokenTree, free: int, most: int) ->
     if prediction is None or free == 1:
         return tree
     chain = prediction.tree(tree.token_list[0], min(free - len(tree) + 1, most))
-    return merge_trees([tree, chain])
+    return merge_trees([tree, permitted(request.context, chain)])
 
 
 def _backends(drafter: Drafter) -> list[Backend]:

@@ -17,7 +17,7 @@ import numpy as np
 from redwood.drafters.base import NgramDrafter
 from redwood.drafters.context import Context
 from redwood.drafters.limits import Limits
-from redwood.drafters.proposing import proposals
+from redwood.drafters.proposing import proposals, with_forced
 from redwood.planner.budget import StepBudget
 from redwood.tree import TokenTree
 
@@ -79,7 +79,15 @@ class NgramLookahead:
         self._queries += 1
         start = perf_counter()
         least = _least_paying(times) if self._queries % _FULL_EVERY else 0.0
-        trees = proposals(self._drafter, contexts, budgets, Limits(least=least))
+        trees = [
+            with_forced(context, tree, budget)
+            for context, tree, budget in zip(
+                contexts,
+                proposals(self._drafter, contexts, budgets, Limits(least=least)),
+                budgets,
+                strict=True,
+            )
+        ]
         if self._indexed.issuperset(context.key for context in contexts):
             self._cost = 1e3 * (perf_counter() - start) / (speed * plain_ms)
         self._indexed.update(context.key for context in contexts)

@@ -18,11 +18,17 @@ from llguidance.hf import from_tokenizer
 from torch import Tensor
 
 from redwood.errors import ArgumentError, RedwoodError
+from redwood.sampling.constraint import Chain
+from redwood.server.grammar_ahead import Layouts, Signs, Walker
 from redwood.server.schema import ResponseFormat
 
 _WHITESPACE = r"( |\n[ \t]{0,24})?"
 """White space allowed between the tokens of JSON. Bounded: a small model may otherwise never stop
 writing it."""
+
+
+_USUAL_END = 0.9
+"""Chance that the tokenizer's own end-of-sequence token ends a text, where several may."""
 
 
 class GrammarError(RedwoodError):
@@ -54,6 +60,9 @@ class Grammars:
             self._tokenizer = from_tokenizer(tokenizer, size, self._eos_ids)
         except Exception as error:  # llguidance raises plain Exceptions
             raise ArgumentError(f"this model's tokenizer serves no grammar: {error}") from error
+        usual = getattr(tokenizer, "eos_token_id", None)
+        self._eos_ids.sort(key=lambda token: token != usual)  # the usual one first
+        self._signs = Signs(self._tokenizer)
 
     def compile(self, wanted: ResponseFormat) -> str:
         """Returns the grammar of a format other than "text", validated.
@@ -102,7 +111,7 @@ class Grammars:
             prompt_length: tokens before the answer.
         """
         return GrammarProcessor(
-            self._tokenizer, grammar, prompt_length, self._vocab_size, self._eos_ids
+            self._tokenizer, grammar, prompt_length, self._vocab_size, self._eos_ids, self._signs
         )
 
 
@@ -111,6 +120,9 @@ class GrammarProcessor:
 
     Where the grammar is complete, only end-of-sequence tokens are allowed. The scores of a path
     that violates the grammar already are returned unchanged: its probability is 0 anyway.
+
+    It is a `redwood.sampling.constraint.Constraint`, too: it says which drafts the grammar allows,
+    and drafts what it forces.
     """
 
     def __init__(
@@ -120,7 +132,11 @@ class GrammarProcessor:
         prompt_length: int,
         vocab_size: int,
         eos_ids: Sequence[int],
+        signs: Signs | None = None,
     ) -> None:
+        self._tokenizer = tokenizer
+        self._signs = signs or Signs(tokenizer)
+        self._layouts = Layouts(tokenizer)
         self._matcher = LLMatcher(tokenizer, grammar)
         self._prompt_length, self._vocab_size = prompt_length, vocab_size
         self._eos_ids = list(eos_ids)
@@ -148,14 +164,56 @@ class GrammarProcessor:
         self._prompt_length = prompt_length
         return self
 
+    def accepts(self, text: Sequence[int], path: Sequence[int]) -> int:
+        """Returns how many tokens of `path`, the first ones, the grammar allows after `text`.
+
+        Args:
+            text: prompt and answer so far.
+            path: drafted tokens behind it. Nothing is allowed behind an end-of-sequence token.
+
+        Raises:
+            GrammarError: the parser's limits were reached.
+        """
+        answer = list(text[self._prompt_length :])
+        if self._go_to([*answer, *path]):
+            return len(path)
+        count = len(self._read) - len(answer)
+        if count < 0:
+            return 0
+        ends = path[count] in self._eos_ids and self._matcher.is_accepting()
+        return count + int(ends)
+
+    def ahead(self, text: Sequence[int], path: Sequence[int], most: int) -> list[Chain]:
+        """Returns what is expected to follow `text` and `path`; see `redwood.server.grammar_ahead`.
+
+        Args:
+            most: tokens of a chain at most.
+
+        Raises:
+            GrammarError: the parser's limits were reached.
+        """
+        answer = list(text[self._prompt_length :])
+        if not self._go_to([*answer, *path]):
+            return []
+        if self._matcher.is_stopped():
+            return [self._end(1.0)]
+        layout = self._layouts.after(answer, path)
+        walker = Walker(self._matcher, self._tokenizer, self._signs, layout, most)
+        chain = walker.chain(self._layouts.end_chance(layout))
+        self._check()
+        return [chain] if chain.token_ids else []
+
+    def _end(self, chance: float) -> Chain:
+        """The usual end-of-sequence token."""
+        several = len(self._eos_ids) > 1
+        return Chain(self._eos_ids[:1], [chance * (_USUAL_END if several else 1.0)])
+
     def _go_to(self, path: list[int]) -> bool:
         """Moves the matcher to the end of a path; False: the path violates the grammar."""
-        shared = 0
-        for ours, theirs in zip(self._read, path, strict=False):
-            if ours != theirs:
-                break
-            shared += 1
-        if shared < len(self._read):
+        shared = len(self._read)
+        if self._read != path[:shared]:
+            pairs = enumerate(zip(self._read, path, strict=False))
+            shared = next((i for i, (a, b) in pairs if a != b), min(shared, len(path)))
             self._matcher.rollback(len(self._read) - shared)
             del self._read[shared:]
         for token in path[shared:]:
