@@ -9,7 +9,8 @@ class Source(IntFlag):
     """What named a node's token, as bits; several may have. Others may be added.
 
     TEXT: the text itself. DATASTORE: stored texts. TABLE: the target's own earlier rows.
-    PREDICTION: the answer that the caller expects. MODEL: a draft model.
+    PREDICTION: the answer that the caller expects. MODEL: a draft model. GRAMMAR: what a constraint
+    forces, or nearly so.
     """
 
     TEXT = 1
@@ -17,6 +18,7 @@ class Source(IntFlag):
     TABLE = 4
     PREDICTION = 8
     MODEL = 16
+    GRAMMAR = 32
 
 
 def source_names(bits: int) -> list[str]:

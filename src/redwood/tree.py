@@ -227,7 +227,9 @@ class TokenTree:
         for listed, _ in _FIELDS.values():
             made.__dict__[listed] = getattr(self, listed)[:count]
         made.__dict__["draft_probs"], made.__dict__["draft_ids"] = self.draft_probs, self.draft_ids
-        made.__dict__["estimates"] = None if self.estimates is None else self.estimates[:count]
+        for name in ("estimates", "sources"):
+            noted = getattr(self, name)
+            made.__dict__[name] = None if noted is None else noted[:count]
         return made
 
     @cached_property

@@ -43,7 +43,7 @@ def _by_token(tree: TokenTree) -> dict[int, Source]:
 def test_sources_have_names_and_more_may_come() -> None:
     assert source_names(0) == []
     assert source_names(Source.MODEL | Source.TEXT) == ["text", "model"]
-    assert source_names(31) == ["text", "datastore", "table", "prediction", "model"]
+    assert source_names(63) == ["text", "datastore", "table", "prediction", "model", "grammar"]
     assert source_names(1 << 20 | 4) == ["table"]
 
 
@@ -53,6 +53,7 @@ def test_they_go_with_their_nodes() -> None:
     merged = merge_trees([one, other])
     assert merged.token_list == [1, 2, 3, 7] and merged.sources == [0, 17, 4, 16]
     assert merged.kept([0, 1, 3]).sources == [0, 17, 16]
+    assert merged.kept([0, 1]).sources == [0, 17]
     unknown = TokenTree.point([1, 2], [-1, 0])
     assert merge_trees([unknown, one]).sources == [0, 1, 4]
     assert merge_trees([unknown, unknown]).sources is None and unknown.kept([0]).sources is None

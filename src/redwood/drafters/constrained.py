@@ -16,6 +16,7 @@ from time import perf_counter
 from redwood.algorithms.specinfer import merge_trees
 from redwood.drafters.context import Context
 from redwood.sampling.constraint import Chain, Constraint
+from redwood.sources import Source
 from redwood.tree import Law, TokenTree
 
 MOST_ASKED = 6
@@ -109,7 +110,8 @@ def _graft(path: list[int], chances: list[float], chain: Chain) -> TokenTree:
     """A tree of one path: to a node, and the chain below it."""
     below = list(accumulate(chain.chances, mul, initial=chances[-1]))[1:]
     tokens = [*path, *chain.token_ids]
-    return TokenTree.point(tokens, range(-1, len(tokens) - 1), [*chances, *below])
+    sources = [0] * len(path) + [int(Source.GRAMMAR)] * len(below)
+    return TokenTree.point(tokens, range(-1, len(tokens) - 1), [*chances, *below], sources)
 
 
 def _estimates(tree: TokenTree) -> list[float]:
@@ -127,6 +129,7 @@ def _with_estimates(tree: TokenTree, estimates: Sequence[float] | None) -> Token
         tree.draft_probs,
         tree.draft_ids,
         estimates,
+        tree.sources,
     )
 
 
