@@ -42,7 +42,8 @@ def _qwen(fields: Fields) -> Experts | None:
         used=fields.count("num_experts_per_tok"),
         ffn=fields.count("moe_intermediate_size"),
         layers=mixed,
-        normalise=fields.flag("norm_topk_prob"),
+        # Qwen3-VL's text part has no such setting, and always does it.
+        normalise=fields.get("model_type") == "qwen3_vl_moe_text" or fields.flag("norm_topk_prob"),
         **shared,
     )
 

@@ -85,8 +85,10 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
     traits: dict[str, Any] = {"qk_norm": False, "post_norms": False, **family.traits}
     experts = experts_of(fields, family)
     if architecture == "gptoss":
-        traits["glu_limit"] = float32(fields.number("swiglu_limit"))
-        traits["glu_alpha"] = float32(fields.number("swiglu_alpha"))
+        for field, name in (("glu_limit", "swiglu_limit"), ("glu_alpha", "swiglu_alpha")):
+            # Older classes of Transformers have them as constants.
+            stated = fields.get(name) is not None
+            traits[field] = float32(fields.number(name) if stated else family.gguf_traits[field])
     spec = DecoderSpec(
         architecture=architecture,
         vocab_size=fields.count("vocab_size"),
