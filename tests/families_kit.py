@@ -57,6 +57,23 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "attention_bias": True,
         },
     ),
+    "deepseek2": (
+        "DeepseekV2",
+        {
+            "num_key_value_heads": 4,
+            "q_lora_rank": None,
+            "kv_lora_rank": 24,
+            "qk_nope_head_dim": 12,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 10,
+            "n_routed_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 16,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 1,
+            "routed_scaling_factor": 1.7,
+        },
+    ),
     "gptoss": (
         "GptOss",
         {
@@ -81,7 +98,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "starcoder2": ("Starcoder2", {"sliding_window": 5}),
     "exaone4": ("Exaone4", {**_SLIDING, "head_dim": 16}),
 }
-MIXTURES = ("qwen2moe", "qwen3moe", "mixtral", "olmoe", "glm4moe", "gptoss")
+MIXTURES = ("qwen2moe", "qwen3moe", "mixtral", "olmoe", "glm4moe", "deepseek2", "gptoss")
 
 
 def family_config(family: str, **changes: Any) -> Any:
@@ -214,7 +231,7 @@ def family_tensors(family: str, model: Any) -> dict[str, np.ndarray[Any, Any]]:
         for part, count in heads.items():
             if family in _PAIRED and part in name:
                 value = permuted(value, count)
-        for theirs, ours in {**_RENAMED.get(family, {}), **_NAMES}.items():
+        for theirs, ours in {**_NAMES, **_RENAMED.get(family, {})}.items():
             name = name.replace(theirs, ours)
         if ".experts." in name:
             prefix = name[: name.index("mlp")]

@@ -7,8 +7,9 @@ namespace redwood {
 
 // Biases, norms and rotation of one head of one node; its keys and values go to their slot.
 void Decoder::place(Task& task, const Layer& layer, int index, int64_t node, int64_t which) {
-  const int64_t heads = model_.heads, dim = model_.head_dim;
+  const int64_t heads = model_.heads;
   const int64_t kind = which < heads ? 0 : which < heads + model_.kv_heads ? 1 : 2;
+  const int64_t dim = kind == 2 ? model_.value_dim : model_.head_dim;
   const int64_t head = kind == 0 ? which : (which - heads) % model_.kv_heads;
   const int64_t width = round_up((kind == 0 ? heads : model_.kv_heads) * dim, kLanes);
   float* x = (kind == 0 ? task.s.q : kind == 1 ? task.s.k : task.s.v) + node * width + head * dim;
@@ -62,6 +63,7 @@ void Decoder::attend(Task& task, const Layer& layer, int index, int64_t head, in
                      int thread) {
   const int64_t dim = model_.head_dim, group = model_.heads / model_.kv_heads;
   const int64_t q_width = round_up(model_.heads * dim, kLanes), value_dim = shape_.value_dim;
+  const int64_t out_width = round_up(model_.heads * model_.value_dim, kLanes);
   const size_t cast = model_.half_cache ? 0 : 1;
   auto &scores = task.s.scores[static_cast<size_t>(thread)],
        &outs = task.s.outs[static_cast<size_t>(thread)],
@@ -85,11 +87,11 @@ void Decoder::attend(Task& task, const Layer& layer, int index, int64_t head, in
       const int64_t heads = std::min<int64_t>(kTile, group - g);
       const int n = static_cast<int>((to - from) * heads);
       std::fill(outs.begin(), outs.begin() + n * value_dim, 0.0f);
-      const auto q_of = [&](int i) {  // where a query stands, and its answer will
-        return (from + i / heads) * q_width + (head * group + g + i % heads) * dim;
+      const auto place_of = [&](int i, int64_t width, int64_t size) {  // of a query, or its answer
+        return (from + i / heads) * width + (head * group + g + i % heads) * size;
       };
       for (int i = 0; i < n; ++i) {
-        const float* query = task.s.q + q_of(i);
+        const float* query = task.s.q + place_of(i, q_width, dim);
         for (int64_t d = 0; d < dim; ++d) queries[static_cast<size_t>(d * kTile + i)] = query[d];
       }
       for (int64_t s = start; s < slots;) {  // page by page
@@ -141,9 +143,9 @@ void Decoder::attend(Task& task, const Layer& layer, int index, int64_t head, in
                                      row.values(index, head, slot), 1, value_dim,
                                      outs.data() + i * value_dim);
         }
-        float* out = task.s.mixed + q_of(i);
+        float* out = task.s.mixed + place_of(i, out_width, model_.value_dim);
         const float by = 1.0f / totals[i], *sum = outs.data() + i * value_dim;
-        for (int64_t d = 0; d < dim; ++d) out[d] = sum[d] * by;
+        for (int64_t d = 0; d < model_.value_dim; ++d) out[d] = sum[d] * by;
       }
     }
   }

@@ -34,11 +34,14 @@ Model make_model(nb::dict config, nb::dict matrices, nb::dict vectors, std::vect
   m.hidden = number("hidden"), m.heads = number("heads"), m.kv_heads = number("kv_heads");
   m.head_dim = number("head_dim"), m.vocab = number("vocab_size");
   m.outputs = number("outputs");
+  m.value_dim = number("value_dim"), m.latent = number("latent");
   const auto size = [](int64_t n) {
     require(n > 0 && n < (1 << 24), "a size of the model is out of range");
     return n;
   };
-  for (int64_t n : {m.hidden, m.heads, m.kv_heads, m.head_dim, m.vocab, m.outputs}) size(n);
+  for (int64_t n : {m.hidden, m.heads, m.kv_heads, m.head_dim, m.value_dim, m.vocab, m.outputs}) size(n);
+  require(m.latent >= 0 && m.latent < (1 << 24), "a width of latents out of range");
+  require(m.value_dim <= m.head_dim, "values wider than keys");
   require(m.outputs <= m.vocab, "more outputs than tokens");
   require(m.heads % m.kv_heads == 0, "heads are no multiple of kv_heads");
   m.eps = real("norm_eps"), m.attention_scale = real("attention_scale");
@@ -93,14 +96,23 @@ Model make_model(nb::dict config, nb::dict matrices, nb::dict vectors, std::vect
     return Vector(data.data(), data.data() + data.size());
   };
   const int64_t heads = m.heads * m.head_dim, kv = m.kv_heads * m.head_dim;
+  const int64_t values = m.kv_heads * m.value_dim;
   for (size_t i = 0; i < windows.size(); ++i) {
     Layer l;
     l.window = windows[i], l.rope = rope_of[i];
     require(l.window >= 0, "a negative window");
     require(l.rope >= -1 && l.rope < static_cast<int>(m.ropes.size()), "a rope that is not there");
     const std::string at = std::to_string(i) + ".";
-    l.q = matrix(at + "q", heads, m.hidden), l.k = matrix(at + "k", kv, m.hidden);
-    l.v = matrix(at + "v", kv, m.hidden), l.o = matrix(at + "o", m.hidden, heads);
+    l.q = matrix(at + "q", heads, m.hidden), l.o = matrix(at + "o", m.hidden, m.heads * m.value_dim);
+    if (m.latent) {
+      require(l.rope >= 0 && m.heads == m.kv_heads, "latents want positions, and keys of every head");
+      const int64_t turning = 2 * static_cast<int64_t>(m.ropes[static_cast<size_t>(l.rope)].inv_freq.size());
+      l.kv_a = matrix(at + "kv_a", m.latent + turning, m.hidden);
+      l.kv_b = matrix(at + "kv_b", m.heads * (m.head_dim - turning + m.value_dim), m.latent);
+      l.kv_a_norm = vector(at + "kv_a_norm", {m.latent}, true);
+    } else {
+      l.k = matrix(at + "k", kv, m.hidden), l.v = matrix(at + "v", values, m.hidden);
+    }
     if (const int64_t ffn = widths[i]; ffn != 0) {
       l.up = matrix(at + "up", size(ffn), m.hidden), l.down = matrix(at + "down", m.hidden, ffn);
       l.gate = matrix(at + "gate", ffn, m.hidden, false);
@@ -130,7 +142,7 @@ Model make_model(nb::dict config, nb::dict matrices, nb::dict vectors, std::vect
     l.ffn_norm = vector(at + "ffn_norm", {m.hidden});
     l.ffn_norm_bias = vector(at + "ffn_norm_bias", {m.hidden});
     l.q_bias = vector(at + "q_bias", {heads}), l.k_bias = vector(at + "k_bias", {kv});
-    l.v_bias = vector(at + "v_bias", {kv}), l.o_bias = vector(at + "o_bias", {m.hidden});
+    l.v_bias = vector(at + "v_bias", {values}), l.o_bias = vector(at + "o_bias", {m.hidden});
     l.q_norm = vector(at + "q_norm", {m.head_dim, heads});
     l.k_norm = vector(at + "k_norm", {m.head_dim, kv});
     require(l.q_norm.empty() == l.k_norm.empty() &&

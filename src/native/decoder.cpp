@@ -27,13 +27,14 @@ Decoder::Decoder(Model model, const Kernels* kernels, std::shared_ptr<Pool> pool
     : model_(std::move(model)), kernels_(kernels), pool_(std::move(pool)),
       scratch_(std::make_unique<Scratch>()) {
   shape_ = {static_cast<int64_t>(model_.layers.size()), model_.kv_heads, model_.head_dim,
-            round_up(model_.head_dim, kLanes), model_.half_cache ? 2 : 4};
+            round_up(model_.value_dim, kLanes), model_.half_cache ? 2 : 4};
   Scratch& s = *scratch_;
   const Routing& routing = model_.routing;
   const int64_t heads = model_.heads * model_.head_dim, kv = model_.kv_heads * model_.head_dim;
+  const int64_t values = model_.kv_heads * model_.value_dim;
   int64_t ffn = 0;
   for (const Layer& l : model_.layers) ffn = std::max(ffn, l.up.rows);
-  const int64_t widest = round_up(std::max({model_.hidden, heads, ffn}), kSuper);
+  const int64_t widest = round_up(std::max({model_.hidden, heads, ffn, model_.latent}), kSuper);
   const int64_t parts = kNodes * routing.used;  // rows of all experts together
   auto floats = [&](int i, int64_t rows, int64_t width) {
     return lines(s.stores[i], rows * round_up(width, kLanes));
@@ -42,11 +43,15 @@ Decoder::Decoder(Model model, const Kernels* kernels, std::shared_ptr<Pool> pool
   s.x = floats(1, kNodes, widest);
   s.q = floats(2, kNodes, heads);
   s.k = floats(3, kNodes, kv);
-  s.v = floats(4, kNodes, kv);
+  s.v = floats(4, kNodes, values);
   s.mixed = floats(5, kNodes, heads);
   s.gate = floats(6, kNodes, ffn);
   s.up = floats(7, kNodes, ffn);
   s.y = floats(8, kNodes, model_.hidden);
+  if (model_.latent) {
+    s.latents = floats(15, kNodes, model_.latent + model_.head_dim);
+    s.expanded = floats(16, kNodes, kv + values);
+  }
   auto quants = [](Quantised& in, int64_t size) {
     in.group_scales = lines(in.scale_store[0], size / kGroup);
     in.offsets = lines(in.scale_store[1], size / kGroup);
@@ -106,7 +111,8 @@ void Decoder::plan() {
   for (const Layer& l : model_.layers) {
     const Experts& e = l.experts;
     const std::vector<const Matrix*> readers{&l.gate, &l.up, &e.gate, &e.up, &e.router, &e.shared_switch};
-    add({&l.q, &l.k, &l.v}, 0, model_.parallel ? readers : std::vector<const Matrix*>{});
+    add({&l.q, &l.k, &l.v, &l.kv_a}, 0, model_.parallel ? readers : std::vector<const Matrix*>{});
+    if (l.kv_b.data) add({&l.kv_b}, 1);
     add({&l.o}, 1);
     if (e) add({&e.router, &e.shared_switch}, 0, readers);
     if (!l.up.data) continue;

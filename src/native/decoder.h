@@ -36,6 +36,10 @@ struct Layer {
   Vector post_attn_norm, ffn_norm, ffn_norm_bias, post_ffn_norm;
   Vector gate_bias, up_bias, down_bias;
   Matrix q, k, v, o;
+  // In place of k and v: a latent of each token with a part that all keys share, [latent + turning],
+  // and what makes keys and values of the normed latent.
+  Matrix kv_a, kv_b;
+  Vector kv_a_norm;
   Matrix gate, up, down;  // of the shared expert where there are experts; no gate: up alone
   Experts experts;
   int64_t window = 0;     // 0: all positions are seen
@@ -60,6 +64,8 @@ struct Rope {
 
 struct Model {
   int64_t hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab = 0;
+  int64_t value_dim = 0;  // of a head's values
+  int64_t latent = 0;     // width of latents; 0: keys and values are projected
   int64_t outputs = 0;  // tokens with a score: the first of the vocabulary, or all
   float eps = 1e-6f, attention_scale = 1.0f, attention_softcap = 0.0f, logit_softcap = 0.0f;
   float embedding_scale = 1.0f;
@@ -114,6 +120,7 @@ class Decoder {
   void forward(const Node* nodes, int count, float* logits, int64_t stride);
   void work(Task& task, int thread);
   void embed(Task& task, int64_t node);
+  void project(Work& work, const Layer& layer);
   void attention(Work& work, const Layer& layer, int index);
   void residual(Work& work, const float* x, int64_t stride, const Vector& bias, const Vector& norm_weight);
   void gated(Work& work, const Layer& layer);

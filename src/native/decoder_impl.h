@@ -77,7 +77,7 @@ inline bool norms_all_heads(const Layer& layer, int64_t head_dim) {
 
 struct Decoder::Scratch {
   std::vector<WeightStream> streams;  // per thread
-  std::vector<float> stores[15];
+  std::vector<float> stores[17];
   // 0: the normed residual; 1: what attention and MLP made of it; 2: what the experts did.
   Quantised inputs[3];
   std::vector<std::vector<float>> scores, outs, queries, choices;  // per thread
@@ -87,6 +87,7 @@ struct Decoder::Scratch {
   std::vector<int32_t> chosen;          // [nodes, used]: experts of a node, in order
   std::vector<float> shares;            // [nodes, used]: their weights
   float *h, *x, *q, *k, *v, *mixed, *gate, *up, *y;
+  float *latents, *expanded;  // of keys and values
   float *router, *shared_switch, *shared, *expert_gate, *expert_up, *expert_y;
 };
 
@@ -175,9 +176,16 @@ struct Decoder::Work {
     });
   }
 
-  // A product of packed weights; of its block `from` to block `to`.
+  // What a thread knows that it will read: `used` bytes of it so far, up to `end`.
+  struct Ahead {
+    WeightStream& stream;
+    int64_t used, end;
+  };
+
+  // A product of packed weights; of its block `from` to block `to`. `own`: where these stand in what
+  // the thread reads, or none.
   void blocks(const Matrix& matrix, const Quantised& in, const float* x, int64_t x_stride, int rows,
-              uint64_t inputs, const Out& out, int64_t from, int64_t to, int64_t* used) {
+              uint64_t inputs, const Out& out, int64_t from, int64_t to, Ahead* own) {
     const Format f = matrix.format;
     const int64_t w = round_up(matrix.cols, info(f).step);
     const bool g = is_group(f);
@@ -185,11 +193,11 @@ struct Decoder::Work {
     mm.x = {is_float(f) ? x_stride : w, x, g ? in.group_quants : in.super_quants,
             g ? in.group_scales : in.super_scales, in.offsets, in.sums, in.sums16, in.sums32};
     mm.inputs = inputs;
-    if (used) {
-      *used += (to - from) * mm.block_bytes;
-      stream.reach(*used, read);
-      mm.ahead = &stream;
-      mm.ahead_bytes = std::min(stream.wanted(), 2 * (to - from) * mm.block_bytes);
+    if (own) {
+      own->used += (to - from) * mm.block_bytes;
+      own->stream.reach(own->used, own->end);
+      mm.ahead = &own->stream;
+      mm.ahead_bytes = std::min(own->stream.wanted(), 2 * (to - from) * mm.block_bytes);
     }
     decoder.kernels_->matmul[static_cast<int>(f)](mm, from, to);
   }
@@ -200,11 +208,11 @@ struct Decoder::Work {
     const uint64_t inputs = task.inputs + product;
     const Product& p = decoder.products_[product++];
     const Quantised& in = task.s.inputs[p.input.buffer];
-    int64_t used = p.start[static_cast<size_t>(thread)];
+    Ahead ahead{stream, p.start[static_cast<size_t>(thread)], read};
     const auto cut = [&](int t) { return p.cuts[static_cast<size_t>(t)]; };
     task.share(phase, thread, p.align, p.most, cut, [&](int64_t first, int64_t last, bool own) {
       parts(p, first, last, [&](size_t i, int64_t from, int64_t to) {
-        blocks(*p.matrices[i], in, x, x_stride, rows, inputs, outs.begin()[i], from, to, own ? &used : nullptr);
+        blocks(*p.matrices[i], in, x, x_stride, rows, inputs, outs.begin()[i], from, to, own ? &ahead : nullptr);
       });
       after(first * kLanes, round_up(last, p.align) * kLanes);
     });

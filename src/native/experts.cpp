@@ -121,6 +121,29 @@ Quantised rows_from(const Quantised& in, int64_t row, int64_t cols) {
   return out;
 }
 
+// A product of all experts that have rows: `blocks` of each, one expert after the other, cut between the
+// threads in units of `align`.
+struct Cuts {
+  int64_t blocks, align, each, all, most, threads;
+
+  int64_t operator()(int64_t t) const { return std::min(all, round_up(all * t / threads, align)); }
+  // Calls body(expert's place, its first block, its last, its last with those that only pad) for what
+  // lies in [first, last).
+  template <class Body>
+  void parts(int64_t first, int64_t last, Body body) const {
+    for (int64_t at = first / each; at * each < last; ++at) {
+      const int64_t from = std::max<int64_t>(0, first - at * each), to = std::min(each, last - at * each);
+      if (std::min(to, blocks) > from) body(at, from, std::min(to, blocks), to);
+    }
+  }
+  // The same for what a thread takes of its own, `some` blocks at a time.
+  template <class Body>
+  void own(int64_t thread, int64_t some, Body body) const {
+    const int64_t end = (*this)(thread + 1);
+    for (int64_t at = (*this)(thread); at < end; at += some) parts(at, std::min(end, at + some), body);
+  }
+};
+
 template <class T>
 void copy_row(const T* from, int64_t at, T* to, int64_t row, int64_t width) {
   std::copy(from + at * width, from + (at + 1) * width, to + row * width);
@@ -173,19 +196,31 @@ void Decoder::experts(Work& w, const Layer& layer) {
     w.multiply(n, s.gate, round_up(layer.up.rows, kLanes), {{s.shared, hidden, false}});
   }
 
-  // Blocks of all experts that have rows, one expert after the other, cut between the threads.
-  const int64_t active = static_cast<int64_t>(g.active.size());
-  const auto share = [&](int64_t blocks, int64_t align, int64_t bytes, auto body) {
-    const int64_t each = round_up(blocks, align), all = active * each;
-    const auto cut = [&](int t) { return std::min(all, round_up(all * t / threads, align)); };
-    task.share(w.phase, w.thread, align, kTaken / bytes, cut, [&](int64_t first, int64_t last, bool) {
-      for (int64_t at = first / each; at * each < last; ++at) {
-        const int64_t from = std::max<int64_t>(0, first - at * each);
-        const int64_t to = std::min({each, last - at * each});
-        if (std::min(to, blocks) > from) body(at, from, std::min(to, blocks), to);
-      }
-    });
+  const auto cuts = [&](int64_t blocks, int64_t align, int64_t bytes) {
+    const int64_t each = round_up(blocks, align);
+    return Cuts{blocks, align, each, each * static_cast<int64_t>(g.active.size()), kTaken / bytes, threads};
   };
+  const auto expert_at = [&](const Matrix& all, int64_t at, int64_t rows) {
+    return expert_of(all, g.active[static_cast<size_t>(at)], rows);
+  };
+  const int64_t gate_bytes = block_bytes(e.gate.format, model_.hidden),
+                up_bytes = block_bytes(e.up.format, model_.hidden), down_bytes = block_bytes(e.down.format, r.ffn);
+  const int64_t unit = (is_float(e.down.format) ? 2 * kLanes : info(e.down.format).step) / kLanes;
+  const Cuts first_cuts = cuts(ffn / kLanes, unit, gate_bytes + up_bytes);
+  const Cuts second_cuts = cuts(hidden / kLanes, 2, down_bytes);
+  const auto some = [&](const Cuts& c) { return Task::portion(c(w.thread + 1) - c(w.thread), c.align, c.most); };
+  // What this thread will read of experts is known now.
+  WeightStream weights;
+  first_cuts.own(w.thread, some(first_cuts), [&](int64_t at, int64_t from, int64_t to, int64_t) {
+    weights.add(expert_at(e.gate, at, ffn).data + from * gate_bytes, (to - from) * gate_bytes);
+    weights.add(expert_at(e.up, at, ffn).data + from * up_bytes, (to - from) * up_bytes);
+  });
+  const int64_t second = weights.total();
+  second_cuts.own(w.thread, some(second_cuts), [&](int64_t at, int64_t from, int64_t to, int64_t) {
+    weights.add(expert_at(e.down, at, hidden).data + from * down_bytes, (to - from) * down_bytes);
+  });
+  weights.restart();
+  Work::Ahead ahead{weights, 0, weights.total()};
 
   Input made;  // of the second products
   made.buffer = 2;
@@ -196,10 +231,7 @@ void Decoder::experts(Work& w, const Layer& layer) {
   const bool quads = is_group(e.gate.format) || is_group(e.up.format);
   const bool supers = is_super(e.gate.format) || is_super(e.up.format);
   int64_t gathered = -1;
-  const Format f = e.down.format;
-  const int64_t unit = (is_float(f) ? 2 * kLanes : info(f).step) / kLanes;
-  share(ffn / kLanes, unit, block_bytes(e.gate.format, model_.hidden) + block_bytes(e.up.format, model_.hidden),
-        [&](int64_t at, int64_t from, int64_t to, int64_t end) {
+  const auto both = [&](int64_t at, int64_t from, int64_t to, int64_t end, Work::Ahead* own_ahead) {
     const int64_t slot = g.first[static_cast<size_t>(at)], expert = g.active[static_cast<size_t>(at)];
     const int rows = g.first[static_cast<size_t>(at) + 1] - static_cast<int>(slot);
     const int32_t* nodes = g.nodes.data() + slot;
@@ -212,20 +244,28 @@ void Decoder::experts(Work& w, const Layer& layer) {
     const Quantised in = rows_from(lone ? s.inputs[0] : own, lone ? nodes[0] : 0, model_.hidden);
     const float* x = lone ? s.x + nodes[0] * hidden : own_rows;
     float *gate = s.expert_gate + slot * ffn, *up = s.expert_up + slot * ffn;
-    w.blocks(expert_of(e.gate, expert, ffn), in, x, hidden, rows, 0, {gate, ffn, false}, from, to, nullptr);
-    w.blocks(expert_of(e.up, expert, ffn), in, x, hidden, rows, 0, {up, ffn, false}, from, to, nullptr);
+    w.blocks(expert_of(e.gate, expert, ffn), in, x, hidden, rows, 0, {gate, ffn, false}, from, to, own_ahead);
+    w.blocks(expert_of(e.up, expert, ffn), in, x, hidden, rows, 0, {up, ffn, false}, from, to, own_ahead);
     const int64_t first = from * kLanes, last = end * kLanes, count = std::min(r.ffn, last) - first;
     for (int64_t i = 0; i < rows && count > 0; ++i) {
       activate(gate + i * ffn + first, up + i * ffn + first, part(e.gate_bias, expert * r.ffn + first),
                part(e.up_bias, expert * r.ffn + first), count);
       quantise(task, made, s.expert_gate, ffn, slot + i, first, last);
     }
+  };
+  task.share(w.phase, w.thread, unit, first_cuts.most, first_cuts, [&](int64_t first, int64_t last, bool is_own) {
+    first_cuts.parts(first, last, [&](int64_t at, int64_t from, int64_t to, int64_t end) {
+      both(at, from, to, end, is_own ? &ahead : nullptr);
+    });
   });
-  share(hidden / kLanes, 2, block_bytes(f, r.ffn), [&](int64_t at, int64_t from, int64_t to, int64_t) {
-    const int64_t slot = g.first[static_cast<size_t>(at)], expert = g.active[static_cast<size_t>(at)];
-    const int rows = g.first[static_cast<size_t>(at) + 1] - static_cast<int>(slot);
-    w.blocks(expert_of(e.down, expert, hidden), rows_from(s.inputs[2], slot, r.ffn), s.expert_gate + slot * ffn, ffn,
-             rows, 0, {s.expert_y + slot * hidden, hidden, false}, from, to, nullptr);
+  ahead.used = second;
+  task.share(w.phase, w.thread, 2, second_cuts.most, second_cuts, [&](int64_t first, int64_t last, bool is_own) {
+    second_cuts.parts(first, last, [&](int64_t at, int64_t from, int64_t to, int64_t) {
+      const int64_t slot = g.first[static_cast<size_t>(at)];
+      const int rows = g.first[static_cast<size_t>(at) + 1] - static_cast<int>(slot);
+      w.blocks(expert_at(e.down, at, hidden), rows_from(s.inputs[2], slot, r.ffn), s.expert_gate + slot * ffn, ffn,
+               rows, 0, {s.expert_y + slot * hidden, hidden, false}, from, to, is_own ? &ahead : nullptr);
+    });
   });
   w.each(n, [&](int64_t i) { combine(task, layer, i, g); });
 }

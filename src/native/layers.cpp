@@ -91,6 +91,36 @@ void Decoder::gated(Work& w, const Layer& layer) {
   }
 }
 
+// Queries, keys and values of all nodes.
+void Decoder::project(Work& w, const Layer& layer) {
+  Scratch& s = w.task.s;
+  const Model& m = model_;
+  const int n = w.task.count;
+  const int64_t hidden = round_up(m.hidden, kLanes), heads = round_up(m.heads * m.head_dim, kLanes),
+                kv = round_up(m.kv_heads * m.head_dim, kLanes),
+                values = round_up(m.kv_heads * m.value_dim, kLanes);
+  if (!layer.kv_a.data) {
+    return w.multiply(n, s.x, hidden, {{s.q, heads, false}, {s.k, kv, false}, {s.v, values, false}});
+  }
+  const int64_t turning = layer.kv_a.rows - m.latent, still = m.head_dim - turning;
+  const int64_t latents = round_up(layer.kv_a.rows, kLanes), expanded = round_up(layer.kv_b.rows, kLanes);
+  w.multiply(n, s.x, hidden, {{s.q, heads, false}, {s.latents, latents, false}});
+  w.prepare(n, s.latents, latents, [&](int64_t i) {
+    float* latent = s.latents + i * latents;
+    kernels_->rms_norm(latent, layer.kv_a_norm.data(), m.latent, m.eps, latent);
+  });
+  w.multiply(n, s.latents, latents, {{s.expanded, expanded, false}});
+  w.each(n, [&](int64_t i) {
+    const float *shared = s.latents + i * latents + m.latent, *from = s.expanded + i * expanded;
+    float *key = s.k + i * kv, *value = s.v + i * values;
+    for (int64_t head = 0; head < m.kv_heads; ++head, from += still + m.value_dim) {
+      key = std::copy(shared, shared + turning, key);
+      key = std::copy(from, from + still, key);
+      value = std::copy(from + still, from + still + m.value_dim, value);
+    }
+  });
+}
+
 void Decoder::attention(Work& w, const Layer& layer, int index) {
   Task& task = w.task;
   Scratch& s = task.s;
@@ -109,7 +139,7 @@ void Decoder::attention(Work& w, const Layer& layer, int index) {
   w.prepare(n, s.x, hidden, [&](int64_t i) {
     norm(s.h + i * hidden, layer.attn_norm, layer.attn_norm_bias, s.x + i * hidden);
   });
-  w.multiply(n, s.x, hidden, {{s.q, heads, false}, {s.k, kv, false}, {s.v, kv, false}});
+  project(w, layer);
   if (norms_all_heads(layer, m.head_dim)) {
     w.each(n, [&](int64_t i) {
       float *q = s.q + i * heads, *k = s.k + i * kv;
@@ -122,7 +152,8 @@ void Decoder::attention(Work& w, const Layer& layer, int index) {
   // Where one item attends for all nodes of a head, nobody else reads what it places.
   const bool alone = tiles == 1;
   // The outputs of a head's group are whole units of the next input.
-  const bool whole = group * m.head_dim % info(layer.o.format).step == 0;
+  const int64_t width = group * m.value_dim, mixed = round_up(m.heads * m.value_dim, kLanes);
+  const bool whole = width % info(layer.o.format).step == 0;
   if (!alone) {
     w.each(n * lines, [&](int64_t i) { place(task, layer, index, i / lines, i % lines); });
   }
@@ -135,13 +166,12 @@ void Decoder::attention(Work& w, const Layer& layer, int index) {
       place(task, layer, index, node, m.heads + m.kv_heads + head);
     }
     attend(task, layer, index, head, static_cast<int>(first), static_cast<int>(last), w.thread);
-    const int64_t width = group * m.head_dim;
     for (int64_t node = first; whole && node < last; ++node) {
-      quantise(task, w.input(), s.mixed, heads, node, head * width, (head + 1) * width);
+      quantise(task, w.input(), s.mixed, mixed, node, head * width, (head + 1) * width);
     }
   });
-  if (!whole) w.prepare(n, s.mixed, heads, [](int64_t) {});
-  residual(w, s.mixed, heads, layer.o_bias, layer.post_attn_norm);
+  if (!whole) w.prepare(n, s.mixed, mixed, [](int64_t) {});
+  residual(w, s.mixed, mixed, layer.o_bias, layer.post_attn_norm);
 }
 
 void Decoder::work(Task& task, int thread) {

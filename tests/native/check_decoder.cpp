@@ -30,7 +30,7 @@ struct Made {
 
   explicit Made(bool half_cache, bool mixture = false) {
     Model& m = model;
-    m.hidden = 256, m.heads = 6, m.kv_heads = 2, m.head_dim = 24, m.vocab = m.outputs = kVocab;
+    m.hidden = 256, m.heads = 6, m.kv_heads = 2, m.head_dim = m.value_dim = 24, m.vocab = m.outputs = kVocab;
     m.half_cache = half_cache, m.gelu = !half_cache;
     m.attention_scale = 0.2f, m.embedding_scale = 3.0f;
     m.attention_softcap = half_cache ? 0.0f : 30.0f, m.logit_softcap = half_cache ? 0.0f : 20.0f;

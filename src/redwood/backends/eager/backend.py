@@ -145,7 +145,9 @@ def _attention(
     if not isinstance(key, tuple):
         raise UnsupportedError("this model's attention does not take its keys from the cache")
     if given.get("s_aux") is not None:
-        raise UnsupportedError("attention sinks are not supported")
+        raise UnsupportedError(
+            "attention sinks are not computed by the eager backend; on a CPU the native one does"
+        )
     forward, layer, keys = key
     forward.served += 1
     scale = given.get("scaling")

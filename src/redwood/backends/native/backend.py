@@ -100,11 +100,12 @@ class NativeBackend:
             for name in (
                 *("hidden", "heads", "kv_heads", "head_dim", "vocab_size", "norm_eps"),
                 *("attention_scale", "attention_softcap", "logit_softcap", "embedding_scale"),
-                *("layer_norm", "parallel", "glu_limit", "glu_alpha"),
+                *("latent", "layer_norm", "parallel", "glu_limit", "glu_alpha"),
             )
         }
         config |= _experts(spec) | {
             "outputs": outputs,
+            "value_dim": spec.values,
             "ffns": [spec.width(layer) for layer in range(spec.layers)],
             "gelu": spec.activation == "gelu_tanh",
             "half_cache": kv == "f16",
@@ -193,7 +194,7 @@ class NativeBackend:
     @property
     def token_bytes(self) -> int:
         """Memory that keys and values of one token take."""
-        padded = -(-self.spec.head_dim // _LANES) * _LANES  # as values are
+        padded = -(-self.spec.values // _LANES) * _LANES  # as values are
         heads = self.spec.layers * self.spec.kv_heads
         return heads * (self.spec.head_dim + padded) * self._number_bytes
 

@@ -180,6 +180,12 @@ FAMILIES: dict[str, Family] = {
         experts="deepseek",
         names={**_MOE, **_SHARED},
     ),
+    "deepseek2": Family(
+        *("deepseek_v2", "DeepseekV2ForCausalLM"),
+        experts="deepseek2",
+        neighbours=True,
+        names={**_MOE, **_SHARED},
+    ),
     "gptoss": Family(
         *("gpt_oss", "GptOssForCausalLM", "gpt-oss", {"sinks": True}),
         bias="attention_bias",

@@ -9,7 +9,8 @@ from redwood.backends.native.spec import DecoderSpec
 
 GLOBAL_ROLES = ("embed", "output_norm", "output_norm_bias", "output")
 LAYER_ROLES = (
-    *("attn_norm", "attn_norm_bias", "q", "k", "v", "q_bias", "k_bias", "v_bias"),
+    *("attn_norm", "attn_norm_bias", "q", "kv_a", "kv_a_norm", "kv_b", "k", "v"),
+    *("q_bias", "k_bias", "v_bias"),
     *("q_norm", "k_norm", "sinks", "o", "o_bias", "post_attn_norm", "ffn_norm", "ffn_norm_bias"),
     *("router", "router_bias", "choice_bias", "shared_switch"),
     *("gate", "up", "down", "gate_bias", "up_bias", "down_bias", "post_ffn_norm"),
@@ -17,7 +18,7 @@ LAYER_ROLES = (
     *("expert_gate_bias", "expert_up_bias", "expert_down_bias"),
 )
 MATRICES = (
-    *("q", "k", "v", "o", "gate", "up", "down", "embed", "output"),
+    *("q", "kv_a", "kv_b", "k", "v", "o", "gate", "up", "down", "embed", "output"),
     *("router", "shared_switch", "expert_gate", "expert_up", "expert_down"),
 )
 """Roles that are matrices; the others are vectors in float32."""
@@ -50,8 +51,14 @@ def _global_shapes(spec: DecoderSpec) -> dict[str, Shape]:
 def _layer_shapes(spec: DecoderSpec, layer: int) -> dict[str, Shape]:
     q, kv, hidden = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, spec.hidden
     norm = Shape(0, hidden)
-    made = {"q": Shape(q, hidden), "k": Shape(kv, hidden), "v": Shape(kv, hidden)}
-    made["o"] = Shape(hidden, q)
+    made = {"q": Shape(q, hidden), "o": Shape(hidden, spec.heads * spec.values)}
+    if spec.latent:
+        turning = spec.ropes[0].rotary_dim
+        made["kv_a"] = Shape(spec.latent + turning, hidden)
+        made["kv_a_norm"] = Shape(0, spec.latent)
+        made["kv_b"] = Shape(spec.heads * (spec.head_dim - turning + spec.values), spec.latent)
+    else:
+        made |= {"k": Shape(kv, hidden), "v": Shape(kv, hidden)}
     before = ("attn_norm",) if spec.parallel else ("attn_norm", "ffn_norm")
     for role in before if spec.pre_norms else ():
         made[role] = norm
@@ -110,6 +117,9 @@ _FOLDER = {
     **{role: f"self_attn.{role}_proj.weight" for role in ("q", "k", "v", "o")},
     **{f"{role}_bias": f"self_attn.{role}_proj.bias" for role in ("q", "k", "v", "o")},
     **{role: f"self_attn.{role}.weight" for role in ("q_norm", "k_norm")},
+    "kv_a": "self_attn.kv_a_proj_with_mqa.weight",
+    "kv_a_norm": "self_attn.kv_a_layernorm.weight",
+    "kv_b": "self_attn.kv_b_proj.weight",
     "ffn_norm": "post_attention_layernorm.weight",
     "ffn_norm_bias": "post_attention_layernorm.bias",
     **{role: f"mlp.{role}_proj.weight" for role in ("gate", "up", "down")},

@@ -86,6 +86,8 @@ class DecoderSpec:
         glu_limit, glu_alpha: gate and up are held within limits, x * sigmoid(alpha * x) times
             up + 1; a limit of 0: none of that.
         experts: None: all layers have dense MLPs.
+        value_dim: components of a head's values; 0: as of its keys.
+        latent: keys and values are made from a latent of this width; 0: from the residual.
     """
 
     architecture: str
@@ -123,6 +125,13 @@ class DecoderSpec:
     glu_limit: float = 0.0
     glu_alpha: float = 1.0
     experts: Experts | None = None
+    value_dim: int = 0
+    latent: int = 0
+
+    @property
+    def values(self) -> int:
+        """Components of a head's values."""
+        return self.value_dim or self.head_dim
 
     def has_experts(self, layer: int) -> bool:
         """Whether the MLP of a layer is a mixture of experts."""

@@ -42,7 +42,8 @@ def _qwen(fields: Fields) -> Experts | None:
         used=fields.count("num_experts_per_tok"),
         ffn=fields.count("moe_intermediate_size"),
         layers=mixed,
-        normalise=fields.flag("norm_topk_prob"),
+        # Qwen3-VL's text part has no such setting, and always does it.
+        normalise=fields.get("model_type") == "qwen3_vl_moe_text" or fields.flag("norm_topk_prob"),
         **shared,
     )
 
@@ -104,10 +105,39 @@ def _deepseek(fields: Fields) -> Experts:
     )
 
 
+def _deepseek2(fields: Fields) -> Experts:
+    """DeepSeek V2's router: softmax; the best groups of experts, by their best ones."""
+    method, groups = fields.get("topk_method"), (1, 1)
+    if method == "group_limited_greedy":
+        groups = (fields.count("n_group"), fields.count("topk_group"))
+    elif method != "greedy":
+        raise UnsupportedError(
+            f"{fields.where}: topk_method {str(method)[:80]!r} is not supported here, only greedy "
+            "and group_limited_greedy"
+        )
+    fields.get("n_group"), fields.get("topk_group"), fields.get("norm_topk_prob")
+    layers, width = fields.count("num_hidden_layers"), fields.count("moe_intermediate_size")
+    first = fields.get("first_k_dense_replace")
+    if type(first) is not int or first < 0:
+        raise ModelError(f"{fields.where}: first_k_dense_replace {str(first)[:80]} is no count")
+    return Experts(
+        count=fields.count("n_routed_experts"),
+        used=fields.count("num_experts_per_tok"),
+        ffn=width,
+        layers=tuple(layer >= first for layer in range(layers)),
+        normalise=False,
+        scale=float32(fields.number("routed_scaling_factor")),
+        shared_ffn=width * fields.count("n_shared_experts"),
+        groups=groups[0],
+        groups_used=groups[1],
+    )
+
+
 _WAYS = {
     "qwen": _qwen,
     "mixtral": _mixtral,
     "olmoe": _olmoe,
     "gpt_oss": _gpt_oss,
     "deepseek": _deepseek,
+    "deepseek2": _deepseek2,
 }

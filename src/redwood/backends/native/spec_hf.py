@@ -16,6 +16,7 @@ from redwood.backends.native.families import FAMILIES, GEMMA, Family, by_model_t
 from redwood.backends.native.rope import Rope, float32, make_rope
 from redwood.backends.native.spec import MOST_LAYERS, DecoderSpec, check_capacity, check_spec
 from redwood.backends.native.spec_experts import experts_of
+from redwood.backends.native.spec_latent import latent_of
 from redwood.errors import ModelError, UnsupportedError
 
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -71,17 +72,23 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
     head_dim = hidden // heads
     if fields.get("head_dim") is not None:
         head_dim = fields.count("head_dim")
+    latent = latent_of(fields) if architecture == "deepseek2" else None
+    if latent is not None:
+        head_dim = latent.head_dim
     gemma = architecture in GEMMA
     biased = family.bias == "always" or (bool(family.bias) and fields.flag(family.bias))
     scalar = fields.get("query_pre_attn_scalar") if gemma else head_dim
     windows = _windows(fields, family)
-    rope_of_layer, ropes = _ropes(fields, architecture, head_dim, windows, capacity)
+    turning = latent.turning if latent else head_dim
+    rope_of_layer, ropes = _ropes(fields, architecture, turning, windows, capacity)
     softcap = fields.softcap("attn_logit_softcapping") if architecture == "gemma2" else 0
     traits: dict[str, Any] = {"qk_norm": False, "post_norms": False, **family.traits}
     experts = experts_of(fields, family)
     if architecture == "gptoss":
-        traits["glu_limit"] = float32(fields.number("swiglu_limit"))
-        traits["glu_alpha"] = float32(fields.number("swiglu_alpha"))
+        for field, name in (("glu_limit", "swiglu_limit"), ("glu_alpha", "swiglu_alpha")):
+            # Older classes of Transformers have them as constants.
+            stated = fields.get(name) is not None
+            traits[field] = float32(fields.number(name) if stated else family.gguf_traits[field])
     spec = DecoderSpec(
         architecture=architecture,
         vocab_size=fields.count("vocab_size"),
@@ -94,7 +101,9 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
         context=fields.count("max_position_embeddings"),
         norm_eps=float32(fields.get(family.eps)),
         activation=_activation(fields, gemma),
-        attention_scale=float32(1 / math.sqrt(scalar) if scalar > 0 else 0),
+        attention_scale=float32(
+            (latent.scale if latent else 1.0) / math.sqrt(scalar) if scalar > 0 else 0
+        ),
         attention_softcap=float32(softcap),
         logit_softcap=float32(fields.softcap("final_logit_softcapping") if gemma else 0),
         embedding_scale=float32(math.sqrt(hidden)) if gemma else 1.0,
@@ -107,6 +116,8 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
         logit_scale=float32(fields.number("logit_scale") if traits.get("parallel") else 1.0),
         mlp_bias=bool(family.mlp_bias) and fields.flag(family.mlp_bias),
         experts=experts,
+        latent=latent.width if latent else 0,
+        value_dim=latent.value_dim if latent else 0,
         **traits,
     )
     fields.refuse_unread()

@@ -108,13 +108,13 @@ def _fused(where: Path, stored: Mapping[str, Stored], name: str, role: str, shap
     which = int(role == "expert_up")
     count, rows, cols = shape.experts, shape.rows, shape.cols
     if rows * parts != cols and stored[name].shape == (count, cols, parts * rows):  # Qwen3-VL's
-        tensor = stored[name]
-        load = partial(_turned, tensor, (count, cols, parts, rows), which, halves=True)
-        return Places((name,), tensor.kind, load)
+        shape_there = (count, cols, parts, rows)
+        turned = partial(_turned, stored[name], shape_there, which, halves=True)
+        return Places((name,), stored[name].kind, turned)
     tensor = _tensor(where, stored, name, (count, parts * rows, cols))
-    load = (
-        partial(_slices, tensor.load, (shape.experts, parts), which) if parts > 1 else tensor.load
-    )
+    load: Callable[[], Bytes] = tensor.load
+    if parts > 1:
+        load = partial(_slices, tensor.load, (count, parts), which)
     return Places((name,), tensor.kind, load)
 
 

@@ -221,7 +221,8 @@ def _weight(spec: DecoderSpec, role: str, shape: Shape, places: Places) -> Weigh
         if role in ("output_norm", "output_norm_bias"):
             weight = replace(weight, times=spec.logit_scale)
         return weight
-    order = _halves(spec, role) if places.neighbours and role in ("q", "k") else None
+    turned = places.neighbours and role in ("q", "k", "kv_a")
+    order = _halves(spec, role) if turned else None
     rows = shape.rows * shape.experts
     if shape.experts > 1 and shape.rows % LANES:  # whole blocks; rows after the last stand unread
         padded = -(-shape.rows // LANES) * LANES
@@ -235,10 +236,18 @@ def _weight(spec: DecoderSpec, role: str, shape: Shape, places: Places) -> Weigh
 def _halves(spec: DecoderSpec, role: str) -> NDArray[np.int32]:
     """Where a file's rotary positions turn neighbours: puts the first of each pair before the
     second ones, as the decoder wants them. What does not turn stays in its place."""
-    heads = spec.heads if role[0] == "q" else spec.kv_heads
     turning = max(rope.rotary_dim for rope in spec.ropes)
+    pairs = np.arange(turning).reshape(-1, 2).T.reshape(-1)
+    if role == "kv_a":  # what turns stands behind the latent
+        return np.concatenate((np.arange(spec.latent), spec.latent + pairs)).astype(np.int32)
+    heads = spec.heads if role[0] == "q" else spec.kv_heads
     inside = np.arange(spec.head_dim)
-    inside[:turning] = inside[:turning].reshape(-1, 2).T.reshape(-1)
+    if spec.latent:  # what turns stands last in a file, and first here
+        inside = np.concatenate(
+            (spec.head_dim - turning + pairs, inside[: spec.head_dim - turning])
+        )
+    else:
+        inside[:turning] = pairs
     order = np.arange(heads)[:, None] * spec.head_dim + inside
     return np.ascontiguousarray(order.reshape(-1), np.int32)
 
