@@ -51,7 +51,7 @@ void pack(const std::string& kind_name, Bytes data, int64_t rows, int64_t cols,
   const int64_t file_rows = static_cast<int64_t>(data.size()) / (size / rows);
   require(static_cast<int64_t>(data.size()) % (size / rows) == 0 && file_rows >= 1,
           "data are no whole number of rows");
-  require(format == kind.format || is_float(format) || is_group(format),
+  require(format == kind.format || is_float(format) || (is_group(format) && !is_table(format)),
           std::string(kind.name) + " cannot be packed as " + format_name);
   require(static_cast<int64_t>(out.size()) == packed_bytes(format, rows, cols), "wrong size of out");
   if (order) {

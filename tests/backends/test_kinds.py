@@ -212,6 +212,24 @@ def test_a_scale_that_is_nan_is_refused_at_load(kind: str, tmp_path: Path) -> No
         load_native(tmp_path, path, threads=1)
 
 
+def test_a_drafter_keeps_what_is_smaller_than_four_bits(tmp_path: Path) -> None:
+    path = mixed_file(tmp_path / "m.gguf", ["Q2_K", "Q6_K"])
+    exact, draft = (load_native(tmp_path, path, threads=1, weights=w) for w in ("auto", "draft"))
+    sizes = [(exact.weight_bytes[name], draft.weight_bytes[name]) for name in exact.weight_bytes]
+    assert any(small == same for small, same in sizes)
+    assert any(large > made for large, made in sizes)
+    assert not any(kept < made for kept, made in sizes)
+
+
+@pytest.mark.parametrize("form", ["a4n", "a4x", "k2", "t4", "t3"])
+def test_layouts_of_other_kinds_are_not_made_from_floats(form: str) -> None:
+    native, floats = extension(), np.zeros(16 * 256, np.float32).view(np.uint8)
+    packed = np.empty(native.packed_bytes(form, 16, 256), np.uint8)
+    for kind, data in (("F32", floats), ("Q6_K", floats[: 16 * 210])):
+        with pytest.raises(ValueError, match=f"{kind} cannot be packed as {form}"):
+            native.pack(kind, data, 16, 256, None, form, packed, 1)
+
+
 @pytest.mark.parametrize("kind", BYTES)
 def test_data_that_do_not_fit_the_shape_are_refused(kind: str) -> None:
     native, (step, size) = extension(), BLOCKS[kind]

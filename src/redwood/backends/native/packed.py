@@ -43,7 +43,7 @@ def format_of(name: str, weight: Weight, weights: str) -> str:
     Args:
         weights: "auto" keeps the numbers of the file exactly, and so does "f32"; "bf16" rounds
             them; "int8" and "int4" requantise what the file holds as floats; "draft" requantises
-            whatever it holds to 4 bits, but for the embedding: who drafts must be quick.
+            what takes more than 4 bits to them, but for the embedding: who drafts must be quick.
 
     Raises:
         UnsupportedError: a kind of weights that is not computed here.
@@ -56,7 +56,8 @@ def format_of(name: str, weight: Weight, weights: str) -> str:
     if weights == "auto" or kept or (weights == "draft" and name == "embed"):
         return exact
     if weights == "draft":
-        return "a4"
+        sizes = [extension().packed_bytes(f, weight.rows, weight.cols) for f in (exact, "a4")]
+        return exact if sizes[0] < sizes[1] else "a4"
     if weight.kind not in _FLOATS and weights in ("int4", "int8"):
         raise ArgumentError(
             f"weights={weights!r} needs a model in floats: {name} is {weight.kind} already"
