@@ -1,8 +1,8 @@
-"""How many tokens of keys and values memory has room for, once the models are loaded.
+"""How many tokens of keys and values fit into free memory, once the models are loaded.
 
-What is free is the least of what the system, the control groups around this process and its own
-limits leave. Weights that are mapped from files count as used: the system would take their pages
-back, and read them from the disk at every step.
+Free memory is the minimum of what the system, the control groups (cgroups) of this process and its
+own limits (`ulimit -v`) leave. Memory-mapped weights count as used: else the system would evict
+their pages and read them from disk at every step.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from redwood.drafters.base import ModelDrafter, parts_of
 if TYPE_CHECKING:
     from redwood.engine.text import Engine
 
-_SHARE = 0.8  # of what is free: logits, activations, requests and their answers need some, too
-_UNLIMITED = 1 << 60  # control groups of the first kind say so with a huge number
+_SHARE = 0.8  # of free memory; the rest is for logits, activations, requests and their answers
+_UNLIMITED = 1 << 60  # bytes; cgroups v1 write a huge number for "no limit"
 
 
-def room_for_tokens(target: Backend, drafter: Any, share: float = 1.0) -> int | None:
-    """Returns how many tokens rows may hold together; None where that is not known.
+def max_kv_tokens(target: Backend, drafter: Any, share: float = 1.0) -> int | None:
+    """Returns how many tokens all rows together may hold; None where that is not known.
 
     Args:
-        share: of the memory that is free, for this process.
+        target, drafter: the models whose keys and values are counted.
+        share: fraction of free memory that this process may use.
     """
     backends = [target, *(p.backend for p in parts_of(drafter) if isinstance(p, ModelDrafter))]
     sizes = [token_bytes(backend) for backend in backends]
@@ -39,35 +40,36 @@ def room_for_tokens(target: Backend, drafter: Any, share: float = 1.0) -> int | 
     return max(1, int(_SHARE * share * free / size))
 
 
-def bound_tokens(engine: Engine, given: int | None, share: float = 1.0) -> None:
-    """Gives an engine the bound of tokens that its rows may hold.
+def limit_kv_tokens(engine: Engine, given: int | None, share: float = 1.0) -> None:
+    """Sets the limit of tokens that an engine's rows together may hold (`Engine.kv_tokens`).
 
     Args:
-        given: by the operator; 0: none. None: the engine's own, else what memory has room for.
-        share: of the memory that is free, for this process.
+        given: the operator's setting; 0: no limit. None: the engine's own, else what fits into
+            free memory.
+        share: fraction of free memory that this process may use.
     """
     if given is not None:
         engine.kv_tokens = given or None
     elif engine.kv_tokens is None:
-        room = room_for_tokens(engine.target, engine.drafter, share)
+        most = max_kv_tokens(engine.target, engine.drafter, share)
         full = engine.max_rows * engine.target.capacity
-        engine.kv_tokens = None if room is None else min(room, full)
+        engine.kv_tokens = None if most is None else min(most, full)
 
 
 def free_bytes(root: Path = Path("/")) -> int | None:
-    """Returns the memory that this process may still take; None where the system does not say.
+    """Returns the bytes that this process may still allocate; None where they are not known.
 
     Args:
-        root: of the system's own files.
+        root: folder that holds /proc and /sys.
     """
-    found = [_of_system(root), *_of_groups(root), _of_limits(root)]
+    found = [_free_of_system(root), *_free_of_cgroups(root), _free_of_limits(root)]
     known = [each for each in found if each is not None]
     return min(known) if known else None
 
 
 def token_bytes(backend: Backend) -> int | None:
-    """Returns the memory of one token's keys and values; None for a backend that does not say."""
-    if getattr(backend, "token_bytes", 0) is None:  # it knows once a row has ended
+    """Returns the bytes of one token's keys and values; None where the backend does not know."""
+    if getattr(backend, "token_bytes", 0) is None:  # known once a row has ended
         row = backend.open()
         try:
             backend.extend([Nodes(row, [0])])
@@ -88,13 +90,13 @@ def _free_on_gpu(target: Backend) -> int | None:
     )
 
 
-def _of_system(root: Path) -> int | None:
+def _free_of_system(root: Path) -> int | None:
     available = _named(root / "proc/meminfo").get("MemAvailable:")
     return None if available is None else 1024 * available
 
 
-def _of_limits(root: Path) -> int | None:
-    """What `ulimit -v` leaves."""
+def _free_of_limits(root: Path) -> int | None:
+    """What `ulimit -v` leaves, in bytes."""
     try:
         import resource
     except ImportError:
@@ -104,8 +106,9 @@ def _of_limits(root: Path) -> int | None:
     return None if most == resource.RLIM_INFINITY or used is None else max(0, most - 1024 * used)
 
 
-def _of_groups(root: Path) -> Iterator[int]:
-    """What each control group from this process's up to the root leaves, without its files."""
+def _free_of_cgroups(root: Path) -> Iterator[int]:
+    """What each cgroup from this process's up to the root leaves, in bytes; its page cache counts
+    as free."""
     try:
         lines = (root / "proc/self/cgroup").read_text("ascii").splitlines()
     except (OSError, ValueError):
@@ -120,7 +123,7 @@ def _of_groups(root: Path) -> Iterator[int]:
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache")
         else:
             continue
-        inner = folder / path.lstrip("/")  # a container may see its own group as the root
+        inner = folder / path.lstrip("/")  # in a container, its own group may be the root
         for group in (inner, *inner.parents):
             if group == folder.parent:
                 break
@@ -138,7 +141,7 @@ def _number(file: Path) -> int | None:
 
 
 def _named(file: Path) -> dict[str, int]:
-    """Names and whole numbers of a file with a pair in each line."""
+    """A file with a name and an integer in each line, as a mapping."""
     try:
         rows = [line.split() for line in file.read_text("ascii").splitlines()]
     except (OSError, ValueError):
