@@ -43,8 +43,19 @@ _SCALES: dict[str, tuple[int, int, int | None, int]] = {
     "Q4_K": (0, -11, 2, 3),
     "Q5_K": (0, -12, 2, 4),
     "Q6_K": (208, -15, None, 0),  # subnormal numbers
+    "Q2_K": (80, -8, 82, 1),
+    "IQ4_NL": (0, -10, None, 0),
+    "IQ4_XS": (0, -14, None, 0),
+    "IQ3_S": (0, -11, None, 0),
+    "IQ3_XXS": (0, -12, None, 0),
+    **dict.fromkeys(("IQ2_S", "IQ2_XS", "IQ2_XXS"), (0, -10, None, 0)),
+    "IQ1_S": (0, -7, None, 0),
+    "TQ1_0": (52, -4, None, 0),
+    "TQ2_0": (64, -4, None, 0),
 }
-KINDS = (*_BITS, *_SCALES)
+_ODD = ("IQ1_M", "MXFP4", "NVFP4")
+"""Their scales are no fp16 numbers in one place."""
+KINDS = (*_BITS, *_SCALES, *_ODD)
 
 
 def raw(name: str, count: int) -> NDArray[np.uint64]:
@@ -83,13 +94,27 @@ def stored(name: str, kind: str, rows: int, cols: int) -> NDArray[np.uint8]:
     count = rows * cols // step
     words = raw(name, -(-count * size // 8)).astype("<u8").view(np.uint8)
     blocks = words[: count * size].reshape(count, size).copy()
-    at, power, least, between = _SCALES[kind]
     bits = raw(f"{name} scales", count)
+    if kind in _ODD:
+        _put_odd_scales(kind, blocks, bits)
+        return blocks.reshape(-1)
+    at, power, least, between = _SCALES[kind]
     blocks[:, at : at + 2] = _halves(bits, power, None if least is None else 0)
     if least is not None:  # K kinds take a minimum off, the others add it
         negative = 0 if kind.endswith("K") else 1
         blocks[:, least : least + 2] = _halves(bits, power + between, negative)
     return blocks.reshape(-1)
+
+
+def _put_odd_scales(kind: str, blocks: NDArray[np.uint8], bits: NDArray[np.uint64]) -> None:
+    if kind == "MXFP4":  # a power of two
+        blocks[:, 0] = 120 + bits % 3
+    elif kind == "NVFP4":  # 4 digits, the point after the first, times a power of two
+        blocks[:, :4] = 8 + bits[:, None] // np.array([1, 16, 256, 4096], np.uint64) % 16
+    else:  # fp16, a nibble at the end of each of four words
+        halves = _halves(bits, -7, None).view("<u2")
+        nibbles = halves >> np.array([0, 4, 8, 12], np.uint16) & 15
+        blocks[:, 49::2] = blocks[:, 49::2] & 15 | nibbles << 4
 
 
 def made_weights(spec: DecoderSpec, kind: str) -> WeightSource:

@@ -164,7 +164,16 @@ def write_gguf(
     return path
 
 
-_SCALES = {"Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
+_SCALES = {
+    "Q2_K": [80, 82],
+    "Q3_K": [108],
+    "Q4_K": [0, 2],
+    "Q5_K": [0, 2],
+    "Q6_K": [208],
+    **dict.fromkeys(("IQ4_NL", "IQ4_XS", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS"), [0]),
+    "IQ1_S": [0],
+    "IQ1_M": [],  # its scale lies in four nibbles
+}
 
 
 def stored(rows: np.ndarray[Any, Any], kind: str) -> tuple[np.ndarray[Any, Any], str]:
@@ -177,6 +186,10 @@ def stored(rows: np.ndarray[Any, Any], kind: str) -> tuple[np.ndarray[Any, Any],
     for at in _SCALES[kind]:
         scales = rng.uniform(1e-4, 4e-4, blocks.shape[:2] + (1,)).astype(np.float16)
         blocks[:, :, at : at + 2] = scales.view(np.uint8)
+    if kind == "IQ1_M":
+        scales = rng.uniform(1e-4, 4e-4, blocks.shape[:2] + (1,)).astype(np.float16)
+        nibbles = scales.view(np.uint16) >> np.array([0, 4, 8, 12], np.uint16) & 15
+        blocks[:, :, 49::2] = blocks[:, :, 49::2] & 15 | nibbles << 4
     return blocks.reshape(rows.shape[0], -1), kind
 
 

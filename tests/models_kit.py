@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,21 +109,28 @@ def flip_bit(path: Path, keep_time: bool = False) -> None:
     os.utime(path, ns=(time_ns, time_ns))
 
 
-def write_small_gguf(path: Path, skip: str = "") -> None:
-    """Writes a Llama of one layer with random weights and a byte-level tokenizer."""
+def write_small_gguf(path: Path, skip: str = "", kinds: Sequence[str] = ()) -> None:
+    """Writes a Llama of one layer with random weights and a byte-level tokenizer.
+
+    Args:
+        kinds: of its matrices, in turns; the model is then wide enough for super-blocks of 256.
+    """
     import gguf
     from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    from decoder_kit import stored
 
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *bytes_to_unicode().values(), "ĊĊ"]
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_block_count(1)
     writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_feed_forward_length(64)
+    width = 256 if kinds else 32
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(2 * width)
     writer.add_head_count(2)
     writer.add_head_count_kv(1)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(16)
+    writer.add_rope_dimension_count(width // 2)
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
@@ -130,16 +138,21 @@ def write_small_gguf(path: Path, skip: str = "") -> None:
     writer.add_token_types([3] * 3 + [1] * 257)
     writer.add_token_merges(["Ċ Ċ"])
     writer.add_eos_token_id(2)
-    shapes = {"token_embd": (len(tokens), 32), "output_norm": (32,)}
-    shapes |= {f"blk.0.{name}_norm": (32,) for name in ("attn", "ffn")}
-    shapes |= {f"blk.0.attn_{name}": (32, 32) for name in ("q", "output")}
-    shapes |= {f"blk.0.attn_{name}": (16, 32) for name in ("k", "v")}
-    shapes |= {f"blk.0.ffn_{name}": (64, 32) for name in ("gate", "up")}
-    shapes |= {"blk.0.ffn_down": (32, 64)}
+    shapes = {"token_embd": (len(tokens), width), "output_norm": (width,)}
+    shapes |= {"output": (len(tokens), width)} if kinds else {}
+    shapes |= {f"blk.0.{name}_norm": (width,) for name in ("attn", "ffn")}
+    shapes |= {f"blk.0.attn_{name}": (width, width) for name in ("q", "output")}
+    shapes |= {f"blk.0.attn_{name}": (width // 2, width) for name in ("k", "v")}
+    shapes |= {f"blk.0.ffn_{name}": (2 * width, width) for name in ("gate", "up")}
+    shapes |= {"blk.0.ffn_down": (width, 2 * width)}
     generator = np.random.default_rng(0)
-    for name, shape in shapes.items():
-        if name != skip:
-            writer.add_tensor(f"{name}.weight", generator.standard_normal(shape, np.float32))
+    for at, (name, shape) in enumerate(shapes.items()):
+        numbers = generator.standard_normal(shape, np.float32)
+        if kinds and len(shape) > 1:
+            data, kind = stored(numbers, kinds[at % len(kinds)])
+            writer.add_tensor(f"{name}.weight", data, raw_dtype=gguf.GGMLQuantizationType[kind])
+        elif name != skip:
+            writer.add_tensor(f"{name}.weight", numbers)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -38,15 +38,21 @@ struct Isa {
   static Q high(Q v) {
     return _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15));
   }
-  // Bits [shift, shift + width) of each byte, moved to bit 4.
-  template <int SHIFT, int MASK>
+  // Bits from SHIFT of each byte, moved to bit TO; those of MASK.
+  template <int SHIFT, int MASK, int TO = 4>
   static Q plane(Q v) {
-    if constexpr (SHIFT < 4) v = _mm256_slli_epi16(v, 4 - SHIFT);
-    if constexpr (SHIFT > 4) v = _mm256_srli_epi16(v, SHIFT - 4);
+    if constexpr (SHIFT < TO) v = _mm256_slli_epi16(v, TO - SHIFT);
+    if constexpr (SHIFT > TO) v = _mm256_srli_epi16(v, SHIFT - TO);
     return _mm256_and_si256(v, _mm256_set1_epi8(MASK));
   }
   static Q either(Q a, Q b) { return _mm256_or_si256(a, b); }
+  // 16 bytes, and the bytes of them that codes below 16 choose.
+  static Q table(const uint8_t* p) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static Q lookup(Q table, Q codes) { return _mm256_shuffle_epi8(table, codes); }
   static Q add32(Q a, Q b) { return _mm256_add_epi32(a, b); }
+  static Q less128(Q a, Q b) { return _mm256_sub_epi32(a, _mm256_slli_epi32(b, 7)); }  // a - 128 b
   // Adds products of 16-bit pairs, summed in pairs.
   static Q mac16(Q sum, Q a, Q b) { return add32(sum, _mm256_madd_epi16(a, b)); }
   static F to_float(Q a) { return _mm256_cvtepi32_ps(a); }
@@ -56,6 +62,10 @@ struct Isa {
   static F zerof() { return _mm256_setzero_ps(); }
   static F half(const uint8_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static F bf16(const uint8_t* p) {
+    const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
   }
   static F mulf(F a, F b) { return _mm256_mul_ps(a, b); }
   static F addf(F a, F b) { return _mm256_add_ps(a, b); }
@@ -71,6 +81,7 @@ struct Isa {
   }
   static Q flush(Q sum) { return sum; }
   static Q flush(Q sum, Q scale) { return _mm256_mullo_epi32(sum, scale); }
+  static Q times16(Q factors) { return _mm256_slli_epi32(factors, 4); }
   static Q factor(const int8_t* s) { return _mm256_cvtepi8_epi32(eight(s)); }
 #else
   // 16-bit sums: exact for 8 products of 4-bit, 4 of 5-bit or 2 of 6-bit weights with |x| <= 127.
@@ -81,6 +92,7 @@ struct Isa {
   }
   static Q flush(Q sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
   static Q flush(Q sum, Q scale) { return _mm256_madd_epi16(sum, scale); }
+  static Q times16(Q factors) { return _mm256_slli_epi16(factors, 4); }
   // Factors of 8 outputs, each as two numbers of 16 bits.
   static Q factor(const int8_t* s) {
     const Q twice = _mm256_set1_epi32(0x01000100);

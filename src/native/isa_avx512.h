@@ -4,6 +4,7 @@
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC's own header leaves the operands that a mask of all ones never takes undefined, and warns of it.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #include <cstring>
 
@@ -39,20 +40,27 @@ struct Isa {
   }
   static Q low(Q v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
   static Q high(Q v) { return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15)); }
-  // Bits from SHIFT of each byte, those of MASK, moved to bit 4.
-  template <int SHIFT, int MASK>
+  // Bits from SHIFT of each byte, moved to bit TO; those of MASK.
+  template <int SHIFT, int MASK, int TO = 4>
   static Q plane(Q v) {
-    if constexpr (SHIFT < 4) v = _mm512_slli_epi16(v, 4 - SHIFT);
-    if constexpr (SHIFT > 4) v = _mm512_srli_epi16(v, SHIFT - 4);
+    if constexpr (SHIFT < TO) v = _mm512_slli_epi16(v, TO - SHIFT);
+    if constexpr (SHIFT > TO) v = _mm512_srli_epi16(v, SHIFT - TO);
     return _mm512_and_si512(v, _mm512_set1_epi8(MASK));
   }
   static Q either(Q a, Q b) { return _mm512_or_si512(a, b); }
+  // 16 bytes, and the bytes of them that codes below 16 choose.
+  static Q table(const uint8_t* p) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static Q lookup(Q table, Q codes) { return _mm512_shuffle_epi8(table, codes); }
   static Q add32(Q a, Q b) { return _mm512_add_epi32(a, b); }
+  static Q less128(Q a, Q b) { return _mm512_sub_epi32(a, _mm512_slli_epi32(b, 7)); }  // a - 128 b
   // Adds products of 16-bit pairs, summed in pairs.
   static Q mac16(Q sum, Q a, Q b) { return _mm512_dpwssd_epi32(sum, a, b); }
   static Q mac(Q sum, Q w, Q x) { return _mm512_dpbusd_epi32(sum, w, x); }
   static Q flush(Q sum) { return sum; }
   static Q flush(Q sum, Q scale) { return _mm512_mullo_epi32(sum, scale); }
+  static Q times16(Q factors) { return _mm512_slli_epi32(factors, 4); }
   static F to_float(Q a) { return _mm512_cvtepi32_ps(a); }
   static F loadf(const float* p) { return _mm512_loadu_ps(p); }
   static void storef(float* p, F a) { _mm512_storeu_ps(p, a); }
@@ -60,6 +68,10 @@ struct Isa {
   static F zerof() { return _mm512_setzero_ps(); }
   static F half(const uint8_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static F bf16(const uint8_t* p) {
+    const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
   }
   static F mulf(F a, F b) { return _mm512_mul_ps(a, b); }
   static F addf(F a, F b) { return _mm512_add_ps(a, b); }

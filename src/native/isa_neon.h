@@ -95,16 +95,20 @@ struct Isa {
   }
   static Q low(Q v) { return of(vandq_u8(bytes(v), vdupq_n_u8(15))); }
   static Q high(Q v) { return of(vshrq_n_u8(bytes(v), 4)); }
-  // Bits from SHIFT of each byte, those of MASK, moved to bit 4.
-  template <int SHIFT, int MASK>
+  // Bits from SHIFT of each byte, moved to bit TO; those of MASK.
+  template <int SHIFT, int MASK, int TO = 4>
   static Q plane(Q v) {
     uint8x16_t b = bytes(v);
-    if constexpr (SHIFT < 4) b = vshlq_n_u8(b, 4 - SHIFT);
-    if constexpr (SHIFT > 4) b = vshrq_n_u8(b, SHIFT - 4);
+    if constexpr (SHIFT < TO) b = vshlq_n_u8(b, TO - SHIFT);
+    if constexpr (SHIFT > TO) b = vshrq_n_u8(b, SHIFT - TO);
     return of(vandq_u8(b, vdupq_n_u8(MASK)));
   }
   static Q either(Q a, Q b) { return vorrq_s32(a, b); }
+  // 16 bytes, and the bytes of them that codes below 16 choose.
+  static Q table(const uint8_t* p) { return of(vld1q_u8(p)); }
+  static Q lookup(Q table, Q codes) { return of(vqtbl1q_u8(bytes(table), bytes(codes))); }
   static Q add32(Q a, Q b) { return vaddq_s32(a, b); }
+  static Q less128(Q a, Q b) { return vsubq_s32(a, vshlq_n_s32(b, 7)); }  // a - 128 b
   static Q mac16(Q sum, Q a, Q b) {
     const int16x8_t x = vreinterpretq_s16_s32(a), y = vreinterpretq_s16_s32(b);
     return vaddq_s32(sum, vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y)));
@@ -114,12 +118,16 @@ struct Isa {
   }
   static Q flush(Q sum) { return sum; }
   static Q flush(Q sum, Q scale) { return vmulq_s32(sum, scale); }
+  static Q times16(Q factors) { return vshlq_n_s32(factors, 4); }
   static F to_float(Q a) { return vcvtq_f32_s32(a); }
   static F loadf(const float* p) { return vld1q_f32(p); }
   static void storef(float* p, F a) { vst1q_f32(p, a); }
   static F setf(float x) { return vdupq_n_f32(x); }
   static F zerof() { return vdupq_n_f32(0.0f); }
   static F half(const uint8_t* p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
+  static F bf16(const uint8_t* p) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
+  }
   static F mulf(F a, F b) { return vmulq_f32(a, b); }
   static F addf(F a, F b) { return vaddq_f32(a, b); }
   static F fmaf(F a, F b, F c) { return vfmaq_f32(c, a, b); }

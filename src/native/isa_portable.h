@@ -101,14 +101,25 @@ struct Isa {
   static Q quad(const int8_t* p) { return Q{} + read<uint32_t>(p); }
   static Q low(Q a) { return a & 0x0f0f0f0fu; }
   static Q high(Q a) { return a >> 4 & 0x0f0f0f0fu; }
-  template <int SHIFT, int MASK>
+  // Bits from SHIFT of each byte, moved to bit TO; those of MASK.
+  template <int SHIFT, int MASK, int TO = 4>
   static Q plane(Q a) {
-    if constexpr (SHIFT < 4) a <<= 4 - SHIFT;
-    if constexpr (SHIFT > 4) a >>= SHIFT - 4;
+    if constexpr (SHIFT < TO) a <<= TO - SHIFT;
+    if constexpr (SHIFT > TO) a >>= SHIFT - TO;
     return a & MASK * 0x01010101u;
   }
   static Q either(Q a, Q b) { return a | b; }
+  // 16 bytes, and the bytes of them that codes below 16 choose.
+  static Q table(const uint8_t* p) { return read<Q>(p); }
+  static Q lookup(Q table, Q codes) {
+    uint8_t from[16], at[16];
+    std::memcpy(from, &table, sizeof from);
+    std::memcpy(at, &codes, sizeof at);
+    for (uint8_t& byte : at) byte = from[byte & 15];
+    return read<Q>(at);
+  }
   static Q add32(Q a, Q b) { return a + b; }
+  static Q less128(Q a, Q b) { return a - (b << 7); }
   // The two 16-bit numbers of each lane, as 32-bit ones, added up.
   static Q add_pair(Short p) { return (Q)((Signed)p >> 16) + (Q)((Signed)((Q)p << 16) >> 16); }
   static Q mac(Q sum, Q w, Q x) {
@@ -119,6 +130,7 @@ struct Isa {
   }
   static Q flush(Q sum) { return sum; }
   static Q flush(Q sum, Q scale) { return sum * scale; }
+  static Q times16(Q factors) { return factors << 4; }
   static Q mac16(Q sum, Q a, Q b) {
     const Signed low = ((Signed)(a << 16) >> 16) * ((Signed)(b << 16) >> 16);
     return sum + (Q)(low + ((Signed)a >> 16) * ((Signed)b >> 16));
@@ -134,6 +146,12 @@ struct Isa {
     F out{};
     for (int i = 0; i < W; ++i) out[i] = redwood::half_to_float(bits[i]);
     return out;
+  }
+  static F bf16(const uint8_t* p) {
+    uint16_t bits[W];
+    std::memcpy(bits, p, sizeof bits);
+    return (F)Q{uint32_t{bits[0]} << 16, uint32_t{bits[1]} << 16, uint32_t{bits[2]} << 16,
+                uint32_t{bits[3]} << 16};
   }
   static F mulf(F a, F b) { return a * b; }
   static F addf(F a, F b) { return a + b; }

@@ -16,8 +16,8 @@ struct Activations {
   const float* scales = nullptr;  // [n, stride / 32] or, for K formats, [n, stride / 256]
   const float* offsets = nullptr;  // [n, stride / 32]: scale times sum of quants (group formats)
   const int32_t* sums = nullptr;   // [n, stride / 32]: sum of quants (group formats)
-  const int16_t* sums16 = nullptr;  // [n, stride / 16]: sums of 16 quants (K6)
-  const int16_t* sums32 = nullptr;  // [n, stride / 32]: sums of 32 quants (K4, K5)
+  const int16_t* sums16 = nullptr;  // [n, stride / 16]: sums of 16 quants (K6, K2, T3)
+  const int16_t* sums32 = nullptr;  // [n, stride / 32]: sums of 32 quants (K4, K5, T4)
 };
 
 struct Matmul {
@@ -77,6 +77,11 @@ void each_quantised(Body body) {
   body(std::integral_constant<Format, Format::kK4>{});
   body(std::integral_constant<Format, Format::kK5>{});
   body(std::integral_constant<Format, Format::kK6>{});
+  body(std::integral_constant<Format, Format::kA4N>{});
+  body(std::integral_constant<Format, Format::kA4X>{});
+  body(std::integral_constant<Format, Format::kK2>{});
+  body(std::integral_constant<Format, Format::kT4>{});
+  body(std::integral_constant<Format, Format::kT3>{});
 }
 
 // Null where the library was built without that instruction set, or this processor lacks it.

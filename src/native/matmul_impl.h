@@ -29,10 +29,10 @@ REDWOOD_INLINE void clear(Totals<R, B>& y) {
 // Formats with a scale (and a minimum) per group of 32.
 template <Format FORMAT, int R, int B>
 void group_rows(const Matmul& m, const uint8_t* w, Fetcher& fetch, int row, int64_t block) {
-  constexpr int bits = FORMAT == Format::kA8 ? 8 : FORMAT <= Format::kA4M ? 4 : 5;
-  constexpr bool minimum = FORMAT == Format::kA4M || FORMAT == Format::kA5M;
-  constexpr int offset = minimum ? 0 : 1 << (bits - 1);
-  constexpr int quants = bits == 8 ? kBytes : kNibbles + (bits == 5 ? kPlane1 : 0);
+  constexpr int bits = bits_of(FORMAT);
+  constexpr bool minimum = has_minimum(FORMAT);
+  constexpr int offset = minimum ? 0 : is_table(FORMAT) ? 128 : 1 << (bits - 1);
+  constexpr int quants = group_bytes(bits);
   constexpr int unit = quants + kHalf * (minimum ? 2 : 1);
   constexpr int parts = B * kHalves;
   const int64_t groups = m.cols / kGroup;
@@ -48,13 +48,17 @@ void group_rows(const Matmul& m, const uint8_t* w, Fetcher& fetch, int row, int6
       const auto first = minimum ? Isa::zero() : Isa::set32(-offset * sums[r * groups + g]);
       REDWOOD_UNROLL for (int h = 0; h < parts; ++h) total[r][h] = first;
     }
-    if constexpr (bits == 8) {
+    if constexpr (is_table(FORMAT)) {
+      const Table table(FORMAT == Format::kA4N ? kNonlinear : kFp4);
+      table_sum<bits, R, B>(w, m.block_bytes, x, m.x.stride, table, nullptr, 0, total);
+    } else if constexpr (bits == 8) {
       group_sum8<R, B>(w, m.block_bytes, x, m.x.stride, total);
     } else {
       group_sum<bits, R, B>(w, m.block_bytes, x, m.x.stride, nullptr, 0, total);
     }
     REDWOOD_UNROLL for (int h = 0; h < parts; ++h) {
-      const auto scale = Isa::half(part(w, m.block_bytes, h, 2) + quants);
+      const uint8_t* at = part(w, m.block_bytes, h, 2) + quants;
+      const auto scale = FORMAT == Format::kA4X ? Isa::bf16(at) : Isa::half(at);
       REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
         const auto by = Isa::mulf(scale, Isa::setf(scales[r * groups + g]));
         y[r][h] = Isa::fmaf(Isa::to_float(total[r][h]), by, y[r][h]);
@@ -68,6 +72,14 @@ void group_rows(const Matmul& m, const uint8_t* w, Fetcher& fetch, int row, int6
     }
   }
   store_block<R, B>(m, row, block, y);
+}
+
+// 4-bit scales and minima of a super-block of K2, to bytes [16 groups of 16][16 outputs].
+REDWOOD_INLINE void unpack_nibbles(const uint8_t* packed, int8_t* scales, int8_t* minima) {
+  for (int i = 0; i < 16 * kLanes; ++i) {
+    scales[i] = static_cast<int8_t>(packed[i] & 15);
+    minima[i] = static_cast<int8_t>(packed[i] >> 4);
+  }
 }
 
 // 6-bit scales and minima of a super-block of K4 or K5, to bytes [8 groups][16 outputs]; 32 of them
@@ -93,28 +105,38 @@ REDWOOD_INLINE void unpack_scales(const uint8_t* packed, int8_t* scales, int8_t*
 template <Format FORMAT, int R, int B>
 void super_rows(const Matmul& m, const uint8_t* w, Fetcher& fetch, int row, int64_t block) {
   using Q = typename Isa::Q;
-  constexpr int bits = FORMAT == Format::kK4 ? 4 : FORMAT == Format::kK5 ? 5 : 6;
-  constexpr int quants = kNibbles + (bits == 5 ? kPlane1 : bits == 6 ? kPlane2 : 0);
-  constexpr int scale_bytes = bits == 6 ? 16 * kLanes : kScaleBytes;
-  constexpr int pairs = bits == 6 ? 8 : 4;
-  constexpr int per_group = bits == 6 ? 2 : 1;
+  constexpr int bits = bits_of(FORMAT), quants = group_bytes(bits);
+  constexpr int scale_bytes = scale_bytes_of(FORMAT);
+  constexpr bool minimum = has_minimum(FORMAT), halves = has_halves(FORMAT);
+  constexpr int pairs = halves ? 8 : 4;
+  constexpr int per_group = halves ? 2 : 1;
   constexpr int parts = B * kHalves;
   const int64_t supers = m.cols / kSuper;
-  const int16_t* sums = (bits == 6 ? m.x.sums16 : m.x.sums32) + row * supers * 2 * pairs;
+  const int16_t* sums = (halves ? m.x.sums16 : m.x.sums32) + row * supers * 2 * pairs;
   const float* x_scales = m.x.scales + row * supers;
   const int8_t* x = m.x.quants + row * m.x.stride;
   Totals<R, B> y;
   clear<R, B>(y);
-  alignas(64) int8_t unpacked[B][2][8 * kLanes];
+  alignas(64) int8_t unpacked[B][2][per_group * 8 * kLanes];
+  // The same in all units of a matrix.
+  const uint8_t* common = w + 8 * quants + scale_bytes + kHalf;
+  const Table table(is_table(FORMAT) ? common : kFp4);
+  float step = 1.0f;
+  if constexpr (is_table(FORMAT)) std::memcpy(&step, common + kTable, sizeof step);
   for (int64_t b = 0; b < supers; ++b, x += kSuper) {
     const auto* packed = reinterpret_cast<const int8_t*>(w + 8 * quants);
     // What multiplies the groups, and what multiplies the sums of the activations alone; those of the
     // next block are `next` bytes on.
     const int8_t *factors = packed, *minima = packed;
     int64_t next = m.block_bytes;
-    if constexpr (bits != 6) {
+    if constexpr (minimum) {
       for (int i = 0; i < B; ++i) {
-        unpack_scales(w + i * m.block_bytes + 8 * quants, unpacked[i][0], unpacked[i][1]);
+        const uint8_t* from = w + i * m.block_bytes + 8 * quants;
+        if constexpr (halves) {
+          unpack_nibbles(from, unpacked[i][0], unpacked[i][1]);
+        } else {
+          unpack_scales(from, unpacked[i][0], unpacked[i][1]);
+        }
       }
       factors = unpacked[0][0];
       minima = unpacked[0][1];
@@ -124,8 +146,13 @@ void super_rows(const Matmul& m, const uint8_t* w, Fetcher& fetch, int row, int6
     clear<R, B>(total);
     for (int g = 0; g < 8; ++g, w += quants) {
       fetch();
-      group_sum<bits, R, B>(w, m.block_bytes, x + g * kGroup, m.x.stride,
-                            factors + g * per_group * kLanes, next, total);
+      const int8_t* of_group = factors + g * per_group * kLanes;
+      if constexpr (is_table(FORMAT)) {
+        table_sum<bits, R, B>(w, m.block_bytes, x + g * kGroup, m.x.stride, table, of_group, next,
+                              total);
+      } else {
+        group_sum<bits, R, B>(w, m.block_bytes, x + g * kGroup, m.x.stride, of_group, next, total);
+      }
     }
     clear<R, B>(least);
     REDWOOD_UNROLL for (int p = 0; p < pairs; ++p) {
@@ -144,16 +171,21 @@ void super_rows(const Matmul& m, const uint8_t* w, Fetcher& fetch, int row, int6
       const uint8_t* at = part(w, m.block_bytes, h, 2);
       const auto d = Isa::half(at);
       auto dmin = d;
-      if constexpr (bits != 6) dmin = Isa::half(at + kHalf);
+      if constexpr (minimum) dmin = Isa::half(at + kHalf);
       REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
         const float scale = x_scales[r * supers + b];
+        if constexpr (is_table(FORMAT)) {
+          const auto sum = Isa::to_float(Isa::less128(total[r][h], least[r][h]));
+          y[r][h] = Isa::fmaf(sum, Isa::mulf(d, Isa::setf(step * scale)), y[r][h]);
+          continue;
+        }
         const auto by = Isa::mulf(d, Isa::setf(scale));
-        const auto off = Isa::mulf(dmin, Isa::setf(bits == 6 ? -32.0f * scale : -scale));
+        const auto off = Isa::mulf(dmin, Isa::setf(minimum ? -scale : -32.0f * scale));
         y[r][h] = Isa::fmaf(Isa::to_float(total[r][h]), by, y[r][h]);
         y[r][h] = Isa::fmaf(Isa::to_float(least[r][h]), off, y[r][h]);
       }
     }
-    w += kHalf * (bits == 6 ? 1 : 2);
+    w += is_table(FORMAT) ? kHalf + kTableBytes : kHalf * (minimum ? 2 : 1);
   }
   store_block<R, B>(m, row, block, y);
 }
@@ -191,9 +223,9 @@ void float_rows(const Matmul& m, const uint8_t* w, Fetcher& fetch, int row, int6
 
 template <Format FORMAT, int R, int B>
 void some_rows(const Matmul& m, const uint8_t* w, Fetcher& fetch, int row, int64_t block) {
-  if constexpr (FORMAT <= Format::kA8) {
+  if constexpr (is_group(FORMAT)) {
     group_rows<FORMAT, R, B>(m, w, fetch, row, block);
-  } else if constexpr (FORMAT <= Format::kK6) {
+  } else if constexpr (is_super(FORMAT)) {
     super_rows<FORMAT, R, B>(m, w, fetch, row, block);
   } else {
     float_rows<FORMAT, R>(m, w, fetch, row, block);

@@ -5,124 +5,10 @@
 #include <cstring>
 #include <vector>
 
+#include "units.h"
+
 namespace redwood {
 namespace {
-
-constexpr Kind kKinds[] = {
-    {"Q4_0", 32, 18, Format::kA4},  {"Q4_1", 32, 20, Format::kA4M}, {"Q5_0", 32, 22, Format::kA5},
-    {"Q5_1", 32, 24, Format::kA5M}, {"Q8_0", 32, 34, Format::kA8},  {"Q3_K", 256, 110, Format::kK6},
-    {"Q4_K", 256, 144, Format::kK4}, {"Q5_K", 256, 176, Format::kK5}, {"Q6_K", 256, 210, Format::kK6},
-    {"F32", 1, 4, Format::kF32},    {"F16", 1, 2, Format::kF16},    {"BF16", 1, 2, Format::kBF16},
-};
-
-// One unit (a group or a super-block) of one row, whatever the kind: unsigned quants and scales.
-struct Unit {
-  uint8_t q[kSuper];
-  int8_t scale[16];  // K6: per 16; K4, K5: [8], unsigned
-  uint8_t least[8];
-  uint16_t d, m;  // fp16 scale and minimum
-};
-
-uint16_t half_at(const uint8_t* p) {
-  uint16_t bits;
-  std::memcpy(&bits, p, 2);
-  return bits;
-}
-
-uint32_t word_at(const uint8_t* p) {
-  uint32_t bits;
-  std::memcpy(&bits, p, 4);
-  return bits;
-}
-
-void nibbles(const uint8_t* p, uint8_t* q) {
-  for (int i = 0; i < 16; ++i) {
-    q[i] = p[i] & 15;
-    q[i + 16] = p[i] >> 4;
-  }
-}
-
-void fifth_bits(uint32_t bits, uint8_t* q) {
-  for (int i = 0; i < 32; ++i) q[i] |= static_cast<uint8_t>((bits >> i & 1) << 4);
-}
-
-// 6-bit scales and minima of Q4_K and Q5_K: eight of each in 12 bytes.
-void six_bits(const uint8_t* p, Unit& u) {
-  for (int g = 0; g < 4; ++g) {
-    u.scale[g] = static_cast<int8_t>(p[g] & 63);
-    u.least[g] = p[g + 4] & 63;
-    u.scale[g + 4] = static_cast<int8_t>((p[g + 8] & 15) | (p[g] >> 6) << 4);
-    u.least[g + 4] = static_cast<uint8_t>(p[g + 8] >> 4 | (p[g + 4] >> 6) << 4);
-  }
-}
-
-void read_q3k(const uint8_t* p, Unit& u) {
-  const uint8_t *high = p, *low = p + 32, *scales = p + 96;
-  u.d = half_at(p + 108);
-  for (int i = 0; i < 16; ++i) {
-    const int nibble = i < 8 ? scales[i] & 15 : scales[i - 8] >> 4;
-    u.scale[i] = static_cast<int8_t>((nibble | (scales[8 + i % 4] >> (2 * (i / 4)) & 3) << 4) - 32);
-  }
-  for (int e = 0; e < kSuper; ++e) {
-    const int half = e / 128, turn = e % 128 / 32, at = e % 32;
-    const int two = low[32 * half + at] >> (2 * turn) & 3;
-    const int bit = high[at] >> (4 * half + turn) & 1;
-    u.q[e] = static_cast<uint8_t>(two - (bit ? 0 : 4) + 32);
-  }
-}
-
-void read_q6k(const uint8_t* p, Unit& u) {
-  const uint8_t *low = p, *high = p + 128;
-  std::memcpy(u.scale, p + 192, 16);
-  u.d = half_at(p + 208);
-  for (int e = 0; e < kSuper; ++e) {
-    const int half = e / 128, turn = e % 128 / 32, at = e % 32;
-    const uint8_t byte = low[64 * half + 32 * (turn % 2) + at];
-    const int nibble = turn < 2 ? byte & 15 : byte >> 4;
-    u.q[e] = static_cast<uint8_t>(nibble | (high[32 * half + at] >> (2 * turn) & 3) << 4);
-  }
-}
-
-// One unit of a quantised kind. `p`: the block of the file.
-void read_unit(const Kind& kind, const uint8_t* p, Unit& u) {
-  u.d = half_at(p);
-  u.m = half_at(p + 2);
-  switch (kind.format) {
-    case Format::kA4: return nibbles(p + 2, u.q);
-    case Format::kA4M: return nibbles(p + 4, u.q);
-    case Format::kA5: nibbles(p + 6, u.q); return fifth_bits(word_at(p + 2), u.q);
-    case Format::kA5M: nibbles(p + 8, u.q); return fifth_bits(word_at(p + 4), u.q);
-    case Format::kA8:
-      for (int i = 0; i < 32; ++i) u.q[i] = p[2 + i] ^ 128;
-      return;
-    case Format::kK4:
-    case Format::kK5: {
-      const bool five = kind.format == Format::kK5;
-      const uint8_t *high = p + 16, *low = p + (five ? 48 : 16);
-      six_bits(p + 4, u);
-      for (int e = 0; e < kSuper; ++e) {
-        const uint8_t byte = low[32 * (e / 64) + e % 32];
-        const int bit = five ? high[e % 32] >> (e / 32) & 1 : 0;
-        u.q[e] = static_cast<uint8_t>((e % 64 < 32 ? byte & 15 : byte >> 4) | bit << 4);
-      }
-      return;
-    }
-    default: return kind.block_bytes == 110 ? read_q3k(p, u) : read_q6k(p, u);
-  }
-}
-
-int bits_of(Format f) {
-  switch (f) {
-    case Format::kA4: case Format::kA4M: case Format::kK4: return 4;
-    case Format::kA5: case Format::kA5M: case Format::kK5: return 5;
-    case Format::kK6: return 6;
-    default: return 8;
-  }
-}
-
-int group_bytes(int bits) {
-  return bits == 8 ? kBytes : kNibbles + (bits == 5 ? kPlane1 : bits == 6 ? kPlane2 : 0);
-}
 
 // The 32 quants of one output in a group; `out` is zeroed before the first output.
 void put_group(const uint8_t* q, int bits, int lane, uint8_t* out) {
@@ -130,6 +16,11 @@ void put_group(const uint8_t* q, int bits, int lane, uint8_t* out) {
     const int t = i / 4, at = 4 * lane + i % 4;
     if (bits == 8) {
       out[64 * t + at] = q[i];
+      continue;
+    }
+    if (bits < 4) {
+      out[64 * (t / 4) + at] |= static_cast<uint8_t>((q[i] & 3) << (2 * (t % 4)));
+      if (bits == 3) out[kPlane2 + at] |= static_cast<uint8_t>((q[i] >> 2) << t);
       continue;
     }
     out[64 * (t / 2) + at] |= static_cast<uint8_t>((q[i] & 15) << (4 * (t % 2)));
@@ -147,6 +38,11 @@ void get_group(const uint8_t* in, int bits, int lane, uint8_t* q) {
       q[i] = in[64 * t + at];
       continue;
     }
+    if (bits < 4) {
+      q[i] = in[64 * (t / 4) + at] >> (2 * (t % 4)) & 3;
+      if (bits == 3) q[i] |= static_cast<uint8_t>((in[kPlane2 + at] >> t & 1) << 2);
+      continue;
+    }
     int v = in[64 * (t / 2) + at] >> (4 * (t % 2)) & 15;
     if (bits == 5) v |= (in[kNibbles + at] >> t & 1) << 4;
     if (bits == 6) v |= (in[kNibbles + 64 * (t / 4) + at] >> (2 * (t % 4)) & 3) << 4;
@@ -160,9 +56,12 @@ void put_unit(Format f, const Unit& u, int lane, uint8_t* out) {
   const int bits = bits_of(f), bytes = group_bytes(bits);
   const bool super = is_super(f);
   for (int g = 0; g < (super ? 8 : 1); ++g, out += bytes) put_group(u.q + 32 * g, bits, lane, out);
-  if (super && bits == 6) {
-    for (int i = 0; i < 16; ++i) out[i * kLanes + lane] = static_cast<uint8_t>(u.scale[i]);
-    out += 16 * kLanes;
+  if (super && (!has_minimum(f) || has_halves(f))) {
+    for (int i = 0; i < scale_bytes_of(f) / kLanes; ++i) {
+      const int least = has_minimum(f) ? u.least[i] << 4 : 0;
+      out[i * kLanes + lane] = static_cast<uint8_t>(u.scale[i] | least);
+    }
+    out += scale_bytes_of(f);
   } else if (super) {
     for (int g = 0; g < 8; ++g) {
       const int s = u.scale[g], m = u.least[g];
@@ -173,14 +72,17 @@ void put_unit(Format f, const Unit& u, int lane, uint8_t* out) {
     out += kScaleBytes;
   }
   put_half(out, lane, u.d);
-  const bool minimum = f == Format::kA4M || f == Format::kA5M || (super && bits != 6);
-  if (minimum) put_half(out + kHalf, lane, u.m);
+  if (has_minimum(f)) put_half(out + kHalf, lane, u.m);
+  if (super && is_table(f)) {
+    std::memcpy(out + kHalf, u.table, kTable);
+    std::memcpy(out + kHalf + kTable, &u.step, sizeof u.step);
+  }
 }
 
 // 8 bits: symmetric. 4 and 5 bits: symmetric or from the least value, as the format has it.
 void quantise_unit(Format f, const float* x, int64_t count, Unit& u) {
   const int bits = bits_of(f), top = (1 << bits) - 1, middle = 1 << (bits - 1);
-  const bool minimum = f == Format::kA4M || f == Format::kA5M;
+  const bool minimum = has_minimum(f);
   float least = 0, most = 0, peak = 0;
   for (int64_t i = 0; i < count; ++i) {
     least = std::min(least, x[i]);
@@ -218,28 +120,34 @@ void put_float(Format f, float x, uint8_t* out, int lane) {
 
 // Numbers of a unit of a quantised format.
 void unit_numbers(Format f, const Unit& u, float* out) {
-  const float d = half_to_float(u.d), m = half_to_float(u.m);
-  const bool minimum = f == Format::kA4M || f == Format::kA5M;
+  const float d = f == Format::kA4X ? bf16_to_float(u.d) : half_to_float(u.d);
+  const float m = half_to_float(u.m);
+  const uint8_t* table = f == Format::kA4N ? kNonlinear : f == Format::kA4X ? kFp4 : u.table;
   for (int i = 0; i < info(f).step; ++i) {
-    const float q = u.q[i];
+    const int part = has_halves(f) ? i / 16 : i / 32;
+    const float q = is_table(f) ? static_cast<float>(table[u.q[i]] - 128) : u.q[i];
     if (is_group(f)) {
-      out[i] = minimum ? d * q + m : d * (q - static_cast<float>(1 << (bits_of(f) - 1)));
-    } else if (f == Format::kK6) {
-      out[i] = d * static_cast<float>(u.scale[i / 16]) * (q - 32.0f);
+      const float middle = is_table(f) ? 0.0f : static_cast<float>(1 << (bits_of(f) - 1));
+      out[i] = has_minimum(f) ? d * q + m : d * (q - middle);
+    } else if (has_minimum(f)) {
+      out[i] = d * static_cast<float>(u.scale[part]) * q - m * static_cast<float>(u.least[part]);
     } else {
-      out[i] = d * static_cast<float>(u.scale[i / 32]) * q - m * static_cast<float>(u.least[i / 32]);
+      const float by = is_table(f) ? d * u.step : d;  // powers of two: exact
+      out[i] = by * static_cast<float>(u.scale[part]) * (is_table(f) ? q : q - 32.0f);
     }
   }
 }
 
-}  // namespace
-
-const Kind* find_kind(const std::string& name) {
-  for (const Kind& kind : kKinds) {
-    if (name == kind.name) return &kind;
-  }
-  return nullptr;
+// One number of a float format, at `p`.
+float float_at(Format f, const uint8_t* p) {
+  if (f == Format::kF16) return half_to_float(half_at(p));
+  if (f == Format::kBF16) return bf16_to_float(half_at(p));
+  float x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
 }
+
+}  // namespace
 
 Format find_format(const std::string& name) {
   for (int f = 0; f < static_cast<int>(Format::kCount); ++f) {
@@ -286,21 +194,16 @@ uint16_t float_to_half(float x) {
 }
 
 void read_row(const Kind& kind, const uint8_t* row, int64_t cols, float* out) {
-  if (is_float(kind.format)) {
-    for (int64_t i = 0; i < cols; ++i) {
-      if (kind.format == Format::kF32) {
-        std::memcpy(out + i, row + 4 * i, 4);
-      } else if (kind.format == Format::kF16) {
-        out[i] = half_to_float(half_at(row + 2 * i));
-      } else {
-        const uint32_t bits = static_cast<uint32_t>(half_at(row + 2 * i)) << 16;
-        std::memcpy(out + i, &bits, 4);
-      }
-    }
+  if (kind.step == 1) {
+    for (int64_t i = 0; i < cols; ++i) out[i] = float_at(kind.format, row + i * kind.block_bytes);
     return;
   }
   Unit unit{};
   for (int64_t i = 0; i < cols; i += kind.step, row += kind.block_bytes, out += kind.step) {
+    if (is_float(kind.format)) {
+      read_nvfp4(row, out);
+      continue;
+    }
     read_unit(kind, row, unit);
     unit_numbers(kind.format, unit, out);
   }
@@ -340,10 +243,8 @@ void unpack_row(Format format, const uint8_t* packed, int64_t cols, int64_t row,
   const uint8_t* at = packed + row / kLanes * block_bytes(format, cols);
   const int lane = static_cast<int>(row % kLanes), step = info(format).step;
   if (is_float(format)) {
-    const Kind& kind = kKinds[9 + static_cast<int>(format) - static_cast<int>(Format::kF32)];
-    for (int64_t i = 0; i < cols; ++i, at += info(format).unit_bytes) {
-      read_row(kind, at + kind.block_bytes * lane, 1, out + i);
-    }
+    const int bytes = info(format).unit_bytes;
+    for (int64_t i = 0; i < cols; ++i) out[i] = float_at(format, at + i * bytes + bytes / kLanes * lane);
     return;
   }
   const int bits = bits_of(format), bytes = group_bytes(bits), groups = step / kGroup;
@@ -352,9 +253,13 @@ void unpack_row(Format format, const uint8_t* packed, int64_t cols, int64_t row,
   for (int64_t i = 0; i < cols; i += step, at += info(format).unit_bytes) {
     for (int g = 0; g < groups; ++g) get_group(at + g * bytes, bits, lane, u.q + kGroup * g);
     const uint8_t* s = at + groups * bytes;
-    if (format == Format::kK6) {
-      for (int k = 0; k < 16; ++k) u.scale[k] = static_cast<int8_t>(s[k * kLanes + lane]);
-      s += 16 * kLanes;
+    if (is_super(format) && (!has_minimum(format) || has_halves(format))) {
+      for (int k = 0; k < scale_bytes_of(format) / kLanes; ++k) {
+        const uint8_t both = s[k * kLanes + lane];
+        u.scale[k] = static_cast<int8_t>(has_minimum(format) ? both & 15 : both);
+        u.least[k] = both >> 4;
+      }
+      s += scale_bytes_of(format);
     } else if (is_super(format)) {
       for (int g = 0; g < 8; ++g) {
         const int low = s[g * kLanes + lane];
@@ -365,10 +270,11 @@ void unpack_row(Format format, const uint8_t* packed, int64_t cols, int64_t row,
       s += kScaleBytes;
     }
     u.d = half_at(s + 2 * lane);
-    u.m = format == Format::kK6 || format == Format::kA4 || format == Format::kA5 ||
-                  format == Format::kA8
-              ? 0
-              : half_at(s + kHalf + 2 * lane);
+    u.m = has_minimum(format) ? half_at(s + kHalf + 2 * lane) : 0;
+    if (is_super(format) && is_table(format)) {
+      std::memcpy(u.table, s + kHalf, kTable);
+      std::memcpy(&u.step, s + kHalf + kTable, sizeof u.step);
+    }
     unit_numbers(format, u, numbers);
     const int64_t count = std::min<int64_t>(step, cols - i);
     std::copy(numbers, numbers + count, out + i);

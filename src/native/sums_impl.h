@@ -55,28 +55,47 @@ REDWOOD_INLINE const T* part(const T* first, int64_t block, int h, int bytes) {
   return first + (h / kHalves) * block + (h % kHalves) * Isa::W * bytes;
 }
 
-// Line J (64 bytes, quads 2J and 2J + 1) of a group of BITS-bit weights, added to sums.
+// Quads 2J and 2J + 1 of a group of BITS-bit weights, as bytes. `at`: the group, from a register on.
+template <int BITS, int J>
+REDWOOD_INLINE void two_quads(const uint8_t* at, typename Isa::Q& lo, typename Isa::Q& hi) {
+  using Q = typename Isa::Q;
+  if constexpr (BITS < 4) {
+    const Q v = Isa::load(at + 64 * (J / 2));
+    lo = Isa::template plane<4 * (J % 2), 3, 0>(v);
+    hi = Isa::template plane<4 * (J % 2) + 2, 3, 0>(v);
+  } else {
+    const Q v = Isa::load(at + 64 * J);
+    lo = Isa::low(v);
+    hi = Isa::high(v);
+  }
+  if constexpr (BITS == 3) {
+    const Q p = Isa::load(at + kPlane2);
+    lo = Isa::either(lo, Isa::template plane<2 * J, 4, 2>(p));
+    hi = Isa::either(hi, Isa::template plane<2 * J + 1, 4, 2>(p));
+  }
+  if constexpr (BITS == 5) {
+    const Q p = Isa::load(at + kNibbles);
+    lo = Isa::either(lo, Isa::template plane<2 * J, 16>(p));
+    hi = Isa::either(hi, Isa::template plane<2 * J + 1, 16>(p));
+  }
+  if constexpr (BITS == 6) {
+    const Q p = Isa::load(at + kNibbles + 64 * (J / 2));
+    lo = Isa::either(lo, Isa::template plane<4 * (J % 2), 48>(p));
+    hi = Isa::either(hi, Isa::template plane<4 * (J % 2) + 2, 48>(p));
+  }
+}
+
+// Quads 2J and 2J + 1 of a group of BITS-bit weights, added to sums. `table`: if there is one, the
+// numbers that the weights choose.
 template <int BITS, int J, int R, int B>
 REDWOOD_INLINE void line_sum(const uint8_t* w, int64_t block, const int8_t* x, int64_t x_stride,
-                             Sums<R, B>& sum) {
+                             Sums<R, B>& sum, const typename Isa::Q* table = nullptr) {
   using Q = typename Isa::Q;
   constexpr int parts = B * kHalves;
   Q lo[parts], hi[parts];
   REDWOOD_UNROLL for (int h = 0; h < parts; ++h) {
-    const uint8_t* at = part(w, block, h, 4);
-    const Q v = Isa::load(at + 64 * J);
-    lo[h] = Isa::low(v);
-    hi[h] = Isa::high(v);
-    if constexpr (BITS == 5) {
-      const Q p = Isa::load(at + kNibbles);
-      lo[h] = Isa::either(lo[h], Isa::template plane<2 * J, 16>(p));
-      hi[h] = Isa::either(hi[h], Isa::template plane<2 * J + 1, 16>(p));
-    }
-    if constexpr (BITS == 6) {
-      const Q p = Isa::load(at + kNibbles + 64 * (J / 2));
-      lo[h] = Isa::either(lo[h], Isa::template plane<4 * (J % 2), 48>(p));
-      hi[h] = Isa::either(hi[h], Isa::template plane<4 * (J % 2) + 2, 48>(p));
-    }
+    two_quads<BITS, J>(part(w, block, h, 4), lo[h], hi[h]);
+    if (table) lo[h] = Isa::lookup(*table, lo[h]), hi[h] = Isa::lookup(*table, hi[h]);
   }
   REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
     const Q a = Isa::quad(x + r * x_stride + 8 * J), b = Isa::quad(x + r * x_stride + 8 * J + 4);
@@ -112,12 +131,12 @@ REDWOOD_INLINE void flush(const Sums<R, B>& sum, const int8_t* factors, int64_t 
 }
 
 // Sum over a group of 32 inputs: 16-bit sums hold 8 products of 4-bit, 4 of 5-bit or 2 of 6-bit
-// weights. `factors`: per half group (6 bits: second half at +16), per group, or null; those of the
+// weights. `factors`: per half group (2 and 6 bits: second half at +16), per group, or null; those of the
 // next block are `factor_block` bytes on.
 template <int BITS, int R, int B>
 REDWOOD_INLINE void group_sum(const uint8_t* w, int64_t block, const int8_t* x, int64_t x_stride,
                               const int8_t* factors, int64_t factor_block, Sums<R, B>& total) {
-  constexpr bool often = BITS == 6 && !Isa::WIDE;
+  constexpr bool often = BITS == 6 && !Isa::WIDE, halves = BITS == 6 || BITS == 2;
   Sums<R, B> sum;
   clear<R, B>(sum);
   line_sum<BITS, 0, R, B>(w, block, x, x_stride, sum);
@@ -126,11 +145,11 @@ REDWOOD_INLINE void group_sum(const uint8_t* w, int64_t block, const int8_t* x, 
     clear<R, B>(sum);
   }
   line_sum<BITS, 1, R, B>(w, block, x, x_stride, sum);
-  if constexpr (BITS == 6 || (BITS == 5 && !Isa::WIDE)) {
+  if constexpr (halves || (BITS == 5 && !Isa::WIDE)) {
     flush<R, B>(sum, factors, factor_block, total);
     clear<R, B>(sum);
   }
-  if constexpr (BITS == 6) factors += kLanes;
+  if constexpr (halves) factors += kLanes;
   line_sum<BITS, 2, R, B>(w, block, x, x_stride, sum);
   if constexpr (often) {
     flush<R, B>(sum, factors, factor_block, total);
@@ -138,6 +157,72 @@ REDWOOD_INLINE void group_sum(const uint8_t* w, int64_t block, const int8_t* x, 
   }
   line_sum<BITS, 3, R, B>(w, block, x, x_stride, sum);
   flush<R, B>(sum, factors, factor_block, total);
+}
+
+// As `flush`, for sums of which each counts 16 times.
+template <int R, int B>
+REDWOOD_INLINE void flush16(const Sums<R, B>& sum, const int8_t* factors, int64_t block,
+                            Sums<R, B>& total) {
+  if constexpr (!Isa::WIDE) {
+    alignas(16) static constexpr int8_t one[kLanes] = {1, 1, 1, 1, 1, 1, 1, 1,
+                                                       1, 1, 1, 1, 1, 1, 1, 1};
+    REDWOOD_UNROLL for (int h = 0; h < B * kHalves; ++h) {
+      const auto by = Isa::times16(Isa::factor(factors ? part(factors, block, h, 1) : one));
+      REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
+        total[r][h] = Isa::add32(total[r][h], Isa::flush(sum[r][h], by));
+      }
+    }
+  }
+}
+
+// A turn over a group of codes: quads 4 * HALF and the next 3, or all (HALF = 2).
+template <int BITS, int R, int B, bool HIGH, int HALF>
+REDWOOD_INLINE void turn_table(const uint8_t* w, int64_t block, const int8_t* x, int64_t x_stride,
+                               const typename Isa::Q& table, const int8_t* factors,
+                               int64_t factor_block, Sums<R, B>& total) {
+  Sums<R, B> sum;
+  clear<R, B>(sum);
+  if constexpr (HALF != 1) {
+    line_sum<BITS, 0, R, B>(w, block, x, x_stride, sum, &table);
+    line_sum<BITS, 1, R, B>(w, block, x, x_stride, sum, &table);
+  }
+  if constexpr (HALF != 0) {
+    line_sum<BITS, 2, R, B>(w, block, x, x_stride, sum, &table);
+    line_sum<BITS, 3, R, B>(w, block, x, x_stride, sum, &table);
+  }
+  if constexpr (HIGH) {
+    flush16<R, B>(sum, factors, factor_block, total);
+  } else {
+    flush<R, B>(sum, factors, factor_block, total);
+  }
+}
+
+// The numbers (plus 128) of a table; where sums are 16 bits wide, low and high halves of them.
+struct Table {
+  typename Isa::Q all, high;
+  explicit REDWOOD_INLINE Table(const uint8_t* p) : all(Isa::table(p)), high(all) {
+    if constexpr (!Isa::WIDE) high = Isa::high(all), all = Isa::low(all);
+  }
+};
+
+// Sum over a group of codes, with `factors` as in group_sum, per half group for 3 bits.
+template <int BITS, int R, int B>
+REDWOOD_INLINE void table_sum(const uint8_t* w, int64_t block, const int8_t* x, int64_t x_stride,
+                              const Table& table, const int8_t* factors, int64_t factor_block,
+                              Sums<R, B>& total) {
+  constexpr int first = BITS == 3 ? 0 : 2;
+  turn_table<BITS, R, B, false, first>(w, block, x, x_stride, table.all, factors, factor_block, total);
+  if constexpr (!Isa::WIDE) {
+    turn_table<BITS, R, B, true, first>(w, block, x, x_stride, table.high, factors, factor_block,
+                                        total);
+  }
+  if constexpr (BITS == 3) {
+    factors += kLanes;
+    turn_table<BITS, R, B, false, 1>(w, block, x, x_stride, table.all, factors, factor_block, total);
+    if constexpr (!Isa::WIDE) {
+      turn_table<BITS, R, B, true, 1>(w, block, x, x_stride, table.high, factors, factor_block, total);
+    }
+  }
 }
 
 // A group of 8-bit weights (stored plus 128). Where sums are 16 bits wide it takes two turns: low

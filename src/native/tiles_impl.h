@@ -49,7 +49,11 @@ const Kernels* with_tiles(const Kernels& base, const char* name) {
     below = &base;
     Kernels k = base;
     k.name = name;
-    each_quantised([&](auto format) { k.matmul[static_cast<int>(format())] = tiled<format()>; });
+    each_quantised([&](auto format) {
+      if constexpr (bits_of(format()) >= 4 && !is_table(format())) {
+        k.matmul[static_cast<int>(format())] = tiled<format()>;
+      }
+    });
     return k;
   }();
   return &kernels;

@@ -77,6 +77,9 @@ SHAPES: list[tuple[str, list[str], dict[str, Any]]] = [
     ("phi3", ["Q3_K"], {"hidden_size": 512, "sliding_window": 200}),
     ("mistral", ["Q8_0"], {"hidden_size": 320, "sliding_window": 77}),
     ("qwen3", ["Q4_0"], {"hidden_size": 448, "head_dim": 128}),
+    ("llama", ["Q2_K", "IQ4_XS", "TQ1_0"], {"hidden_size": 512}),
+    ("gemma3", ["IQ2_XS", "IQ1_M", "IQ3_S"], {"hidden_size": 512, "sliding_window": 60}),
+    ("qwen2", ["IQ4_NL", "MXFP4"], {"hidden_size": 320, "sliding_window": 100}),
     ("gemma2", ["F32", "F16", "BF16"], {"intermediate_size": 256, "sliding_window": 150}),
 ]
 

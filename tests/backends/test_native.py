@@ -73,7 +73,9 @@ def test_logits_equal_those_of_transformers(architecture: str, tmp_path: Path) -
 
 
 FLOATS = ["F32", "F16", "BF16"]
-QUANTISED = ["Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0"]
+CODES = ["IQ4_NL", "MXFP4", "IQ4_XS", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS"]
+CODES += ["IQ1_S", "IQ1_M", "TQ1_0", "TQ2_0", "NVFP4"]
+QUANTISED = ["Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0", "Q2_K", *CODES]
 
 
 @pytest.mark.parametrize("kind", FLOATS + QUANTISED)

@@ -27,6 +27,20 @@ const Digest kDigests[] = {
     {"F32", 0xd24171106144fa84u},
     {"F16", 0x691be34b96c7f786u},
     {"BF16", 0xc43dcab65c08ab57u},
+    {"Q2_K", 0x09ca4d3bc2322212u},
+    {"IQ4_NL", 0xd58e46b979505d2du},
+    {"MXFP4", 0xb04bd956061f40c0u},
+    {"IQ4_XS", 0xdb6b234aa7575af4u},
+    {"IQ3_S", 0x2f9ac3ad022181d8u},
+    {"IQ3_XXS", 0xed49ef25e98dabeeu},
+    {"IQ2_S", 0x9856c98b03d577b3u},
+    {"IQ2_XS", 0xba5747ac67fae5a4u},
+    {"IQ2_XXS", 0x245b80b2b1088e14u},
+    {"IQ1_S", 0x8891fd9d36444e6fu},
+    {"IQ1_M", 0x1ab6006756b1b11eu},
+    {"TQ1_0", 0x713ec3c0bd03a3c0u},
+    {"TQ2_0", 0x94ac65b3d08420aau},
+    {"NVFP4", 0xd5dfcd386fe94473u},
     {"quantise_group", 0x51e87d5bf5c91dfau},
     {"quantise_super", 0x21753d07f5810548u},
     {"rms_norm", 0xd9076240391a9712u},
@@ -112,7 +126,7 @@ std::vector<uint8_t> weights(const Kind& kind, int64_t cols, bool full, Numbers&
   const std::string name = kind.name;
   for (int64_t i = 0; i < blocks; ++i) {
     uint8_t* block = file.data() + i * kind.block_bytes;
-    if (is_float(kind.format)) {
+    if (kind.step == 1) {
       const float x = i % 97 == 5 ? kEdges[i % std::size(kEdges)] : numbers.bell(-4);
       uint32_t bits;
       std::memcpy(&bits, &x, 4);
@@ -123,18 +137,18 @@ std::vector<uint8_t> weights(const Kind& kind, int64_t cols, bool full, Numbers&
     }
     if (full && name == "Q6_K") std::fill(block + 192, block + 208, uint8_t{128});  // signed scales
     if (full && name == "Q8_0") std::fill(block, block + kind.block_bytes, uint8_t{127});
-    for (int at : scale_offsets(name)) {
+    put_scales(name, block, [&] {
       uint32_t d = 0x1000u + numbers.next() % 0x1800u + (numbers.next() % 2 << 15);
       if (numbers.next() % 16 == 0) d &= 0x83ffu;  // a denormal half
-      block[at] = static_cast<uint8_t>(d), block[at + 1] = static_cast<uint8_t>(d >> 8);
-    }
+      return d;
+    });
   }
   return packed(name, file, outputs, cols, kind.format);
 }
 
 void product(const Kernels& k, const Kind& kind, bool full, Hash& hash) {
   const Format f = kind.format;
-  const int64_t cols = is_super(f) ? 512 : is_float(f) ? 75 : 160, width = 48, most = 33;
+  const int64_t cols = is_super(f) ? 512 : kind.step == 1 ? 75 : is_float(f) ? 64 : 160, width = 48, most = 33;
   Numbers numbers(static_cast<uint64_t>(f) * 2 + full);
   const std::vector<uint8_t> packed_weights = weights(kind, cols, full, numbers);
   std::vector<std::vector<float>> rows;
@@ -254,8 +268,7 @@ std::vector<Digest> digests(const Kernels& k) {
     body(hash);
     out.push_back({name, hash.value});
   };
-  for (const char* name : {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
-                           "F32", "F16", "BF16"}) {
+  for (const char* name : kKinds) {
     part(name, [&](Hash& hash) {
       for (bool full : {false, true}) product(k, *find_kind(name), full, hash);
     });

@@ -8,8 +8,6 @@
 namespace {
 using namespace check;
 
-constexpr const char* kKinds[] = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q3_K",
-                                  "Q4_K", "Q5_K", "Q6_K", "F32",  "F16",  "BF16"};
 const float kNone = -std::numeric_limits<float>::infinity();
 
 // Activations of n rows as the format wants them, in vectors of exactly their size, so that a read
@@ -132,7 +130,7 @@ void check_products(const Kernels& k) {
   for (const char* name : kKinds) {
     const Kind& kind = *find_kind(name);
     const bool super = is_super(kind.format), real = is_float(kind.format);
-    check_product(k, name, kind.format, super ? 768 : real ? 75 : 352, false);
+    check_product(k, name, kind.format, super ? 768 : kind.step == 1 ? 75 : real ? 64 : 352, false);
     if (!real) check_product(k, name, kind.format, super ? 512 : 96, true);
   }
   // Made from floats, of a width that is no whole number of groups.
@@ -147,7 +145,7 @@ void check_same_bits(const std::vector<const Kernels*>& sets) {
   const int most = 70;
   for (const char* name : kKinds) {
     const Format f = find_kind(name)->format;
-    const int64_t cols = is_super(f) ? 768 : is_float(f) ? 75 : 352;
+    const int64_t cols = is_super(f) ? 768 : find_kind(name)->step == 1 ? 75 : is_float(f) ? 64 : 352;
     const auto weights = packed(name, file_rows(name, outputs, cols), outputs, cols, f);
     const Rows in(*sets[0], f, normals(most * cols), most, cols);
     const auto want = product(*sets[0], f, weights, cols, width, in, 0, most);
