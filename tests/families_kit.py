@@ -148,9 +148,22 @@ IMAGES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def _gemma3() -> Any:
+    text = {**_SMALL, "head_dim": 16, "sliding_window": 4, "num_hidden_layers": 6}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    vision |= {"num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=90
+    )
+    config._attn_implementation = "eager"
+    return transformers.Gemma3ForConditionalGeneration(config).eval()
+
+
 def image_model(name: str) -> Any:
     """A random model with images; what it says of text alone is what is computed here."""
     torch.manual_seed(0)
+    if name == "gemma3":
+        return varied(_gemma3())
     kind, text = IMAGES[name]
     config = getattr(transformers, f"{kind}Config")(
         text_config=copy.deepcopy(text),

@@ -22,6 +22,7 @@ from redwood.backends.base import Nodes
 from redwood.backends.eager import backend as eager
 from redwood.backends.eager.backend import SlotIndex
 from redwood.backends.rows import RowState
+from redwood.errors import UnsupportedError
 from redwood.tree import ancestor_mask
 
 ATTENTION = "redwood_static"  # the name under which this attention is registered
@@ -317,6 +318,10 @@ def _attention(
     if not isinstance(key, tuple) or not isinstance(key[0], StaticForward):
         served: tuple[Tensor, None] = _EAGER(module, query, key, value, attention_mask, **given)
         return served
+    if given.get("s_aux") is not None:
+        raise UnsupportedError(
+            "attention sinks are not recorded in graphs: the eager backend computes them"
+        )
     forward, layer, keys = key
     scale = given.get("scaling")
     out = forward.attend(

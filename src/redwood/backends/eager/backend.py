@@ -144,10 +144,6 @@ def _attention(
     """Attention over slots. query: [rows, heads, n, dim]; returns [rows, n, heads, dim]."""
     if not isinstance(key, tuple):
         raise UnsupportedError("this model's attention does not take its keys from the cache")
-    if given.get("s_aux") is not None:
-        raise UnsupportedError(
-            "attention sinks are not computed by the eager backend; on a CPU the native one does"
-        )
     forward, layer, keys = key
     forward.served += 1
     scale = given.get("scaling")
@@ -164,8 +160,10 @@ def _attention(
         groups = heads // kv_heads
         q = query[line, :, columns].reshape(1, kv_heads, groups * span.num_new, -1)
         mask = span.mask(given.get("sliding_window"), groups, query)
-        softcap = given.get("softcap")
-        if softcap is None:
+        softcap, sinks = given.get("softcap"), given.get("s_aux")
+        if sinks is not None:
+            o = _with_sinks(q, held_keys[None], held_values[None], mask, scale, sinks)
+        elif softcap is None:
             o = scaled_dot_product_attention(
                 q, held_keys[None], held_values[None], mask, scale=scale
             )
@@ -175,6 +173,19 @@ def _attention(
             o = weights.to(q.dtype) @ held_values[None]
         out[line, columns] = o.reshape(heads, span.num_new, -1).transpose(0, 1)
     return out, None
+
+
+def _with_sinks(
+    q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, sinks: Tensor
+) -> Tensor:
+    """Attention [1, kv_heads, groups * n, dim] beside a learned score of nothing for each head."""
+    kv_heads, lines = q.shape[1:3]
+    groups = len(sinks) // kv_heads
+    column = sinks.view(kv_heads, groups, 1).expand(-1, -1, lines // groups)
+    scores = (q @ keys.transpose(2, 3)) * scale
+    scores = scores if mask is None else scores + mask
+    beside = torch.cat((scores, column.reshape(1, kv_heads, lines, 1).to(scores.dtype)), -1)
+    return beside.float().softmax(-1)[..., :-1].to(q.dtype) @ values
 
 
 AttentionInterface.register(ATTENTION, _attention)
