@@ -173,6 +173,7 @@ _SCALES = {
     **dict.fromkeys(("IQ4_NL", "IQ4_XS", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS"), [0]),
     "IQ1_S": [0],
     "IQ1_M": [],  # its scale lies in four nibbles
+    "NVFP4": [],  # a scale of 7 bits for 16 numbers
 }
 
 
@@ -186,6 +187,8 @@ def stored(rows: np.ndarray[Any, Any], kind: str) -> tuple[np.ndarray[Any, Any],
     for at in _SCALES[kind]:
         scales = rng.uniform(1e-4, 4e-4, blocks.shape[:2] + (1,)).astype(np.float16)
         blocks[:, :, at : at + 2] = scales.view(np.uint8)
+    if kind == "NVFP4":
+        blocks[:, :, :4] = blocks[:, :, :4] % 8 + 2
     if kind == "IQ1_M":
         scales = rng.uniform(1e-4, 4e-4, blocks.shape[:2] + (1,)).astype(np.float16)
         nibbles = scales.view(np.uint16) >> np.array([0, 4, 8, 12], np.uint16) & 15
