@@ -33,7 +33,10 @@ def open_engine(
     _check_law(law, models)
     kept = kept_table(options, [drafter])
     shape = None if tree is None else tree_parents(tree)
-    names = ("budget", "max_rows", "kv_tokens", "parallel", "tokenizer")
+    names = (
+        *("budget", "max_rows", "kv_tokens", "kv_cache", "prefill_beside"),
+        *("parallel", "tokenizer"),
+    )
     ours = {name: options.pop(name, None) for name in names}
     options = _given(options)
     with _loading(target, models, options):

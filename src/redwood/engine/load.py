@@ -10,7 +10,7 @@ import torch
 
 from redwood._defaults import Loading as defaults
 from redwood.algorithms.successors import MAX_BYTES, successor_table
-from redwood.backends.base import Backend, Nodes
+from redwood.backends.base import Backend, Nodes, SharingBackend
 from redwood.drafters.base import (
     Drafter,
     ModelDrafter,
@@ -19,6 +19,7 @@ from redwood.drafters.base import (
     open_datastore_drafter,
 )
 from redwood.drafters.names import AUTO, INDEX, NGRAM, NONE, TABLE, split_names
+from redwood.engine.free_memory import free_bytes
 from redwood.engine.tables import keep_table, tables_of
 from redwood.engine.text import Engine
 from redwood.errors import ArgumentError
@@ -32,6 +33,15 @@ DEFAULT_BUDGETS = {"eager": {"ngram": 12, "model": 6}, "native": {"ngram": 4, "m
 """Nodes per step by backend and drafter, up to which a pass costs little more (docs/status.md)."""
 DRAFT_VOCAB = 49152
 """First tokens of the vocabulary, which a model drafter scores: nearly all of a text's tokens."""
+
+PREFILL_CHUNKS = {"native": 128}
+"""Prompt tokens of a pass, by backend: who comes while a long prompt is read waits for one."""
+
+PREFILL_BESIDE = {"native": 8}
+"""The same in a pass that decodes other rows: they wait for it, with every token."""
+
+KV_CACHE_SHARE = 0.2
+"""Share of free memory for keys and values that stay, where nothing else is said."""
 
 DRAFT_WINDOW = 128
 """Prompt tokens that a model drafter prefills on a CPU by default: the last ones."""
@@ -53,6 +63,8 @@ def load(
     law: str = defaults.law,
     max_rows: int = defaults.max_rows,
     kv_tokens: int | None = None,
+    kv_cache: str | int | None = None,
+    prefill_beside: int | None = None,
     progress: bool = False,
     weights: str | None = None,
     kv: str | None = None,
@@ -85,6 +97,11 @@ def load(
         max_rows: requests decoded at once.
         kv_tokens: tokens, prompts and answers, that they may come to hold together; see
             `RowEngine`.
+        kv_cache: memory for keys and values that stay after requests have ended, such as "2GiB", so
+            that what begins alike is not read again; 0: none. None: a fifth of what is free then.
+            The native backend alone keeps any, see docs/prefix_cache.md.
+        prefill_beside: tokens of prompts in a pass that decodes other rows, see `RowEngine`;
+            None: 8 on the native backend, else its default.
         progress: show progress of fetching and converting on stderr.
         weights: of the target on the native backend.
         kv, threads, cpus: of the native backend, for target and drafters; these four as for
@@ -172,10 +189,34 @@ def load(
         planner=planner,
         max_rows=max_rows,
         kv_tokens=kv_tokens,
+        kv_cache=cache_bytes(model, kv_cache),
+        prefill_beside=PREFILL_BESIDE.get(model.name) if prefill_beside is None else prefill_beside,
+        prefill_chunk=PREFILL_CHUNKS.get(model.name, 512),
     )
     if table is not None:
         keep_table(engine, table, str(target), joined)
     return engine
+
+
+def cache_bytes(model: Backend, given: str | int | None) -> int:
+    """Returns the bytes of keys and values that stay, for `kv_cache` as of `load`.
+
+    Raises:
+        ArgumentError: no size; one above 0 for a backend that cannot share rows.
+    """
+    shares = isinstance(model, SharingBackend)
+    if given is None:
+        free = free_bytes() if shares else None
+        mapped = sum(getattr(model, "weight_bytes", {}).values())
+        return 0 if free is None else int(KV_CACHE_SHARE * max(0, free - mapped))
+    if given not in (0, "0"):
+        from redwood.backends.offload.backend import parse_bytes
+
+        given = parse_bytes(given, "kv_cache")
+    size = int(given)
+    if size and not shares:
+        raise ArgumentError(f"kv_cache: the {model.name} backend keeps no keys and values; use 0")
+    return size
 
 
 def own_tokenizer(folder: Path, target: str) -> Any:

@@ -155,6 +155,7 @@ class Preparer:
             logprobs=request.num_logprobs,
             speculate=request.redwood.speculate,
             max_tokens=request.limit,
+            cache_salt=request.cache_salt,
         )
 
     def _params_of(

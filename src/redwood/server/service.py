@@ -137,6 +137,12 @@ class Service:
         most = self.engine.kv_tokens
         bound = float("inf") if most is None else float(most)
         watch("kv_tokens_limit", "Tokens that all rows may come to hold.", lambda: bound)
+        prefixes = self.engine.prefixes
+        watch("prefix_cache_query_tokens", "Tokens looked up.", lambda: prefixes.num_tokens)
+        watch("prefix_cache_hit_tokens", "Of them, found.", lambda: prefixes.num_hit_tokens)
+        watch("prefix_cache_hit_rate", "Share that was found.", lambda: prefixes.hit_rate)
+        watch("prefix_cache_pages", "Pages of 64 slots that stay.", lambda: prefixes.num_pages)
+        watch("prefix_cache_evictions", "Texts that had to go.", lambda: prefixes.num_evictions)
         watch(
             "num_requests_preparing",
             "Requests that arrive, or are made into tokens.",

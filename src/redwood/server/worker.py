@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from threading import Event as Flag
 from threading import Thread
 from time import monotonic, perf_counter
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from redwood.engine.request import Step
 from redwood.errors import ArgumentError, RedwoodError
+from redwood.sampling import SamplingParams
 from redwood.server.admission import Admission
 from redwood.server.errors import unavailable
 from redwood.server.generation import Choice, Event, Generation
@@ -150,7 +152,7 @@ class Worker:
     def _fill(self) -> None:
         while (choice := self.admission.pop()) is not None:
             try:
-                choice.key = self.engine.add(choice.prompt, choice.params)
+                choice.key = self.engine.add(choice.prompt, _walled(choice))
             except Exception as error:
                 self.admission.done()
                 self._say(error)
@@ -259,6 +261,11 @@ class Worker:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:  # the loop is closed: nobody listens any more
             log.debug("an event came after the end")
+
+
+def _walled(choice: Choice) -> SamplingParams:
+    """The parameters of a choice, its salt beside its owner's: owners share no keys and values."""
+    return replace(choice.params, cache_salt=f"{choice.owner}\0{choice.params.cache_salt}")
 
 
 def _deliver(told: Sequence[tuple[Generation, Event]]) -> None:

@@ -61,6 +61,7 @@ class NativeBackend:
         num_embeddings: tokens it can read; `vocab_size` are those it scores.
         batch_invariant: a node's logits are bit for bit the same whatever else a pass scores.
         own_threads: it computes with threads of its own, not with PyTorch's.
+        page_slots: slots of a page, the unit in which memory is taken and shared.
 
     Raises:
         ArgumentError: weights that do not fit the spec, threads out of 1..64.
@@ -69,6 +70,7 @@ class NativeBackend:
     name = "native"
     device = torch.device("cpu")
     own_threads = True
+    page_slots = 64
     batch_invariant = True
 
     def __init__(
@@ -173,6 +175,27 @@ class NativeBackend:
         """Drops provisional nodes and committed tokens past `length`."""
         self._row(row).cut(length)
         self._decoder.shrink(row, length)
+
+    def fork(self, row: int, length: int) -> int:
+        """Returns a row that holds the first `length` committed tokens of another.
+
+        Pages of 64 slots are shared until one of the rows writes to them.
+
+        Raises:
+            ArgumentError: a row that is not open, a length that it does not have.
+        """
+        if not 0 <= length <= self._row(row).length:
+            raise ArgumentError(f"fork: length {length} is not in 0..{self._row(row).length}")
+        made = int(self._decoder.fork(row, length))
+        self._rows[made] = RowState()
+        self._rows[made].length = length
+        return made
+
+    def pages(self, rows: Sequence[int]) -> int:
+        """Returns how many pages these rows hold, shared ones counted once."""
+        for row in rows:
+            self._row(row)
+        return int(self._decoder.pages(list(rows)))
 
     def release(self, row: int) -> None:
         """Forgets the row and frees its slots."""
