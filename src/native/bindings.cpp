@@ -253,6 +253,18 @@ class Native {
     row(made).share(from, slots);
     return made;
   }
+  std::vector<uint64_t> page_ids(int64_t id) { return row(id).page_ids(); }
+  int64_t page_bytes() const { return decoder_->shape().page_bytes(); }
+  void read_page(int64_t id, int64_t page, BytesOut out) {
+    const Row& r = row(id);
+    require(page >= 0 && page < r.slots() / kPage, "read_page: a page that is not there");
+    require(static_cast<int64_t>(out.size()) == page_bytes(), "read_page: wrong size of out");
+    r.read_page(page, out.data());
+  }
+  void append_page(int64_t id, Bytes data) {
+    require(static_cast<int64_t>(data.size()) == page_bytes(), "append_page: wrong size of data");
+    row(id).append_page(data.data());
+  }
   void release(int64_t id) {
     row(id);
     rows_.erase(id);
@@ -366,6 +378,10 @@ NB_MODULE(_native, m) {
       .def("open", &Native::open)
       .def("fork", &Native::fork, nb::arg("row"), nb::arg("slots"))
       .def("pages", &Native::pages, nb::arg("rows"))
+      .def_prop_ro("page_bytes", &Native::page_bytes)
+      .def("page_ids", &Native::page_ids, nb::arg("row"))
+      .def("read_page", &Native::read_page, nb::arg("row"), nb::arg("page"), nb::arg("out"))
+      .def("append_page", &Native::append_page, nb::arg("row"), nb::arg("data"))
       .def("release", &Native::release, nb::arg("row"))
       .def("shrink", &Native::shrink, nb::arg("row"), nb::arg("slots"))
       .def("keep", &Native::keep, nb::arg("row"), nb::arg("length"), nb::arg("nodes"))

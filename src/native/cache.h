@@ -59,6 +59,22 @@ class Row {
     for (const Page& page : pages_) pages.insert(page.get());
   }
 
+  // Numbers that tell its pages apart while they are held, in order.
+  std::vector<uint64_t> page_ids() const {
+    std::vector<uint64_t> ids;
+    for (const Page& page : pages_) ids.push_back(reinterpret_cast<uintptr_t>(page.get()));
+    return ids;
+  }
+
+  // Copies a page out, or a new one in behind the others: `page_bytes` of the shape.
+  void read_page(int64_t page, uint8_t* out) const {
+    std::memcpy(out, pages_[static_cast<size_t>(page)].get(), static_cast<size_t>(shape_.page_bytes()));
+  }
+  void append_page(const uint8_t* data) {
+    pages_.emplace_back(new uint64_t[words()]());
+    std::memcpy(pages_.back().get(), data, static_cast<size_t>(shape_.page_bytes()));
+  }
+
   // Frees the pages past this many slots.
   void shrink(int64_t slots) {
     const size_t keep = static_cast<size_t>((slots + kPage - 1) / kPage);

@@ -57,7 +57,7 @@ def test_a_kept_row_that_cannot_be_released_costs_no_request_anything(
 ) -> None:
     model = tiny_model("llama", vocab_size=300, max_position_embeddings=512)
     folder = save_model(tmp_path, model, tiny_tokenizer())
-    engine = redwood.load(folder, backend="native", threads=1, kv_cache=0)
+    engine = redwood.load(folder, backend="native", threads=1, kv_cache=0, drafter=None)
     page = engine.target.token_bytes * 64  # type: ignore[attr-defined]
     engine.prefixes = PrefixCache(engine.target, 99 * page if replaced else page)
     server = Live(engine)

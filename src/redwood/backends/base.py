@@ -104,7 +104,8 @@ class Backend(Protocol):
 class SharingBackend(Backend, Protocol):
     """A backend whose rows may share keys and values: what one has read, another need not.
 
-    Guarantee: a forked row has the logits of a row that read the tokens itself, bit for bit.
+    Guarantee: a forked row has the logits of a row that read the tokens itself: bit for bit where
+    the backend says `batch_invariant`, else up to the rounding of another cut into passes.
     """
 
     @property

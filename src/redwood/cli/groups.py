@@ -68,6 +68,7 @@ class Prompts:
     """How prompts are read, and what of them stays."""
 
     kv_cache: kept_prompts.KvCache = None
+    kv_cache_file: kept_prompts.KvCacheFile = None
     prefill_beside: kept_prompts.PrefillBeside = None
 
 

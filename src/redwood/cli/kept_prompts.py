@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +16,16 @@ KvCache = Annotated[
         metavar="SIZE",
         help="Keys and values of earlier prompts and answers that stay, such as 2GiB; 0: none. "
         "Left out: a fifth of free memory.",
+        show_default=False,
+        rich_help_panel=_PANEL,
+    ),
+]
+KvCacheFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--kv-cache-file",
+        metavar="FILE",
+        help="Keep them over a restart, too: read at the start, written at the end.",
         show_default=False,
         rich_help_panel=_PANEL,
     ),

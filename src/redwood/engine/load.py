@@ -20,7 +20,7 @@ from redwood.drafters.base import (
 )
 from redwood.drafters.names import AUTO, INDEX, NGRAM, NONE, TABLE, split_names
 from redwood.engine.free_memory import free_bytes
-from redwood.engine.tables import keep_table, tables_of
+from redwood.engine.tables import keep_prefixes, keep_table, tables_of
 from redwood.engine.text import Engine
 from redwood.errors import ArgumentError
 from redwood.models import gguf_path
@@ -43,6 +43,9 @@ PREFILL_BESIDE = {"native": 8}
 KV_CACHE_SHARE = 0.2
 """Share of free memory for keys and values that stay, where nothing else is said."""
 
+DRAFT_PART = 8
+"""A model that drafts keeps keys and values in this part of that memory."""
+
 DRAFT_WINDOW = 128
 """Prompt tokens that a model drafter prefills on a CPU by default: the last ones."""
 
@@ -64,6 +67,7 @@ def load(
     max_rows: int = defaults.max_rows,
     kv_tokens: int | None = None,
     kv_cache: str | int | None = None,
+    kv_cache_file: str | Path | None = None,
     prefill_beside: int | None = None,
     progress: bool = False,
     weights: str | None = None,
@@ -99,7 +103,9 @@ def load(
             `RowEngine`.
         kv_cache: memory for keys and values that stay after requests have ended, such as "2GiB", so
             that what begins alike is not read again; 0: none. None: a fifth of what is free then.
-            The native backend alone keeps any, see docs/prefix_cache.md.
+            Backends that are not `batch_invariant` keep none unless told to, see
+            docs/prefix_cache.md.
+        kv_cache_file: where that stays over a restart, too: read now, written by `Engine.close`.
         prefill_beside: tokens of prompts in a pass that decodes other rows, see `RowEngine`;
             None: 8 on the native backend, else its default.
         progress: show progress of fetching and converting on stderr.
@@ -127,6 +133,7 @@ def load(
         table_bytes: bound of that table's memory; None: 128 MiB.
 
     Raises:
+        KvCacheError: a `kv_cache_file` of another model.
         TableError: a table that is damaged, or of another model.
         ModelError: a model that is missing or damaged.
         TokenizerMismatchError: a drafter that speaks other tokens.
@@ -177,6 +184,9 @@ def load(
         _refuse_draft_options(draft_vocab, draft_weights, "no model is opened to draft")
         if draft_window != "auto":
             raise ArgumentError("draft_window is for models that draft, and none is opened for it")
+    stays = cache_bytes(model, kv_cache)
+    for_drafts = stays // DRAFT_PART
+    stays -= sum(d.keep(for_drafts) * for_drafts for d in opened if isinstance(d, ModelDrafter))
     if budget is None:
         budget = len(tree) if tree is not None else default_budget(drafters, model.name)
         budget = budget if tree is not None else min(budget, model.capacity)
@@ -189,10 +199,12 @@ def load(
         planner=planner,
         max_rows=max_rows,
         kv_tokens=kv_tokens,
-        kv_cache=cache_bytes(model, kv_cache),
+        kv_cache=stays,
         prefill_beside=PREFILL_BESIDE.get(model.name) if prefill_beside is None else prefill_beside,
         prefill_chunk=PREFILL_CHUNKS.get(model.name, 512),
     )
+    if kv_cache_file is not None:
+        keep_prefixes(engine, kv_cache_file, str(target))
     if table is not None:
         keep_table(engine, table, str(target), joined)
     return engine
@@ -206,7 +218,8 @@ def cache_bytes(model: Backend, given: str | int | None) -> int:
     """
     shares = isinstance(model, SharingBackend)
     if given is None:
-        free = free_bytes() if shares else None
+        exact = shares and getattr(model, "batch_invariant", False)
+        free = free_bytes() if exact else None
         mapped = sum(getattr(model, "weight_bytes", {}).values())
         return 0 if free is None else int(KV_CACHE_SHARE * max(0, free - mapped))
     if given not in (0, "0"):

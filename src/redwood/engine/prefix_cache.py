@@ -11,8 +11,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from redwood.backends.base import Backend, SharingBackend
-from redwood.engine.radix import Entry, RadixTree, common
+from redwood.backends.base import Backend, Nodes, SharingBackend
+from redwood.backends.radix import Entry, RadixTree, common
 from redwood.engine.request import Request
 from redwood.engine.scheduler import admitted
 from redwood.errors import ArgumentError
@@ -29,6 +29,7 @@ class PrefixCache:
         max_bytes: most memory of what is kept, pages that running rows share included; 0: none.
 
     Attributes:
+        max_pages: that entries may hold.
         on: whether anything is kept.
         num_tokens, num_hit_tokens: of prompts that were looked up, and of these, found.
         num_pages: that entries hold, shared ones counted once; as of the last that ended.
@@ -42,12 +43,11 @@ class PrefixCache:
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 0:
             raise ArgumentError(f"kv_cache {max_bytes!r} must be a number of bytes, 0 or more")
         self._target, self._sharing = target, None
-        self._max_pages = 0
+        self.max_pages = 0
         if max_bytes and isinstance(target, SharingBackend):
             self._sharing = target
-            size: int = getattr(target, "token_bytes", 1)
-            self._max_pages = max_bytes // (size * target.page_slots)
-        self.on = self._max_pages > 0
+            self.max_pages = max_bytes // (_token_bytes(target) * target.page_slots)
+        self.on = self.max_pages > 0
         self._trees: dict[str, RadixTree] = {}
         self._salts: dict[Entry, str] = {}  # of all entries
         self._tick = 0
@@ -118,10 +118,10 @@ class PrefixCache:
         try:
             length = min(self._target.length(row), len(request.context.token_ids))
             if self.on and not request.failed:
-                length = min(length, self._max_pages * self._page)
+                length = min(length, self.max_pages * self._page)
                 if length >= _WORTH:
                     self._target.truncate(row, length)
-                    self._keep(row, request.context.token_ids[:length], request.salt)
+                    self.put(row, request.context.token_ids[:length], request.salt)
                     keeps = True
         finally:
             if not keeps:
@@ -180,7 +180,17 @@ class PrefixCache:
             if same > best:
                 best, request.leader, request.num_shared = same, other, same
 
-    def _keep(self, row: int, tokens: list[int], salt: str) -> None:
+    def kept(self) -> list[tuple[str, Entry]]:
+        """Returns what is kept, with its salt, the least recently used first."""
+        by_use = sorted(self._salts.items(), key=lambda item: item[0].used)
+        return [(salt, entry) for entry, salt in by_use]
+
+    def holds(self, row: int) -> bool:
+        """Whether a row is kept."""
+        return any(entry.row == row for entry in self._salts)
+
+    def put(self, row: int, tokens: list[int], salt: str) -> None:
+        """Keeps a row of the target, which holds these tokens; others may have to go for it."""
         entry = Entry(row, tokens)
         self._salts[entry] = salt
         self._touch(entry)
@@ -188,7 +198,7 @@ class PrefixCache:
             self._salts.pop(old)
             self._free(old)
         self._count()
-        while len(self._salts) > 1 and self.num_pages > self._max_pages:
+        while len(self._salts) > 1 and self.num_pages > self.max_pages:
             self._evict()
 
     def _count(self) -> None:
@@ -233,3 +243,14 @@ class PrefixCache:
                 break
             self._evict()
         return True
+
+
+def _token_bytes(target: Backend) -> int:
+    """Memory of one token; a backend that learns it from a row that ends is given one."""
+    if getattr(target, "token_bytes", None) is None:
+        row = target.open()
+        try:
+            target.extend([Nodes(row, [0])])
+        finally:
+            target.release(row)
+    return int(getattr(target, "token_bytes", None) or 1)

@@ -68,7 +68,9 @@ class Service:
         if tables is None and several and tables_of([engine.drafter]):
             tables = own_tables(engine, self.keys.namespace)
         self.tables, self._memory = tables, memory
-        self.worker = Worker(engine, self.admission, self.metrics, memory, tables)
+        self.worker = Worker(
+            engine, self.admission, self.metrics, memory, tables, self.keys.namespace
+        )
         self.preparer = Preparer(engine, settings)
         self.texts = TokenTexts(engine.tokenizer)
         self.draining = False

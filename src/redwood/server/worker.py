@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from threading import Event as Flag
 from threading import Thread
@@ -46,6 +46,8 @@ class Worker:
         metrics: where steps are counted.
         memory: where finished answers are kept, if they are.
         tables: of each owner; None: all draft from the engine's, if it has one.
+        namespace_of: name of an owner that stays when keys change places: owners with another one
+            share no keys and values.
     """
 
     def __init__(
@@ -55,9 +57,10 @@ class Worker:
         metrics: Metrics,
         memory: Memory | None = None,
         tables: OwnTables | None = None,
+        namespace_of: Callable[[str], str] = str,
     ) -> None:
         self.engine, self.admission, self._memory = engine, admission, memory
-        self._tables = tables
+        self._tables, self._namespace_of = tables, namespace_of
         self._metrics, self._texts = metrics, TokenTexts(engine.tokenizer)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = Thread(target=self._main, name="redwood-engine", daemon=True)
@@ -152,7 +155,7 @@ class Worker:
     def _fill(self) -> None:
         while (choice := self.admission.pop()) is not None:
             try:
-                choice.key = self.engine.add(choice.prompt, _walled(choice))
+                choice.key = self.engine.add(choice.prompt, self._walled(choice))
             except Exception as error:
                 self.admission.done()
                 self._say(error)
@@ -167,6 +170,11 @@ class Worker:
             self._running[choice.key] = choice
             self._metrics.queue_s.observe(choice.last_s - choice.generation.arrived_s)
             self._post([(choice.generation, Event(choice.index, started=True))])
+
+    def _walled(self, choice: Choice) -> SamplingParams:
+        """Its parameters, with its owner in the salt."""
+        salt = f"{self._namespace_of(choice.owner)}\0{choice.params.cache_salt}"
+        return replace(choice.params, cache_salt=salt)
 
     def _step(self) -> None:
         try:
@@ -261,11 +269,6 @@ class Worker:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:  # the loop is closed: nobody listens any more
             log.debug("an event came after the end")
-
-
-def _walled(choice: Choice) -> SamplingParams:
-    """The parameters of a choice, its salt beside its owner's: owners share no keys and values."""
-    return replace(choice.params, cache_salt=f"{choice.owner}\0{choice.params.cache_salt}")
 
 
 def _deliver(told: Sequence[tuple[Generation, Event]]) -> None:

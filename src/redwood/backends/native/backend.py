@@ -9,7 +9,7 @@ then not change one token of what plain decoding on this backend says (`docs/nat
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,7 @@ class NativeBackend:
     Attributes:
         num_embeddings: tokens it can read; `vocab_size` are those it scores.
         batch_invariant: a node's logits are bit for bit the same whatever else a pass scores.
+        formats: of its matrices, by name.
         own_threads: it computes with threads of its own, not with PyTorch's.
         page_slots: slots of a page, the unit in which memory is taken and shared.
 
@@ -110,12 +111,13 @@ class NativeBackend:
             )
         except ValueError as error:
             raise ArgumentError(f"native backend: {error}") from error
-        self.spec, self._number_bytes = spec, 2 if kv == "f16" else 4
+        self.spec, self.kv, self._number_bytes = spec, kv, 2 if kv == "f16" else 4
         self.vocab_size = outputs
         self.num_embeddings = spec.vocab_size
         self.capacity = capacity
         self.threads = threads
         self.isa: str = self._decoder.isa
+        self.formats = {name: layout for name, (layout, _) in matrices.items()}
         self.weight_bytes = {name: data.nbytes for name, (_, data) in matrices.items()}
         self._rows: dict[int, RowState] = {}
         self._pid = os.getpid()
@@ -196,6 +198,45 @@ class NativeBackend:
         for row in rows:
             self._row(row)
         return int(self._decoder.pages(list(rows)))
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page, as `read_page` returns it."""
+        return int(self._decoder.page_bytes)
+
+    def page_ids(self, row: int) -> list[int]:
+        """Returns numbers of the row's pages in order; shared pages have the same, while held."""
+        self._row(row)
+        return list(self._decoder.page_ids(row))
+
+    def read_page(self, row: int, index: int) -> NDArray[np.uint8]:
+        """Returns a copy of a page, uint8 [page_bytes]."""
+        self._row(row)
+        out = np.empty(self.page_bytes, np.uint8)
+        self._decoder.read_page(row, index, out)
+        return out
+
+    def restore(self, row: int, pages: Iterable[NDArray[np.uint8]], length: int) -> None:
+        """Puts pages behind those of a row, which then holds `length` committed tokens.
+
+        Args:
+            row: without provisional nodes, its pages full.
+            pages: uint8 [page_bytes] each, from `read_page` of this model, weights and build.
+
+        Raises:
+            ArgumentError: pages of another size, too many or too few of them.
+        """
+        state = self._row(row)
+        if state.parents or state.length % self.page_slots:
+            raise ArgumentError("restore: pages go behind full ones")
+        for page in pages:
+            if page.nbytes != self.page_bytes:
+                raise ArgumentError(f"restore: a page has {self.page_bytes} bytes")
+            self._decoder.append_page(row, page)
+        held = len(self._decoder.page_ids(row)) * self.page_slots
+        if not held - self.page_slots < length <= min(held, self.capacity):
+            raise ArgumentError(f"restore: length {length} is not that of {held} slots")
+        state.length = length
 
     def release(self, row: int) -> None:
         """Forgets the row and frees its slots."""

@@ -1,6 +1,6 @@
 import random
 
-from redwood.engine.radix import Entry, RadixTree
+from redwood.backends.radix import Entry, RadixTree
 
 
 def _common(a, b):
