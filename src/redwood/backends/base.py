@@ -125,6 +125,10 @@ class SharingBackend(Backend, Protocol):
         """Returns how many pages these rows hold, shared ones counted once."""
         ...
 
+    def park(self, row: int) -> None:
+        """Is told that a row without provisional nodes will be forked or released, nothing else."""
+        ...
+
 
 def __getattr__(name: str) -> type[AcceptedPath]:
     if name == "Kept":  # as it was called up to version 0.1; see `redwood._moved`

@@ -15,7 +15,7 @@ KvCache = Annotated[
         "--kv-cache",
         metavar="SIZE",
         help="Keys and values of earlier prompts and answers that stay, such as 2GiB; 0: none. "
-        "Left out: a fifth of free memory.",
+        "Left out: a fifth of free memory on the native backend, else none.",
         show_default=False,
         rich_help_panel=_PANEL,
     ),

@@ -84,6 +84,8 @@ class KeptRows:
             if same and common(old.text, 0, text, 0) == len(old.text):
                 self._drop(old)
         self._kept.append(new)
+        if self._sharing is not None:
+            self._sharing.park(row)
         self._shrink()
 
     def _shrink(self) -> None:

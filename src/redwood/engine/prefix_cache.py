@@ -191,6 +191,8 @@ class PrefixCache:
 
     def put(self, row: int, tokens: list[int], salt: str) -> None:
         """Keeps a row of the target, which holds these tokens; others may have to go for it."""
+        if self._sharing is not None:
+            self._sharing.park(row)
         entry = Entry(row, tokens)
         self._salts[entry] = salt
         self._touch(entry)
@@ -247,6 +249,9 @@ class PrefixCache:
 
 def _token_bytes(target: Backend) -> int:
     """Memory of one token; a backend that learns it from a row that ends is given one."""
+    parked: int | None = getattr(target, "parked_token_bytes", None)
+    if parked:
+        return parked
     if getattr(target, "token_bytes", None) is None:
         row = target.open()
         try:

@@ -154,6 +154,10 @@ class TableBackend:
         """Returns how many pages these rows hold; none is shared."""
         return sum(-(-len(self._row(row).text) // self.page_slots) for row in rows)
 
+    def park(self, row: int) -> None:
+        """Does nothing: a row that only stays takes no more than its text."""
+        self._row(row)
+
     def release(self, row: int) -> None:
         """Forgets the row."""
         self._row(row)

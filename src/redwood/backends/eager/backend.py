@@ -336,13 +336,17 @@ class EagerBackend:
         made = self.open()
         copy = self._rows[made]
         copy.length = length
-        for layer, pair in held.layers.items() if length else ():
-            copy.write(layer, *(each[:, :length] for each in pair), 0)
+        for layer, (keys, values) in held.layers.items() if length else ():
+            copy.write(layer, keys[:, :length], values[:, :length], 0)
         return made
 
     def pages(self, rows: Sequence[int]) -> int:
         """Returns how many times 64 slots these rows hold; none is shared."""
         return sum(-(-self._row(row).slots // self.page_slots) for row in rows)
+
+    def park(self, row: int) -> None:
+        """Does nothing: a row that only stays takes no more than its slots."""
+        self._row(row)
 
     def release(self, row: int) -> None:
         """Forgets the row and frees its slots."""

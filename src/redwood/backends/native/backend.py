@@ -199,6 +199,10 @@ class NativeBackend:
             self._row(row)
         return int(self._decoder.pages(list(rows)))
 
+    def park(self, row: int) -> None:
+        """Does nothing: a row that only stays takes no more than its pages."""
+        self._row(row)
+
     @property
     def page_bytes(self) -> int:
         """Bytes of a page, as `read_page` returns it."""
