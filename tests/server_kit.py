@@ -18,8 +18,8 @@ import pytest
 import redwood
 from redwood import Engine, NgramDrafter
 from redwood.server.auth import Keys
+from redwood.server.kv_capacity import token_bytes
 from redwood.server.listening import address_of, listen
-from redwood.server.room import token_bytes
 from redwood.server.run import Runner
 from redwood.server.service import Service
 from redwood.server.settings import Settings

@@ -344,7 +344,7 @@ def test_a_replica_leaves_when_its_engine_has_died(tiny_engine: Engine) -> None:
         def broken() -> bool:
             raise SystemExit
 
-        replica.service.worker._drop = broken  # type: ignore[assignment, method-assign]
+        replica.service.worker._drop_cancelled = broken  # type: ignore[assignment, method-assign]
         left = replica._leave.__self__  # type: ignore[attr-defined]
         async with asyncio.timeout(PATIENCE_S):
             while not left:

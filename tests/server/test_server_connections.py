@@ -118,7 +118,7 @@ def test_other_faults_of_the_loop_are_told_as_ever() -> None:
 def test_health_answers_while_idle_sockets_and_half_heads_hold_all_places(
     live: Callable[..., Live], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(connections, "_MIN_IDLE_S", 0.0)
     server = live(max_connections=6)
     with Raw(server.port) as silent, Raw(server.port) as half, Raw(server.port) as kept:
         half.send(HALF)
@@ -161,7 +161,7 @@ def test_half_a_head_after_an_answer_is_closed_and_a_busy_client_is_not(
     half, busy = Connection(Cycle(True)), Connection(Cycle(True))
     quiet: watching.Quiet = watching.WeakKeyDictionary()
     for _ in range(9):
-        watching.close_quiet({half, busy}, quiet, 30.0, 30.0)
+        watching.close_stalled({half, busy}, quiet, 30.0, 30.0)
         now[0] += 5.0
         busy.cycle = Cycle(True)  # another request, answered between two looks
     assert half.transport.closed and not busy.transport.is_closing()

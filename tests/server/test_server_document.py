@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from redwood.server.fields import PASSED_OVER, REFUSED
+from redwood.server.fields import IGNORED, REFUSED
 from redwood.server.schema import ChatRequest
 from server_kit import CHAT, Live
 
@@ -34,7 +34,7 @@ def test_the_openapi_document_lists_the_fields_that_pass(live: Callable[..., Liv
     document = server.http.get("/openapi.json").json()
     described = document["components"]["schemas"]["ChatRequest"]
     listed = described["properties"]
-    assert listed.keys() == {*ChatRequest.model_fields, *REFUSED, *PASSED_OVER}
+    assert listed.keys() == {*ChatRequest.model_fields, *REFUSED, *IGNORED}
     assert not described["additionalProperties"]
     nothing = [name for name in listed if name != "messages"]
     assert {"type": "null"} in listed["temperature"]["anyOf"]

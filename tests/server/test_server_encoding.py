@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from redwood.server import encoding
-from redwood.server.encoding import SHORT, Encoders, Stepper
+from redwood.server.encoding import SHORT, Encoders, ShortestFirst
 from redwood.server.errors import ApiError
 from server_kit import PATIENCE_S, Live, wait_for
 
@@ -30,7 +30,7 @@ def test_a_short_text_does_not_wait_for_long_ones() -> None:
         assert not any(each.done() for each in long)
         go.set()
         assert await asyncio.gather(*long) == [True] * 4
-        assert encoders.signs == 0
+        assert encoders.chars == 0
         encoders.close()
 
     run(work())
@@ -74,7 +74,7 @@ def test_long_texts_are_bounded_together_and_a_single_one_is_not() -> None:
 
 def test_who_stops_waiting_leaves_the_lane_to_the_others() -> None:
     async def work() -> None:
-        lane, go, ran = Stepper("t"), threading.Event(), list[str]()
+        lane, go, ran = ShortestFirst("t"), threading.Event(), list[str]()
         runs = asyncio.ensure_future(lane.run(0, go.wait))
         waits = asyncio.ensure_future(lane.run(0, lambda: ran.append("dropped")))
         stays = asyncio.ensure_future(lane.run(0, lambda: ran.append("stays")))
@@ -93,7 +93,7 @@ def test_who_stops_waiting_leaves_the_lane_to_the_others() -> None:
 
 def test_a_call_that_fails_is_told_and_the_lane_goes_on() -> None:
     async def work() -> None:
-        lane = Stepper("t")
+        lane = ShortestFirst("t")
         with pytest.raises(ZeroDivisionError):
             await lane.run(0, lambda: 1 // 0)
         assert await lane.run(0, lambda: 5) == 5

@@ -154,7 +154,7 @@ def test_what_would_change_the_answer_and_is_not_supported_is_refused(
 
 def test_neutral_values_of_unsupported_fields_pass() -> None:
     neutral = {name: values[0] for name, (values, _) in fields.REFUSED.items() if values}
-    read(**neutral, **dict.fromkeys(fields.PASSED_OVER, "x"))
+    read(**neutral, **dict.fromkeys(fields.IGNORED, "x"))
     read(**dict.fromkeys(fields.REFUSED), temperature=None, stop=None)
 
 

@@ -1,4 +1,4 @@
-"""Memory that this process may still take: the least of what the system, its control groups and its
+"""Memory that this process may still allocate: the least of what the system, its cgroups and its
 own limits leave."""
 
 from __future__ import annotations
@@ -6,27 +6,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-_UNLIMITED = 1 << 60  # control groups of the first kind say so with a huge number
+_UNLIMITED = 1 << 60  # bytes; cgroups v1 write a huge number for "no limit"
 
 
 def free_bytes(root: Path = Path("/")) -> int | None:
-    """Returns the memory that this process may still take; None where the system does not say.
+    """Returns the bytes that this process may still allocate; None where they are not known.
 
     Args:
-        root: of the system's own files.
+        root: folder that holds /proc and /sys.
     """
-    found = [_of_system(root), *_of_groups(root), _of_limits(root)]
+    found = [_free_of_system(root), *_free_of_cgroups(root), _free_of_limits(root)]
     known = [each for each in found if each is not None]
     return min(known) if known else None
 
 
-def _of_system(root: Path) -> int | None:
+def _free_of_system(root: Path) -> int | None:
     available = _named(root / "proc/meminfo").get("MemAvailable:")
     return None if available is None else 1024 * available
 
 
-def _of_limits(root: Path) -> int | None:
-    """What `ulimit -v` leaves."""
+def _free_of_limits(root: Path) -> int | None:
+    """What `ulimit -v` leaves, in bytes."""
     try:
         import resource
     except ImportError:
@@ -36,8 +36,9 @@ def _of_limits(root: Path) -> int | None:
     return None if most == resource.RLIM_INFINITY or used is None else max(0, most - 1024 * used)
 
 
-def _of_groups(root: Path) -> Iterator[int]:
-    """What each control group from this process's up to the root leaves, without its files."""
+def _free_of_cgroups(root: Path) -> Iterator[int]:
+    """What each cgroup from this process's up to the root leaves, in bytes; its page cache counts
+    as free."""
     try:
         lines = (root / "proc/self/cgroup").read_text("ascii").splitlines()
     except (OSError, ValueError):
@@ -52,7 +53,7 @@ def _of_groups(root: Path) -> Iterator[int]:
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache")
         else:
             continue
-        inner = folder / path.lstrip("/")  # a container may see its own group as the root
+        inner = folder / path.lstrip("/")  # in a container, its own group may be the root
         for group in (inner, *inner.parents):
             if group == folder.parent:
                 break
@@ -70,7 +71,7 @@ def _number(file: Path) -> int | None:
 
 
 def _named(file: Path) -> dict[str, int]:
-    """Names and whole numbers of a file with a pair in each line."""
+    """A file with a name and an integer in each line, as a mapping."""
     try:
         rows = [line.split() for line in file.read_text("ascii").splitlines()]
     except (OSError, ValueError):

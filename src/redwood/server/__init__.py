@@ -1,5 +1,5 @@
 """The OpenAI-compatible server: `redwood serve`.
 
-`run` is the way in; `app` has the routes; `worker` is the one thread that owns the engine. Nothing
-here knows how decoding works: it asks the engine for steps and passes them on.
+Entry point: `run`. Routes: `app`. `worker` is the one thread that owns the engine. Nothing here
+knows how decoding works: the worker asks the engine for steps and passes their tokens on.
 """

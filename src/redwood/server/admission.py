@@ -1,7 +1,7 @@
-"""Admission: limits on what waits, and round-robin between API keys.
+"""Admission control: limits on the queue, and round-robin between API keys.
 
-A choice (one answer to one prompt) waits here until the engine has a row for it. Turns go round
-between owners, so that one client's thousand requests do not stand before another's one.
+A choice (one answer to one prompt) waits here until the engine has a row for it. Owners (API keys)
+take turns, so that a thousand requests of one client do not delay the single one of another.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from redwood.server.errors import full
 
 
 class Waiting(Protocol):
-    """What waits: someone's prompt."""
+    """An entry of the queue."""
 
     @property
     def owner(self) -> str:
-        """Whose it is."""
+        """The API key it belongs to, by name; see `Keys.owner`."""
         ...
 
     @property
     def prompt(self) -> Sequence[int]:
-        """Its tokens."""
+        """Token ids of its prompt."""
         ...
 
 
@@ -32,12 +32,13 @@ T = TypeVar("T", bound=Waiting)
 
 
 class Admission(Generic[T]):
-    """A bounded queue with turns; for any thread.
+    """A bounded queue, round-robin between owners. Thread-safe.
 
     Args:
-        rows: choices that the engine works on at once.
-        max_queue, max_tokens, max_per_owner: choices, prompt tokens, and choices of one owner that
-            may wait besides.
+        rows: choices that the engine decodes at once.
+        max_queue: choices that may wait in addition.
+        max_tokens: prompt tokens that may wait.
+        max_per_owner: choices of one owner that may wait.
     """
 
     def __init__(self, rows: int, max_queue: int, max_tokens: int, max_per_owner: int) -> None:
@@ -52,14 +53,14 @@ class Admission(Generic[T]):
 
     @property
     def num_entering(self) -> int:
-        """Requests whose bodies arrive, or are made into tokens."""
+        """Requests that are not queued yet: their bodies arrive, or are being tokenised."""
         return self._entering.total()
 
     def enter(self, owner: str) -> None:
-        """Lets a request begin to send its body; `leave` undoes it.
+        """Counts a request whose body arrives; `leave` undoes it.
 
         Raises:
-            ApiError: 429: it could not wait anyway.
+            ApiError: 429: the queue is full, so that reading the body would be wasted.
         """
         with self._lock:
             if self.num_entering + self.num_waiting + self.num_running >= (
@@ -72,7 +73,7 @@ class Admission(Generic[T]):
             self._entering[owner] += 1
 
     def leave(self, owner: str) -> None:
-        """Says that a request that entered has been queued, or has failed."""
+        """Ends what `enter` began: the request has been queued, or has failed."""
         with self._lock:
             self._entering[owner] -= 1
             if not self._entering[owner]:
@@ -82,12 +83,12 @@ class Admission(Generic[T]):
         """Queues all choices of one request, or none.
 
         Raises:
-            ApiError: 429.
+            ApiError: 429: a limit would be exceeded.
         """
         owner, tokens = choices[0].owner, sum(len(choice.prompt) for choice in choices)
         with self._lock:
             free = max(0, self.rows - self.num_running)
-            over = self.num_waiting + len(choices) - free  # what finds no row at once
+            over = self.num_waiting + len(choices) - free  # those that have to wait
             mine = len(self._queues.get(owner, ())) + len(choices) - free
             if over > self._max_queue:
                 raise self._full()
@@ -104,26 +105,29 @@ class Admission(Generic[T]):
             self._tokens += tokens
 
     def pop(self) -> T | None:
-        """Returns whose turn it is, if the engine has a row; `done` gives the row back."""
+        """Takes the next choice off the queue and reserves a row for it, which `done` frees.
+
+        None: nothing waits, or no row is free.
+        """
         with self._lock:
             if self.num_running >= self.rows or not self._queues:
                 return None
             owner, queue = self._queues.popitem(last=False)
             choice = queue.popleft()
             if queue:
-                self._queues[owner] = queue  # to the end: the others come first
+                self._queues[owner] = queue  # at the end: the other owners come first
             self.num_waiting -= 1
             self._tokens -= len(choice.prompt)
             self.num_running += 1
             return choice
 
     def done(self) -> None:
-        """Says that a choice that was popped has ended."""
+        """Frees the row of a choice that was popped and has ended."""
         with self._lock:
             self.num_running -= 1
 
     def remove(self, choices: Iterable[T]) -> None:
-        """Takes out those that still wait."""
+        """Removes those of the choices that still wait."""
         with self._lock:
             for choice in choices:
                 queue = self._queues.get(choice.owner)

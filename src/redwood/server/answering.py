@@ -23,8 +23,8 @@ async def answer(service: Service, request: Request, kind: type[schema.Request])
     """Answers one request.
 
     Raises:
-        ApiError: what the client is told.
-        ClientLeft: it is gone.
+        ApiError: the error that the client gets.
+        ClientLeft: the client has closed the connection.
     """
     if service.draining:
         raise unavailable("the server is stopping", "shutting_down")
@@ -81,7 +81,7 @@ def _note(service: Service, record: Record, asked: schema.Request, generation: G
 
 
 class _Reply:
-    """One request with everything that its answer needs."""
+    """The response to one request, whole or streamed."""
 
     def __init__(
         self,
@@ -95,13 +95,13 @@ class _Reply:
         self._generation, self._frame = generation, frame
 
     async def whole(self, request: Request) -> Response:
-        """Returns the complete answer, unless the client leaves before it is."""
+        """Returns the complete answer; raises ClientLeft if the client leaves before that."""
         with self._service.serving(self._generation, self._record):
             made = await until_left(request.receive, self._collect())
         return json_response(self._frame.whole(made, self._usage()))
 
     def stream(self) -> Response:
-        """Returns the answer as it comes."""
+        """Returns the answer as a stream of server-sent events."""
         settings, details = self._service.settings, self._record.details
         return EventStream(
             self._parts(),
@@ -119,9 +119,9 @@ class _Reply:
         return made
 
     async def _parts(self) -> AsyncGenerator[bytes]:
-        """Encoded chunks; what one event of the engine says is one part."""
+        """Encoded chunks, one part for each event of the engine."""
         frame, options = self._frame, self._asked.stream_options
-        sent: dict[int, int] = {}  # choice -> characters
+        sent: dict[int, int] = {}  # choice -> characters sent so far
         async with aclosing(self._events()) as events:
             async for each in events:
                 chunks = []

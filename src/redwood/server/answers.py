@@ -1,4 +1,4 @@
-"""Answers as OpenAI's API has them: whole, in chunks, with log-probabilities and usage."""
+"""Response bodies of OpenAI's API: whole, in chunks, with log-probabilities and usage."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 from redwood.server.generation import Choice, Event
 from redwood.server.tokens import TokenTexts
 
-_LOWEST_LOGPROB = -9999.0  # JSON has no minus infinity; others use this number, too
+_LOWEST_LOGPROB = -9999.0  # JSON has no minus infinity; OpenAI and vLLM use this number
 
 
 class Answer(ABC):
-    """The frame of one answer; its two kinds fill in the choices.
+    """Builds the bodies of one answer; the subclasses build the choices in them.
 
     Args:
         model: the name that the request used.
-        texts: for log-probabilities.
-        fingerprint: of the model and how it runs.
+        texts: texts of tokens, for log-probabilities.
+        fingerprint: `system_fingerprint`: identifies version and model.
     """
 
     prefix: str
@@ -53,7 +53,7 @@ class Answer(ABC):
         """Returns the chunk of one event.
 
         Args:
-            offset: characters of the choice before it.
+            offset: characters of the choice's text before this event.
         """
         choice = {
             "index": event.choice,
@@ -64,11 +64,11 @@ class Answer(ABC):
         return {**self._head, "object": self.chunk_object, "choices": [choice]}
 
     def closing(self, usage: dict[str, Any]) -> dict[str, Any]:
-        """Returns the chunk after the last: no choice, but usage."""
+        """Returns the final chunk, which has usage and no choices."""
         return {**self._head, "object": self.chunk_object, "choices": [], "usage": usage}
 
     def opening(self, index: int) -> dict[str, Any] | None:
-        """Returns the chunk before the first of a choice, if there is one."""
+        """Returns the chunk that precedes the text of a choice; None: this kind has none."""
         return None
 
     @abstractmethod
@@ -82,12 +82,12 @@ class Answer(ABC):
 
 
 class ChatAnswer(Answer):
-    """An answer of /v1/chat/completions."""
+    """Bodies of /v1/chat/completions."""
 
     prefix, object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def opening(self, index: int) -> dict[str, Any] | None:
-        """Returns the chunk that says who speaks."""
+        """Returns the chunk that holds the role."""
         choice = {
             "index": index,
             "delta": {"role": "assistant", "content": ""},
@@ -124,7 +124,7 @@ class ChatAnswer(Answer):
 
 
 class CompletionAnswer(Answer):
-    """An answer of /v1/completions."""
+    """Bodies of /v1/completions."""
 
     prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"
 
@@ -157,12 +157,12 @@ class CompletionAnswer(Answer):
 
 
 def usage_of(choices: Sequence[Choice], prompts: int) -> dict[str, Any]:
-    """Returns what a request cost, all its choices together.
+    """Returns the `usage` of a request, summed over its choices.
 
     Args:
-        prompts: different prompts among the choices, each counted once.
+        prompts: number of different prompts among the choices; each is counted once.
 
-    Returns: OpenAI's fields, and under `redwood` what speculation did: sums over the choices.
+    Returns: OpenAI's fields, and under `redwood` the statistics of speculation.
     """
     stats = [choice.stats for choice in choices]
     per_prompt = max(1, len(choices) // prompts)

@@ -17,10 +17,10 @@ from starlette.types import ASGIApp
 from redwood import __version__
 from redwood.server import schema
 from redwood.server.answering import answer, model_not_found
-from redwood.server.document import body_of, complete, gives
-from redwood.server.door import Door
+from redwood.server.document import body_of, complete, route_responses
 from redwood.server.errors import CLIENT_LEFT, ApiError, as_api_error, internal_error
 from redwood.server.metrics import CONTENT_TYPE
+from redwood.server.middleware import OuterMiddleware
 from redwood.server.responses import error_response, json_response
 from redwood.server.service import Service
 from redwood.server.streaming import ClientLeft
@@ -55,7 +55,7 @@ def create_app(service: Service, static: Path = STATIC) -> ASGIApp:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        redirect_slashes=False,  # behind a proxy with TLS it would lead, key and all, to http://
+        redirect_slashes=False,  # behind a TLS proxy it would redirect to http://, key included
     )
     _add_answers(app, service)
     _add_models(app, service)
@@ -64,11 +64,11 @@ def create_app(service: Service, static: Path = STATIC) -> ASGIApp:
         _add_page(app, static)
     _add_errors(app)
     complete(app)
-    return Door(app, service.settings, service.keys, service.metrics)
+    return OuterMiddleware(app, service.settings, service.keys, service.metrics)
 
 
 def _add_answers(app: FastAPI, service: Service) -> None:
-    given = gives(404, 408, 415, 429, 503, 504, kinds=(JSON, EVENTS))
+    given = route_responses(404, 408, 415, 429, 503, 504, kinds=(JSON, EVENTS))
 
     @app.post("/v1/chat/completions", openapi_extra=body_of(schema.ChatRequest), responses=given)
     async def chat_completions(request: Request) -> Response:
@@ -91,13 +91,13 @@ def _add_models(app: FastAPI, service: Service) -> None:
             "max_model_len": service.engine.target.capacity,
         }
 
-    @app.get("/v1/models", responses=gives())
+    @app.get("/v1/models", responses=route_responses())
     async def models() -> Response:
         """Lists the names of the model."""
         names = service.settings.model_names
         return json_response({"object": "list", "data": [described(name) for name in names]})
 
-    @app.get("/v1/models/{name:path}", responses=gives(404))
+    @app.get("/v1/models/{name:path}", responses=route_responses(404))
     async def model(name: str) -> Response:
         """Describes one of them."""
         if name not in service.settings.model_names:
@@ -113,27 +113,27 @@ def _add_state(app: FastAPI, service: Service) -> None:
             "waiting": service.admission.num_waiting,
         }
 
-    told = gives(key=False)
-    told[503] = {"description": "`status` names the trouble.", "content": {JSON: {}}}
+    states = route_responses(key=False)
+    states[503] = {"description": "`status` names the trouble.", "content": {JSON: {}}}
 
-    @app.get("/health", responses=told)
+    @app.get("/health", responses=states)
     async def health() -> Response:
-        """200 while the engine's heart beats; 503 when it is dead, stuck, or only failing."""
+        """200 while the engine works; 503 when it is dead, stalled, or all its steps fail."""
         trouble = service.trouble()
         return json_response({"status": trouble or "ok", **state()}, 503 if trouble else 200)
 
-    @app.get("/ready", responses=told)
+    @app.get("/ready", responses=states)
     async def ready() -> Response:
-        """200 while new requests are welcome."""
+        """200 while new requests are accepted."""
         trouble = "shutting_down" if service.draining else service.trouble()
         return json_response({"status": trouble or "ok", **state()}, 503 if trouble else 200)
 
-    @app.get("/metrics", response_class=Response, responses=gives(kinds=("text/plain",)))
+    @app.get("/metrics", response_class=Response, responses=route_responses(kinds=("text/plain",)))
     async def metrics() -> Response:
-        """Everything for Prometheus."""
+        """All metrics in Prometheus's text format."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
-    @app.get("/version", responses=gives())
+    @app.get("/version", responses=route_responses())
     async def version() -> Response:
         """The version of Redwood."""
         return json_response({"version": __version__})
@@ -151,9 +151,9 @@ def _add_page(app: FastAPI, static: Path) -> None:
 
 def _add_errors(app: FastAPI) -> None:
     async def api_error(request: Request, error: Exception) -> Response:
-        told = as_api_error(error)
-        request.scope["record"].details["error"] = told.code
-        return error_response(told)
+        sent = as_api_error(error)
+        request.scope["record"].details["error"] = sent.code
+        return error_response(sent)
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -169,7 +169,7 @@ def _add_errors(app: FastAPI) -> None:
         )
 
     async def bug(request: Request, error: Exception) -> Response:
-        if isinstance(error, ClientLeft):  # `Door` logs and counts it
+        if isinstance(error, ClientLeft):  # `OuterMiddleware` logs and counts it
             return Response(status_code=CLIENT_LEFT)
         return await api_error(request, internal_error())
 
@@ -179,7 +179,7 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _of_json(request: Request) -> Request:
-    """The request, if its body says that it is JSON; a plain web form cannot say so."""
+    """The request, if its content type is JSON, which a plain web form cannot send."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, "send the header Content-Type: application/json", code="content_type")

@@ -1,4 +1,4 @@
-"""API keys: kept as digests, compared in constant time."""
+"""API keys: stored as digests, compared in constant time."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Keys:
     """The server's API keys; without any, every client is served.
 
     Args:
-        keys: what clients send after "Bearer "; only digests of them are kept.
+        keys: what clients send after "Bearer "; only their digests are kept.
 
     Raises:
-        ArgumentError: a key that is short, or holds signs that no header can carry.
+        ArgumentError: a key that is too short, or has characters that no header can carry.
     """
 
     def __init__(self, keys: Iterable[str] = ()) -> None:
@@ -38,12 +38,12 @@ class Keys:
         return len(self._digests)
 
     def owner(self, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
-        """Returns whose request this is ("key-1", ...; "open" without keys), None if nobody's.
+        """Returns the owner of a request: "key-1", ...; "open" without keys; None: no valid key.
 
         Args:
             headers: of the request, names in lower case.
 
-        Guarantee: every key is compared, also after a match, and in constant time.
+        Guarantee: constant time: every key is compared, also after a match.
         """
         if not self._digests:
             return "open"
@@ -55,7 +55,7 @@ class Keys:
         return f"key-{found}" if found and scheme.lower() == b"bearer" else None
 
     def namespace(self, owner: str) -> str:
-        """Returns a name for what belongs to an owner that stays when keys change places."""
+        """Returns a name for an owner's data, which does not depend on the order of the keys."""
         number = owner.removeprefix("key-")
         return self._digests[int(number) - 1].hex() if number != owner else owner
 
@@ -70,8 +70,8 @@ def read_keys(
     """Returns the keys from options, a file and the environment together.
 
     Args:
-        given: keys as they are.
-        file: one key a line; empty lines and lines that begin with # do not count.
+        given: keys.
+        file: one key a line; empty lines and lines that begin with # are skipped.
         environment: REDWOOD_API_KEY may hold keys, separated by commas; None: the process's own.
 
     Raises:

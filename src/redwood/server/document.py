@@ -1,4 +1,4 @@
-"""What /openapi.json says besides the routes: bodies, and the errors that each of them gives."""
+"""What /openapi.json says about routes: their bodies and the errors that each may return."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from redwood.server import schema
-from redwood.server.fields import PASSED_OVER, REFUSED
+from redwood.server.fields import IGNORED, REFUSED
 
 Responses = dict[int | str, dict[str, Any]]
 _SCHEMAS = "#/components/schemas/"
@@ -44,16 +44,16 @@ _ERROR = {
 }
 
 
-def gives(*statuses: int, key: bool = True, kinds: tuple[str, ...] = ()) -> Responses:
-    """Returns the responses of a route: these errors, and those that every route has.
+def route_responses(*statuses: int, key: bool = True, kinds: tuple[str, ...] = ()) -> Responses:
+    """Returns the `responses` of a route: these statuses, and those that every route has.
 
     Args:
-        key: a key is needed.
-        kinds: media types of 200, where it is not JSON alone.
+        key: the route needs an API key.
+        kinds: media types of the 200, where it is not only JSON.
     """
     found: Responses = {}
     if kinds:
-        # An event of a stream has data of its own: the stream is no string, nor all JSON.
+        # A stream of events is neither a string nor a JSON value: its schema is left open.
         contents = {kind: {"schema": _TEXT if kind == "text/plain" else {}} for kind in kinds}
         found[200] = {"description": "Successful Response", "content": contents}
     for status in sorted({*_OPEN, *statuses, *([401] if key else [])}):
@@ -68,13 +68,13 @@ _TEXT = {"type": "string"}
 
 
 def body_of(model: type[schema.Request]) -> dict[str, Any]:
-    """Returns what a route says about its body, which it reads itself."""
+    """Returns the `requestBody` of a route, which parses its body itself."""
     content = {"application/json": {"schema": {"$ref": f"{_SCHEMAS}{model.__name__}"}}}
     return {"requestBody": {"required": True, "content": content}}
 
 
-def _with_what_passes(described: dict[str, Any]) -> dict[str, Any]:
-    """A body's schema with what `fields` lets pass beside it: nulls, labels, neutral values."""
+def _with_accepted_fields(described: dict[str, Any]) -> dict[str, Any]:
+    """A body's schema with what `fields` accepts too: nulls, ignored fields, neutral values."""
     given, required = described["properties"], described.get("required", [])
     fields: dict[str, Any] = {
         name: each if name in required else {"anyOf": [each, {"type": "null"}]}
@@ -82,19 +82,19 @@ def _with_what_passes(described: dict[str, Any]) -> dict[str, Any]:
     }
     for name, (neutral, why) in REFUSED.items():
         fields[name] = {"enum": [*neutral, None], "description": f"Any other value: {why}."}
-    fields |= {name: {"description": "Passed over."} for name in sorted(PASSED_OVER)}
+    fields |= {name: {"description": "Ignored."} for name in sorted(IGNORED)}
     return {**described, "properties": fields}
 
 
 def complete(app: FastAPI) -> None:
-    """Puts what routes refer to where OpenAPI looks for it, when all routes are there."""
+    """Adds the schemas that routes refer to; to be called when all routes are there."""
     found: dict[str, Any] = {"Error": _ERROR}
     for model in (schema.ChatRequest, schema.CompletionRequest):
         described = model.model_json_schema(ref_template=_SCHEMAS + "{model}")
         found |= described.pop("$defs", {})
-        found[model.__name__] = _with_what_passes(described)
+        found[model.__name__] = _with_accepted_fields(described)
     made = app.openapi()  # FastAPI keeps it
     for operations in made["paths"].values():
         for operation in operations.values():
-            operation["responses"].pop("422", None)  # FastAPI's own: no parameter can be wrong
+            operation["responses"].pop("422", None)  # FastAPI's own; ours return 400
     made.setdefault("components", {})["schemas"] = found

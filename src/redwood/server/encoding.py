@@ -1,7 +1,7 @@
-"""Tokenising beside the event loop: short texts do not wait for long ones.
+"""Tokenisation in threads of its own, so that short texts do not wait for long ones.
 
-Two queues with a thread each: one for short texts, in order of arrival, and one for long texts, the
-shortest first. What the long queue holds is bounded; more is refused before it is read.
+Two queues with a thread each: one for short texts, in order of arrival, and one for long texts,
+shortest first. The characters in the long queue are bounded; a text beyond that gets a 429.
 """
 
 from __future__ import annotations
@@ -16,22 +16,25 @@ from typing import TypeVar
 from redwood.server.errors import full
 
 SHORT = 2**15
-"""Characters of a short text: some 10 ms."""
+"""Most characters of a short text, which takes about 10 ms."""
 
 T = TypeVar("T")
 
 
 class Encoders:
-    """Runs what makes tokens of texts; for one event loop.
+    """Runs tokenisation in threads; for one event loop.
 
     Args:
-        max_signs: characters that long texts may have together; a single one may have more.
+        max_chars: characters that all long texts together may have; a text alone may have more.
     """
 
-    def __init__(self, max_signs: int) -> None:
-        self._max_signs = max_signs
-        self.signs = 0
-        self._short, self._long = Stepper("redwood-encode"), Stepper("redwood-encode-long")
+    def __init__(self, max_chars: int) -> None:
+        self._max_chars = max_chars
+        self.chars = 0
+        self._short, self._long = (
+            ShortestFirst("redwood-encode"),
+            ShortestFirst("redwood-encode-long"),
+        )
 
     def close(self) -> None:
         """Ends the threads."""
@@ -45,25 +48,25 @@ class Encoders:
             size: characters of its text.
 
         Raises:
-            ApiError: 429 for a long text where too many wait.
+            ApiError: 429: too many characters of long texts are waiting.
         """
         if size <= SHORT:
             return await self._short.run(0, call)
-        if self.signs and self.signs + size > self._max_signs:
+        if self.chars and self.chars + size > self._max_chars:
             raise full(
-                f"prompts of {self.signs} characters are being tokenised already; with this one "
-                f"it would be more than {self._max_signs}",
+                f"prompts of {self.chars} characters are being tokenised already; with this one "
+                f"it would be more than {self._max_chars}",
                 "queue_tokens_full",
             )
-        self.signs += size
+        self.chars += size
         try:
             return await self._long.run(size, call)
         finally:
-            self.signs -= size
+            self.chars -= size
 
 
-class Stepper:
-    """A thread that takes the smallest of what waits, of equal ones the first.
+class ShortestFirst:
+    """A thread that runs the smallest of the waiting calls, equal ones in order of arrival.
 
     Args:
         name: of the thread.
@@ -80,7 +83,7 @@ class Stepper:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, size: int, call: Callable[[], T]) -> T:
-        """Returns what `call` returns; who stops waiting for it loses the place, if it waits."""
+        """Returns what `call` returns. Cancelling it removes a call that has not started."""
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[None] = loop.create_future()
         heappush(self._waiting, (size, next(self._numbers), turn))
@@ -89,11 +92,11 @@ class Stepper:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._end()  # it was this one's turn just now
+                self._end()  # its turn had just come: pass it on
             raise
         made = loop.run_in_executor(self._pool, call)
         made.add_done_callback(self._ended)
-        return await asyncio.shield(made)  # a call that runs keeps the thread until it ends
+        return await asyncio.shield(made)  # a running call cannot be stopped: it keeps the thread
 
     def _next(self) -> None:
         while self._waiting and not self._busy:
@@ -104,7 +107,7 @@ class Stepper:
 
     def _ended(self, made: asyncio.Future[T]) -> None:
         if not made.cancelled():
-            made.exception()  # seen, should nobody wait for it any more
+            made.exception()  # marks it as retrieved, in case nobody waits for it any more
         self._end()
 
     def _end(self) -> None:

@@ -1,8 +1,9 @@
 """HTTP errors in OpenAI's shape, and which error of Redwood becomes which.
 
-Codes: 400 wrong request, 401 key, 403 host, 404 model or route, 405, 408 slow body, 413 body, 415
-type, 429 full (with Retry-After), 500 our fault, 503 stopping or engine down, 504 deadline. 499
-stands in logs and metrics only: the client had left.
+Codes: 400 invalid request, 401 API key, 403 Host header, 404 model or route, 405 method, 408 body
+too slow, 413 body too large, 415 content type, 429 queue full (with Retry-After), 500 internal
+error, 503 stopping or engine down, 504 deadline. 499 is used in logs and metrics only: the client
+closed the connection.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from redwood.errors import (
 
 CLIENT_LEFT = 499
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-_NO_RETRY = {"x-should-retry": "false"}  # OpenAI's client else repeats a request that kills itself
+_NO_RETRY = {"x-should-retry": "false"}  # OpenAI's client would repeat what must fail again
 
 
 class ApiError(RedwoodError):
-    """An error on its way to the client.
+    """An error to be sent to the client.
 
     Args:
         status: HTTP status code.
-        message: for people; never holds prompt text or secrets.
+        message: for people; never contains prompt text or secrets.
         code: for programs, such as "model_not_found".
         param: the request's field that was wrong.
-        headers: to send along.
+        headers: additional response headers.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class ApiError(RedwoodError):
 
     @property
     def event(self) -> bytes:
-        """The same as an event of a stream that has begun."""
+        """The same as a server-sent event, for a stream that has begun."""
         return b"data: " + json.dumps(self.body).encode() + b"\n\n"
 
 
@@ -85,7 +86,7 @@ def unavailable(message: str, code: str, *, retry_after_s: int = 5) -> ApiError:
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """Returns what the client is told about an error of the engine."""
+    """Returns the error that the client gets for an error of the engine."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, CapacityError):
@@ -109,7 +110,7 @@ def as_api_error(error: BaseException) -> ApiError:
 
 
 def internal_error() -> ApiError:
-    """Returns the 500 for what nobody expected; its traceback is in the log."""
+    """Returns the 500 for an unexpected error, whose traceback is in the log."""
     message = "the server failed; its log says where"
     return ApiError(500, message, code="internal_error", headers=_NO_RETRY)
 
@@ -118,5 +119,5 @@ def _out_of_memory(error: BaseException) -> bool:
     return (
         isinstance(error, MemoryError)
         or "OutOfMemory" in type(error).__name__
-        or "DefaultCPUAllocator" in str(error)  # how torch says it of the host's memory
+        or "DefaultCPUAllocator" in str(error)  # PyTorch's message for host memory
     )

@@ -1,4 +1,4 @@
-"""From a request's bytes to its values: which fields are read, refused or passed over, and why."""
+"""Parses a request's body: which fields are read, refused or ignored, and why."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from redwood.server.schema import Request
 
 R = TypeVar("R", bound=Request)
 
-PASSED_OVER = frozenset(
+IGNORED = frozenset(
     {
         "metadata",
         "parallel_tool_calls",
@@ -26,7 +26,7 @@ PASSED_OVER = frozenset(
         "user",
     }
 )
-"""They label, store or schedule a request; no answer depends on them."""
+"""Accepted without effect: they label, store or schedule a request; no answer depends on them."""
 
 _TOOLS = "tools are not supported"
 REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
@@ -67,14 +67,14 @@ REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "verbosity": ((), "ask for it in a message"),
     "web_search_options": ((), "nothing is looked up"),
 }
-"""Field -> values that change nothing and pass, why any other value is refused."""
+"""Field -> neutral values, which are accepted; why any other value is refused."""
 
 
 def read(body: bytes, kind: type[R]) -> R:
-    """Returns a request from its body.
+    """Parses a request's body.
 
     Raises:
-        ApiError: 400; it names the field.
+        ApiError: 400, which names the field.
     """
     try:
         data = from_json(body, allow_inf_nan=False)
@@ -89,10 +89,10 @@ def read(body: bytes, kind: type[R]) -> R:
 
 
 def _known(data: Mapping[str, Any], kind: type[Request]) -> dict[str, Any]:
-    """The fields that are read; null stands for a field left out, as in OpenAI's clients."""
+    """The fields that are read; null counts as a field left out, as OpenAI's clients send it."""
     kept = {}
     for name, value in data.items():
-        if value is None or name in PASSED_OVER:
+        if value is None or name in IGNORED:
             continue
         if name in kind.model_fields:
             kept[name] = value
@@ -112,7 +112,7 @@ def _unknown(name: str, kind: type[Request]) -> ApiError:
 
 
 def _explain(error: ValidationError) -> ApiError:
-    """The first thing that was wrong; the value itself is not repeated."""
+    """The first validation error, without the value itself."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = [str(part) for part in first["loc"] if "[" not in str(part)]
     message = first["msg"][:1].lower() + first["msg"][1:]

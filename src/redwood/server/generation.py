@@ -1,7 +1,7 @@
-"""One request inside the server: its choices, what the engine reports of them, and its deadlines.
+"""One request inside the server: its choices, the events of the engine, and its deadlines.
 
-A choice is one answer to one prompt; a request has n times its prompts of them. The worker's thread
-writes into a choice and posts events; the event loop reads them here.
+A choice is one answer to one prompt; a request has (number of prompts) x n of them. The worker's
+thread updates the choices and posts events; the event loop reads the events here.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class Event:
 
     Args:
         choice: its index.
-        started: it has a row now; nothing else is set.
+        started: it has got a row; the other fields are not set.
         text, token_ids, logprobs, finish_reason: of a step; see `redwood.engine.engine.Step`.
-        error: the choice has failed.
-        trace: the step's tree, if it was asked for; see `redwood.server.trace`.
+        error: why the choice has failed; None: it has not.
+        trace: the step's tree, if the request asked for it; see `redwood.server.trace`.
     """
 
     choice: int
@@ -41,15 +41,17 @@ class Event:
 
 @dataclass(eq=False)
 class Choice:
-    """One answer to one prompt, on its way through the engine.
+    """One answer to one prompt.
 
     Args:
         generation: the request it belongs to.
-        index: in the answer.
-        key: the engine's number, once it has one.
-        stats: the engine's live statistics, from then on.
-        last_s: when its last tokens came.
-        tokens: of the answer so far.
+        index: in the response's `choices`.
+        prompt: token ids.
+        params: how to sample.
+        key: the engine's number of it; None while it waits.
+        stats: the engine's statistics of it, updated at every step.
+        last_s: when its last tokens were made, on the clock of `perf_counter`.
+        tokens: token ids of the answer so far.
     """
 
     generation: Generation
@@ -63,7 +65,7 @@ class Choice:
 
     @property
     def owner(self) -> str:
-        """Whose request it is."""
+        """The API key of the request, by name; see `Keys.owner`."""
         return self.generation.owner
 
 
@@ -71,13 +73,14 @@ class Generation:
     """One request: choices, events, times.
 
     Args:
-        prompts: a choice each.
-        params: likewise.
+        prompts: token ids of the prompt of each choice.
+        params: of each choice.
         owner: from `Keys.owner`.
-        trace: whether steps are to come with their trees.
-        arrived_s: when the request came in, on the clock of `perf_counter`.
+        trace: whether events carry the trees of their steps.
+        arrived_s: when the request arrived, on the clock of `perf_counter`.
 
-    Attributes: `events` (the worker posts to it), `started_s` and `first_token_s` (None before).
+    Attributes: `events`: queue that the worker posts to; `started_s`, `first_token_s`: when the
+    first choice got a row, and the first token was made, None before; `ended`: all choices have.
     """
 
     def __init__(
@@ -101,10 +104,11 @@ class Generation:
         self.ended = False
 
     async def follow(self, queue_timeout_s: float, timeout_s: float) -> AsyncIterator[Event]:
-        """Yields the events of all choices until all have ended; `started` is kept to itself.
+        """Yields the events of all choices until all have ended, but not those with `started`.
 
         Raises:
-            ApiError: what failed in the engine; 429 when no row came in time; 504 at the deadline.
+            ApiError: the engine failed; 429: no row within `queue_timeout_s`; 504: not complete
+                within `timeout_s`.
         """
         left = len(self.choices)
         while left:

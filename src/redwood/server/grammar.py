@@ -1,8 +1,8 @@
-"""Answers of a given form: a JSON schema as a mask over tokens, per path of the tree.
+"""Constrained decoding: a JSON schema as a mask over the vocabulary, for each path of the tree.
 
-The parser is llguidance's. A mask is asked for along many paths that share a beginning, in any
-order; the matcher goes back to where they part and on from there, so that what it says depends on
-the path alone.
+The parser is llguidance's. Masks are asked for along many paths that share a prefix, in any order;
+the matcher is rolled back to the common prefix and advanced from there, so a mask depends on its
+path alone.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from redwood.errors import ArgumentError, RedwoodError
 from redwood.server.schema import ResponseFormat
 
 _WHITESPACE = r"( |\n[ \t]{0,24})?"
-"""Between the parts of JSON: a space, or a line and its indentation, and an end to it: a small
-model may else never stop."""
+"""White space allowed between the tokens of JSON. Bounded: a small model may otherwise never stop
+writing it."""
 
 
 class GrammarError(RedwoodError):
-    """The parser gave up in the middle of an answer: a schema beyond its limits."""
+    """The parser reached its limits in the middle of an answer: the schema is too complex."""
 
 
 class Grammars:
-    """Makes masks for the tokens of one model. Takes half a second to make.
+    """Compiles grammars for the vocabulary of one model. Creating it takes half a second.
 
     Args:
         tokenizer: a fast Transformers tokenizer.
-        vocab_size: columns of the model's logits.
-        eos_ids: tokens that end a text, at least one of them with a column.
+        vocab_size: width of the model's logits.
+        eos_ids: end-of-sequence tokens, at least one below `vocab_size`.
 
-    Either of tokenizer and model may be the wider one: there are tokenizers with a token more than
-    their model, and models with rows that stand for no token.
+    Tokenizer and model may differ in size: some tokenizers have more tokens than the model has
+    logits, and some models have logits that stand for no token.
 
     Raises:
-        ArgumentError: a tokenizer that cannot be read, no token that ends a text.
+        ArgumentError: the tokenizer cannot be read, or there is no end-of-sequence token.
     """
 
     def __init__(self, tokenizer: Any, vocab_size: int, eos_ids: Collection[int]) -> None:
@@ -52,14 +52,14 @@ class Grammars:
         try:
             size = max(vocab_size, _highest(tokenizer) + 1)
             self._tokenizer = from_tokenizer(tokenizer, size, self._eos_ids)
-        except Exception as error:  # the library raises plain ones
+        except Exception as error:  # llguidance raises plain Exceptions
             raise ArgumentError(f"this model's tokenizer serves no grammar: {error}") from error
 
     def compile(self, wanted: ResponseFormat) -> str:
-        """Returns the grammar of a format other than text, checked.
+        """Returns the grammar of a format other than "text", validated.
 
         Raises:
-            ArgumentError: a schema that is wrong, or has keywords that cannot be kept.
+            ArgumentError: an invalid schema, or one with keywords that cannot be enforced.
         """
         schema: dict[str, Any] = {"type": "object"}
         if wanted.json_schema is not None:
@@ -77,7 +77,7 @@ class Grammars:
         return grammar
 
     def processor(self, grammar: str, prompt_length: int) -> GrammarProcessor:
-        """Returns the mask of one answer.
+        """Returns the logits processor of one answer.
 
         Args:
             grammar: from `compile`.
@@ -89,10 +89,10 @@ class Grammars:
 
 
 class GrammarProcessor:
-    """A `SamplingParams.logits_processor` that leaves only tokens that the grammar allows.
+    """A `SamplingParams.logits_processor` that masks all tokens that the grammar does not allow.
 
-    Where the grammar is at its end, only end-of-sequence tokens are left. A path that is outside
-    the grammar already gets its scores back as they are: its probability is 0 whatever follows.
+    Where the grammar is complete, only end-of-sequence tokens are allowed. The scores of a path
+    that violates the grammar already are returned unchanged: its probability is 0 anyway.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class GrammarProcessor:
         self._matcher = LLMatcher(tokenizer, grammar)
         self._prompt_length, self._vocab_size = prompt_length, vocab_size
         self._eos_ids = list(eos_ids)
-        self._read: list[int] = []  # tokens that the matcher has taken
+        self._read: list[int] = []  # tokens that the matcher has consumed
 
     def __call__(self, token_ids: Tensor, scores: Tensor) -> Tensor:
         """Returns scores [1, V] with -inf for what may not follow token_ids [1, L].
@@ -119,14 +119,14 @@ class GrammarProcessor:
         allowed = _resized(self._allowed(), scores.shape[1])
         if not allowed.any():
             if scores.shape[1] < self._vocab_size:
-                return scores  # a drafter that lacks these tokens; the target's row decides
+                return scores  # a draft model's row without these tokens; the target's row decides
             raise GrammarError("the grammar allows no token here")
         masked = scores.clone()
         masked[0, torch.from_numpy(~allowed)] = -torch.inf
         return masked
 
     def _go_to(self, path: list[int]) -> bool:
-        """Brings the matcher to the end of a path; returns False for one outside the grammar."""
+        """Moves the matcher to the end of a path; False: the path violates the grammar."""
         shared = 0
         for ours, theirs in zip(self._read, path, strict=False):
             if ours != theirs:
@@ -159,10 +159,10 @@ class GrammarProcessor:
 
 
 def _highest(tokenizer: Any) -> int:
-    """The greatest id that a tokenizer has; ids may have gaps, so it says more than the length."""
+    """The highest id of a tokenizer. Ids may have gaps, so it is not the length minus one."""
     return max(tokenizer.get_vocab().values(), default=-1)
 
 
 def _resized(allowed: np.ndarray[Any, np.dtype[np.bool_]], width: int) -> Any:
-    """The mask for a row of another width: a drafter's. What the model lacks is not allowed."""
+    """The mask cut or extended to a row of another width; tokens beyond it are not allowed."""
     return np.pad(allowed[:width], (0, max(0, width - len(allowed))))

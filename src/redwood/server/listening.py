@@ -1,4 +1,4 @@
-"""Where the server listens, and whether it may."""
+"""The server's listening socket, and whether it may be reachable from other machines."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from redwood.server.settings import Settings
 
 
 def check_exposure(settings: Settings, keys: Keys, *, without_key: bool = False) -> None:
-    """Raises ArgumentError for a server that anybody could use from another machine.
+    """Raises ArgumentError for a server without API keys that other machines can reach.
 
     Args:
-        without_key: that is what the operator wants.
+        without_key: the operator allows that.
     """
     if not settings.on_loopback and not len(keys) and not without_key:
         raise ArgumentError(
@@ -23,10 +23,10 @@ def check_exposure(settings: Settings, keys: Keys, *, without_key: bool = False)
 
 
 def listen(settings: Settings) -> socket.socket:
-    """Returns a bound socket, so that a port in use is known before a model is loaded.
+    """Returns a bound socket, so that a port in use is found before a model is loaded.
 
     Raises:
-        ArgumentError: an address or a port that cannot be had.
+        ArgumentError: the address or port cannot be bound.
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(

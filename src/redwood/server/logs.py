@@ -1,4 +1,5 @@
-"""One line per request, and how lines look. Prompts and answers only where the operator says so."""
+"""Logging: one line per request, as text or JSON. Prompts and answers are not logged unless the
+operator asks for it."""
 
 from __future__ import annotations
 
@@ -15,14 +16,15 @@ requests_log = logging.getLogger("redwood.requests")
 
 @dataclass
 class Record:
-    """What the log says of one request; filled in on the way.
+    """The log record of one request, completed while it is served.
 
     Args:
-        request_id: ours, or the client's if it was sane.
-        method, path: as they came.
-        route: the template that matched, "other" if none.
-        owner: whose key it was.
-        status: HTTP status, 499 for a client that left.
+        request_id: our own, or the client's X-Request-Id if it is valid.
+        method, path: of the HTTP request.
+        route: the route's template, "other" if none matched.
+        owner: name of the API key.
+        status: HTTP status; 499: the client closed the connection.
+        started_s: when it arrived, on the clock of `perf_counter`.
         details: further fields, in order.
     """
 
@@ -36,7 +38,7 @@ class Record:
     details: dict[str, Any] = field(default_factory=dict)
 
     def write(self) -> None:
-        """Logs the line: an error above 499, else information."""
+        """Logs the line: at level ERROR from status 500 on, else INFO."""
         values = {
             "request_id": self.request_id,
             "method": self.method,
@@ -52,7 +54,8 @@ class Record:
 
 
 class _Formatter(logging.Formatter):
-    """A line of `key=value`, or a line of JSON; no sign in a value can begin a line of its own."""
+    """A line of `key=value` pairs or of JSON. Line breaks in values are escaped, so that no client
+    can forge a line."""
 
     def __init__(self, form: str) -> None:
         super().__init__()
@@ -84,7 +87,7 @@ def _plain(text: str) -> str:
 def set_up(form: str = "text") -> None:
     """Sends the server's log to stderr, and uvicorn's warnings with it.
 
-    For a process that is the server; a library that embeds it has its own logging.
+    For a process that is only the server; a program that embeds it configures its own logging.
 
     Args:
         form: one of `FORMATS`.

@@ -1,4 +1,4 @@
-"""Finished answers kept as text to draft from, each API key's for itself. Off unless asked for."""
+"""Finished answers kept as text to draft from, for each API key apart. Off by default."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from redwood.drafters.base import Drafter
     from redwood.server.generation import Choice
 
-_PROMPT_TOKENS = 3  # before an answer, so that what leads into it is found, too (SSSD)
+_PROMPT_TOKENS = 3  # kept before an answer, so that its first tokens can be looked up too (SSSD)
 
 
 class Memory:
-    """What owners of requests were told, for drafts to the same owners.
+    """Finished answers of each owner, from which later answers to the same owner are drafted.
 
     Args:
-        namespaces: where it is kept; flushed when this is closed.
-        drafter: of the engine.
-        namespace_of: name of an owner's namespace; owners with the same name share their answers.
+        namespaces: where answers are stored; closed by `close`.
+        drafter: the engine's.
+        namespace_of: owner -> name of its namespace; owners with the same name share answers.
 
     Raises:
-        ArgumentError: nothing in the drafter looks up n-grams, so nothing would be drafted.
+        ArgumentError: no part of the drafter looks up n-grams, so answers could not be used.
     """
 
     def __init__(
@@ -36,17 +36,17 @@ class Memory:
         self._namespaces, self._drafter, self._name = namespaces, drafter, namespace_of
 
     def recall(self, choice: Choice) -> None:
-        """Lets a choice that has its number draft from what its owner was told before."""
+        """Lets a choice, which must have its `key`, draft from its owner's earlier answers."""
         assert choice.key is not None
         stores = self._namespaces.stores(self._name(choice.owner))
         if stores:
             attach(self._drafter, choice.key, stores)
 
     def keep(self, choice: Choice) -> None:
-        """Notes a finished answer; cheap, it is written later."""
+        """Adds a finished answer. Cheap: it is written to disk later."""
         answer = [*choice.prompt[-_PROMPT_TOKENS:], *choice.tokens]
         self._namespaces.append(self._name(choice.owner), [answer])
 
     def close(self) -> None:
-        """Writes what waits."""
+        """Writes what is not on disk yet."""
         self._namespaces.close()

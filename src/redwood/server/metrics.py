@@ -1,7 +1,7 @@
-"""Counters for Prometheus. No text of any request becomes a label.
+"""Metrics for Prometheus. Nothing that a client sends becomes a label.
 
-The four counters of speculation mean what vLLM's of the same names mean, so that its dashboards
-serve after a change of the prefix.
+The four counters of speculation have the names and meanings of vLLM's, so that its dashboards can
+be used after changing the prefix.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """All metrics of one server, in a registry of their own; for any thread.
+    """All metrics of one server, in a registry of their own. Thread-safe.
 
     Args:
         version: of Redwood.
-        model: its served name.
+        model: name under which it is served.
     """
 
     def __init__(self, version: str, model: str) -> None:
@@ -82,7 +82,7 @@ class Metrics:
         info.labels(version, model).set(1)
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """Adds a gauge that is read when metrics are asked for."""
+        """Adds a gauge whose value is read at every scrape."""
         Gauge(_P + name, text, registry=self.registry).set_function(value)
 
     def count_step(self, step: Step) -> None:
@@ -99,5 +99,5 @@ class Metrics:
             self._accepted_at.labels(str(position)).inc()
 
     def text(self) -> bytes:
-        """Returns everything in Prometheus's text format."""
+        """Returns all metrics in Prometheus's text format."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""HTTP as it comes in: what is none, or too much, gets an error of the same shape as all others."""
+"""HTTP parsing: invalid HTTP and too many connections get errors in OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from redwood.server.errors import ApiError, wrong
 
 
 class Parser(H11Protocol):
-    """uvicorn's protocol on h11.
+    """uvicorn's h11 protocol.
 
     Args:
-        guard: knows how many connections there may be.
-        more: of uvicorn's.
+        guard: bounds the number of connections.
+        more: arguments of uvicorn's class.
     """
 
     def __init__(self, guard: Guard, **more: Any) -> None:
@@ -40,9 +40,9 @@ class Parser(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Answers bytes that are no HTTP, and closes; called by uvicorn, which has logged them.
+        """Answers invalid HTTP and closes the connection; called by uvicorn, which has logged it.
 
-        Where an answer has begun, a second one would be read as a part of it.
+        Nothing is sent if a response has begun: it would be read as a part of that response.
         """
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self._answer(wrong("this is no HTTP/1.1", code="invalid_http"))

@@ -1,8 +1,8 @@
 """From a request's fields to choices for the engine: tokens, parameters, grammar.
 
 Texts are tokenised (`encoding`) and schemas compiled in threads of their own, with a deadline:
-neither the event loop nor the engine waits for them, and a slow schema stops no prompt. What a
-request's other fields say is looked at first.
+neither the event loop nor the engine waits for them, and a slow schema does not delay a prompt.
+The cheap checks of the other fields come first.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from redwood.server.grammar import Grammars
 
 _DEADLINE_S = 20.0
-_SIGNS_PER_TOKEN = 4  # of usual text, before it is known
-_ROLES = {"developer": "system"}  # a newer name, which chat templates do not know
+_CHARS_PER_TOKEN = 4  # of typical text: an estimate for texts that are not tokenised yet
+_ROLES = {"developer": "system"}  # the newer name, which chat templates do not know
 T = TypeVar("T")
 
 
@@ -35,12 +35,12 @@ class Preparer:
     """Prepares requests for one engine.
 
     Args:
-        engine: `encode` is used, from threads of its own.
+        engine: only its tokenizer and limits are used; `encode` is called in other threads.
     """
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine, self._settings = engine, settings
-        self._encoders = Encoders(_SIGNS_PER_TOKEN * settings.max_queue_tokens)
+        self._encoders = Encoders(_CHARS_PER_TOKEN * settings.max_queue_tokens)
         self._compiler = ThreadPoolExecutor(1, "redwood-grammar")
         self._grammars: Grammars | None = None
 
@@ -53,7 +53,8 @@ class Preparer:
         """Returns a generation that the worker can take.
 
         Raises:
-            ApiError: 400 for what the engine would refuse, 503 past the deadline.
+            ApiError: 400: the engine would refuse it; 429: too much text is being tokenised;
+                503: the deadline has passed.
         """
         given = self._given(request)
         base = self._params(request)
@@ -75,7 +76,7 @@ class Preparer:
         )
 
     def _given(self, request: Request) -> tuple[Sequence[Any], str]:
-        """The prompts as they came, and the field that holds them; counted before they are read."""
+        """The prompts, not tokenised yet, and the field that holds them; checks their number."""
         most, field = self._settings.max_choices, "messages"
         given: Sequence[Any]
         if isinstance(request, ChatRequest):
@@ -107,11 +108,11 @@ class Preparer:
         return made
 
     async def _encoded(self, text: Any, field: str, encode: Callable[[Any], list[int]]) -> Any:
-        return await _told(self._encoders.run(_size(text), partial(encode, text)), field)
+        return await _within_deadline(self._encoders.run(_size(text), partial(encode, text)), field)
 
     @property
-    def _room(self) -> int:
-        """Tokens of a prompt and its answer: what the context holds, or all rows together."""
+    def _max_length(self) -> int:
+        """Most tokens of a prompt with its answer: the context, or all rows' KV if that is less."""
         engine = self._engine
         return min(engine.target.capacity, engine.kv_tokens or engine.target.capacity)
 
@@ -124,9 +125,9 @@ class Preparer:
         self._check_length(len(prompt), field)
 
     def _check_length(self, length: int, field: str) -> None:
-        if length >= self._room:
+        if length >= self._max_length:
             raise wrong(
-                f"there is room for {self._room} tokens with the answer, and the prompt has "
+                f"there is room for {self._max_length} tokens with the answer, and the prompt has "
                 f"{length}: shorten it",
                 field,
                 "context_length_exceeded",
@@ -166,10 +167,10 @@ class Preparer:
         index: int,
         grammar: str | None,
     ) -> SamplingParams:
-        """The parameters of one choice: its seed, its room, its own grammar."""
+        """The parameters of one choice: with its own seed, token limit and grammar state."""
         changes: dict[str, Any] = {}
-        room = self._room - len(prompt)
-        limits = (room, base["max_tokens"], self._settings.max_output_tokens)
+        left = self._max_length - len(prompt)
+        limits = (left, base["max_tokens"], self._settings.max_output_tokens)
         changes["max_tokens"] = min(limit for limit in limits if limit is not None)
         if seed is not None:
             changes["seed"] = (seed + index) % 2**64
@@ -185,7 +186,7 @@ class Preparer:
             return None
         loop = asyncio.get_running_loop()
         made = loop.run_in_executor(self._compiler, self._compile, wanted)
-        return await _told(made, "response_format")
+        return await _within_deadline(made, "response_format")
 
     def _compile(self, wanted: ResponseFormat) -> str:
         if self._grammars is None:
@@ -196,17 +197,17 @@ class Preparer:
         return self._grammars.compile(wanted)
 
 
-async def _told(work: Awaitable[T], field: str) -> T:
-    """What `work` returns, within the deadline; its errors name the field."""
+async def _within_deadline(work: Awaitable[T], field: str) -> T:
+    """What `work` returns; errors, the passed deadline among them, name the request's field."""
     try:
         async with asyncio.timeout(_DEADLINE_S):
             return await work
     except TimeoutError:
         raise unavailable(f"{field} took too long to read", "preparation_timeout") from None
     except RedwoodError as error:
-        told = as_api_error(error)
+        sent = as_api_error(error)
         raise ApiError(
-            told.status, told.message, code=told.code, param=field, headers=told.headers
+            sent.status, sent.message, code=sent.code, param=field, headers=sent.headers
         ) from error
 
 
@@ -215,7 +216,7 @@ def _is_ids(prompt: Any) -> bool:
 
 
 def _size(prompt: Any) -> int:
-    """Characters of a text or of messages; 0 for token ids, which are there already."""
+    """Characters of a text or of messages; 0 for token ids, which need no tokenisation."""
     if isinstance(prompt, str):
         return len(prompt)
     if _is_ids(prompt):

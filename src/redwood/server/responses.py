@@ -14,7 +14,7 @@ from redwood.server.errors import ApiError
 def json_response(
     value: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """Returns a value as JSON; a number that JSON has not raises ValueError."""
+    """Returns a value as a JSON response; raises ValueError for NaN and infinities."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return Response(text.encode(), status, headers, media_type="application/json")
 

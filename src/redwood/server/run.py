@@ -1,4 +1,4 @@
-"""A server from its start to its last answer: running, draining, leaving."""
+"""Runs a server: start, drain, stop."""
 
 from __future__ import annotations
 
@@ -23,21 +23,23 @@ from redwood.server.parser import Parser
 from redwood.server.service import Service
 from redwood.server.watching import watch
 
-_GRACE_S = 3  # for last bytes to leave
-_BACKLOG = 2048  # connections that the system holds until they are accepted
+_GRACE_S = 3  # for the last bytes to be sent
+_BACKLOG = 2048  # connections that wait in the kernel to be accepted
 log = logging.getLogger("redwood.server")
 
 
 class Runner:
-    """Runs a service on a socket until it is told to stop.
+    """Runs a service on a socket until it is stopped.
 
-    The first SIGTERM or Ctrl-C, or `stop`, drains: /ready and new requests get 503, what runs may
-    end within `Settings.drain_timeout_s`, the rest is cut. The second one cuts at once.
+    The first SIGTERM or Ctrl-C, or `stop`, drains: /ready and new requests get 503, open requests
+    have `Settings.drain_timeout_s` to end, the rest is cut. The second one cuts at once.
 
     Args:
-        ready: called once it listens.
+        service: the engine and everything around it.
+        listener: a bound socket.
+        ready: called once the server listens.
 
-    Attributes: `started`: set once it listens.
+    Attributes: `started`: set once the server listens.
     """
 
     def __init__(
@@ -49,11 +51,11 @@ class Runner:
         self._stop, self._cut = asyncio.Event(), asyncio.Event()
 
     def run(self) -> int:
-        """Returns the exit code: 0 after a stop, 1 when the engine's thread has died."""
+        """Runs until stopped; returns the exit code: 0, or 1 if the engine's thread has died."""
         return asyncio.run(self._main())
 
     def stop(self) -> None:
-        """Drains, or cuts when it drains already; from any thread or signal handler."""
+        """Drains; a second call cuts. May be called from any thread or signal handler."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._note_stop)
 
@@ -74,7 +76,7 @@ class Runner:
             while not server.started and not serving.done():
                 await asyncio.sleep(0.01)
             if server.started:
-                self._listener.listen(_BACKLOG)  # uvicorn's is also how many it takes at once
+                self._listener.listen(_BACKLOG)  # uvicorn accepts as many at once as its backlog
                 self.started.set()
                 if self._ready is not None:
                     self._ready()
@@ -92,8 +94,8 @@ class Runner:
         self.service.draining = True
         if self._stop.is_set():
             log.info("stopping: %d requests may end", self.service.num_open)
-            patience = self.service.settings.drain_timeout_s
-            await _first(self._drained(), self._cut.wait(), died.wait(), timeout_s=patience)
+            drain_s = self.service.settings.drain_timeout_s
+            await _first(self._drained(), self._cut.wait(), died.wait(), timeout_s=drain_s)
         cut = self.service.cut(unavailable("the server is stopping", "shutting_down"))
         if cut:
             log.warning("stopping: %d requests were cut", cut)
@@ -105,9 +107,12 @@ class Runner:
 
 
 def leave(code: int, patience_s: float = 1.0) -> int:
-    """Returns the exit code, or ends the process with it if one of our threads is stuck.
+    """Returns the exit code, or ends the process with it if one of our threads is stuck: at a
+    normal exit Python would wait for it for ever.
 
-    Python would wait for such a thread for ever.
+    Args:
+        code: exit code.
+        patience_s: for each thread to end.
     """
     threads = [t for t in threading.enumerate() if t.name.startswith("redwood-")]
     for thread in threads:
@@ -121,7 +126,7 @@ def leave(code: int, patience_s: float = 1.0) -> int:
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn, with signals that drain, and an exit code of our own instead of the signal's."""
+    """uvicorn's server, whose signals drain; the exit code is ours, not the signal's."""
 
     def __init__(self, config: uvicorn.Config, on_signal: Callable[[], None]) -> None:
         super().__init__(config)
@@ -150,7 +155,7 @@ def _config(service: Service, guard: Guard) -> uvicorn.Config:
 
 
 async def _first(*waits: object, timeout_s: float | None = None) -> None:
-    """Returns when the first of these has happened; the coroutines among them are dropped."""
+    """Returns when the first of the awaitables is done; cancels the coroutines among the others."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]  # type: ignore[call-overload]
     try:
         await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)

@@ -1,8 +1,8 @@
-"""Requests as OpenAI's API has them, with vLLM's further sampling fields and our own `redwood`.
+"""Requests of OpenAI's API, with vLLM's additional sampling fields and our own field `redwood`.
 
-Values are strict: no number from a string, no NaN, bounds on everything. A field nobody knows is
-refused, since it may have been meant to change the answer; so is every known one that would change
-it and is not supported, unless it has its neutral value. `fields` holds those tables.
+Values are strict: no number from a string, no NaN, bounds on everything. An unknown field is
+refused, since it may be meant to change the answer; so is a known field that is not supported,
+unless it has its neutral value. The tables of those are in `fields`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class _Strict(BaseModel):
 
 
 def _joined_text(content: Any) -> Any:
-    """Text from OpenAI's two spellings: a string, or a list of text parts."""
+    """A string, or a list of text parts joined to one."""
     if not isinstance(content, list):
         return content
     texts = []
@@ -50,7 +50,7 @@ class Message(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _drop_empty(cls, data: Any) -> Any:
-        """An answer sent back carries empty fields of what was not in it."""
+        """Drops empty fields: clients send answers back with fields that were not used."""
         if not isinstance(data, dict):
             return data
         spare = ("refusal", "annotations", "audio", "function_call", "tool_calls")
@@ -58,21 +58,21 @@ class Message(_Strict):
 
 
 class StreamOptions(_Strict):
-    """How a stream comes: with usage at its end, with chunks padded to hide their lengths."""
+    """Options of a stream: usage in the last chunk; chunks padded to hide their lengths."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
 class Prediction(_Strict):
-    """Text that the answer is expected to contain: it drafts."""
+    """Text that the answer is expected to contain; drafts are taken from it."""
 
     type: Literal["content"]
     content: Text
 
 
 class JsonSchema(_Strict):
-    """A schema that the answer must satisfy; `strict: false` is served strictly, too."""
+    """A schema that the answer must satisfy, whatever the value of `strict`."""
 
     name: str = Field(max_length=128)
     schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
@@ -81,7 +81,7 @@ class JsonSchema(_Strict):
 
 
 class ResponseFormat(_Strict):
-    """Free text, any JSON object, or JSON of a schema."""
+    """Free text, any JSON object, or JSON that satisfies a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
@@ -96,12 +96,12 @@ class ResponseFormat(_Strict):
 
 
 class Extensions(_Strict):
-    """Fields of our own.
+    """Redwood's own fields.
 
     Args:
-        speculate: False: plain decoding; the same distribution, and the same text at temperature 0
-            or with a seed.
-        trace: streamed chunks carry the tree of their step; only with `stream`.
+        speculate: False: plain decoding. The distribution is the same, and so is the text at
+            temperature 0 or with a seed.
+        trace: each streamed chunk contains the tree of its step; only with `stream`.
     """
 
     speculate: bool = True
@@ -109,7 +109,7 @@ class Extensions(_Strict):
 
 
 def _whole(value: Any) -> Any:
-    """1.0 is a whole number in JSON."""
+    """Accepts 1.0 for 1, as JSON does not distinguish them."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -125,7 +125,7 @@ Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 
 
 class Request(_Strict):
-    """What both kinds of request have."""
+    """Fields of both kinds of request."""
 
     model: str | None = None
     temperature: float = Field(1.0, ge=0.0, le=2.0)
@@ -172,12 +172,12 @@ class Request(_Strict):
 
     @property
     def limit(self) -> int | None:
-        """Most tokens of an answer; None: not said."""
+        """Most tokens of an answer; None: not given."""
         return None
 
     @property
     def num_logprobs(self) -> int | None:
-        """Alternatives whose log-probabilities are wanted; None: no log-probabilities at all."""
+        """Number of most probable tokens with log-probabilities; None: no log-probabilities."""
         return None
 
 
@@ -198,7 +198,7 @@ class ChatRequest(Request):
 
     @property
     def limit(self) -> int | None:
-        """As `Request.limit`. The newer of the two names wins."""
+        """As `Request.limit`; `max_completion_tokens` precedes the older `max_tokens`."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property

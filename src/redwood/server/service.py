@@ -1,4 +1,4 @@
-"""What serves one engine, held together: worker, queue, metrics, and what is open right now."""
+"""Everything around one served engine: worker, queue, metrics, open requests."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from redwood.server.admission import Admission
 from redwood.server.auth import Keys
 from redwood.server.errors import ApiError
 from redwood.server.generation import Choice, Event, Generation
+from redwood.server.kv_capacity import limit_kv_tokens
 from redwood.server.logs import Record
 from redwood.server.memory import Memory
 from redwood.server.metrics import Metrics
 from redwood.server.preparing import Preparer
-from redwood.server.room import bound_tokens
 from redwood.server.settings import Settings
 from redwood.server.tables import OwnTables, own_tables
 from redwood.server.tokens import TokenTexts
@@ -33,15 +33,16 @@ class Service:
     """One engine and everything around it, for one event loop.
 
     Args:
-        engine: from `redwood.load`; it belongs to the service from now on.
-        keys: None: everybody may come in.
-        memory: where finished answers are kept to draft from; None: nowhere.
-        share: of the memory that is free, for keys and values of this engine.
-        tables: of what the target said, a table for each key. None: made here, in memory, where
-            there are several keys and the engine has a table.
-        shared_table: the engine's one table is for all keys.
+        engine: from `redwood.load`; used by nothing else from now on.
+        settings: names, limits, times.
+        keys: API keys; None: every client is served.
+        memory: keeps finished answers to draft from; None: they are not kept.
+        share: fraction of free memory for keys and values of this engine.
+        tables: successor tables, one for each API key. None: made here, in memory, if there
+            are several keys and the engine has such a table.
+        shared_table: all keys share the engine's one table.
 
-    Attributes: the parts by their names; `draining`: new requests for answers are refused.
+    Attributes: the parts by name; `draining`: new requests for answers are refused.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Service:
         shared_table: bool = False,
     ) -> None:
         self.engine, self.settings = engine, settings
-        bound_tokens(engine, settings.kv_tokens, share)
+        limit_kv_tokens(engine, settings.kv_tokens, share)
         self.keys = Keys() if keys is None else keys
         per_key = settings.max_queue_per_key
         if per_key is None:
@@ -81,13 +82,13 @@ class Service:
         self._watch()
 
     def close(self) -> None:
-        """Saves what is kept on disk, once nothing runs any more."""
+        """Saves what is kept on disk and closes the engine; to be called once nothing runs."""
         for kept in (self._memory, self.tables, self.engine):
             if kept is not None:
                 kept.close()
 
     def trouble(self) -> str | None:
-        """Returns what is wrong with the engine, None if nothing is."""
+        """See `Worker.trouble`, with the operator's time limit."""
         return self.worker.trouble(self.settings.health_timeout_s)
 
     @property
@@ -106,7 +107,7 @@ class Service:
 
     @contextmanager
     def serving(self, generation: Generation, record: Record) -> Iterator[None]:
-        """Has a generation in the engine for as long as the context lasts.
+        """Submits a generation to the engine; on leaving, cancels it if it has not ended.
 
         Raises:
             ApiError: 429 or 503 from `Worker.submit`.

@@ -1,4 +1,4 @@
-"""What an operator may set: names, limits, times. Values only."""
+"""The operator's settings: names, limits, times."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from redwood.errors import ArgumentError, check_count
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How the server behaves. Times in seconds.
+    """Settings of the server. Times in seconds.
 
     Args:
-        model_names: what clients may call the model; the first is what it calls itself.
+        model_names: names under which the model is served; answers without a name use the first.
         host, port: where to listen; port 0: any free one.
-        max_queue: choices that may wait for a row; more get a 429. A request for n answers, or with
-            several prompts, has that many choices.
+        max_queue: choices that may wait for a row; more get a 429. A request has (number of
+            prompts) x n choices.
         max_queue_tokens: prompt tokens that may wait.
         max_queue_per_key: choices of one API key that may wait; None: all of `max_queue` without
             keys or with one, else half.
-        kv_tokens: tokens, prompts and answers, that all rows may come to hold; 0: no bound. None:
-            what memory has room for.
-        max_connections: open at once; None: what the limit of open files leaves room for.
+        kv_tokens: tokens of prompts and answers that all rows together may hold; 0: no limit. None:
+            what fits into free memory.
+        max_connections: open at once; None: as many as the limit of open files allows.
         max_body_bytes: of a request.
-        max_choices: answers of one request: n times its prompts.
-        max_output_tokens: of one answer; None: what the context holds. A request that asks for more
-            gets this many.
+        max_choices: choices of one request.
+        max_output_tokens: of one answer; None: the rest of the context. A request that asks for
+            more gets this many.
         body_timeout_s: for a request's body to arrive.
         queue_timeout_s: for a request to get its first row.
-        request_timeout_s: for a request altogether.
-        send_timeout_s: for a client to take a part of its answer.
-        ping_s: between signs of life on a silent stream.
-        drain_timeout_s: for what runs to end after SIGTERM.
-        health_timeout_s: oldest heartbeat of an engine that counts as alive.
+        request_timeout_s: from a request's arrival to the end of its answer.
+        send_timeout_s: for a client to receive a part of its answer.
+        ping_s: between keep-alive comments on a stream without events.
+        drain_timeout_s: for open requests to end after SIGTERM.
+        health_timeout_s: longest time between heartbeats of an engine that counts as alive.
         trace: whether requests may ask for the trees of their steps.
-        metrics_without_key: whether /metrics is open.
-        allowed_hosts: further values of the Host header to accept without a key on a loopback
-            address; others are refused, so that no web page can reach a private server by a name
-            of its own.
+        metrics_without_key: whether /metrics needs no key.
+        allowed_hosts: further values of the Host header that are accepted on a loopback address
+            without keys. Others are refused, so that no web page can reach a private server through
+            a domain of its own (DNS rebinding).
         log_prompts: put prompts and answers into the log.
 
     Raises:
@@ -96,12 +96,12 @@ class Settings:
 
     @property
     def on_loopback(self) -> bool:
-        """Whether only this machine can connect."""
+        """Whether `host` can be reached from this machine only."""
         return is_loopback(self.host)
 
 
 def is_loopback(host: str) -> bool:
-    """Returns whether an address or name means this machine and no other."""
+    """Returns whether an address or name is a loopback one."""
     if host.lower().rstrip(".") in ("localhost", "localhost.localdomain"):
         return True
     try:

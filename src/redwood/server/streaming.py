@@ -1,4 +1,4 @@
-"""Server-sent events: keep-alive comments on a silent stream, an end when the client leaves."""
+"""Server-sent events, with keep-alive comments; cancelled when the client disconnects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class ClientLeft(Exception):
-    """Nobody waits for the answer any more: the connection is closed, or nothing is read from it.
+    """The client has closed the connection, or reads nothing from it.
 
     Args:
         reason: "disconnect" or "slow_client".
@@ -35,11 +35,11 @@ class ClientLeft(Exception):
 
 
 def event(value: dict[str, Any], *, padded: bool = False) -> bytes:
-    """Returns a value as an event.
+    """Returns a value as a server-sent event.
 
     Args:
-        padded: with a field `obfuscation` that rounds its length up, so that who sees only lengths
-            learns little about the tokens in it.
+        padded: adds a field `obfuscation` that rounds the length up, so that an observer of
+            encrypted traffic learns little about the tokens from their lengths.
     """
     if padded:
         length = len(json.dumps({**value, "obfuscation": ""}))
@@ -49,15 +49,15 @@ def event(value: dict[str, Any], *, padded: bool = False) -> bytes:
 
 
 class EventStream(Response):
-    """Sends events as they come.
+    """A response that sends events as they come.
 
     Args:
-        events: encoded. An exception before the first one is raised, so that it can have a status
-            of its own; a later one becomes a last event with OpenAI's error.
-        lifetime: held from the start of sending to its end.
-        ping_s: silence after which a comment is sent, and longest wait for a status.
-        send_timeout_s: for a client to take an event.
-        failed: is told of an error in mid-stream.
+        events: encoded. An exception before the first one is raised, so that the response can have
+            an error status; a later one becomes a last event with the error.
+        lifetime: entered before the first event is awaited, left at the end of the response.
+        ping_s: time without events after which a comment is sent, and with it the status.
+        send_timeout_s: for a client to receive an event.
+        failed: called with an error that came after the first event.
     """
 
     media_type = "text/event-stream"
@@ -76,7 +76,7 @@ class EventStream(Response):
         self._ping_s, self._send_timeout_s = ping_s, send_timeout_s
         del self.headers["content-length"]
         self.headers["cache-control"] = "no-cache"
-        self.headers["x-accel-buffering"] = "no"  # or nginx would keep events back
+        self.headers["x-accel-buffering"] = "no"  # else nginx buffers events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the response.
@@ -107,9 +107,9 @@ class EventStream(Response):
         except Exception as error:
             if not isinstance(error, ApiError):
                 log.exception("a stream failed")
-            told = as_api_error(error)
-            self._failed(told)
-            await put(told.event)
+            sent = as_api_error(error)
+            self._failed(sent)
+            await put(sent.event)
         await put(b"", more=False)
 
     async def _put(self, send: Send, message: Message) -> None:
@@ -121,7 +121,7 @@ class EventStream(Response):
 
 
 async def _with_pings(events: AsyncGenerator[bytes], ping_s: float) -> AsyncGenerator[bytes]:
-    """The events, with a comment after every silence; closed in the end."""
+    """The events, with a comment after every `ping_s` without one; closes `events` at the end."""
     waiting: asyncio.Task[bytes] | None = None
     try:
         while True:
@@ -147,10 +147,10 @@ async def _next(events: AsyncGenerator[bytes]) -> bytes:
 
 
 async def until_left(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Returns what `work` returns, or cancels it when the client closes the connection.
+    """Returns what `work` returns.
 
     Raises:
-        ClientLeft: it did.
+        ClientLeft: the client closed the connection before; `work` is cancelled.
     """
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_left(receive))

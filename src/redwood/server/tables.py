@@ -1,4 +1,4 @@
-"""A table of what the target said for each API key: nothing of one key drafts for another."""
+"""A successor table for each API key, so that text of one key never drafts for another."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class OwnTables:
-    """A table for every owner of requests.
+    """A table for each owner of requests.
 
     Args:
-        tables: where they are; closed with this.
-        drafter: of the engine.
-        namespace_of: name of an owner's namespace.
+        tables: where tables are stored; closed by `close`.
+        drafter: the engine's.
+        namespace_of: owner -> name of its table.
     """
 
     def __init__(
@@ -32,12 +32,13 @@ class OwnTables:
         self.tables, self._drafter, self._name = tables, drafter, namespace_of
 
     def recall(self, choice: Choice) -> None:
-        """Gives a choice that has its number its owner's table, in place of the engine's."""
+        """Lets a choice, which must have its `key`, draft from its owner's table instead of the
+        engine's."""
         assert choice.key is not None
         attach(self._drafter, choice.key, table=self.tables.table(self._name(choice.owner)))
 
     def close(self) -> None:
-        """Saves for the last time."""
+        """Saves the tables and closes them."""
         self.tables.close()
 
 
@@ -47,15 +48,17 @@ def own_tables(
     folder: Path | None = None,
     target: str = "",
 ) -> OwnTables:
-    """Returns tables by owner for an engine, in the memory that its one table may take.
+    """Returns tables by owner for an engine; together they may take the memory of its one table.
 
     Args:
-        folder: where they are kept; None: in memory alone.
-        target: the engine's, as `redwood.load` took it; needed with a folder.
+        engine: one of its drafters has a table.
+        namespace_of: owner -> name of its table.
+        folder: where tables are saved; None: they are kept in memory only.
+        target: the target's name, as given to `redwood.load`; needed with a folder.
 
     Raises:
         ArgumentError: no drafter of the engine has a table.
-        TableError: the folder cannot be made.
+        TableError: the folder cannot be created.
     """
     with_table = tables_of([engine.drafter])
     if not with_table:

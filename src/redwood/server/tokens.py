@@ -8,11 +8,11 @@ from typing import Any
 
 _REPLACEMENT = "\ufffd"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-_SPACE = "\u2581"  # how SentencePiece writes a space
+_SPACE = "\u2581"  # SentencePiece's character for a space
 
 
 class TokenTexts:
-    """What tokens say, remembered.
+    """Texts and bytes of tokens, cached.
 
     Args:
         tokenizer: of the target.
@@ -31,19 +31,19 @@ class TokenTexts:
         if byte := _BYTE.fullmatch(piece):
             return [int(byte[1], 16)]
         alphabet = _alphabet()
-        return [alphabet[sign] for sign in piece] if set(piece) <= alphabet.keys() else None
+        return [alphabet[char] for char in piece] if set(piece) <= alphabet.keys() else None
 
     def _text(self, token: int) -> str:
         text = str(self._tokenizer.decode([token], skip_special_tokens=False))
         piece = str(self._tokenizer.convert_ids_to_tokens(token))
-        # Decoding drops the space before a first word; here no token is the first.
+        # Decoding drops the space before the first word of a text; no token is the first one here.
         return f" {text}" if piece.startswith(_SPACE) and not text.startswith(" ") else text
 
 
 @lru_cache(maxsize=1)
 def _alphabet() -> dict[str, int]:
-    """Sign -> byte of byte-level tokenizers: printable Latin-1 stands for itself, the rest follows
-    from 256 on."""
+    """Character -> byte of byte-level tokenizers: printable Latin-1 stands for itself, the other
+    bytes for the characters from 256 on."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + i): b for i, b in enumerate(rest)}

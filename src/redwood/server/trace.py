@@ -1,4 +1,4 @@
-"""One step as a client may see it: the tree that was drafted, and the path that was accepted."""
+"""One step as JSON for clients: the draft tree, and the path that was accepted."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from redwood.server.tokens import TokenTexts
 
 
 def describe(step: Step, stats: Stats, texts: TokenTexts) -> dict[str, Any]:
-    """Returns a step for JSON.
+    """Returns a step as values for JSON.
 
     Args:
-        stats: of the request, this step included.
+        stats: of the choice, this step included.
 
-    Returns: `step` (1 for the first), `nodes` (index = node, 0 = root; parent, token, text),
-        `accepted` (path of nodes, root first), `bonus` (the token after it; None where the text
-        ended inside the path), `seconds` by stage and `generated` tokens of this answer so far.
+    Returns: `step`: number of the step, from 1; `nodes`: parent, token and text of each node, the
+        root first; `accepted`: the accepted path as node indices, root first; `bonus`: the token
+        after it, None where the text ended inside the path; `seconds` by stage; `generated`: tokens
+        of this answer so far.
     """
     tokens, parents = step.tree.token_list, step.tree.parent_list
     accepted = step.num_accepted

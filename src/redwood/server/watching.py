@@ -1,7 +1,7 @@
-"""Watchdog: logs an engine that is stuck, closes connections that send nothing.
+"""Watchdog: logs an engine that is stuck, closes connections that are stalled.
 
-uvicorn closes connections that idle after an answer, but neither one that never sends a request, or
-only half of its head, nor one whose reader stopped for good; they are looked for here.
+uvicorn closes connections that are idle after an answer, but neither those that never send a
+request, or only a part of its head, nor closed ones whose client reads nothing. This does.
 """
 
 from __future__ import annotations
@@ -21,65 +21,71 @@ from redwood.server.connections import is_idle
 from redwood.server.service import Service
 
 _EVERY_S = 1.0
-_LINGER_S = 5.0  # for a closed connection whose buffer is empty
-Quiet = WeakKeyDictionary[Any, tuple[float, int, Any]]
+_EMPTY_CLOSE_S = 5.0  # for a closing connection whose send buffer is empty
+Stalled = WeakKeyDictionary[Any, tuple[float, int, Any]]
+"""Connection -> since when (s), bytes left to send then, its last request."""
 log = logging.getLogger("redwood.server")
 
 
 async def watch(service: Service, server: uvicorn.Server) -> None:
-    """Looks after engine and connections until it is cancelled."""
-    quiet: Quiet = WeakKeyDictionary()
+    """Checks the engine and the connections every second until it is cancelled."""
+    stalled: Stalled = WeakKeyDictionary()
     settings = service.settings
-    known: str | None = None
+    logged: str | None = None
     while True:
         await asyncio.sleep(_EVERY_S)
-        known = _tell(service, known)
+        logged = _log_trouble(service, logged)
         connections = server.server_state.connections
-        close_quiet(connections, quiet, settings.body_timeout_s, settings.send_timeout_s)
+        close_stalled(connections, stalled, settings.body_timeout_s, settings.send_timeout_s)
 
 
-def _tell(service: Service, known: str | None) -> str | None:
-    """Logs a change of the engine's state; where it is stuck, with the stacks of all threads."""
+def _log_trouble(service: Service, logged: str | None) -> str | None:
+    """Logs a change of the engine's state, with the stacks of all threads where it is stuck.
+
+    Args:
+        logged: the state that was logged last.
+
+    Returns: the state now, None where all is well.
+    """
     trouble = service.trouble()
-    if trouble == known:
-        return known
+    if trouble == logged:
+        return logged
     if trouble is None:
         log.warning("the engine works again")
         return None
     log.error("the engine is in trouble: %s", trouble)
     if trouble == "engine_stalled":
-        with suppress(OSError, ValueError):  # stderr may be no file
+        with suppress(OSError, ValueError):  # stderr may have no file descriptor
             faulthandler.dump_traceback(sys.stderr)
     return trouble
 
 
-def close_quiet(connections: set[Any], quiet: Quiet, patience_s: float, send_s: float) -> None:
-    """Closes connections that take long to send a request, and aborts those that do not close.
+def close_stalled(connections: set[Any], stalled: Stalled, request_s: float, send_s: float) -> None:
+    """Closes connections that send no request in time, and aborts closing ones that are stuck.
 
-    A request that came whole is no matter of this: `Settings.request_timeout_s` bounds it.
-
-    A closed connection may take what is still in its buffer for as long as it takes some of it.
+    Requests that arrived whole are not looked at: `Settings.request_timeout_s` bounds them. A
+    closing connection is not aborted while its client still reads from its send buffer.
 
     Args:
         connections: uvicorn's protocols.
-        quiet: since when each has been seen so, the bytes that it had to send then, and its last
-            request; kept between calls.
-        patience_s: for the head of a request, the first one or one after an answer.
-        send_s: for a closed connection to take anything.
+        stalled: connections seen without progress; kept between calls.
+        request_s: for the head of a request to arrive, after the connection was opened or after the
+            last answer.
+        send_s: for the client of a closing connection to read anything.
     """
     now = monotonic()
     for connection in list(connections):
         transport = connection.transport
         closing = transport.is_closing()
         if not closing and not is_idle(connection):
-            quiet.pop(connection, None)
+            stalled.pop(connection, None)
             continue
         left = transport.get_write_buffer_size() if closing else 0
-        since, before, answered = quiet.get(connection, (now, left, connection.cycle))
-        if left < before or answered is not connection.cycle:  # it asked something meanwhile
+        since, before, answered = stalled.get(connection, (now, left, connection.cycle))
+        if left < before or answered is not connection.cycle:  # progress, or another request
             since = now
-        quiet[connection] = since, left, connection.cycle
-        if closing and now - since > (send_s if left else _LINGER_S):
+        stalled[connection] = since, left, connection.cycle
+        if closing and now - since > (send_s if left else _EMPTY_CLOSE_S):
             transport.abort()
-        elif not closing and now - since > patience_s:
+        elif not closing and now - since > request_s:
             transport.close()

@@ -1,8 +1,8 @@
 """The one thread that owns the engine.
 
-It takes choices whose turn it is, makes steps, and posts what came of them to the event loop. Its
-heartbeat is what /health looks at. An error of one step ends the choices that were in it and no
-others; only the death of the thread itself ends the server.
+It takes choices off the queue, makes steps, and posts their results to the event loop. /health
+reports the age of its heartbeat. An error in a step ends the choices that were in it and no others;
+only the death of the thread ends the server.
 """
 
 from __future__ import annotations
@@ -41,13 +41,15 @@ class Worker:
     """Runs an engine for an event loop.
 
     Args:
-        engine: nobody else may call it from now on, except for `encode`.
-        admission: where choices wait.
-        metrics: where steps are counted.
-        memory: where finished answers are kept, if they are.
-        tables: of each owner; None: all draft from the engine's, if it has one.
+        engine: only this thread calls it from now on, except for `encode`.
+        admission: the queue of choices.
+        metrics: count the steps.
+        memory: keeps finished answers to draft from; None: they are not kept.
+        tables: a table for each owner; None: all draft from the engine's, if it has one.
         namespace_of: name of an owner that stays when keys change places: owners with another one
             share no keys and values.
+
+    Attributes: `died`: set in the event loop when the thread has ended.
     """
 
     def __init__(
@@ -65,14 +67,14 @@ class Worker:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = Thread(target=self._main, name="redwood-engine", daemon=True)
         self._wake, self._stop = Flag(), Flag()
-        self._dropped: deque[Generation] = deque()
+        self._cancelled: deque[Generation] = deque()
         self._running: dict[int, Choice] = {}
         self._beat_s = monotonic()
         self._failures = 0
         self.died = asyncio.Event()
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begins to work; events are posted to `loop`."""
+        """Starts the thread; events are posted to `loop`."""
         self._loop = loop
         self._beat_s = monotonic()
         self._thread.start()
@@ -88,19 +90,19 @@ class Worker:
         """Queues a request.
 
         Raises:
-            ApiError: 429 when it is one too many, 503 when the thread is dead.
+            ApiError: 429: the queue is full; 503: the thread is dead.
         """
         if self.alive:
             self.admission.push(generation.choices)
             self._wake.set()
-        if not self.alive:  # asked again: it may have died meanwhile, and nobody would answer
+        if not self.alive:  # checked again: it may have died in the meantime
             self.admission.remove(generation.choices)
             raise unavailable("the engine is down", "engine_dead")
 
     def cancel(self, generation: Generation) -> None:
-        """Drops what a request still has in the queue and, after the step, in the engine."""
+        """Removes a request's choices from the queue and, after the current step, the engine."""
         self.admission.remove(generation.choices)
-        self._dropped.append(generation)
+        self._cancelled.append(generation)
         self._wake.set()
 
     @property
@@ -110,14 +112,14 @@ class Worker:
 
     @property
     def heartbeat_age_s(self) -> float:
-        """Seconds since the thread last began a step or found nothing to do."""
+        """Seconds since the thread last began a step, or was last idle."""
         return monotonic() - self._beat_s
 
     def trouble(self, timeout_s: float) -> str | None:
-        """Returns what is wrong with the engine, None if nothing is.
+        """Returns "engine_dead", "engine_stalled" or "engine_failing"; None: all is well.
 
         Args:
-            timeout_s: oldest heartbeat that is fine.
+            timeout_s: age of the heartbeat from which on the engine counts as stalled.
         """
         if not self.alive:
             return "engine_dead"
@@ -130,8 +132,8 @@ class Worker:
             while not self._stop.is_set():
                 self._beat_s = monotonic()
                 self._wake.clear()
-                self._drop()
-                self._fill()
+                self._drop_cancelled()
+                self._admit()
                 if self.engine.busy:
                     self._step()
                 else:
@@ -146,19 +148,20 @@ class Worker:
                 self._post([(choice.generation, Event(choice.index, error=error))])
             self._call(self.died.set)
 
-    def _drop(self) -> None:
-        while self._dropped:
-            for choice in self._dropped.popleft().choices:
+    def _drop_cancelled(self) -> None:
+        while self._cancelled:
+            for choice in self._cancelled.popleft().choices:
                 if choice.key in self._running:
                     self._end(choice)
 
-    def _fill(self) -> None:
+    def _admit(self) -> None:
+        """Moves choices from the queue to free rows of the engine."""
         while (choice := self.admission.pop()) is not None:
             try:
                 choice.key = self.engine.add(choice.prompt, self._walled(choice))
             except Exception as error:
                 self.admission.done()
-                self._say(error)
+                self._count_error(error)
                 self._post([(choice.generation, Event(choice.index, error=error))])
                 continue
             choice.stats = self.engine.stats(choice.key)
@@ -181,30 +184,30 @@ class Worker:
             steps = self.engine.step()
         except Exception as error:
             self._failures += 1
-            self._say(error)
-            ended = [choice for choice in self._running.values() if not self._known(choice)]
+            self._count_error(error)
+            ended = [choice for choice in self._running.values() if not self._in_engine(choice)]
             self._fail(ended or list(self._running.values()), error)
             return
         if steps:
             self._failures = 0
         now = perf_counter()
-        told = []
+        events = []
         for step in steps:
             choice = self._running.get(step.request)
             if choice is None:
                 continue
             try:
-                told.append((choice.generation, self._event(choice, step, now)))
+                events.append((choice.generation, self._event(choice, step, now)))
             except Exception as error:
-                self._say(error)
+                self._count_error(error)
                 self._fail([choice], error)
-        self._post(told)
+        self._post(events)
 
     def _event(self, choice: Choice, step: Step, now: float) -> Event:
-        """Counts a step of a choice, and lets go of a choice that has ended."""
+        """Counts a step of a choice and ends it if the step was its last; returns its event."""
         generation = choice.generation
         if step.error is not None:
-            self._say(step.error)
+            self._count_error(step.error)
             self._end(choice)
             return Event(choice.index, error=step.error)
         self._metrics.count_step(step)
@@ -230,8 +233,8 @@ class Worker:
             trace=describe(step, choice.stats, self._texts) if generation.trace else None,
         )
 
-    def _known(self, choice: Choice) -> bool:
-        """Whether the engine still has it."""
+    def _in_engine(self, choice: Choice) -> bool:
+        """Whether the engine still has this choice."""
         try:
             self.engine.stats(choice.key or 0)
         except ArgumentError:
@@ -239,7 +242,7 @@ class Worker:
         return True
 
     def _end(self, choice: Choice) -> None:
-        """Takes a choice out of the engine, if it is still there, and gives its row back."""
+        """Takes a choice out of the engine, if it is still there, and frees its row."""
         if choice.key is None or self._running.pop(choice.key, None) is None:
             return
         self.admission.done()
@@ -253,24 +256,24 @@ class Worker:
             self._end(choice)
         self._post([(each.generation, Event(each.index, error=error)) for each in choices])
 
-    def _say(self, error: BaseException) -> None:
-        """Counts an error; one that nobody meant to raise is logged with its traceback."""
+    def _count_error(self, error: BaseException) -> None:
+        """Counts an error; an unexpected one is logged with its traceback."""
         self._metrics.engine_errors.labels(type(error).__name__).inc()
         if not isinstance(error, RedwoodError):
             log.error("a step of the engine failed", exc_info=error)
 
-    def _post(self, told: Sequence[tuple[Generation, Event]]) -> None:
-        if told:
-            self._call(_deliver, told)
+    def _post(self, events: Sequence[tuple[Generation, Event]]) -> None:
+        if events:
+            self._call(_deliver, events)
 
     def _call(self, function: object, *args: object) -> None:
         assert self._loop is not None and callable(function)
         try:
             self._loop.call_soon_threadsafe(function, *args)
-        except RuntimeError:  # the loop is closed: nobody listens any more
+        except RuntimeError:  # the loop is closed: the server has ended
             log.debug("an event came after the end")
 
 
-def _deliver(told: Sequence[tuple[Generation, Event]]) -> None:
-    for generation, event in told:
+def _deliver(events: Sequence[tuple[Generation, Event]]) -> None:
+    for generation, event in events:
         generation.events.put_nowait(event)

@@ -2,11 +2,11 @@
 
     client - Ray's proxy - router - engine, engine, ...
 
-`engines.py` is one engine with the server's own application around it, `router.py` the application
-in front of them: it holds the client's connection, so that the death of an engine is an error to
-tell, or a request to ask again, and not a torn stream. `gathered.py` puts on one page what all say
-of themselves. `plan.py` says what is wanted, `deployments.py` makes Ray Serve's application of it,
-`running.py` runs that on this machine. Only the last two know Ray.
+`engines.py`: one engine with the server's application around it. `router.py`: the application in
+front of them. It holds the client's connection, so that when an engine dies the request is repeated
+on another one, or the client gets an error, instead of a broken stream. `gathered.py`: metrics and
+health of all replicas on one page. `plan.py`: the configuration; `deployments.py` makes Ray Serve's
+application of it; `running.py` runs that on this machine. Only the last two import Ray.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INSTALL = 'pip install "redwood[ray]"'
 
 
 def application(args: Mapping[str, Any]) -> Any:
-    """Returns Ray Serve's application: for `import_path: redwood.server.replicas:application`.
+    """Returns Ray Serve's application, for `import_path: redwood.server.replicas:application`.
 
     Args:
         args: of `DeployPlan.from_args`.
@@ -37,7 +37,7 @@ def application(args: Mapping[str, Any]) -> Any:
 
 
 def check_ray() -> None:
-    """Raises UnsupportedError, with the command that helps, where Ray Serve is missing."""
+    """Raises UnsupportedError, with the command that installs it, if Ray Serve is missing."""
     try:
         import ray.serve  # noqa: F401
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The plan as deployments of Ray Serve: what they are told, and how the router reaches engines."""
+"""The plan as deployments of Ray Serve: their options, and how the router calls the engines."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from redwood.server.replicas.plan import DeployPlan
 from redwood.server.replicas.router import ReplicaLost, Router
 
 ENGINE, ROUTER = "engine", "router"
-_READ_S = 5.0
-_MARGIN_S = 10.0
-_BESIDE = 8  # requests that need no row: models, pages
+_READ_S = 5.0  # for a replica to return one of its pages
+_MARGIN_S = 10.0  # added to our own time limits, so that they come before Ray's
+_EXTRA_REQUESTS = 8  # requests that need no row: /v1/models and the like
 _ROUTER_ONGOING = 10_000
-_QUIET = {"log_level": "WARNING", "enable_access_log": False}  # requests have our own log
+_LOGGING = {"log_level": "WARNING", "enable_access_log": False}  # we log requests ourselves
 
 
 def build(plan: DeployPlan) -> Any:
@@ -43,13 +43,13 @@ def build(plan: DeployPlan) -> Any:
     engine = serve.deployment(_Engine).options(
         name=ENGINE,
         ray_actor_options={"num_cpus": plan.replica_cpus, "num_gpus": plan.replica_gpus},
-        max_ongoing_requests=plan.rows + settings.max_queue + _BESIDE,
+        max_ongoing_requests=plan.rows + settings.max_queue + _EXTRA_REQUESTS,
         max_queued_requests=plan.rows + settings.max_queue,
         graceful_shutdown_timeout_s=settings.drain_timeout_s + _MARGIN_S,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=5.0,
         health_check_timeout_s=15.0,
-        logging_config=_QUIET,
+        logging_config=_LOGGING,
         **_scale(plan),
     )
     router = serve.deployment(_Router).options(
@@ -59,8 +59,8 @@ def build(plan: DeployPlan) -> Any:
         max_ongoing_requests=_ROUTER_ONGOING,
         graceful_shutdown_timeout_s=settings.request_timeout_s + 2 * _MARGIN_S,
         graceful_shutdown_wait_loop_s=0.5,
-        logging_config=_QUIET,
-        max_surge_percent=100,  # the next one is there before this one goes
+        logging_config=_LOGGING,
+        max_surge_percent=100,  # at an update, the new one starts before the old one stops
     )
     return router.bind(plan, keys, engine.bind(plan, keys))
 
@@ -93,11 +93,11 @@ class _Engine:
             yield batch
 
     async def read(self, path: str) -> Page:
-        """Returns one of its pages."""
+        """See `Replica.read`."""
         return await self._replica.read(path)
 
     def check_health(self) -> None:
-        """Raises where Ray is to start another one instead."""
+        """Called by Ray, which replaces the replica if it raises."""
         self._replica.check_health()
 
 
@@ -111,22 +111,22 @@ class _Router:
         self._router = Router(name, _Handles(engines), plan.settings, keys, plan.retries)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        """What Ray Serve calls for the application."""
+        """Called by Ray Serve; returns the ASGI application."""
         return self._router
 
     async def drain(self) -> int:
-        """Refuses new requests; returns how many go on."""
+        """Refuses new requests; returns how many are still being answered."""
         self._router.draining = True
         return self._router.num_open
 
     async def cut(self) -> int:
-        """Ends those that go on with an error; returns how many."""
+        """Ends all open requests with an error; returns how many."""
         self._router.draining = True
         return self._router.cut()
 
 
 class _Handles:
-    """The engines, reached through Ray."""
+    """`Engines` through handles of Ray Serve."""
 
     def __init__(self, engines: DeploymentHandle) -> None:
         self._engines = engines
@@ -161,12 +161,12 @@ class _Handles:
                 response.cancel()
 
     async def read(self, path: str) -> list[Page]:
-        """See `Engines.read`; one that is stuck leaves those of another one."""
+        """See `Engines.read`; if one of them is stuck, returns the page of a single other one."""
         try:
-            told = await self._engines.broadcast("read", path).results_async(
+            pages = await self._engines.broadcast("read", path).results_async(
                 timeout_s=_READ_S, return_exceptions=True
             )
-            return [page for page in told if isinstance(page, tuple)]
+            return [page for page in pages if isinstance(page, tuple)]
         except DeploymentUnavailableError:
             return []
         except TimeoutError:

@@ -1,7 +1,7 @@
-"""One engine as a replica: the server's application, asked without a socket.
+"""One engine as a replica: the server's application, called without a socket.
 
-What comes in is a whole request, what goes out are the messages of its response, as ASGI has them.
-Keys, limits, queue, metrics and errors are those of `redwood serve`: it is the same application.
+Input: a whole request; output: the ASGI messages of its response. Keys, limits, queue, metrics and
+errors are those of `redwood serve`: it is the same application.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from redwood.server.settings import Settings
 if TYPE_CHECKING:
     from redwood.engine.text import Engine
 
-_LEAVING_S = 5.0  # for a request whose client has left
-_GRACE_S = 3.0  # for last words to leave
-_BROKEN = 1
+_LEAVING_S = 5.0  # for the application to end a request whose client has left
+_GRACE_S = 3.0  # for the last errors to reach clients
+_BROKEN = 1  # exit code
 log = logging.getLogger("redwood.server")
 
 
@@ -37,7 +37,7 @@ class Call:
 
     Args:
         headers: names in lower case.
-        client: address and port of who asked.
+        client: address and port of the client.
     """
 
     method: str
@@ -52,10 +52,10 @@ class Replica:
     """An engine with its server.
 
     Args:
-        name: what the others call it.
-        engine: it belongs to the replica from now on.
+        name: label of its metrics.
+        engine: used by nothing else from now on.
         leave: called with the exit code when the engine's thread has died.
-        share: of the memory that is free, for keys and values of this engine.
+        share: fraction of free memory for keys and values of this engine.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Replica:
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begins to work, on the loop that runs."""
+        """Starts the engine's thread, in the running event loop."""
         inner = self._app.app
         self._life = inner.router.lifespan_context(inner)
         await self._life.__aenter__()
@@ -91,9 +91,9 @@ class Replica:
             await self._life.__aexit__(None, None, None)
 
     async def serve(self, call: Call) -> AsyncGenerator[list[Message]]:
-        """Answers a request: lists of ASGI messages as they come, the first at once and empty.
+        """Yields the ASGI messages of the response in lists; the first is empty and comes at once.
 
-        Closing it or cancelling it is the client's leaving.
+        Closing or cancelling the generator counts as the client's disconnect.
         """
         app: ASGIApp = self._app
         made: asyncio.Queue[Message | None] = asyncio.Queue()
@@ -119,10 +119,10 @@ class Replica:
                 batch = [await made.get()]
                 while not made.empty():
                     batch.append(made.get_nowait())
-                if told := [message for message in batch if message is not None]:
-                    yield told
+                if messages := [message for message in batch if message is not None]:
+                    yield messages
                 if batch[-1] is None:
-                    await answering  # its exception, if there is one
+                    await answering  # raises its exception, if there is one
                     return
         finally:
             left.set()
@@ -130,7 +130,7 @@ class Replica:
             answering.cancel()
 
     async def read(self, path: str) -> tuple[str, int, bytes]:
-        """Returns its name, and status and body of /health, /ready or /metrics."""
+        """Returns the replica's name, and status and body of /health, /ready or /metrics."""
         made: list[Message] = []
 
         async def receive() -> Message:
@@ -140,16 +140,17 @@ class Replica:
             made.append(message)
 
         scope = {**_scope(Call("GET", path)), "record": Record(self.name, "GET", path)}
-        await self._app.app(scope, receive, send)  # past the door: nobody asks from outside
+        await self._app.app(scope, receive, send)  # not through the outer middleware
         return self.name, made[0]["status"], b"".join(each.get("body", b"") for each in made)
 
     def check_health(self) -> None:
-        """Raises RuntimeError while the engine is dead, stuck or only failing."""
+        """Raises RuntimeError while the engine is dead, stalled, or all its steps fail."""
         if (trouble := self.service.trouble()) is not None:
             raise RuntimeError(f"the engine is in trouble: {trouble}")
 
     async def _watch(self) -> None:
-        """Ends the process after the engine's thread: an empty replica would draw all requests."""
+        """Ends the process when the engine's thread has died: a replica that fails at once looks
+        idle, and would be sent all requests."""
         await self.service.worker.died.wait()
         self.service.draining = True
         log.error("the engine's thread has died: the replica ends")
@@ -161,7 +162,7 @@ class Replica:
 
 
 def open_engine(plan: DeployPlan) -> Engine:
-    """Returns the engine of one replica, with threads for the processors that are its own.
+    """Returns the engine of one replica, with as many threads as Ray reserved processors for it.
 
     Raises:
         RedwoodError: see `redwood.load`.
@@ -172,7 +173,7 @@ def open_engine(plan: DeployPlan) -> Engine:
 
     torch.set_num_threads(plan.threads)
     if "threads" not in plan.engine:
-        with suppress(ArgumentError, UnsupportedError):  # a backend that has no such option
+        with suppress(ArgumentError, UnsupportedError):  # a backend without that option
             return load(plan.target, plan.drafter, threads=plan.threads, **plan.engine)
     return load(plan.target, plan.drafter, **plan.engine)
 

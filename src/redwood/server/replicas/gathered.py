@@ -1,4 +1,4 @@
-"""What all replicas say of themselves, on one page: metrics, and whether they live."""
+"""Metrics and health of all replicas, gathered on one page each."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from redwood.server.metrics import CONTENT_TYPE
 from redwood.server.responses import json_response
 
 Page = tuple[str, int, bytes]
-"""A replica's name, and status and body of what it said."""
+"""A replica's name, and status and body of its response."""
 _SAMPLE = re.compile(rb"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\S+)")
 
 
 class Counts:
-    """What a router counts."""
+    """A router's own counters."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -30,16 +30,20 @@ class Counts:
         )
 
     def note(self, *, answered: bool) -> None:
-        """Counts the loss of an engine by a request."""
+        """Counts an engine lost during a request.
+
+        Args:
+            answered: a part of the answer had been sent, so that the request failed.
+        """
         self._lost.labels("begun" if answered else "none").inc()
 
     def text(self) -> bytes:
-        """Returns them in Prometheus's text format."""
+        """Returns the counters in Prometheus's text format."""
         return generate_latest(self._registry)
 
 
 def state_page(pages: Sequence[Page], *, draining: bool) -> Response:
-    """Returns 200 if one replica is well, with what all of them say."""
+    """Returns the states of all replicas, with status 200 if at least one of them is healthy."""
     well = any(status == 200 for _, status, _ in pages)
     status = "shutting_down" if draining else "ok" if well else "no_replica"
     replicas = {name: json.loads(body) for name, _, body in pages}
@@ -47,9 +51,9 @@ def state_page(pages: Sequence[Page], *, draining: bool) -> Response:
 
 
 def metrics_page(pages: Sequence[Page], router: str, counts: Counts) -> Response:
-    """Returns the metrics of all, each with the label `replica`; counters are never added up.
+    """Returns the metrics of all replicas, each with a label `replica`.
 
-    Added up, they would fall when a replica ends.
+    Counters are not summed: a sum would fall when a replica ends.
     """
     texts = [(name, body) for name, status, body in pages if status == 200]
     families: dict[bytes, tuple[list[bytes], list[bytes]]] = {}

@@ -1,4 +1,4 @@
-"""What a deployment is to be: values only, to and from the plain ones of a configuration file."""
+"""The configuration of a deployment, to and from the values of a configuration file."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class DeployPlan:
         target, drafter: names, as for `redwood.load`.
         settings: of the server in each replica; host and port are those of Ray's proxies.
         engine: further options of `redwood.load`.
-        replicas: engines; with `max_replicas`, the fewest.
-        max_replicas: the most that autoscaling may start; None: as many as `replicas`, always.
-        target_ongoing: requests per engine that autoscaling aims at; None: as many as it decodes at
-            once.
-        replica_cpus, replica_gpus: what Ray reserves for each engine. It gets a thread for each
-            of these processors, unless `engine` says otherwise.
+        replicas: engines; with `max_replicas`, the minimum of autoscaling.
+        max_replicas: maximum of autoscaling; None: no autoscaling.
+        target_ongoing: requests per engine that autoscaling aims at; None: its number of rows.
+        replica_cpus, replica_gpus: what Ray reserves for each engine. An engine gets a thread for
+            each of these processors, unless `engine` sets `threads`.
         routers: copies of the router.
-        retries: how often a request of which no answer was sent is given to another engine.
+        retries: how often a request is repeated on another engine, as long as no part of its answer
+            was sent.
         log_format: of the log on stderr, "text" or "json".
         api_key_file: read where the application is built, as is REDWOOD_API_KEY.
         allow_no_key: as for `redwood serve`.
@@ -79,24 +79,24 @@ class DeployPlan:
 
     @property
     def share(self) -> float:
-        """Of the memory that is free, for each engine: they may all be on one machine."""
+        """Fraction of free memory for each engine, as if all of them were on one machine."""
         return 1.0 / (self.max_replicas or self.replicas)
 
     @property
     def rows(self) -> int:
-        """Answers that one engine decodes at once."""
+        """Choices that one engine decodes at once."""
         return int(self.engine.get("max_rows", _MAX_ROWS))
 
     @property
     def threads(self) -> int:
-        """Threads of one engine on a CPU, where `engine` does not say."""
+        """Threads of one engine on a CPU, where `engine` does not set them."""
         return max(1, int(self.replica_cpus))
 
     def keys(self) -> Keys:
         """Reads the API keys.
 
         Raises:
-            ArgumentError: they cannot be read, or there are none where there must be.
+            ArgumentError: they cannot be read, or there are none although they are required.
         """
         keys = read_keys([], None if self.api_key_file is None else Path(self.api_key_file))
         check_exposure(self.settings, keys, without_key=self.allow_no_key)
@@ -127,7 +127,7 @@ class DeployPlan:
         return cls(settings=Settings(**{**server, **lists}), **given)
 
     def args(self) -> dict[str, Any]:
-        """Returns what differs from the defaults, for `from_args`."""
+        """Returns the fields that differ from their defaults; `from_args` reads them."""
         made = _changed(self, "settings")
         return {**made, "server": _changed(self.settings)}
 

@@ -1,10 +1,11 @@
 """The application in front of the engines: it holds the client's connection.
 
-A request is read whole and given to an engine. If that is lost before anything of the answer was
-sent, another engine gets the request; afterwards a stream ends with one event that says so. An
-answer that is no stream is sent when it is complete, so it can be asked for again until then.
+A request is read whole and sent to an engine. If the engine is lost before any part of the answer
+was sent to the client, the request is repeated on another engine; after that, a stream ends with an
+error event. An answer that is not streamed is sent when it is complete, so its request can be
+repeated until then.
 
-Generation may be repeated: nobody has seen what the lost engine said.
+Repeating is safe, also for sampled text: the client has seen nothing of the lost answer.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from redwood.server.auth import Keys
-from redwood.server.door import Door
 from redwood.server.errors import ApiError, unavailable
 from redwood.server.metrics import Metrics
+from redwood.server.middleware import OuterMiddleware
 from redwood.server.replicas.engines import Call
 from redwood.server.replicas.gathered import Counts, Page, metrics_page, state_page
 from redwood.server.responses import error_response
@@ -30,11 +31,12 @@ from redwood.server.settings import Settings
 from redwood.server.streaming import DONE, ClientLeft, until_left
 
 _ANSWERS = ("/v1/chat/completions", "/v1/completions")
-_ELSEWHERE = frozenset({"shutting_down", "engine_dead"})  # codes that another engine may not give
-_BY_THE_DOOR = frozenset(
+_RETRY_CODES = frozenset({"shutting_down", "engine_dead"})  # error codes: repeat on another engine
+_OUTER_HEADERS = frozenset(
     {b"x-request-id", b"x-content-type-options", b"referrer-policy", b"x-frame-options"}
 )
-_SLACK_S = 10.0  # for an engine to end a request by its own clock
+"""Headers that `OuterMiddleware` adds, in the router as in the engine."""
+_SLACK_S = 10.0  # beyond the request's time limit, which the engine enforces first
 log = logging.getLogger("redwood.server")
 
 
@@ -46,16 +48,16 @@ class Engines(Protocol):
     """The replicas, however they are reached."""
 
     def ask(self, call: Call) -> AsyncGenerator[list[Message]]:
-        """Gives a request to one of them: what `Replica.serve` yields; closing it cancels.
+        """Sends a request to one of them and yields what `Replica.serve` does; closing cancels it.
 
         Raises:
-            ReplicaLost: at any time.
-            ApiError: nobody takes it, or the replica has failed.
+            ReplicaLost: the engine is gone; at any time.
+            ApiError: no engine accepts the request, or the engine's server failed.
         """
         ...
 
     async def read(self, path: str) -> list[Page]:
-        """Asks all that answer soon for one of their pages."""
+        """Returns one page (see `Replica.read`) of every replica that answers in time."""
         ...
 
 
@@ -64,9 +66,12 @@ class Router:
 
     Args:
         name: of this copy, for metrics.
-        retries: how often a request is given to another engine.
+        engines: the replicas.
+        settings: limits, as for `redwood serve`.
+        keys: API keys.
+        retries: how often a request is repeated on another engine.
 
-    Attributes: `draining`: new requests for answers are refused; `num_open`: those that go on.
+    Attributes: `draining`: new requests for answers are refused.
     """
 
     def __init__(
@@ -78,7 +83,7 @@ class Router:
         self.draining = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._cut: set[asyncio.Task[Any]] = set()
-        self._door: ASGIApp = Door(self._route, settings, keys, Metrics("router", name))
+        self._outer: ASGIApp = OuterMiddleware(self._route, settings, keys, Metrics("router", name))
 
     @property
     def num_open(self) -> int:
@@ -93,7 +98,7 @@ class Router:
         return len(self._tasks)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one request; Ray's proxy adds the request's id to the response."""
+        """Serves one request. The id is left off the response: Ray's proxy adds it."""
         if scope["type"] == "lifespan":
             for step in ("startup", "shutdown"):
                 await receive()
@@ -106,7 +111,7 @@ class Router:
                 message = {**message, "headers": kept}
             await send(message)
 
-        await self._door(scope, receive, without_id)
+        await self._outer(scope, receive, without_id)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -148,7 +153,7 @@ class Router:
 
     @contextmanager
     def _open(self) -> Iterator[None]:
-        """Counts a request in; `cut` becomes an error of its own inside."""
+        """Registers the current task as an open request; turns `cut` into an ApiError."""
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
@@ -192,10 +197,10 @@ class Router:
                 raise ReplicaLost("the answer has no end")
 
     def _note(self, call: Call, reply: _Reply, lost: ReplicaLost, tries: int) -> None:
-        """Counts a loss; past the first piece of an answer it is the end of it.
+        """Counts and logs a lost engine.
 
         Raises:
-            ApiError: that.
+            ApiError: a part of the answer has been sent, so the request cannot be repeated.
         """
         self._counts.note(answered=reply.answered)
         name = dict(call.headers)[b"x-request-id"].decode("latin-1")
@@ -207,30 +212,30 @@ class Router:
 
 
 class _Reply:
-    """What the client gets, from one engine or, where that is lost soon enough, another.
+    """The response to the client, whichever engine it comes from.
 
-    Attributes: `begun`: the status is sent; `answered`: so is a part of an answer, which is more
-    than a sign of life; `complete`: everything is.
+    Attributes: `begun`: the status was sent; `answered`: a part of the answer was sent, not only
+    keep-alive comments; `complete`: everything was sent.
     """
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self._start: Message | None = None
         self._held: list[bytes] = []
-        self.begun = self.answered = self.complete = self._said_all = False
+        self.begun = self.answered = self.complete = self._done_sent = False
 
     def forget(self) -> None:
-        """Drops what a lost engine said and nobody has seen."""
+        """Drops what a lost engine sent and the client has not got."""
         self._start, self._held = None, []
 
     async def take(self, message: Message) -> None:
-        """Sends what can be sent by now.
+        """Takes one message of the engine; sends what can be sent.
 
         Raises:
-            ReplicaLost: the engine refuses because it ends.
+            ReplicaLost: the engine refuses the request because it is stopping or dead.
         """
         if message["type"] == "http.response.start":
-            kept = [pair for pair in message["headers"] if pair[0] not in _BY_THE_DOOR]
+            kept = [pair for pair in message["headers"] if pair[0] not in _OUTER_HEADERS]
             self._start = {**message, "headers": kept}
             return
         assert self._start is not None
@@ -243,14 +248,14 @@ class _Reply:
             await self._give(b"".join(self._held))
 
     async def finish(self) -> bool:
-        """Returns whether the client has everything that belongs to the answer."""
-        if self._said_all and not self.complete:
+        """Completes a stream of which only the end is missing; returns whether all was sent."""
+        if self._done_sent and not self.complete:
             self.complete = True
             await self._put(b"", more=False)
         return self.complete
 
     async def end(self, error: ApiError) -> None:
-        """Ends a stream that has begun with an error."""
+        """Ends a stream, which has begun, with an error event."""
         await self._put(error.event, more=True)
         await self._put(b"", more=False)
 
@@ -258,15 +263,15 @@ class _Reply:
         await self._begin()
         self.answered = self.answered or not body.startswith(b":")
         self.complete = not more
-        self._said_all = self._said_all or body.endswith(DONE)
+        self._done_sent = self._done_sent or body.endswith(DONE)
         await self._put(body, more=more)
 
     async def _give(self, body: bytes) -> None:
         assert self._start is not None
-        if self._start["status"] == 503 and _code(body) in _ELSEWHERE:
+        if self._start["status"] == 503 and _code(body) in _RETRY_CODES:
             raise ReplicaLost(_code(body))
         self.complete = True
-        if self.begun:  # as a stream, by another engine that was lost after a sign of life
+        if self.begun:  # as a stream: a lost engine had sent a keep-alive comment
             await self._put(b"data: " + body + b"\n\n", more=True)
             await self._put(b"", more=False)
             return
@@ -297,6 +302,6 @@ def _code(body: bytes) -> str:
 
 
 def _with_id(scope: Scope) -> tuple[tuple[bytes, bytes], ...]:
-    """The request's headers, with the name that the door gave it."""
+    """The request's headers, with the id that `OuterMiddleware` gave it."""
     kept = [(name, value) for name, value in scope["headers"] if name != b"x-request-id"]
     return (*kept, (b"x-request-id", scope["record"].request_id.encode()))

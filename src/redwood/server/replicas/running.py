@@ -1,4 +1,4 @@
-"""A deployment on this machine: Ray started, requests served, drained, Ray ended."""
+"""Runs a deployment on this machine: starts Ray, serves, drains, stops Ray."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ from redwood.server.replicas.deployments import ROUTER, build
 from redwood.server.replicas.plan import NAME, DeployPlan
 
 _EVERY_S = 0.2
-_GRACE_S = 3.0
-_CALL_S = 5.0
-_STORE_BYTES = 2**29  # requests and pieces of answers; Ray would take a third of the memory
+_GRACE_S = 3.0  # for requests that were cut to end
+_CALL_S = 5.0  # for a router to answer a call
+_STORE_BYTES = (
+    2**29
+)  # of Ray's object store, which holds requests and answers; default: 30 % of RAM
 
 
 def run(plan: DeployPlan, ready: Callable[[str], None]) -> int:
-    """Runs a plan until SIGTERM or Ctrl-C, which drain; a second one cuts at once.
+    """Runs a plan until SIGTERM or Ctrl-C, which drains; a second signal cuts at once.
 
     Args:
         ready: called with the base URL once every replica listens.
 
     Raises:
-        ArgumentError: the machine has too few processors, or see `build`.
+        ArgumentError: the machine has too few processors or GPUs; and see `build`.
     """
     application = build(plan)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
     ray.init(
         address="local",
         include_dashboard=False,
@@ -42,7 +44,7 @@ def run(plan: DeployPlan, ready: Callable[[str], None]) -> int:
         logging_level=logging.WARNING,
     )
     try:
-        _check_room(plan)
+        _check_resources(plan)
         settings = plan.settings
         serve.start(http_options={"host": settings.host, "port": settings.port})
         serve.run(application, name=NAME, route_prefix="/")
@@ -57,8 +59,8 @@ def run(plan: DeployPlan, ready: Callable[[str], None]) -> int:
     return 0
 
 
-def _check_room(plan: DeployPlan) -> None:
-    """Ray would wait for what never comes."""
+def _check_resources(plan: DeployPlan) -> None:
+    """Refuses replicas that do not fit into this machine; Ray would wait for ever."""
     have = ray.cluster_resources()
     for kind, each in (("CPU", plan.replica_cpus), ("GPU", plan.replica_gpus)):
         if plan.replicas * each > have.get(kind, 0.0):
@@ -70,7 +72,7 @@ def _check_room(plan: DeployPlan) -> None:
 
 
 def _signals() -> tuple[Flag, Flag]:
-    """Flags for the first and the second signal."""
+    """Flags that the first and the second signal set."""
     stop, cut = Flag(), Flag()
 
     def note(number: int, frame: Any) -> None:
@@ -84,14 +86,14 @@ def _signals() -> tuple[Flag, Flag]:
 def _drain(patience_s: float, cut: Flag) -> None:
     router = serve.get_deployment_handle(ROUTER, NAME)
 
-    def told(method: str) -> int:
+    def call(method: str) -> int:
         with suppress(Exception):  # a router that is gone has nothing open
             return sum(router.broadcast(method).results(timeout_s=_CALL_S))
         return 0
 
     deadline = time.monotonic() + patience_s
-    while told("drain") and not cut.is_set() and time.monotonic() < deadline:
+    while call("drain") and not cut.is_set() and time.monotonic() < deadline:
         cut.wait(_EVERY_S)
     deadline = time.monotonic() + _GRACE_S
-    while told("cut") and time.monotonic() < deadline:
+    while call("cut") and time.monotonic() < deadline:
         time.sleep(_EVERY_S)

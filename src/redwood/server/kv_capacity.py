@@ -1,8 +1,8 @@
-"""How many tokens of keys and values memory has room for, once the models are loaded.
+"""How many tokens of keys and values fit into free memory, once the models are loaded.
 
-What is free is the least of what the system, the control groups around this process and its own
-limits leave. Weights that are mapped from files count as used: the system would take their pages
-back, and read them from the disk at every step.
+Free memory is the minimum of what the system, the control groups (cgroups) of this process and its
+own limits (`ulimit -v`) leave. Memory-mapped weights count as used: else the system would evict
+their pages and read them from disk at every step.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from redwood.engine.free_memory import free_bytes
 if TYPE_CHECKING:
     from redwood.engine.text import Engine
 
-_SHARE = 0.8  # of what is free: logits, activations, requests and their answers need some, too
+_SHARE = 0.8  # of free memory; the rest is for logits, activations, requests and their answers
 
 
-def room_for_tokens(target: Backend, drafter: Any, share: float = 1.0) -> int | None:
-    """Returns how many tokens rows may hold together; None where that is not known.
+def max_kv_tokens(target: Backend, drafter: Any, share: float = 1.0) -> int | None:
+    """Returns how many tokens all rows together may hold; None where that is not known.
 
     Args:
-        share: of the memory that is free, for this process.
+        target, drafter: the models whose keys and values are counted.
+        share: fraction of free memory that this process may use.
     """
     backends = [target, *(p.backend for p in parts_of(drafter) if isinstance(p, ModelDrafter))]
     sizes = [token_bytes(backend) for backend in backends]
@@ -37,24 +38,25 @@ def room_for_tokens(target: Backend, drafter: Any, share: float = 1.0) -> int | 
     return max(1, int(_SHARE * share * free / size))
 
 
-def bound_tokens(engine: Engine, given: int | None, share: float = 1.0) -> None:
-    """Gives an engine the bound of tokens that its rows may hold.
+def limit_kv_tokens(engine: Engine, given: int | None, share: float = 1.0) -> None:
+    """Sets the limit of tokens that an engine's rows together may hold (`Engine.kv_tokens`).
 
     Args:
-        given: by the operator; 0: none. None: the engine's own, else what memory has room for.
-        share: of the memory that is free, for this process.
+        given: the operator's setting; 0: no limit. None: the engine's own, else what fits into
+            free memory.
+        share: fraction of free memory that this process may use.
     """
     if given is not None:
         engine.kv_tokens = given or None
     elif engine.kv_tokens is None:
-        room = room_for_tokens(engine.target, engine.drafter, share)
+        most = max_kv_tokens(engine.target, engine.drafter, share)
         full = engine.max_rows * engine.target.capacity
-        engine.kv_tokens = None if room is None else min(room, full)
+        engine.kv_tokens = None if most is None else min(most, full)
 
 
 def token_bytes(backend: Backend) -> int | None:
-    """Returns the memory of one token's keys and values; None for a backend that does not say."""
-    if getattr(backend, "token_bytes", 0) is None:  # it knows once a row has ended
+    """Returns the bytes of one token's keys and values; None where the backend does not know."""
+    if getattr(backend, "token_bytes", 0) is None:  # known once a row has ended
         row = backend.open()
         try:
             backend.extend([Nodes(row, [0])])

@@ -1,7 +1,6 @@
 """Outermost middleware: request id, Host, API key and body size; then log and metrics.
 
-Whatever is not listed as public needs a key, so that a route added later is closed until somebody
-opens it.
+Every path that is not listed as public needs a key, so that a route added later needs one too.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from redwood.server.streaming import ClientLeft
 
 PUBLIC = frozenset({"/", "/health", "/ready", "/favicon.ico"})
 PUBLIC_FOLDERS = ("/static/",)
-_SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_VALID_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -35,11 +34,11 @@ _HEADERS = (
 log = logging.getLogger("redwood.server")
 
 
-class Door:
-    """An ASGI application around another.
+class OuterMiddleware:
+    """Wraps an ASGI application.
 
     Args:
-        app: with FastAPI's routes.
+        app: the application with the routes.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, keys: Keys, metrics: Metrics) -> None:
@@ -53,7 +52,7 @@ class Door:
             return
         headers = scope["headers"]
         given = _header(headers, b"x-request-id")
-        name = given.decode() if _SANE_ID.fullmatch(given) else f"req-{uuid.uuid4().hex[:24]}"
+        name = given.decode() if _VALID_ID.fullmatch(given) else f"req-{uuid.uuid4().hex[:24]}"
         record = Record(name, scope["method"], scope["path"])
         scope["record"] = record
         out = _Sender(send, record)
@@ -70,9 +69,9 @@ class Door:
             raise
         except Exception:
             log.exception("a request failed unexpectedly")
-            await _refuse(internal_error(), scope, receive, out)  # else uvicorn's, which is text
+            await _refuse(internal_error(), scope, receive, out)  # uvicorn's is plain text
         finally:
-            self._tell(scope, record)
+            self._count_and_log(scope, record)
 
     def _check(self, scope: Scope, record: Record) -> None:
         headers, path = scope["headers"], scope["path"]
@@ -90,7 +89,8 @@ class Door:
             )
 
     def _check_host(self, host: str) -> None:
-        """A page of any name may resolve to this machine; without a key, its name gives it away."""
+        """Refuses foreign Host headers (DNS rebinding): a web page may give its own name this
+        machine's address, and without a key only the Host header shows it."""
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
@@ -99,7 +99,7 @@ class Door:
         if not is_loopback(name) and name not in allowed:
             raise ApiError(403, "this Host is not served here: see --allowed-host", code="host")
 
-    def _tell(self, scope: Scope, record: Record) -> None:
+    def _count_and_log(self, scope: Scope, record: Record) -> None:
         route = scope.get("route")
         record.route = getattr(route, "path", None) or "other"
         code = str(record.status or 500)
@@ -109,7 +109,7 @@ class Door:
 
 
 class _Sender:
-    """Passes a response on; notes its status, adds headers."""
+    """Sends a response; records its status and adds headers."""
 
     def __init__(self, send: Send, record: Record) -> None:
         self._send, self._record = send, record
@@ -126,10 +126,11 @@ class _Sender:
 
 
 def _limited(receive: Receive, headers: list[tuple[bytes, bytes]], settings: Settings) -> Receive:
-    """The same request, whose body may be neither too long nor too slow.
+    """A `receive` that bounds the size of the body and the time it may take.
 
     Raises:
-        ApiError: 413 at once where the length is announced, else when it is reached; 408.
+        ApiError: 413: here if Content-Length exceeds the limit, else by `receive` once the body
+            does; 408, by `receive`: the body did not arrive in time.
     """
     most = settings.max_body_bytes
     length = _header(headers, b"content-length")

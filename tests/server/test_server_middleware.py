@@ -16,9 +16,9 @@ from redwood.errors import ArgumentError
 from redwood.server import auth, logs, watching
 from redwood.server.app import create_app
 from redwood.server.auth import Keys, read_keys
-from redwood.server.door import PUBLIC
 from redwood.server.errors import as_api_error
 from redwood.server.logs import Record
+from redwood.server.middleware import PUBLIC
 from server_kit import CHAT, Live, Raw, wait_for
 
 KEY = "sentinel-0123456789"
@@ -346,12 +346,12 @@ def test_a_closed_connection_may_take_its_answer_as_slowly_as_it_likes(
     connection.transport = transport = _Transport()
     quiet: watching.Quiet = watching.WeakKeyDictionary()
     for _ in range(9):  # 90 seconds in which it takes some every ten
-        watching.close_quiet({connection}, quiet, 30.0, 30.0)
+        watching.close_stalled({connection}, quiet, 30.0, 30.0)
         now[0] += 10.0
         transport.left -= 100
         assert not transport.aborted
     for _ in range(5):  # then nothing more
-        watching.close_quiet({connection}, quiet, 30.0, 30.0)
+        watching.close_stalled({connection}, quiet, 30.0, 30.0)
         now[0] += 10.0
     assert transport.aborted
 

@@ -1,4 +1,4 @@
-"""How many tokens memory has room for: by the system, control groups, limits; and who is told."""
+"""The limit of tokens of keys and values: system, cgroups, ulimit; which error clients get."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from redwood import Engine
 from redwood.backends.base import Nodes
 from redwood.backends.load import open_model
-from redwood.server import room
-from redwood.server.room import bound_tokens, free_bytes, room_for_tokens
+from redwood.server import kv_capacity
+from redwood.server.kv_capacity import free_bytes, limit_kv_tokens, max_kv_tokens
 from server_kit import Live
 
 GIB = 2**30
@@ -88,12 +88,12 @@ def fake(token_bytes: int | None, mapped: int = 0) -> Any:
 
 
 def test_mapped_weights_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "free_bytes", lambda: 3 * GIB)
-    assert room_for_tokens(fake(1024, GIB), None) == int(0.8 * 2 * GIB / 1024)
-    assert room_for_tokens(fake(1024, GIB), None, share=0.25) == int(0.2 * 2 * GIB / 1024)
-    assert room_for_tokens(fake(1024, 4 * GIB), None) == 1
+    monkeypatch.setattr(kv_capacity, "free_bytes", lambda: 3 * GIB)
+    assert max_kv_tokens(fake(1024, GIB), None) == int(0.8 * 2 * GIB / 1024)
+    assert max_kv_tokens(fake(1024, GIB), None, share=0.25) == int(0.2 * 2 * GIB / 1024)
+    assert max_kv_tokens(fake(1024, 4 * GIB), None) == 1
     unknown: Any = SimpleNamespace(device=torch.device("cpu"))
-    assert room_for_tokens(unknown, None) is None
+    assert max_kv_tokens(unknown, None) is None
 
 
 @pytest.mark.parametrize("kind", ["eager", "native"])
@@ -115,9 +115,9 @@ def test_an_engine_is_bounded_by_what_is_free_and_no_further(
     tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def bounded(free: int | None, given: int | None = None) -> int | None:
-        monkeypatch.setattr(room, "free_bytes", lambda: free)
+        monkeypatch.setattr(kv_capacity, "free_bytes", lambda: free)
         engine = Engine(tiny_engine.target, tokenizer=tiny_engine.tokenizer, max_rows=3)
-        bound_tokens(engine, given)
+        limit_kv_tokens(engine, given)
         return engine.kv_tokens
 
     size = tiny_engine.target.token_bytes  # type: ignore[attr-defined]
