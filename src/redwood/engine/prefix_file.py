@@ -35,7 +35,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class _Text:
-    """A text: its salt's name, its tokens, and which of the file's pages hold them."""
+    """A text: its salt, its tokens, and which of the file's pages hold them."""
 
     salt: str
     length: int

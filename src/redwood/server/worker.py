@@ -158,7 +158,7 @@ class Worker:
         """Moves choices from the queue to free rows of the engine."""
         while (choice := self.admission.pop()) is not None:
             try:
-                choice.key = self.engine.add(choice.prompt, self._walled(choice))
+                choice.key = self.engine.add(choice.prompt, self._salted(choice))
             except Exception as error:
                 self.admission.done()
                 self._count_error(error)
@@ -174,7 +174,7 @@ class Worker:
             self._metrics.queue_s.observe(choice.last_s - choice.generation.arrived_s)
             self._post([(choice.generation, Event(choice.index, started=True))])
 
-    def _walled(self, choice: Choice) -> SamplingParams:
+    def _salted(self, choice: Choice) -> SamplingParams:
         """Its parameters, with its owner in the salt."""
         salt = f"{self._namespace_of(choice.owner)}\0{choice.params.cache_salt}"
         return replace(choice.params, cache_salt=salt)
