@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    engine = redwood.load(options.target, None, threads=options.threads)
+    engine = redwood.load(options.target, None, threads=options.threads, kv_cache=0)
     params = SamplingParams(max_tokens=options.max_tokens, temperature=0.0)
     most = options.turns * max(options.batches)
     tasks = read_prompts(options.set, options.prompts, most)

@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="*", default=[4, 8, 14])
     add_options(parser, chosen="humaneval", limit=4, tokens=64)
     options = parser.parse_args()
-    engine = redwood.load(options.target, backend="native", threads=options.threads)
+    engine = redwood.load(options.target, backend="native", threads=options.threads, kv_cache=0)
     prompts = chat_ids(engine, read_prompts(options.set, options.prompts, options.limit))
     params = SamplingParams(max_tokens=options.max_tokens, temperature=0.0)
     texts = [Text(list(prompt), run(engine, PLAIN, prompt, params)[0]) for prompt in prompts]

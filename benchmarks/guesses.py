@@ -37,7 +37,7 @@ def main() -> None:
     add_options(parser, chosen="humaneval", limit=4, tokens=64)
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS)
     options = parser.parse_args()
-    engine = redwood.load(options.target, backend="native", threads=options.threads)
+    engine = redwood.load(options.target, backend="native", threads=options.threads, kv_cache=0)
     usual = open_drafter(options.draft, engine.tokenizer, backend="native", threads=options.threads)
     assert isinstance(usual, ModelDrafter)
     prompts = chat_ids(engine, read_prompts(options.set, options.prompts, options.limit))

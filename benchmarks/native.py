@@ -93,7 +93,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
-    engine = redwood.load(options.model, None, backend="native", threads=options.threads)
+    engine = redwood.load(
+        options.model, None, backend="native", threads=options.threads, kv_cache=0
+    )
     backend: Any = engine.target
     file = gguf_path(options.model)
     text = (HERE / "prompts" / "editing_dev.jsonl").read_text()

@@ -67,7 +67,9 @@ def serve(checkout: Path, options: argparse.Namespace) -> None:
     if options.isa != "auto":
         make: Any = native_load.NativeBackend
         native_load.NativeBackend = lambda *a, **more: make(*a, **more | {"isa": options.isa})
-    engine = redwood.load(options.model, "none", backend="native", threads=options.threads)
+    engine = redwood.load(
+        options.model, "none", backend="native", threads=options.threads, kv_cache=0
+    )
     backend: Any = engine.target
     rows: dict[int, int] = {}
     text = (HERE / "prompts" / "editing_dev.jsonl").read_text() * 4

@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     drafter = f"{args.draft}+ngram" if args.draft else "ngram"
-    engine = redwood.load(args.target, drafter, threads=args.threads)
+    engine = redwood.load(args.target, drafter, threads=args.threads, kv_cache=0)
     known = Candidate(drafter, engine.drafter, engine.budget, engine.planner)
     rng = np.random.default_rng(0)
     random = [rng.integers(0, engine.target.vocab_size, 100).tolist() for _ in range(args.num)]
@@ -96,7 +96,7 @@ def main() -> None:
         print(rows[-1], flush=True)
     if args.useless:
         with common.shallow_copy(args.target, 2, noise=2.0) as folder:
-            other = redwood.load(args.target, folder, threads=args.threads)
+            other = redwood.load(args.target, folder, threads=args.threads, kv_cache=0)
             planner = make_planner(engine.target, other.drafter)
             candidate = Candidate("useless", other.drafter, other.budget, planner)
             rows.append(

@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     most = max(options.contexts) + options.max_tokens + options.budget
-    engine = redwood.load(options.target, None, threads=options.threads, capacity=most)
+    engine = redwood.load(options.target, None, threads=options.threads, capacity=most, kv_cache=0)
     candidate = Candidate("ngram", NgramDrafter(), options.budget)
     text = engine.encode(TEXT.read_text())
     rows = []

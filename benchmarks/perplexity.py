@@ -53,7 +53,7 @@ def main() -> None:
 
     file = gguf_path(options.model)
     native = {"backend": "native", "threads": options.threads}
-    engine = redwood.load(options.model, None, **native)
+    engine = redwood.load(options.model, None, kv_cache=0, **native)
     ids = engine.encode(options.text.read_text())[: options.tokens]
     found = {"redwood": scored(engine.target, ids, options.chunk)}
     peer = LlamaCpp(options.peer, file, options.threads, len(ids) + 64)
@@ -62,7 +62,7 @@ def main() -> None:
     found["llama.cpp"] = (answer["nll"], torch.tensor(answer["top1"]))
     if not options.no_reference:
         del engine
-        exact = redwood.load(options.model, None, **native, weights="f32", kv="f32")
+        exact = redwood.load(options.model, None, kv_cache=0, **native, weights="f32", kv="f32")
         found["float32"] = scored(exact.target, ids, options.chunk)
 
     count = len(ids) - 1

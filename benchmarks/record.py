@@ -77,11 +77,11 @@ def open_pair(pair: dict[str, Any], threads: int) -> Iterator[redwood.Engine]:
     how: dict[str, Any] = {"backend": "native", "threads": threads}
     drafter = pair["drafter"] or pair["target"]
     if pair["layers"] is None:
-        yield redwood.load(pair["target"], drafter, **how)
+        yield redwood.load(pair["target"], drafter, kv_cache=0, **how)
         return
     with common.shallow_copy(drafter, pair["layers"], pair["noise"]) as folder:
         _, backend = open_model(folder, weights="int8", **how)
-        yield redwood.load(pair["target"], ModelDrafter(backend), **how)
+        yield redwood.load(pair["target"], ModelDrafter(backend), kv_cache=0, **how)
 
 
 def command() -> str:

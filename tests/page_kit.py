@@ -169,10 +169,10 @@ def answer(texts: Sequence[str], *, pause: float = 0.0, speed: float = 50.0) -> 
     return Reply(parts)
 
 
-def ending(tokens: int, reason: str = "stop") -> str:
+def ending(tokens: int, reason: str = "stop", **usage: Any) -> str:
     """The last chunks: why it ended, and the usage."""
     end = chunk(choices=[{"index": 0, "delta": {}, "finish_reason": reason}])
-    return end + chunk(choices=[], usage={"completion_tokens": tokens})
+    return end + chunk(choices=[], usage={"completion_tokens": tokens, **usage})
 
 
 @pytest.fixture(scope="session")

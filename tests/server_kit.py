@@ -190,6 +190,20 @@ def known_answer(engine: Engine) -> str:
     return _KNOWN.setdefault(backend, made.text)
 
 
+def break_release(server: Live, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Has the model release rows and then raise; returns the list of those rows."""
+    model, released = server.stage._backend, list[int]()
+    real = model.release
+
+    def broken(row: int) -> None:
+        real(row)
+        released.append(row)
+        raise RuntimeError("stuck")
+
+    monkeypatch.setattr(model, "release", broken)
+    return released
+
+
 class Raw:
     """A client that does what no library would.
 

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "bindings_model.h"
 #include "decoder.h"
@@ -150,14 +151,40 @@ class Native {
 
   std::string isa() const { return decoder_->kernels().name; }
   int64_t cache_bytes() const {
-    int64_t sum = 0;
-    for (const auto& [id, row] : rows_) sum += row->bytes();
-    return sum;
+    std::unordered_set<const uint64_t*> pages;
+    for (const auto& [id, row] : rows_) row->collect(pages);
+    return static_cast<int64_t>(pages.size()) * decoder_->shape().page_bytes();
+  }
+  // Pages that these rows hold, shared ones counted once.
+  int64_t pages(const std::vector<int64_t>& ids) {
+    std::unordered_set<const uint64_t*> held;
+    for (int64_t id : ids) row(id).collect(held);
+    return static_cast<int64_t>(held.size());
   }
 
   int64_t open() {
     rows_.emplace(++last_, std::make_unique<Row>(decoder_->shape()));
     return last_;
+  }
+  // A row that holds the first slots of another.
+  int64_t fork(int64_t id, int64_t slots) {
+    const Row& from = row(id);
+    require(slots >= 0 && slots <= from.slots(), "fork: slots that are not there");
+    const int64_t made = open();
+    row(made).share(from, slots);
+    return made;
+  }
+  std::vector<uint64_t> page_ids(int64_t id) { return row(id).page_ids(); }
+  int64_t page_bytes() const { return decoder_->shape().page_bytes(); }
+  void read_page(int64_t id, int64_t page, BytesOut out) {
+    const Row& r = row(id);
+    require(page >= 0 && page < r.slots() / kPage, "read_page: a page that is not there");
+    require(static_cast<int64_t>(out.size()) == page_bytes(), "read_page: wrong size of out");
+    r.read_page(page, out.data());
+  }
+  void append_page(int64_t id, Bytes data) {
+    require(static_cast<int64_t>(data.size()) == page_bytes(), "append_page: wrong size of data");
+    row(id).append_page(data.data());
   }
   void release(int64_t id) {
     row(id);
@@ -173,8 +200,12 @@ class Native {
       require(nodes.data()[i] >= i && length >= 0 && length + nodes.data()[i] < room,
               "keep: a node that is not there");
     }
+    bool owned = false;
     for (int64_t i = 0; i < n; ++i) {
-      if (nodes.data()[i] != i) r.move(length + nodes.data()[i], length + i);
+      if (nodes.data()[i] == i) continue;
+      if (!owned) r.own(length + i);  // it may have been forked since they were written
+      owned = true;
+      r.move(length + nodes.data()[i], length + i);
     }
   }
 
@@ -266,6 +297,12 @@ NB_MODULE(_native, m) {
       .def_prop_ro("isa", &Native::isa)
       .def_prop_ro("cache_bytes", &Native::cache_bytes)
       .def("open", &Native::open)
+      .def("fork", &Native::fork, nb::arg("row"), nb::arg("slots"))
+      .def("pages", &Native::pages, nb::arg("rows"))
+      .def_prop_ro("page_bytes", &Native::page_bytes)
+      .def("page_ids", &Native::page_ids, nb::arg("row"))
+      .def("read_page", &Native::read_page, nb::arg("row"), nb::arg("page"), nb::arg("out"))
+      .def("append_page", &Native::append_page, nb::arg("row"), nb::arg("data"))
       .def("release", &Native::release, nb::arg("row"))
       .def("shrink", &Native::shrink, nb::arg("row"), nb::arg("slots"))
       .def("keep", &Native::keep, nb::arg("row"), nb::arg("length"), nb::arg("nodes"))

@@ -1,11 +1,14 @@
-// Keys and values of a row, in pages of 64 slots that are never moved.
+// Keys and values of a row, in pages of 64 slots that are never moved. Rows may share pages, which are
+// counted; whoever writes to a shared one takes a copy first.
 //
 // A page holds, for every layer and key-value head, keys as [4 blocks][head_dim][16 slots] and values
 // as [64 slots][value_dim]: what the attention kernels read in order. Numbers are fp16 or float32.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <unordered_set>
 #include <vector>
 
 #include "formats.h"
@@ -31,9 +34,45 @@ class Row {
   void reserve(int64_t slots) {
     while (static_cast<int64_t>(pages_.size()) * kPage < slots) {
       // Zeroed: kernels read whole blocks of 16 slots, of which some may be new.
-      pages_.emplace_back(std::make_unique<uint64_t[]>(
-          static_cast<size_t>(round_up(shape_.page_bytes(), 8) / 8)));
+      pages_.emplace_back(new uint64_t[words()]());
     }
+  }
+
+  // Copies the pages from this slot on that other rows hold, too: it is about to be written.
+  void own(int64_t slot) {
+    for (size_t i = static_cast<size_t>(slot / kPage); i < pages_.size(); ++i) {
+      if (pages_[i].use_count() == 1) continue;
+      Page copy(new uint64_t[words()]);
+      std::memcpy(copy.get(), pages_[i].get(), words() * sizeof(uint64_t));
+      pages_[i] = std::move(copy);
+    }
+  }
+
+  // Holds the pages of another row's first slots, too.
+  void share(const Row& other, int64_t slots) {
+    const auto count = static_cast<std::ptrdiff_t>((slots + kPage - 1) / kPage);
+    pages_.assign(other.pages_.begin(), other.pages_.begin() + count);
+  }
+
+  // Adds its pages to a set.
+  void collect(std::unordered_set<const uint64_t*>& pages) const {
+    for (const Page& page : pages_) pages.insert(page.get());
+  }
+
+  // Numbers that tell its pages apart while they are held, in order.
+  std::vector<uint64_t> page_ids() const {
+    std::vector<uint64_t> ids;
+    for (const Page& page : pages_) ids.push_back(reinterpret_cast<uintptr_t>(page.get()));
+    return ids;
+  }
+
+  // Copies a page out, or a new one in behind the others: `page_bytes` of the shape.
+  void read_page(int64_t page, uint8_t* out) const {
+    std::memcpy(out, pages_[static_cast<size_t>(page)].get(), static_cast<size_t>(shape_.page_bytes()));
+  }
+  void append_page(const uint8_t* data) {
+    pages_.emplace_back(new uint64_t[words()]());
+    std::memcpy(pages_.back().get(), data, static_cast<size_t>(shape_.page_bytes()));
   }
 
   // Frees the pages past this many slots.
@@ -43,7 +82,6 @@ class Row {
   }
 
   int64_t slots() const { return static_cast<int64_t>(pages_.size()) * kPage; }
-  int64_t bytes() const { return static_cast<int64_t>(pages_.size()) * shape_.page_bytes(); }
 
   // Keys of the 16 slots from `slot`, a multiple of 16.
   uint8_t* keys(int64_t layer, int64_t head, int64_t slot) const {
@@ -72,13 +110,16 @@ class Row {
   }
 
  private:
+  using Page = std::shared_ptr<uint64_t[]>;
+
+  size_t words() const { return static_cast<size_t>(round_up(shape_.page_bytes(), 8) / 8); }
   uint8_t* head_of(int64_t layer, int64_t head, int64_t slot) const {
     auto* page = reinterpret_cast<uint8_t*>(pages_[static_cast<size_t>(slot / kPage)].get());
     return page + (layer * shape_.kv_heads + head) * shape_.head_bytes();
   }
 
   CacheShape shape_;
-  std::vector<std::unique_ptr<uint64_t[]>> pages_;
+  std::vector<Page> pages_;
 };
 
 }  // namespace redwood

@@ -183,6 +183,7 @@ void Decoder::extend(const std::vector<Append>& rows, float* logits, int64_t str
   int64_t answers = 0, furthest = 0;
   for (const Append& a : rows) {
     const int64_t total = a.held + a.count;
+    a.row->own(a.length + a.held);
     a.row->reserve(a.length + total);
     int32_t chain = 0;  // the provisional nodes begin with a chain of this many
     while (chain < total && a.parents[chain] == chain - 1) ++chain;

@@ -56,6 +56,10 @@ class TableError(RedwoodError):
     """A successor table on disk that is missing, damaged, of another version or another model."""
 
 
+class KvCacheError(RedwoodError):
+    """Keys and values in a file are another model's, or cannot be read or written."""
+
+
 class ParallelError(RedwoodError):
     """Processes that hold one model together and lost each other, or came to disagree."""
 

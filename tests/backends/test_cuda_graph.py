@@ -179,6 +179,47 @@ def test_rows_and_their_texts_survive_growth_and_the_release_of_others() -> None
     assert sorted(row.place for row in made._rows.values()) == [0, 1, 2]
 
 
+def test_rows_that_are_kept_leave_their_places_and_are_forked_from() -> None:
+    made = CudaGraphBackend(wrap_model(tiny_llama()), recorder=Tape)
+    rows = [_filled(made, text, chunk=50) for text in (TEXT[:90], TEXT[5:60], TEXT[9:150])]
+    made.park(rows[0])
+    assert len(made._rows) == 2 and made.length(rows[0]) == 90 and made.pages(rows[:1]) == 2
+    with pytest.raises(ArgumentError, match="fork: length"):
+        made.fork(rows[0], 91)
+    for source, length in ((0, 90), (0, 33), (2, 141), (0, 0)):
+        text = (TEXT, TEXT[5:], TEXT[9:])[source]
+        fork = made.fork(rows[source], length)
+        assert made.length(fork) == length
+        (logits,) = made.extend([Nodes(fork, TOKENS, PARENTS)])
+        _close(logits, _tree(made, text[:length]) if length else logits)
+        made.release(fork)
+    for row in rows:
+        made.release(row)
+    assert not made._rows and not made._parked
+    with pytest.raises(ArgumentError, match="not open"):
+        made.fork(rows[0], 1)
+
+
+def test_prompts_that_were_read_stay_and_texts_are_those_without() -> None:
+    plain = RowEngine(load := with_graphs(wrap_model(tiny_llama()), rows=4, recorder=Repeated))
+    engine = RowEngine(load, NgramDrafter(), kv_cache=1 << 24, max_rows=3, prefill_chunk=40)
+    params = SamplingParams(max_tokens=8, ignore_eos=True)
+    cached = 0
+    for text in (TEXT[:100], TEXT[:140], TEXT[:90] + TEXT[3:60], TEXT[:101]):
+        said: list[list[int]] = []
+        for each in (plain, engine):
+            stats = each.stats(each.add(text, params))
+            said.append([])
+            while each.busy:
+                for step in each.step():
+                    said[-1] += step.token_ids
+        cached += stats.num_cached_tokens
+        assert said[0] == said[1]
+    assert cached > 250
+    engine.prefixes.clear()
+    assert not load._rows and not load._parked
+
+
 def test_a_forward_touches_no_slot_of_other_rows() -> None:
     made = CudaGraphBackend(wrap_model(tiny_llama()), recorder=Tape)
     rows = [_filled(made, TEXT[:20]) for _ in range(4)]

@@ -335,3 +335,33 @@ def test_a_row_engine_is_refused_nothing_by_its_own_thread_between_steps() -> No
             assert step.request == key
             engine.cancel(engine.add([3]))
     assert engine.target.num_rows == 0  # type: ignore[attr-defined]
+
+
+def test_eight_threads_that_generate_and_stream_share_what_was_read() -> None:
+    target = TableBackend(12, capacity=96, order=96)
+    engine = Engine(target, NgramDrafter(), budget=4, max_rows=6, kv_cache=200)
+    long = [i % 5 for i in range(40)]
+    prompts = [[*long[: 8 * (i % 6)], *PROMPTS[i % len(PROMPTS)]] for i in range(40)]
+    plain = Engine(target, budget=1)
+    how = {"max_tokens": 6, "ignore_eos": True}
+    right = {
+        (i, j): plain.generate(prompt, **how, **settings).token_ids
+        for i, prompt in enumerate(prompts)
+        for j, settings in enumerate(SETTINGS)
+    }
+
+    def ask(number: int) -> bool:
+        case = (number % len(prompts), number % len(SETTINGS))
+        prompt, settings = prompts[case[0]], SETTINGS[case[1]]
+        if number % 2:
+            return engine.generate(prompt, **how, **settings).token_ids == right[case]
+        made: list[int] = []
+        for piece in engine.stream(prompt, **how, **settings):
+            made += piece.token_ids
+        return made == right[case]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, range(1000)))
+    assert not engine.busy and engine.prefixes.hit_rate > 0.1
+    engine.prefixes.clear()
+    assert target.num_rows == 0

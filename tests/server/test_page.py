@@ -35,6 +35,17 @@ def test_an_answer_is_written_and_its_steps_are_drawn(page: Page, script: Script
     assert page.text("#said").startswith("Answer complete")
 
 
+def test_an_answer_says_how_much_of_its_prompt_was_not_read_again(
+    page: Page, script: Script
+) -> None:
+    for cached, words in ((0, ""), (30, " · 75 % of the prompt was kept")):
+        details = {"cached_tokens": cached}
+        end = ending(2, prompt_tokens=40, prompt_tokens_details=details)
+        script.answer = lambda body, end=end: Reply([chunk("Hello"), end, "data: [DONE]\n\n"])
+        page.ask("Count")
+        assert page.all(".foot span")[-1].text == f"2 tokens{words}"
+
+
 def test_a_request_carries_the_settings_and_the_conversation(page: Page, script: Script) -> None:
     page.click("#settings-button")
     for field, value in (

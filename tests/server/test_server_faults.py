@@ -12,7 +12,7 @@ import torch
 from openai import APIError
 
 from redwood.errors import NumericalError
-from server_kit import PATIENCE_S, Live, events, known_answer, wait_for
+from server_kit import PATIENCE_S, Live, break_release, events, known_answer, wait_for
 
 
 def poison(value: float, at: int) -> Callable[[int, list[Any]], list[Any]]:
@@ -110,13 +110,7 @@ def test_a_row_that_cannot_be_released_does_not_stop_the_engine(
     live: Callable[..., Live], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = live()
-    real = server.stage.release
-
-    def broken(row: int) -> None:
-        real(row)
-        raise RuntimeError("stuck")
-
-    monkeypatch.setattr(server.stage, "release", broken, raising=False)
+    break_release(server, monkeypatch)
     assert server.chat().status_code == 500
     monkeypatch.undo()
     server.alive_and_right()

@@ -8,7 +8,7 @@ chain and `commit` of all of it, so there is no third verb.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -97,6 +97,36 @@ class Backend(Protocol):
 
     def release(self, row: int) -> None:
         """Forgets the row and frees its slots."""
+        ...
+
+
+@runtime_checkable
+class SharingBackend(Backend, Protocol):
+    """A backend whose rows may share keys and values: what one has read, another need not.
+
+    Guarantee: a forked row has the logits of a row that read the tokens itself: bit for bit where
+    the backend says `batch_invariant`, else up to the rounding of another cut into passes.
+    """
+
+    @property
+    def page_slots(self) -> int:
+        """Slots of a page, the unit in which memory is taken and shared."""
+        ...
+
+    def fork(self, row: int, length: int) -> int:
+        """Returns a row that holds the first `length` committed tokens of another.
+
+        Raises:
+            ArgumentError: an unknown row, a length that it does not have.
+        """
+        ...
+
+    def pages(self, rows: Sequence[int]) -> int:
+        """Returns how many pages these rows hold, shared ones counted once."""
+        ...
+
+    def park(self, row: int) -> None:
+        """Is told that a row without provisional nodes will be forked or released, nothing else."""
         ...
 
 

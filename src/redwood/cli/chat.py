@@ -12,7 +12,7 @@ import typer
 
 from redwood.cli import options as o
 from redwood.cli.generate import as_value, show
-from redwood.cli.groups import Drafting, Machine, Placement, Sampling, grouped, values
+from redwood.cli.groups import Drafting, Machine, Placement, Prompts, Sampling, grouped, values
 from redwood.cli.loading import follow_if_not_first, open_engine
 from redwood.cli.terminal import print_json, say, stats_table, stderr
 from redwood.errors import ArgumentError, RedwoodError
@@ -49,6 +49,7 @@ def chat(
     drafting: Drafting,
     machine: Machine,
     placement: Placement,
+    prompts: Prompts,
     sampling: Sampling,
 ) -> None:
     """Talks with a model. Ctrl-C stops an answer, Ctrl-D ends; /help lists the commands.
@@ -60,7 +61,7 @@ def chat(
     settings = sampling.given()
     most = o.sampling(settings).max_tokens
     follow_if_not_first(placement.parallel, drafting.target, machine)
-    with open_engine(**values(drafting, machine, placement)) as engine:
+    with open_engine(**values(drafting, machine, placement, prompts)) as engine:
         talk = Conversation(engine, settings, most, system)
         Chat(talk, interactive=sys.stdin.isatty(), shaded=show_drafts, as_json=as_json).run()
 

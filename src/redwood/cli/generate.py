@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from redwood.cli import options as o
-from redwood.cli.groups import Drafting, Machine, Placement, Sampling, grouped, values
+from redwood.cli.groups import Drafting, Machine, Placement, Prompts, Sampling, grouped, values
 from redwood.cli.loading import follow_if_not_first, open_engine
 from redwood.cli.terminal import painter, print_json, say, stats_table, stderr, stdout, write
 from redwood.errors import ArgumentError
@@ -82,6 +82,7 @@ def generate(
     drafting: Drafting,
     machine: Machine,
     placement: Placement,
+    prompts: Prompts,
     sampling: Sampling,
 ) -> None:
     """Answers one prompt, given as argument, --prompt, --file or stdin, as a stream of text."""
@@ -96,7 +97,7 @@ def generate(
     predicted = None if prediction is None else o.read_text(prediction)
     settings = {**sampling.given(), **o.given(logprobs=logprobs)}
     o.sampling(settings)  # checked before a model is loaded
-    engine = open_engine(**values(drafting, machine, placement))
+    engine = open_engine(**values(drafting, machine, placement, prompts))
     if predicted is not None:
         settings["prediction"] = predicted
     with engine:

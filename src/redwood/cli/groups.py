@@ -8,6 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import wraps
 from typing import Any, TypeVar, get_type_hints
 
+from redwood.cli import kept_prompts
 from redwood.cli import options as o
 
 _Result = TypeVar("_Result")
@@ -61,6 +62,15 @@ class Placement(Offloading):
     """Over which processes the model is spread, and where its weights stay."""
 
     parallel: o.Parallel = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """How prompts are read, and what of them stays."""
+
+    kv_cache: kept_prompts.KvCache = None
+    kv_cache_file: kept_prompts.KvCacheFile = None
+    prefill_beside: kept_prompts.PrefillBeside = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,10 @@ def open_engine(
     vocab = _draft_vocab(options.pop("draft_vocab", None), models)
     kept = kept_table(options, [drafter])
     shape = None if tree is None else tree_parents(tree)
-    names = ("budget", "max_rows", "kv_tokens", "parallel", "tokenizer")
+    names = (
+        *("budget", "max_rows", "kv_tokens", "kv_cache", "kv_cache_file"),
+        *("prefill_beside", "parallel", "tokenizer"),
+    )
     ours = {name: options.pop(name, None) for name in names}
     options = _given(options)
     with _loading(target, models, options):
@@ -106,7 +109,7 @@ def open_candidates(
         from redwood.engine.tables import keep_table, tables_of
         from redwood.planner.from_profile import open_planner
 
-        engine = load(target, None, **options)
+        engine = load(target, None, kv_cache=0, **options)  # what is timed is read each time
         draft_options = {n: value for n, value in options.items() if n not in _OF_TARGET}
         if "offload" in options:
             draft_options.pop("weights", None)

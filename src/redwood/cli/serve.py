@@ -12,7 +12,7 @@ import typer
 
 from redwood._defaults import Loading as _defaults
 from redwood.cli import options as o
-from redwood.cli.groups import Drafting, Machine, Placement, grouped, values
+from redwood.cli.groups import Drafting, Machine, Placement, Prompts, grouped, values
 from redwood.cli.kept import NO_TABLE, has_table
 from redwood.cli.loading import follow_if_not_first, open_engine
 from redwood.cli.terminal import say
@@ -221,6 +221,7 @@ def serve(
     drafting: Drafting,
     machine: Machine,
     placement: Placement,
+    prompts: Prompts,
 ) -> int:
     """Serves a model over HTTP, as OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.
 
@@ -237,7 +238,7 @@ def serve(
     keys = read_keys(access.api_key or [], access.api_key_file)
     follow_if_not_first(placement.parallel, drafting.target, machine)
 
-    options = values(drafting, machine, placement, rows)
+    options = values(drafting, machine, placement, prompts, rows)
     if kept.shared_table and not has_table(drafting.drafter):
         raise o.wrong("--shared-table", NO_TABLE)
     apart = len(keys) > 0 and not kept.shared_table  # then --table is a folder

@@ -144,6 +144,7 @@ def painter(tokenizer: Tokenizer, shaded: bool) -> Callable[[NewText], str]:
 def stats_table(columns: Mapping[str, Stats]) -> Table:
     """Returns a table of the statistics of answers, a column for each."""
     rows: Iterable[tuple[str, Callable[[Stats], str]]] = [
+        ("prompt / from cache", lambda s: f"{s.num_prompt_tokens} / {s.num_cached_tokens}"),
         ("tokens", lambda s: str(s.num_generated_tokens)),
         ("tokens/s", lambda s: f"{s.tokens_per_s:.1f}"),
         ("target passes", lambda s: str(s.target_passes)),

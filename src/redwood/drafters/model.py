@@ -16,6 +16,7 @@ from redwood.drafters.draft_row import DraftRow
 from redwood.drafters.draft_tree import TreeBuilder
 from redwood.drafters.guesses import MOST_GUESSES
 from redwood.drafters.guessing import Guesser, PassSize
+from redwood.drafters.kept_rows import KeptRows
 from redwood.drafters.limits import NO_LIMITS, LevelPolicy, Limits, ModelLimits
 from redwood.drafters.vocabulary import DraftVocabulary
 from redwood.errors import ArgumentError, check_count
@@ -85,6 +86,7 @@ class ModelDrafter:
         self._law, self._max_levels, self._width = _LAWS[law], max_levels, width
         self.window = window
         self._rows: dict[int, DraftRow] = {}
+        self._kept = KeptRows(backend, _SINKS)
         self._shapes: dict[tuple[int, tuple[float, ...]], list[list[int]]] = {}
         self.reliability = {law: AcceptanceTable([*model_prior(), _ANY_CHILD]) for law in Law}
         self.acceptance: Sequence[float] = DEFAULT_ACCEPTANCE
@@ -241,8 +243,12 @@ class ModelDrafter:
         row = self._rows.get(context.key)
         if row is None:
             text = context.token_ids
-            row = DraftRow(self.backend.open(), len(text) - self.reads(len(text)))
-            if row.skipped:
+            begun = self._kept.take(context, self.reads(len(text)))
+            if begun is not None:
+                row = DraftRow(*begun)
+            else:
+                row = DraftRow(self.backend.open(), len(text) - self.reads(len(text)))
+            if row.skipped and begun is None:
                 try:
                     fill(self.backend, row.row, text[:_SINKS])
                 except BaseException:
@@ -318,10 +324,23 @@ class ModelDrafter:
         return Nodes(row.row, readable(self.backend, tokens), parents) if tokens else None
 
     def release(self, key: int) -> None:
-        """Frees the request's KV row."""
+        """Frees the request's KV row, or keeps it; see `keep`."""
         row = self._rows.pop(key, None)
-        if row is not None:
+        if row is None:
+            return
+        if row.last is None:
             self.backend.release(row.row)
+            return
+        self.backend.truncate(row.row, self.backend.length(row.row))
+        self._kept.keep(row.row, row.skipped, row.last.context)
+
+    def keep(self, max_bytes: int) -> bool:
+        """Has keys and values stay after requests, for those that begin alike; whether any may.
+
+        Args:
+            max_bytes: of them, 0: none, as it is at first.
+        """
+        return self._kept.bound(max_bytes)
 
     def _forget_drafts(self, key: int) -> None:
         """Drops provisional nodes; the whole row if the backend cannot."""

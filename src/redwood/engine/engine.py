@@ -22,9 +22,10 @@ from redwood.drafters.base import Drafter, NoDrafter, observers_of
 from redwood.drafters.proposing import observe, release
 from redwood.engine.detokenizer import Tokenizer
 from redwood.engine.drafting import Drafts, draft
+from redwood.engine.prefix_cache import PrefixCache
 from redwood.engine.request import Caller, Request, new_request, token_list
 from redwood.engine.request import Step as Step
-from redwood.engine.scheduler import admitted, chunks, one_pool
+from redwood.engine.scheduler import chunks, one_pool
 from redwood.engine.stats import Clock, Stats
 from redwood.engine.turns import turn, when_free
 from redwood.engine.verification import Accepted, Scored, verify_rows
@@ -59,7 +60,13 @@ class RowEngine:
         prefill_beside: the same in a forward that decodes other rows, too, which wait for it; None:
             an eighth on a CPU, where prefill is expensive, else the same.
         kv_tokens: most tokens, prompts and answers, that the rows may come to hold together; more
-            requests wait. None: `max_rows` alone decides.
+            requests wait. None: `max_rows` alone decides. What `kv_cache` holds counts, and goes
+            when rows need the room.
+        kv_cache: bytes of keys and values that stay after requests have ended, for others that
+            begin alike; 0: none. Backends that cannot share them keep none.
+
+    Attributes:
+        prefixes: what stays, see `PrefixCache`.
 
     Raises:
         ArgumentError: a budget, row count, chunk or number of tokens below 1.
@@ -79,6 +86,7 @@ class RowEngine:
         prefill_chunk: int = 512,
         prefill_beside: int | None = None,
         kv_tokens: int | None = None,
+        kv_cache: int = 0,
     ) -> None:
         if prefill_beside is None:
             prefill_beside = prefill_chunk
@@ -103,6 +111,7 @@ class RowEngine:
         self.eos_ids = frozenset(eos_ids)
         self.budget, self.max_rows, self.kv_tokens = budget, max_rows, kv_tokens
         self.prefill_chunk, self.prefill_beside = prefill_chunk, prefill_beside
+        self.prefixes = PrefixCache(target, kv_cache)
         self._pid, self._callers = os.getpid(), threading.local()
         # From any thread at any moment; the attributes below them belong to the step in progress.
         self._requests: dict[int, Request] = {}
@@ -201,8 +210,7 @@ class RowEngine:
             return
         (self._active if key in self._active else self._waiting).remove(key)
         try:
-            if dropped.row >= 0:
-                self.target.release(dropped.row)
+            self.prefixes.close(dropped)
         finally:
             release(self.drafter, key)
             if self.planner is not None:
@@ -250,6 +258,7 @@ class RowEngine:
             self._admit()
             running = [self._requests[key] for key in self._active]
             prefilling = [request for request in running if self._unfilled(request)]
+            prefilling = self.prefixes.fillable(prefilling, running)
             ready = [request for request in running if not self._unfilled(request)]
             if ready:
                 self._decode(ready, chunks(prefilling, self.target.length, self.prefill_beside))
@@ -267,12 +276,14 @@ class RowEngine:
         reason = error if isinstance(error, Exception) else RedwoodError("its step was interrupted")
         for key in list(self._active):
             request = self._requests[key]
+            request.failed = True
             try:
                 self._end(key)
                 if request.inbox is not None:
                     request.inbox.append(request.fail(reason))
             except Exception:  # the others' rows are to be freed all the same
                 _log.exception("a row could not be given back")
+        self.prefixes.clear()  # memory may be what was missing
 
     def _admit(self) -> None:
         """Gives rows to the waiting requests that the scheduler admits."""
@@ -280,8 +291,7 @@ class RowEngine:
         self._sort_in()
         waiting = [self._requests[key] for key in self._waiting]
         running = [self._requests[key] for key in self._active]
-        for request in admitted(waiting, running, self.max_rows, self.kv_tokens):
-            request.row = self.target.open()
+        for _ in range(self.prefixes.admit(waiting, running, self.max_rows, self.kv_tokens)):
             self._active.append(self._waiting.popleft())
 
     def _unfilled(self, request: Request) -> bool:

@@ -10,7 +10,7 @@ import torch
 
 from redwood._defaults import Loading as defaults
 from redwood.algorithms.successors import MAX_BYTES, successor_table
-from redwood.backends.base import Backend, Nodes
+from redwood.backends.base import Backend, Nodes, SharingBackend
 from redwood.drafters.base import (
     Drafter,
     ModelDrafter,
@@ -21,7 +21,8 @@ from redwood.drafters.base import (
 from redwood.drafters.names import AUTO, INDEX, NGRAM, NONE, TABLE, split_names
 from redwood.engine.draft_vocab import AUTO as AUTO_VOCAB
 from redwood.engine.draft_vocab import DRAFT_VOCAB, Vocab, outputs_of
-from redwood.engine.tables import keep_table, tables_of
+from redwood.engine.free_memory import free_bytes
+from redwood.engine.tables import keep_prefixes, keep_table, tables_of
 from redwood.engine.text import Engine
 from redwood.errors import ArgumentError
 from redwood.models import gguf_path
@@ -32,6 +33,18 @@ from redwood.planner.from_profile import open_planner
 
 DEFAULT_BUDGETS = {"eager": {"ngram": 12, "model": 6}, "native": {"ngram": 4, "model": 4}}
 """Nodes per step by backend and drafter, up to which a pass costs little more (docs/status.md)."""
+PREFILL_CHUNKS = {"native": 128}
+"""Prompt tokens of a pass, by backend: who comes while a long prompt is read waits for one."""
+
+PREFILL_BESIDE = {"native": 8}
+"""The same in a pass that decodes other rows: they wait for it, with every token."""
+
+KV_CACHE_SHARE = 0.2
+"""Share of free memory for keys and values that stay, where nothing else is said."""
+
+DRAFT_PART = 8
+"""A model that drafts keeps keys and values in this part of that memory."""
+
 DRAFT_WINDOW = 128
 """Prompt tokens that a model drafter prefills on a CPU by default: the last ones."""
 
@@ -52,6 +65,9 @@ def load(
     law: str = defaults.law,
     max_rows: int = defaults.max_rows,
     kv_tokens: int | None = None,
+    kv_cache: str | int | None = None,
+    kv_cache_file: str | Path | None = None,
+    prefill_beside: int | None = None,
     progress: bool = False,
     weights: str | None = None,
     kv: str | None = None,
@@ -84,6 +100,13 @@ def load(
         max_rows: requests decoded at once.
         kv_tokens: tokens, prompts and answers, that they may come to hold together; see
             `RowEngine`.
+        kv_cache: memory for keys and values that stay after requests have ended, such as "2GiB", so
+            that what begins alike is not read again; 0: none. None: a fifth of what is free then.
+            Backends that are not `batch_invariant` keep none unless told to, see
+            docs/prefix_cache.md.
+        kv_cache_file: where that stays over a restart, too: read now, written by `Engine.close`.
+        prefill_beside: tokens of prompts in a pass that decodes other rows, see `RowEngine`;
+            None: 8 on the native backend, else its default.
         progress: show progress of fetching and converting on stderr.
         weights: of the target on the native backend.
         kv, threads, cpus: of the native backend, for target and drafters; these four as for
@@ -112,6 +135,7 @@ def load(
         table_bytes: bound of that table's memory; None: 128 MiB.
 
     Raises:
+        KvCacheError: a `kv_cache_file` of another model.
         TableError: a table that is damaged, or of another model; a ranking of other tokens.
         ModelError: a model that is missing or damaged.
         TokenizerMismatchError: a drafter that speaks other tokens.
@@ -163,6 +187,9 @@ def load(
         _refuse_draft_options(draft_vocab, draft_weights, "no model is opened to draft")
         if draft_window != "auto":
             raise ArgumentError("draft_window is for models that draft, and none is opened for it")
+    stays = cache_bytes(model, kv_cache)
+    for_drafts = stays // DRAFT_PART
+    stays -= sum(d.keep(for_drafts) * for_drafts for d in opened if isinstance(d, ModelDrafter))
     if budget is None:
         budget = len(tree) if tree is not None else default_budget(drafters, model.name)
         budget = budget if tree is not None else min(budget, model.capacity)
@@ -175,10 +202,37 @@ def load(
         planner=planner,
         max_rows=max_rows,
         kv_tokens=kv_tokens,
+        kv_cache=stays,
+        prefill_beside=PREFILL_BESIDE.get(model.name) if prefill_beside is None else prefill_beside,
+        prefill_chunk=PREFILL_CHUNKS.get(model.name, 512),
     )
+    if kv_cache_file is not None:
+        keep_prefixes(engine, kv_cache_file, str(target))
     if table is not None:
         keep_table(engine, table, str(target), joined)
     return engine
+
+
+def cache_bytes(model: Backend, given: str | int | None) -> int:
+    """Returns the bytes of keys and values that stay, for `kv_cache` as of `load`.
+
+    Raises:
+        ArgumentError: no size; one above 0 for a backend that cannot share rows.
+    """
+    shares = isinstance(model, SharingBackend)
+    if given is None:
+        exact = shares and getattr(model, "batch_invariant", False)
+        free = free_bytes() if exact else None
+        mapped = sum(getattr(model, "weight_bytes", {}).values())
+        return 0 if free is None else int(KV_CACHE_SHARE * max(0, free - mapped))
+    if given not in (0, "0"):
+        from redwood.backends.offload.backend import parse_bytes
+
+        given = parse_bytes(given, "kv_cache")
+    size = int(given)
+    if size and not shares:
+        raise ArgumentError(f"kv_cache: the {model.name} backend keeps no keys and values; use 0")
+    return size
 
 
 def own_tokenizer(folder: Path, target: str) -> Any:

@@ -89,6 +89,10 @@ class Request:
         inbox: where its steps go; None: to the caller of `step`.
         row: of the target, -1 while it waits.
         detokenizer: None without a tokenizer.
+        leader: the request that reads the same beginning, `num_shared` tokens, which this one waits
+            for; None: none.
+        skipped: chunks of prompts that were read while this one had none.
+        failed: it ended with an error, and what its row holds is not to be trusted.
     """
 
     context: Context
@@ -97,6 +101,15 @@ class Request:
     row: int = -1
     detokenizer: Detokenizer | None = None
     stats: Stats = field(default_factory=Stats)
+    leader: Request | None = None
+    num_shared: int = 0
+    skipped: int = 0
+    failed: bool = False
+
+    @property
+    def salt(self) -> str:
+        """Only requests with the same one share keys and values."""
+        return self.context.params.cache_salt
 
     @property
     def max_new_tokens(self) -> int:
@@ -143,6 +156,7 @@ class Request:
 
     def fail(self, error: Exception) -> Step:
         """Returns the last step of a failed request, with the text that was held back."""
+        self.failed = True
         text = "" if self.detokenizer is None else self.detokenizer.take(final=True)
         root = TokenTree.chain(self.context.token_ids[-1:])
         return Step(self.context.key, [], 0, text, "error", root, [0], None, error)

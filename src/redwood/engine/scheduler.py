@@ -1,4 +1,4 @@
-"""The scheduler: requests are admitted in order of arrival, prompts are prefilled in chunks.
+"""The scheduler: requests are admitted in order of arrival, prompts read in chunks.
 
 Also PyTorch's number of threads while a backend computes with its own.
 """
@@ -40,21 +40,33 @@ def admitted(
 def chunks(
     prefilling: Iterable[Request], length: Callable[[int], int], budget: int
 ) -> list[tuple[Request, Nodes]]:
-    """Returns the next prefill chunks, in order of arrival.
+    """Returns the next prefill chunks, those of prompts with least to read first.
 
+    A prompt gains `budget` tokens on the others with each chunk that it is passed over, so that
+    those that come later and are shorter do not keep it waiting for ever. Prompts that come to
+    their end are read without parts of others, so that their first token need not wait for these.
     The last token of a prompt is left out: it is the root of the first tree.
 
     Args:
         length: tokens in place, by row.
         budget: tokens of all chunks together.
     """
-    made = []
-    for request in prefilling:
-        done, end = length(request.row), len(request.context.token_ids) - 1
-        part = request.context.token_ids[done : min(end, done + budget)]
-        if part:
+
+    def left(request: Request) -> int:
+        return len(request.context.token_ids) - 1 - length(request.row)
+
+    made: list[tuple[Request, Nodes]] = []
+    room, ends = budget, False
+    for request in sorted(prefilling, key=lambda r: left(r) - budget * r.skipped):
+        count = left(request)
+        if not room or count > room and ends:
+            request.skipped += 1
+        elif count:
+            done = length(request.row)
+            part = request.context.token_ids[done : done + min(room, count)]
             made.append((request, Nodes(request.row, part, num_logits=0)))
-            budget -= len(part)
+            room -= len(part)
+            request.skipped, ends = 0, ends or len(part) == count
     return made
 
 

@@ -17,9 +17,11 @@ class Stats:
     prefill apart. `mean_acceptance_length` is tokens per target pass, the extra one included. In a
     batch, `seconds` are those of the steps that the request took part in. `num_prediction_tokens`
     is the length of what the caller predicted, the next one how much of it the answer said.
+    `num_cached_tokens` of the prompt were taken from earlier requests, not read.
     """
 
     num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
     num_generated_tokens: int = 0
     target_passes: int = 0
     num_drafts: int = 0
@@ -53,6 +55,7 @@ class Stats:
         """Returns everything as plain values for JSON."""
         return {
             "num_prompt_tokens": self.num_prompt_tokens,
+            "num_cached_tokens": self.num_cached_tokens,
             "num_generated_tokens": self.num_generated_tokens,
             "target_passes": self.target_passes,
             "num_drafts": self.num_drafts,

@@ -1,4 +1,4 @@
-"""Tables of an engine's drafters: which there are, and keeping one of them in a file."""
+"""What an engine keeps in files: tables of its drafters, and the texts that it has read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from redwood.backends.native.backend import NativeBackend
 from redwood.drafters.base import Drafter, NgramDrafter, parts_of
+from redwood.engine.prefix_file import PrefixFile
 from redwood.engine.text import Engine
 from redwood.engine.turns import when_free
 from redwood.errors import ArgumentError
@@ -63,6 +65,21 @@ def keep_table(
     end = keep_saving(lambda: [kept], interval_s)
     engine.closing += (weakref.finalize(engine, partial(_close, end, kept)),)
     return kept
+
+
+def keep_prefixes(engine: Engine, path: str | Path, target: str) -> None:
+    """Reads the texts that stay from a file, and writes them to it when the engine closes.
+
+    Raises:
+        ArgumentError: an engine that keeps none, or whose backend cannot save them.
+        KvCacheError: see `PrefixFile`.
+    """
+    backend = engine.target
+    if not isinstance(backend, NativeBackend) or not engine.prefixes.on:
+        raise ArgumentError("kv_cache_file: the native backend alone, with a kv_cache, keeps texts")
+    known = target_id(target, engine.tokenizer, backend.vocab_size)
+    kept = PrefixFile(path, known, backend, engine.prefixes)
+    engine.closing += (weakref.finalize(engine, kept.close),)
 
 
 def _close(end: Callable[[], None], kept: KeptTable) -> None:

@@ -41,6 +41,8 @@ class SamplingParams:
         logprobs: None, or how many of the most probable tokens to report at every token beside its
             own log-probability, 0 to 20.
         speculate: False: plain decoding for this request.
+        cache_salt: only requests with the same one share keys and values of what they begin with:
+            that a text was read before shows in its time.
         prediction: token ids that the answer is expected to be; drafted as long as they fit.
         visible_tokens: special tokens whose text is part of the answer's, which others' is not.
 
@@ -65,6 +67,7 @@ class SamplingParams:
     logprobs: int | None = None
     speculate: bool = True
     prediction: Sequence[int] = ()
+    cache_salt: str = ""
     visible_tokens: Sequence[int] = ()
 
     def __post_init__(self) -> None:
@@ -114,6 +117,7 @@ class SamplingParams:
                 "token ids",
             )
             object.__setattr__(self, name, tuple(tokens))
+        _require(isinstance(self.cache_salt, str), self, "cache_salt", "a string")
 
     @property
     def coupled(self) -> bool:

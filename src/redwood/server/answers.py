@@ -239,6 +239,7 @@ def usage_of(choices: Sequence[Choice], prompts: int) -> dict[str, Any]:
     stats = [choice.stats for choice in choices]
     per_prompt = max(1, len(choices) // prompts)
     prompt_tokens = sum(len(choice.prompt) for choice in choices[::per_prompt])
+    cached = sum(each.num_cached_tokens for each in stats[::per_prompt])
     generated = sum(each.num_generated_tokens for each in stats)
     passes = sum(each.target_passes for each in stats)
     drafted = sum(each.num_draft_tokens for each in stats)
@@ -248,7 +249,7 @@ def usage_of(choices: Sequence[Choice], prompts: int) -> dict[str, Any]:
         "prompt_tokens": prompt_tokens,
         "completion_tokens": generated,
         "total_tokens": prompt_tokens + generated,
-        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": cached, "audio_tokens": 0},
         "completion_tokens_details": {
             "accepted_prediction_tokens": sum(s.num_prediction_tokens_accepted for s in stats),
             "rejected_prediction_tokens": sum(s.num_prediction_tokens_rejected for s in stats),

@@ -173,6 +173,7 @@ class Preparer:
             logprobs=request.num_logprobs,
             speculate=request.redwood.speculate,
             max_tokens=request.limit,
+            cache_salt=request.cache_salt,
             visible_tokens=visible,
         )
 

@@ -100,6 +100,7 @@ class Request(Strict):
         default_factory=dict, max_length=_MAX_BIASES
     )
     seed: Whole | None = Field(None, ge=-(2**63), lt=2**64)
+    cache_salt: str = Field("", max_length=256)
     stop: Annotated[list[Stop], BeforeValidator(_as_list), Field(max_length=_MAX_STOPS)] = Field(
         default_factory=list
     )

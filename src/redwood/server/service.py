@@ -69,7 +69,9 @@ class Service:
         if tables is None and several and tables_of([engine.drafter]):
             tables = own_tables(engine, self.keys.namespace)
         self.tables, self._memory = tables, memory
-        self.worker = Worker(engine, self.admission, self.metrics, memory, tables)
+        self.worker = Worker(
+            engine, self.admission, self.metrics, memory, tables, self.keys.namespace
+        )
         self.preparer = Preparer(engine, settings)
         self.texts = TokenTexts(engine.tokenizer)
         self.draining = False
@@ -138,6 +140,12 @@ class Service:
         most = self.engine.kv_tokens
         bound = float("inf") if most is None else float(most)
         watch("kv_tokens_limit", "Tokens that all rows may come to hold.", lambda: bound)
+        prefixes = self.engine.prefixes
+        watch("prefix_cache_query_tokens", "Tokens looked up.", lambda: prefixes.num_tokens)
+        watch("prefix_cache_hit_tokens", "Of them, found.", lambda: prefixes.num_hit_tokens)
+        watch("prefix_cache_hit_rate", "Share that was found.", lambda: prefixes.hit_rate)
+        watch("prefix_cache_pages", "Pages of 64 slots that stay.", lambda: prefixes.num_pages)
+        watch("prefix_cache_evictions", "Texts that had to go.", lambda: prefixes.num_evictions)
         watch(
             "num_requests_preparing",
             "Requests that arrive, or are made into tokens.",

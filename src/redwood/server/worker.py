@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from threading import Event as Flag
 from threading import Thread
 from time import monotonic, perf_counter
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from redwood.engine.request import Step
 from redwood.errors import ArgumentError, RedwoodError
+from redwood.sampling import SamplingParams
 from redwood.server.admission import Admission
 from redwood.server.errors import unavailable
 from redwood.server.generation import Choice, Event, Generation
@@ -44,6 +46,8 @@ class Worker:
         metrics: count the steps.
         memory: keeps finished answers to draft from; None: they are not kept.
         tables: a table for each owner; None: all draft from the engine's, if it has one.
+        namespace_of: name of an owner that stays when keys change places: owners with another one
+            share no keys and values.
 
     Attributes: `died`: set in the event loop when the thread has ended.
     """
@@ -55,9 +59,10 @@ class Worker:
         metrics: Metrics,
         memory: Memory | None = None,
         tables: OwnTables | None = None,
+        namespace_of: Callable[[str], str] = str,
     ) -> None:
         self.engine, self.admission, self._memory = engine, admission, memory
-        self._tables = tables
+        self._tables, self._namespace_of = tables, namespace_of
         self._metrics, self._texts = metrics, TokenTexts(engine.tokenizer)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = Thread(target=self._main, name="redwood-engine", daemon=True)
@@ -153,7 +158,7 @@ class Worker:
         """Moves choices from the queue to free rows of the engine."""
         while (choice := self.admission.pop()) is not None:
             try:
-                choice.key = self.engine.add(choice.prompt, choice.params)
+                choice.key = self.engine.add(choice.prompt, self._salted(choice))
             except Exception as error:
                 self.admission.done()
                 self._count_error(error)
@@ -168,6 +173,11 @@ class Worker:
             self._running[choice.key] = choice
             self._metrics.queue_s.observe(choice.last_s - choice.generation.arrived_s)
             self._post([(choice.generation, Event(choice.index, started=True))])
+
+    def _salted(self, choice: Choice) -> SamplingParams:
+        """Its parameters, with its owner in the salt."""
+        salt = f"{self._namespace_of(choice.owner)}\0{choice.params.cache_salt}"
+        return replace(choice.params, cache_salt=salt)
 
     def _step(self) -> None:
         try:

@@ -51,6 +51,9 @@ class TableBackend:
     """
 
     name = "table"
+    page_slots = 4  # see `SharingBackend`
+    token_bytes = 1
+    batch_invariant = True
     device = torch.device("cpu")
 
     def __init__(
@@ -137,6 +140,23 @@ class TableBackend:
     def truncate(self, row: int, length: int) -> None:
         """Drops provisional nodes and committed tokens past `length`."""
         self._rows[row] = _Row(self._row(row).text[:length])
+
+    def fork(self, row: int, length: int) -> int:
+        """Returns a row with the first `length` committed tokens of another."""
+        text = self._row(row).text
+        if not 0 <= length <= len(text):
+            raise ArgumentError(f"fork: length {length} is not in 0..{len(text)}")
+        made = self.open()
+        self._rows[made] = _Row(text[:length])
+        return made
+
+    def pages(self, rows: Sequence[int]) -> int:
+        """Returns how many pages these rows hold; none is shared."""
+        return sum(-(-len(self._row(row).text) // self.page_slots) for row in rows)
+
+    def park(self, row: int) -> None:
+        """Does nothing: a row that only stays takes no more than its text."""
+        self._row(row)
 
     def release(self, row: int) -> None:
         """Forgets the row."""

@@ -60,6 +60,7 @@ class CudaGraphBackend:
     """
 
     name = "cuda_graph"
+    page_slots = 64
 
     def __init__(
         self,
@@ -97,6 +98,7 @@ class CudaGraphBackend:
         self.recordings = 0
         """Number of recordings made so far; a forward that makes one takes longer than others."""
         self._rows: dict[int, StaticRow] = {}
+        self._parked: dict[int, tuple[int, list[Tensor]]] = {}  # tokens, and their slots
         self._next_row = 0
 
     @property
@@ -123,7 +125,7 @@ class CudaGraphBackend:
 
     def length(self, row: int) -> int:
         """Returns the number of committed tokens."""
-        return self._row(row).length
+        return self._parked[row][0] if row in self._parked else self._row(row).length
 
     def extend(self, rows: Sequence[Nodes]) -> list[Tensor]:
         """Appends provisional nodes and scores them in one forward; see `Backend.extend`.
@@ -287,9 +289,45 @@ class CudaGraphBackend:
         """Drops provisional nodes and committed tokens past `length`."""
         self._row(row).cut(length)
 
+    @property
+    def parked_token_bytes(self) -> int:
+        """Bytes that keys and values of a token take in a parked row."""
+        return self._slots.slot_bytes
+
+    @torch.inference_mode()
+    def park(self, row: int) -> None:
+        """Moves a row out of the static slots: graphs run over all places that are taken."""
+        held = self._row(row)
+        parked = held.length, self._slots.copy_out(held.place, held.length)
+        self.release(row)
+        self._parked[row] = parked
+
+    @torch.inference_mode()
+    def fork(self, row: int, length: int) -> int:
+        """Returns a row with a copy of the first `length` committed tokens of another.
+
+        Raises:
+            ArgumentError: a row that is not open, a length that it does not have.
+        """
+        if not 0 <= length <= self.length(row):
+            raise ArgumentError(f"fork: length {length} is not in 0..{self.length(row)}")
+        held = self._parked.get(row)
+        slots = self._slots.copy_out(self._row(row).place, length) if held is None else held[1]
+        made = self.open()
+        self._make_room(length)
+        self._slots.copy_in(self._row(made).place, slots, length)
+        self._row(made).length = length
+        return made
+
+    def pages(self, rows: Sequence[int]) -> int:
+        """Returns how many times 64 slots these rows hold; none is shared."""
+        return sum(-(-self.length(row) // self.page_slots) for row in rows)
+
     @torch.inference_mode()
     def release(self, row: int) -> None:
         """Forgets the row; the last place moves into its gap."""
+        if self._parked.pop(row, None) is not None:
+            return
         gap = self._row(row).place
         del self._rows[row]
         self._slots.forget(gap)

@@ -122,6 +122,22 @@ class StaticSlots:
         self._finite[place] = count
         self.forget(source)
 
+    def copy_out(self, place: int, count: int) -> list[Tensor]:
+        """Returns a copy of the first `count` slots of a row."""
+        return [block[:, place, :, :count].clone() for block in self._blocks]
+
+    def copy_in(self, place: int, held: Sequence[Tensor], count: int) -> None:
+        """Writes the first `count` slots of a copy to a row that holds nothing."""
+        self._clean_scratch(place)
+        for block, copy in zip(self._blocks, held, strict=True):
+            block[:, place, :, :count] = copy[..., :count, :]
+        self._finite[place] = count
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one slot of one row."""
+        return sum(block[:, :1, :, :1].nbytes for block in self._blocks)
+
     def _clean_scratch(self, place: int) -> None:
         for block in self._blocks:
             block[:, place, :, self.slots - 1] = 0.0

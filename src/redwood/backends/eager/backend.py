@@ -65,6 +65,11 @@ class _Row(RowState):
         super().__init__()
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}  # keys, values: [kv_heads, slots, dim]
 
+    @property
+    def slots(self) -> int:
+        """Slots that memory is taken for."""
+        return max((keys.shape[1] for keys, _ in self.layers.values()), default=0)
+
     def write(self, layer: int, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Stores keys and values [kv_heads, n, dim] from slot `start`; returns all up to there."""
         end = start + keys.shape[1]
@@ -264,6 +269,8 @@ class EagerBackend:
     name = "eager"
     together: Together = "flat"
     """How rows share a forward; set at load by what the model does."""
+    page_slots = 64
+    """Slots of the unit that `pages` counts in; forked rows are copies and share none."""
     quantised = False
     """Whether activations are rounded to few bits on the way."""
 
@@ -328,6 +335,31 @@ class EagerBackend:
     def truncate(self, row: int, length: int) -> None:
         """Drops provisional nodes and committed tokens past `length`."""
         self._row(row).cut(length)
+
+    @torch.inference_mode()
+    def fork(self, row: int, length: int) -> int:
+        """Returns a row with a copy of the first `length` committed tokens of another.
+
+        Raises:
+            ArgumentError: a row that is not open, a length that it does not have.
+        """
+        held = self._row(row)
+        if not 0 <= length <= held.length:
+            raise ArgumentError(f"fork: length {length} is not in 0..{held.length}")
+        made = self.open()
+        copy = self._rows[made]
+        copy.length = length
+        for layer, (keys, values) in held.layers.items() if length else ():
+            copy.write(layer, keys[:, :length], values[:, :length], 0)
+        return made
+
+    def pages(self, rows: Sequence[int]) -> int:
+        """Returns how many times 64 slots these rows hold; none is shared."""
+        return sum(-(-self._row(row).slots // self.page_slots) for row in rows)
+
+    def park(self, row: int) -> None:
+        """Does nothing: a row that only stays takes no more than its slots."""
+        self._row(row)
 
     def release(self, row: int) -> None:
         """Forgets the row and frees its slots."""

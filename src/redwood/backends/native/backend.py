@@ -9,7 +9,7 @@ then not change one token of what plain decoding on this backend says (`docs/nat
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,9 @@ class NativeBackend:
         num_embeddings: tokens it can read; `vocab_size` are those it scores, one a column.
         output_ids: int64 [vocab_size], the tokens of the columns; None: column i is token i.
         batch_invariant: a node's logits are bit for bit the same whatever else a pass scores.
+        formats: of its matrices, by name.
         own_threads: it computes with threads of its own, not with PyTorch's.
+        page_slots: slots of a page, the unit in which memory is taken and shared.
 
     Raises:
         ArgumentError: weights that do not fit the spec, threads out of 1..64, ids out of order.
@@ -72,6 +74,7 @@ class NativeBackend:
     name = "native"
     device = torch.device("cpu")
     own_threads = True
+    page_slots = 64
     batch_invariant = True
 
     def __init__(
@@ -119,12 +122,13 @@ class NativeBackend:
             )
         except ValueError as error:
             raise ArgumentError(f"native backend: {error}") from error
-        self.spec, self._number_bytes = spec, 2 if kv == "f16" else 4
+        self.spec, self.kv, self._number_bytes = spec, kv, 2 if kv == "f16" else 4
         self.vocab_size = outputs
         self.num_embeddings = spec.vocab_size
         self.capacity = capacity
         self.threads = threads
         self.isa: str = self._decoder.isa
+        self.formats = {name: layout for name, (layout, _) in matrices.items()}
         self.weight_bytes = {name: data.nbytes for name, (_, data) in matrices.items()}
         self._rows: dict[int, RowState] = {}
         self._pid = os.getpid()
@@ -184,6 +188,70 @@ class NativeBackend:
         """Drops provisional nodes and committed tokens past `length`."""
         self._row(row).cut(length)
         self._decoder.shrink(row, length)
+
+    def fork(self, row: int, length: int) -> int:
+        """Returns a row that holds the first `length` committed tokens of another.
+
+        Pages of 64 slots are shared until one of the rows writes to them.
+
+        Raises:
+            ArgumentError: a row that is not open, a length that it does not have.
+        """
+        if not 0 <= length <= self._row(row).length:
+            raise ArgumentError(f"fork: length {length} is not in 0..{self._row(row).length}")
+        made = int(self._decoder.fork(row, length))
+        self._rows[made] = RowState()
+        self._rows[made].length = length
+        return made
+
+    def pages(self, rows: Sequence[int]) -> int:
+        """Returns how many pages these rows hold, shared ones counted once."""
+        for row in rows:
+            self._row(row)
+        return int(self._decoder.pages(list(rows)))
+
+    def park(self, row: int) -> None:
+        """Does nothing: a row that only stays takes no more than its pages."""
+        self._row(row)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page, as `read_page` returns it."""
+        return int(self._decoder.page_bytes)
+
+    def page_ids(self, row: int) -> list[int]:
+        """Returns numbers of the row's pages in order; shared pages have the same, while held."""
+        self._row(row)
+        return list(self._decoder.page_ids(row))
+
+    def read_page(self, row: int, index: int) -> NDArray[np.uint8]:
+        """Returns a copy of a page, uint8 [page_bytes]."""
+        self._row(row)
+        out = np.empty(self.page_bytes, np.uint8)
+        self._decoder.read_page(row, index, out)
+        return out
+
+    def restore(self, row: int, pages: Iterable[NDArray[np.uint8]], length: int) -> None:
+        """Puts pages behind those of a row, which then holds `length` committed tokens.
+
+        Args:
+            row: without provisional nodes, its pages full.
+            pages: uint8 [page_bytes] each, from `read_page` of this model, weights and build.
+
+        Raises:
+            ArgumentError: pages of another size, too many or too few of them.
+        """
+        state = self._row(row)
+        if state.parents or state.length % self.page_slots:
+            raise ArgumentError("restore: pages go behind full ones")
+        for page in pages:
+            if page.nbytes != self.page_bytes:
+                raise ArgumentError(f"restore: a page has {self.page_bytes} bytes")
+            self._decoder.append_page(row, page)
+        held = len(self._decoder.page_ids(row)) * self.page_slots
+        if not held - self.page_slots < length <= min(held, self.capacity):
+            raise ArgumentError(f"restore: length {length} is not that of {held} slots")
+        state.length = length
 
     def release(self, row: int) -> None:
         """Forgets the row and frees its slots."""

@@ -145,8 +145,11 @@ class OffloadBackend(EagerBackend):
             self.store.keep(self._room)
 
 
-def parse_bytes(size: str | int) -> int:
+def parse_bytes(size: str | int, name: str = "memory") -> int:
     """Returns the bytes of a size such as "2GiB", "1.5G" or 2147483648.
+
+    Args:
+        name: of the option, for the error.
 
     Raises:
         ArgumentError: no such size.
@@ -154,7 +157,7 @@ def parse_bytes(size: str | int) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?)B?\s*", str(size), re.IGNORECASE)
     unit = None if match is None else match[2].upper().replace("I", "i")
     if match is None or unit not in _UNITS or float(match[1]) == 0:
-        raise ArgumentError(f"memory {size!r} must be a size such as 2GiB or 1500MB")
+        raise ArgumentError(f"{name} {size!r} must be a size such as 2GiB or 1500MB")
     return int(float(match[1]) * _UNITS[unit])
 
 

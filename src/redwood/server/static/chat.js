@@ -118,6 +118,7 @@ export class Chat {
         }
         result.why = choice?.finish_reason ?? result.why;
         tokens = chunk.usage?.completion_tokens ?? tokens;
+        result.usage = chunk.usage ?? result.usage;
       }
       result.whole = true;
     } catch (error) {
@@ -239,10 +240,12 @@ function trouble(error) {
 }
 
 /** Returns an answer's numbers as one line. */
-function facts({ answer, tokens, rate, why, unread }, withSpeed = true) {
+function facts({ answer, tokens, rate, why, unread, usage }, withSpeed = true) {
   const parts = [count(tokens, "token")];
   if (answer.steps) parts.push(count(answer.steps, "step"), `${answer.tokensPerStep.toFixed(2)} tokens per step`);
   if (withSpeed && rate !== null) parts.push(speed(rate));
+  const cached = usage?.prompt_tokens_details?.cached_tokens ?? 0;
+  if (cached) parts.push(`${Math.round((100 * cached) / usage.prompt_tokens)} % of the prompt was kept`);
   if (why === "length") parts.push("cut at the token limit");
   if (unread) parts.push(`${count(unread, "step")} could not be read`);
   return parts.join(" · ");

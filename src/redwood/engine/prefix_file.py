@@ -1,0 +1,260 @@
+"""Texts that stay over a restart: a file of their tokens, keys and values.
+
+The file holds every page once, whichever texts share it, and ends with a digest of all before it.
+It is written under another name and then renamed, so it is there whole or as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from redwood._storage import sha256_of, sync_folder, typed
+from redwood.backends.native.backend import NativeBackend, extension
+from redwood.engine.prefix_cache import PrefixCache
+from redwood.engine.turns import when_free
+from redwood.errors import ArgumentError, KvCacheError
+from redwood.table.target import TargetId
+
+_log = logging.getLogger(__name__)
+_MAGIC = b"redwood kv 1\n"
+_SHA = 32  # bytes of the digest at the end
+_MOST_HEADER = 1 << 28
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A text: its salt, its tokens, and which of the file's pages hold them."""
+
+    salt: str
+    length: int
+    pages: list[int]
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What stands before tokens and pages; `build` is all that the bits depend on but the model."""
+
+    target: dict[str, str]
+    build: str
+    page_bytes: int
+    num_pages: int
+    texts: list[_Text]
+
+
+class PrefixFile:
+    """What a prefix cache holds, in a file: read at the start, written by `close`.
+
+    A file that is damaged, or of another build of Redwood or other weights in memory, is passed
+    over with a line in the log, and replaced by `close`.
+
+    Args:
+        path: of the file, which need not exist yet; its folder must.
+        target: whose keys and values they are, as identified by its files.
+        backend: that computes them.
+        prefixes: that get what the file holds, as much as their bound allows.
+
+    Raises:
+        KvCacheError: a file of another model, or of another kind; no folder for it.
+    """
+
+    def __init__(
+        self, path: str | Path, target: TargetId, backend: NativeBackend, prefixes: PrefixCache
+    ) -> None:
+        self.path = Path(path).expanduser().resolve()
+        self._target, self._backend, self._prefixes = target, backend, prefixes
+        self._build, self._pid = _build_of(backend), os.getpid()
+        if not self.path.parent.is_dir():
+            raise KvCacheError(f"{self.path.parent} does not exist: make the folder first")
+        if self.path.is_dir():
+            raise KvCacheError(f"{self.path} is a folder: keys and values are kept in a file")
+        if self.path.exists():
+            self._load()
+
+    def _load(self) -> None:
+        try:
+            with self.path.open("rb") as file:
+                if file.read(len(_MAGIC)) != _MAGIC:
+                    raise KvCacheError(f"{self.path} holds no keys and values of Redwood")
+                header = _checked_header(file, self.path.stat().st_size)
+                self._check_model(header)
+                if (header.build, header.page_bytes) != (self._build, self._backend.page_bytes):
+                    _log.warning("%s is of another build, prompts are read anew", self.path)
+                    return
+                self._restore(header, file)
+        except (_DamageError, MemoryError) as error:
+            self._prefixes.clear()
+            _log.warning("%s is passed over, prompts are read anew: %s", self.path, error)
+        except OSError as error:
+            raise KvCacheError(f"cannot read {self.path}: {error.strerror or error}") from error
+
+    def _check_model(self, header: _Header) -> None:
+        theirs = header.target
+        if (theirs["weights"], theirs["tokenizer"]) != (
+            self._target.weights,
+            self._target.tokenizer,
+        ):
+            raise KvCacheError(
+                f"{self.path} belongs to {theirs['name']}, not to {self._target.name}: name "
+                "another file, or remove this one"
+            )
+
+    def _restore(self, header: _Header, file: IO[bytes]) -> None:
+        """Gives the cache the latest texts that fit; the file stands at the tokens."""
+        counts = [text.length for text in header.texts]
+        tokens = [np.frombuffer(file.read(4 * count), "<i4").tolist() for count in counts]
+        first = file.tell()
+        chosen, held = list[int](), set[int]()
+        for i in reversed(range(len(counts))):  # the latest used is last
+            if len(held | set(header.texts[i].pages)) > self._prefixes.max_pages:
+                break
+            held |= set(header.texts[i].pages)
+            chosen.append(i)
+        made = list[tuple[int, Sequence[int]]]()  # row, and its pages' numbers in the file
+        for i in reversed(chosen):
+            text = header.texts[i]
+            row, whole = self._begin(made, text)
+            pages = self._pages(file, first, text.pages[whole:])
+            try:
+                self._backend.restore(row, pages, text.length)
+                self._prefixes.put(row, tokens[i], text.salt)
+            except BaseException:
+                self._backend.release(row)
+                raise
+            made.append((row, text.pages))
+
+    def _begin(self, made: Sequence[tuple[int, Sequence[int]]], text: _Text) -> tuple[int, int]:
+        """A row that shares what another one has already, and how many pages these are."""
+        best, source = 0, -1
+        for row, pages in made:
+            same = _same(pages, text.pages)
+            if same > best and self._prefixes.holds(row):
+                best, source = same, row
+        size = self._backend.page_slots
+        best = min(best, self._backend.length(source) // size) if best else 0
+        if not best:
+            return self._backend.open(), 0
+        return self._backend.fork(source, best * size), best
+
+    def _pages(self, file: IO[bytes], first: int, numbers: Sequence[int]) -> Iterator[Any]:
+        size = self._backend.page_bytes
+        for number in numbers:
+            file.seek(first + number * size)
+            yield np.frombuffer(file.read(size), np.uint8)
+
+    def save(self) -> None:
+        """Writes what the cache holds now.
+
+        Raises:
+            KvCacheError: a disk that is full, a folder that cannot be written; the old file stays.
+        """
+        kept = self._prefixes.kept()
+        numbers, where = dict[int, int](), list[tuple[int, int]]()
+        texts = list[_Text]()
+        for salt, entry in kept:
+            ids = self._backend.page_ids(entry.row)
+            for index, page in enumerate(ids):
+                if page not in numbers:
+                    numbers[page] = len(numbers)
+                    where.append((entry.row, index))
+            texts.append(_Text(salt, len(entry.tokens), [numbers[page] for page in ids]))
+        target = {name: str(value) for name, value in asdict(self._target).items()}
+        header = _Header(target, self._build, self._backend.page_bytes, len(numbers), texts)
+        head = json.dumps(asdict(header)).encode()
+        parts = (np.array(entry.tokens, "<i4").tobytes() for _, entry in kept)
+        pages = (self._backend.read_page(row, index).tobytes() for row, index in where)
+        try:
+            _write(self.path, (_MAGIC, len(head).to_bytes(8, "little"), head), parts, pages)
+        except OSError as error:
+            raise KvCacheError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        """Saves for the last time, once no step is under way; a failure is a line in the log."""
+        if os.getpid() == self._pid:  # else a forked child: the file is its parent's
+            when_free([self._backend], self._save_or_say)
+
+    def _save_or_say(self) -> None:
+        try:
+            self.save()
+        except KvCacheError as error:
+            _log.warning("keys and values were not kept: %s", error)
+        except Exception:
+            _log.exception("%s could not be saved", self.path)
+
+
+class _DamageError(ValueError):
+    """The file is not what was written."""
+
+
+def _build_of(backend: NativeBackend) -> str:
+    """Names all that the bits of keys and values depend on, but for the files of the model."""
+    code = sha256_of(Path(extension().__file__))
+    return hashlib.sha256(
+        repr((code, backend.spec, backend.formats, backend.kv)).encode()
+    ).hexdigest()
+
+
+def _checked_header(file: IO[bytes], size: int) -> _Header:
+    """Reads the header, and all of the file for its digest; leaves it at the tokens."""
+    count = int.from_bytes(file.read(8), "little")
+    start = len(_MAGIC) + 8
+    if not 0 < count <= min(_MOST_HEADER, size - start - _SHA):
+        raise _DamageError("it is cut short")
+    file.seek(0)
+    known, left = hashlib.sha256(), size - _SHA
+    while left:
+        block = file.read(min(_BLOCK, left))
+        if not block:
+            raise _DamageError("it is cut short")
+        known.update(block)
+        left -= len(block)
+    if file.read(_SHA) != known.digest():
+        raise _DamageError("its contents do not have the digest that stands in it")
+    file.seek(start)
+    try:
+        header: _Header = typed(_Header, json.loads(file.read(count)), "header")
+    except (ValueError, ArgumentError, RecursionError) as error:
+        raise _DamageError(f"its header is none: {error}") from error
+    tokens = sum(text.length for text in header.texts)
+    if size != start + count + 4 * tokens + header.num_pages * header.page_bytes + _SHA or not all(
+        0 <= page < header.num_pages for text in header.texts for page in text.pages
+    ):
+        raise _DamageError("it has another length than its header says")
+    return header
+
+
+def _same(a: Sequence[int], b: Sequence[int]) -> int:
+    both = zip(a, b, strict=False)
+    return next((i for i, (x, y) in enumerate(both) if x != y), min(len(a), len(b)))
+
+
+def _write(path: Path, *groups: Any) -> None:
+    """Writes bytes and their digest under a temporary name, then renames the file."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    known = hashlib.sha256()
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for group in groups:
+                for part in group:
+                    known.update(part)
+                    file.write(part)
+            file.write(known.digest())
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        with suppress(OSError):
+            Path(name).unlink()
+        raise
+    sync_folder(path.parent)
