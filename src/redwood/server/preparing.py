@@ -58,9 +58,8 @@ class Preparer:
             ApiError: 400: the engine would refuse it; 429: too much text is being tokenised;
                 503: the deadline has passed.
         """
-        given = self._given(request)
         base = self._params(request)
-        prompts = await self._prompts(given)
+        prompts = await self.prompts(request)
         if request.prediction is not None and request.prediction.content:
             text = request.prediction.content
             base["prediction"] = await self._encoded(text, "prediction", self._engine.encode_part)
@@ -83,6 +82,13 @@ class Preparer:
             trace=request.redwood.trace,
             arrived_s=arrived_s,
         )
+
+    async def prompts(self, request: Request) -> list[list[int]]:
+        """Returns the token ids of a request's prompts.
+
+        Raises: as `prepare`.
+        """
+        return await self._prompts(self._given(request))
 
     def _given(self, request: Request) -> tuple[Sequence[Any], str]:
         """The prompts, not tokenised yet, and the field that holds them; checks their number."""
