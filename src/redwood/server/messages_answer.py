@@ -156,7 +156,6 @@ class Blocks:
             case CallEnd():
                 self._whole.add(len(self._made) - 1)
                 return self.close()
-        return []
 
     def close(self) -> list[dict[str, Any]]:
         """Ends the block that is open."""

@@ -176,7 +176,7 @@ class CountRequest(Strict):
     )
     tool_choice: Choice = Choice(type="auto")
     thinking: Thinking | None = None
-    output_config: OutputConfig = OutputConfig()
+    output_config: OutputConfig = Field(default_factory=lambda: OutputConfig.model_validate({}))
 
     def chat(self) -> dict[str, Any]:
         """Returns the body of the chat that this asks for."""

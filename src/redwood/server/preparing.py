@@ -64,13 +64,14 @@ class Preparer:
             text = request.prediction.content
             base["prediction"] = await self._encoded(text, "prediction", self._engine.encode_part)
         constraint = await self._constraint(request)
+        eager = constraint is not None and constraint.eager
         params, readers = [], []
         for prompt in prompts:
             processors = await self._processors(constraint, prompt, request)
             for index, processor in enumerate(processors):
                 params.append(self._params_of(base, prompt, request.seed, index, processor))
                 readers.append(
-                    self._chats.reader(request, prompt, eager=constraint and constraint.eager)
+                    self._chats.reader(request, prompt, eager=eager)
                     if isinstance(request, ChatRequest)
                     else PlainReader()
                 )
@@ -205,8 +206,8 @@ class Preparer:
 
     async def _constraint(self, request: Request) -> Constraint | None:
         """The grammar of a request; None: its answers are free."""
-        chat = isinstance(request, ChatRequest)
-        if request.response_format.type == "text" and not (chat and request.callable_tools):
+        called = isinstance(request, ChatRequest) and bool(request.callable_tools)
+        if request.response_format.type == "text" and not called:
             return None
         field = "response_format" if request.response_format.type != "text" else "tools"
         return await self._compiled(partial(self._constrain, request), field)

@@ -156,7 +156,6 @@ class Items:
                 return [self._event("function_call_arguments.delta", delta=text)]
             case CallEnd():
                 return self.close()
-        return []
 
     def close(self, status: str = "completed") -> list[dict[str, Any]]:
         """Ends the item that is open; a call that is open here was cut."""

@@ -36,7 +36,14 @@ REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "truncation": (("disabled",), "prompts are never cut: shorten the input"),
 }
 """Field -> neutral values; why any other value is refused."""
-_HOSTED = ("code_interpreter", "computer", "file_search", "image_generation", "local_shell", "mcp")
+_HOSTED: tuple[str, ...] = (
+    "code_interpreter",
+    "computer",
+    "file_search",
+    "image_generation",
+    "local_shell",
+    "mcp",
+)
 _HOSTED += ("shell", "tool_search", "web_search")
 _TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
 
@@ -156,7 +163,7 @@ class TextFormat(Strict):
 class TextSettings(Strict):
     """How the text of the answer is."""
 
-    format: TextFormat = TextFormat()
+    format: TextFormat = Field(default_factory=lambda: TextFormat.model_validate({}))
     verbosity: None = None
 
 
@@ -195,7 +202,9 @@ class ResponsesRequest(Strict):
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     top_logprobs: Whole = Field(0, ge=0, le=0)
     text: TextSettings = TextSettings()
-    reasoning: ReasoningSettings = ReasoningSettings()
+    reasoning: ReasoningSettings = Field(
+        default_factory=lambda: ReasoningSettings.model_validate({})
+    )
     seed: Whole | None = Field(None, ge=-(2**63), lt=2**64)
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     stream: bool = False
