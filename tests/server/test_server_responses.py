@@ -273,3 +273,13 @@ def test_every_api_asks_for_the_same_chat() -> None:
     assert theirs.model_dump(exclude={"tools"}) == chat.model_dump(exclude={"tools"})
     with pytest.raises(ApiError):
         MESSAGES.read(b"[]")
+
+
+def test_what_openais_client_adds_to_items_is_no_error(live: Live) -> None:
+    with live.openai.responses.stream(**ASKED) as stream:
+        made = stream.get_final_response().output
+    sent = [each.model_dump(exclude_none=True) for each in made]
+    assert "parsed_arguments" in sent[0] or sent[0]["type"] == "function_call"
+    result = {"type": "function_call_output", "call_id": made[0].call_id, "output": "yes"}
+    again = {**ASKED, "tool_choice": "none", "max_output_tokens": 3, "input": [*sent, result]}
+    assert live.http.post("/v1/responses", json=again).status_code == 200

@@ -130,7 +130,16 @@ def _item(value: Any) -> Any:
         raise PydanticCustomError(
             "item", "items of type {kind} are not supported", {"kind": repr(kind)[:64]}
         )
-    return model.model_validate({key: each for key, each in value.items() if each is not None})
+    kept = {k: v for k, v in value.items() if v is not None and k not in _ADDED}
+    return model.model_validate(kept)
+
+
+_ADDED = ("parsed_arguments", "parsed")  # by OpenAI's client to what it hands out
+
+
+def _items(value: Any) -> Any:
+    """A text is a message of the user's."""
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
 class FunctionTool(Strict):
@@ -192,7 +201,10 @@ class ResponsesRequest(Strict):
     """Body of /v1/responses."""
 
     model: str | None = None
-    input: str | list[Annotated[Item, BeforeValidator(_item)]]
+    input: Annotated[
+        list[Annotated[Item, BeforeValidator(_item)]],
+        BeforeValidator(_items, json_schema_input_type=str | list[Item]),
+    ]
     instructions: str | None = None
     tools: Annotated[list[FunctionTool], BeforeValidator(_functions)] = Field(default_factory=list)
     tool_choice: Literal["none", "auto", "required"] | NamedChoice = "auto"
@@ -247,8 +259,6 @@ class ResponsesRequest(Strict):
         made: list[dict[str, Any]] = []
         if self.instructions:
             made.append({"role": "system", "content": self.instructions})
-        if isinstance(self.input, str):
-            return [*made, {"role": "user", "content": self.input}]
         for item in self.input:
             match item:
                 case ResultItem():

@@ -71,7 +71,7 @@ class LeadingParser(ToolParser):
             self._state = "text"
             return True
         if self._state == "maybe":
-            if self.begins.fullmatch(self._buffer.strip()):
+            if self.begins.fullmatch(self._buffer.lstrip()):
                 return False
             self._state = "text"
             return True
