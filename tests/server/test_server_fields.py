@@ -124,8 +124,6 @@ def test_parts_other_than_text_are_refused_and_nothing_is_fetched(kind: str) -> 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
         ("best_of", 2),
         ("echo", True),
@@ -133,8 +131,6 @@ def test_parts_other_than_text_are_refused_and_nothing_is_fetched(kind: str) -> 
         ("min_tokens", 3),
         ("stop_token_ids", [3]),
         ("chat_template", "{{ 1 }}"),
-        ("chat_template_kwargs", {"tokenize": True}),
-        ("reasoning_effort", "high"),
         ("verbosity", "low"),
         ("modalities", ["audio"]),
         ("guided_json", {}),

@@ -13,7 +13,7 @@ from tool_cases import FIXTURES, TOOLS, Calls, Case, Form
 
 from redwood.server.tools.formats import FORMATS, format_of
 from redwood.server.tools.parts import CallArguments, CallStart, Malformed, Part, Reasoning, Text
-from redwood.server.tools.reading import PlainReader, ThinkingReader, ThinkTags
+from redwood.server.tools.reading import OneCall, PlainReader, ThinkingReader, ThinkTags
 from tools_kit import read
 
 SCHEMAS = {name: {"type": "object", **schema} for name, schema in TOOLS.items()}
@@ -130,6 +130,46 @@ def test_text_without_calls_stays_as_it_is() -> None:
 def test_json_and_lists_that_are_no_calls_are_text(text: str) -> None:
     for name in ("llama3-json", "pythonic"):
         assert said(read(reader(name), list(text))).strip() == text
+
+
+BARE = '{"name": "now", "arguments": {"a": "}```{"}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "rest"),
+    [
+        (BARE, 1, ""),
+        (f"\n{BARE}\n{BARE}\n", 2, ""),
+        (f"```json\n{BARE}\n```", 1, ""),
+        (f"```\n{BARE}\n```\nDone.", 1, "Done."),
+        (f"{BARE} and text", 1, "and text"),
+        (f"{BARE}\n<tool_call>\n{BARE}\n</tool_call>", 2, ""),
+        (f"Like this: {BARE}", 0, f"Like this: {BARE}"),
+        ('{"name": "Anna", "age": 3}', 0, '{"name": "Anna", "age": 3}'),
+        ('{"name": "now", "argum', 0, '{"name": "now", "argum'),
+        ("```json\n[1]\n```", 0, "```json\n[1]\n```"),
+        ("```js", 0, "```js"),
+        ("{}", 0, "{}"),
+    ],
+)
+def test_a_call_without_tags_counts_where_an_answer_begins(
+    text: str, count: int, rest: str
+) -> None:
+    for eager in (False, True):
+        whole = read(reader("hermes", eager=eager), [text])
+        assert len(calls(whole)) == count and said(whole) == rest
+        for place in range(len(text)):
+            assert read(reader("hermes", eager=eager), [text[:place], text[place:]]) == whole
+        assert read(reader("hermes", eager=eager), list(text)) == whole
+
+
+def test_one_call_at_most_where_more_are_not_wanted() -> None:
+    call = HERMES.format("now", "{}")
+    text = f"One. {call}{HERMES.format('now', json.dumps({'a': 1}))} Two."
+    for pieces in ([text], list(text)):
+        made = read(OneCall(reader("hermes")), pieces)
+        assert calls(made) == [("now", {})]
+        assert said(made) == 'One.\nnow {"a": 1}\nTwo.'
 
 
 def test_a_tag_inside_a_string_is_part_of_it() -> None:

@@ -18,6 +18,7 @@ from redwood.cli.loading import follow_if_not_first, open_engine
 from redwood.cli.terminal import say
 from redwood.errors import UnsupportedError
 from redwood.server.settings import Settings
+from redwood.server.tools.names import FORMATS as FORMATS_OF_CALLS
 
 if TYPE_CHECKING:
     from redwood.engine.text import Engine
@@ -77,6 +78,15 @@ class Serving:
     trace: Annotated[
         bool, _option("--trace/--no-trace", "Let requests ask for the trees of their steps.")
     ] = _DEFAULT.trace
+    tool_parser: Annotated[
+        str | None,
+        _option(
+            "--tool-parser",
+            f"How the model writes tool calls: {', '.join(FORMATS_OF_CALLS)}. Left out: as its "
+            "chat template says.",
+            metavar="FORM",
+        ),
+    ] = None
     log_prompts: Annotated[
         bool, _option("--log-prompts", "Write prompts and answers into the log.")
     ] = False

@@ -87,7 +87,11 @@ def with_forced(context: Context, tree: TokenTree, budget: int) -> TokenTree:
 
     Raises: nothing but MemoryError; where the constraint fails, the tree stays as it is.
     """
-    return _constrained(lambda *given: continued(*given, budget), context, tree, budget)
+
+    def change(context: Context, tree: TokenTree) -> TokenTree:
+        return continued(context, tree, budget)
+
+    return _constrained(change, context, tree, budget)
 
 
 def _constrained(

@@ -190,8 +190,12 @@ def _find_form(messages: list[Message], tools: bool, render: _Render) -> _Found 
         for number, message in enumerate(messages)
         if message["content"].strip()
     }
-    calls = {n: f"zc{_letters(n)}cz" for n, m in enumerate(messages) if m.get("tool_calls")}
-    marked = [_marked(m, marks.get(i, m["content"]), calls.get(i)) for i, m in enumerate(messages)]
+    calls: dict[int, str] = {
+        n: f"zc{_letters(n)}cz" for n, m in enumerate(messages) if m.get("tool_calls")
+    }
+    marked = [
+        _marked(m, marks.get(i) or m["content"], calls.get(i)) for i, m in enumerate(messages)
+    ]
     named = [_MARKED_TOOL] if tools else []
     needed = {number: mark for number, mark in marks.items() if number not in calls}
     best: _Found | None = None

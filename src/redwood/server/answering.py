@@ -9,18 +9,20 @@ from typing import Any
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
-from redwood.server import fields, schema
-from redwood.server.answers import Answer, ChatAnswer, CompletionAnswer, usage_of
+from redwood.server import schema
+from redwood.server.answers import usage_of
+from redwood.server.apis import Api
 from redwood.server.errors import ApiError, unavailable, wrong
+from redwood.server.framing import Frame, Stream
 from redwood.server.generation import Event, Generation
 from redwood.server.logs import Record
 from redwood.server.responses import json_response
 from redwood.server.service import Service
-from redwood.server.streaming import DONE, ClientLeft, EventStream, event, until_left
-from redwood.server.tools.parts import CallEnd, Part
+from redwood.server.streaming import ClientLeft, EventStream, until_left
+from redwood.server.tools.parts import Part
 
 
-async def answer(service: Service, request: Request, kind: type[schema.Request]) -> Response:
+async def answer(service: Service, request: Request, api: Api) -> Response:
     """Answers one request.
 
     Raises:
@@ -33,17 +35,33 @@ async def answer(service: Service, request: Request, kind: type[schema.Request])
     owner = record.owner or "open"
     service.admission.enter(owner)
     try:
-        asked = fields.read(await _body(request), kind)
+        asked, wire = api.read(await _body(request))
         model = _served_name(service, asked)
         made = service.preparer.prepare(asked, owner, record.started_s)
         generation = await until_left(request.receive, made)
     finally:
         service.admission.leave(owner)
     _note(service, record, asked, generation)
-    frame = ChatAnswer if kind is schema.ChatRequest else CompletionAnswer
-    head = frame(model, service.texts, service.fingerprint)
-    reply = _Reply(service, record, asked, generation, head)
+    reply = _Reply(service, record, asked, generation, api.frame(service, wire, model, generation))
     return reply.stream() if asked.stream else await reply.whole(request)
+
+
+async def count_tokens(service: Service, request: Request, api: Api) -> int:
+    """Returns how many tokens the prompt of a request has.
+
+    Raises: as `answer`.
+    """
+    record: Record = request.scope["record"]
+    owner = record.owner or "open"
+    service.admission.enter(owner)
+    try:
+        asked, _ = api.read(await _body(request))
+        _served_name(service, asked)
+        made = service.preparer.prompts(asked)
+        (prompt,) = await until_left(request.receive, made)
+    finally:
+        service.admission.leave(owner)
+    return len(prompt)
 
 
 async def _body(request: Request) -> bytes:
@@ -90,7 +108,7 @@ class _Reply:
         record: Record,
         asked: schema.Request,
         generation: Generation,
-        frame: Answer,
+        frame: Frame,
     ) -> None:
         self._service, self._record, self._asked = service, record, asked
         self._generation, self._frame = generation, frame
@@ -115,13 +133,18 @@ class _Reply:
 
     def stream(self) -> Response:
         """Returns the answer as a stream of server-sent events."""
-        settings, details = self._service.settings, self._record.details
+        settings, stream = self._service.settings, self._frame.stream()
+
+        def failed(error: ApiError) -> bytes:
+            self._record.details.update(error=error.code)
+            return stream.failed(error)
+
         return EventStream(
-            self._parts(),
+            self._parts(stream),
             lifetime=self._service.serving(self._generation, self._record),
             ping_s=settings.ping_s,
             send_timeout_s=settings.send_timeout_s,
-            failed=lambda error: details.update(error=error.code),
+            failed=failed,
         )
 
     async def _collect(self) -> list[list[Event]]:
@@ -131,37 +154,13 @@ class _Reply:
                 made[each.choice].append(each)
         return made
 
-    async def _parts(self) -> AsyncGenerator[bytes]:
-        """Encoded chunks, one part for each event of the engine."""
-        frame, options = self._frame, self._asked.stream_options
-        sent: dict[int, int] = {}  # choice -> characters sent so far
-        called: set[int] = set()  # choices with a whole call
+    async def _parts(self, stream: Stream) -> AsyncGenerator[bytes]:
+        """Encoded events, one part for each event of the engine."""
         async with aclosing(self._events()) as events:
             async for each in events:
-                chunks: list[dict[str, Any] | None] = []
-                if each.choice not in sent:
-                    sent[each.choice] = 0
-                    chunks.append(frame.opening(each.choice))
-                parts = self._read(each)
-                if any(isinstance(part, CallEnd) for part in parts):
-                    called.add(each.choice)
-                offset = sent[each.choice]
-                made = frame.chunks(each, parts, offset=offset, called=each.choice in called)
-                if made and each.trace is not None:
-                    made[0]["redwood"] = each.trace
-                chunks += made
-                sent[each.choice] += len(each.text)
-                if part := b"".join(self._encoded(chunk) for chunk in chunks if chunk is not None):
+                if part := b"".join(stream.step(each, self._read(each))):
                     yield part
-        if options.include_usage:
-            yield self._encoded(frame.closing(self._usage()))
-        yield DONE
-
-    def _encoded(self, chunk: dict[str, Any]) -> bytes:
-        options = self._asked.stream_options
-        if options.include_usage:
-            chunk = {"usage": None, **chunk}
-        return event(chunk, padded=options.include_obfuscation)
+        yield b"".join(stream.end(self._usage()))
 
     async def _events(self) -> AsyncGenerator[Event]:
         settings = self._service.settings

@@ -8,11 +8,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from redwood.server.errors import ApiError
 from redwood.server.generation import Choice, Event
+from redwood.server.schema import StreamOptions
+from redwood.server.streaming import DONE
+from redwood.server.streaming import event as encoded_event
 from redwood.server.tokens import TokenTexts
 from redwood.server.tools.gathering import CallIds, finish_reason, gathered
 from redwood.server.tools.parts import (
     CallArguments,
+    CallEnd,
     CallStart,
     Malformed,
     Part,
@@ -36,8 +41,11 @@ class Answer(ABC):
     object: str
     chunk_object: str
 
-    def __init__(self, model: str, texts: TokenTexts, fingerprint: str) -> None:
-        self._texts = texts
+    def __init__(
+        self, model: str, texts: TokenTexts, fingerprint: str, options: StreamOptions
+    ) -> None:
+        self._texts, self._options = texts, options
+        self._ids = CallIds()
         self._head = {
             "id": f"{self.prefix}-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -89,6 +97,10 @@ class Answer(ABC):
             made.append({**self._head, "object": self.chunk_object, "choices": [choice]})
         return made
 
+    def stream(self) -> ChunkStream:
+        """Returns what makes chunks of the answer."""
+        return ChunkStream(self, self._options)
+
     def closing(self, usage: dict[str, Any]) -> dict[str, Any]:
         """Returns the final chunk, which has usage and no choices."""
         return {**self._head, "object": self.chunk_object, "choices": [], "usage": usage}
@@ -110,6 +122,50 @@ class Answer(ABC):
     def _logprobs(self, events: Sequence[Event], offset: int) -> dict[str, Any] | None: ...
 
 
+class ChunkStream:
+    """Makes chunks of an answer as it comes.
+
+    Args:
+        frame: makes them.
+        options: of the stream.
+    """
+
+    def __init__(self, frame: Answer, options: StreamOptions) -> None:
+        self._frame, self._options = frame, options
+        self._sent: dict[int, int] = {}  # choice -> characters sent so far
+        self._called: set[int] = set()  # choices with a whole call
+
+    def step(self, event: Event, parts: Sequence[Part]) -> list[bytes]:
+        """Returns the chunks of one step."""
+        choice, made = event.choice, []
+        if choice not in self._sent:
+            self._sent[choice] = 0
+            if (opening := self._frame.opening(choice)) is not None:
+                made.append(opening)
+        if any(isinstance(part, CallEnd) for part in parts):
+            self._called.add(choice)
+        offset, called = self._sent[choice], choice in self._called
+        chunks = self._frame.chunks(event, parts, offset=offset, called=called)
+        if chunks and event.trace is not None:
+            chunks[0]["redwood"] = event.trace
+        self._sent[choice] += len(event.text)
+        return [self._encoded(chunk) for chunk in (*made, *chunks)]
+
+    def end(self, usage: dict[str, Any]) -> list[bytes]:
+        """Returns the last chunks."""
+        wanted = self._options.include_usage
+        return [*([self._encoded(self._frame.closing(usage))] if wanted else []), DONE]
+
+    def failed(self, error: ApiError) -> bytes:
+        """Returns the event of an error in mid-stream."""
+        return error.event
+
+    def _encoded(self, chunk: dict[str, Any]) -> bytes:
+        if self._options.include_usage:
+            chunk = {"usage": None, **chunk}
+        return encoded_event(chunk, padded=self._options.include_obfuscation)
+
+
 class ChatAnswer(Answer):
     """Bodies of /v1/chat/completions."""
 
@@ -124,10 +180,6 @@ class ChatAnswer(Answer):
             "finish_reason": None,
         }
         return {**self._head, "object": self.chunk_object, "choices": [choice]}
-
-    def __init__(self, model: str, texts: TokenTexts, fingerprint: str) -> None:
-        super().__init__(model, texts, fingerprint)
-        self._ids = CallIds()
 
     def _said(self, parts: Sequence[Part]) -> dict[str, Any]:
         said = gathered(parts)

@@ -15,13 +15,15 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from redwood import __version__
-from redwood.server import schema
-from redwood.server.answering import answer, model_not_found
-from redwood.server.document import body_of, complete, route_responses
-from redwood.server.errors import CLIENT_LEFT, ApiError, as_api_error, internal_error
+from redwood.server import apis, schema
+from redwood.server.answering import answer, count_tokens, model_not_found
+from redwood.server.document import ANTHROPIC_ERROR, body_of, complete, route_responses
+from redwood.server.errors import CLIENT_LEFT, ApiError, as_api_error, internal_error, wrong
+from redwood.server.messages_request import CountRequest, MessagesRequest
 from redwood.server.metrics import CONTENT_TYPE
 from redwood.server.middleware import OuterMiddleware
 from redwood.server.responses import error_response, json_response
+from redwood.server.responses_request import ResponsesRequest
 from redwood.server.service import Service
 from redwood.server.streaming import ClientLeft
 
@@ -73,12 +75,43 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions", openapi_extra=body_of(schema.ChatRequest), responses=given)
     async def chat_completions(request: Request) -> Response:
         """Answers a chat."""
-        return await answer(service, _of_json(request), schema.ChatRequest)
+        return await answer(service, _of_json(request), apis.CHAT)
 
     @app.post("/v1/completions", openapi_extra=body_of(schema.CompletionRequest), responses=given)
     async def completions(request: Request) -> Response:
         """Continues texts."""
-        return await answer(service, _of_json(request), schema.CompletionRequest)
+        return await answer(service, _of_json(request), apis.COMPLETIONS)
+
+    @app.post("/v1/responses", openapi_extra=body_of(ResponsesRequest), responses=given)
+    async def responses(request: Request) -> Response:
+        """Answers a conversation; nothing is stored."""
+        return await answer(service, _of_json(request), apis.RESPONSES)
+
+    theirs = route_responses(
+        404, 408, 415, 429, 503, 504, kinds=(JSON, EVENTS), error=ANTHROPIC_ERROR
+    )
+
+    @app.post("/v1/messages", openapi_extra=body_of(MessagesRequest), responses=theirs)
+    async def messages(request: Request) -> Response:
+        """Answers a chat, as Anthropic's API does."""
+        return await answer(service, _of_json(request), apis.MESSAGES)
+
+    counted = route_responses(404, 408, 415, 429, 503, error=ANTHROPIC_ERROR)
+
+    @app.post("/v1/messages/count_tokens", openapi_extra=body_of(CountRequest), responses=counted)
+    async def count(request: Request) -> Response:
+        """Counts the tokens of a chat's prompt."""
+        found = await count_tokens(service, _of_json(request), apis.COUNT)
+        return json_response({"input_tokens": found})
+
+    @app.post("/v1/embeddings", responses=route_responses())
+    async def embeddings(request: Request) -> Response:
+        """Refuses: this server only makes text."""
+        raise wrong(
+            "embeddings are not made here: Redwood serves one model that makes text; run an "
+            "embedding server beside it",
+            code="unsupported_endpoint",
+        )
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
@@ -153,7 +186,7 @@ def _add_errors(app: FastAPI) -> None:
     async def api_error(request: Request, error: Exception) -> Response:
         sent = as_api_error(error)
         request.scope["record"].details["error"] = sent.code
-        return error_response(sent)
+        return error_response(sent, request.scope)
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -48,6 +48,8 @@ class Keys:
         if not self._digests:
             return "open"
         given = [value for name, value in headers if name == b"authorization"]
+        if not given:  # Anthropic's clients
+            given = [b"bearer " + value for name, value in headers if name == b"x-api-key"]
         scheme, _, key = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
         digest, found = _digest(key.strip()), 0
         for number, ours in enumerate(self._digests, start=1):

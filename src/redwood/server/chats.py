@@ -17,7 +17,7 @@ from redwood.server.errors import wrong
 from redwood.server.schema import ChatRequest
 from redwood.server.tools.formats import ToolFormat, format_of
 from redwood.server.tools.generic import described
-from redwood.server.tools.reading import PlainReader, Reader, ThinkingReader, think_tags_of
+from redwood.server.tools.reading import OneCall, PlainReader, Reader, ThinkingReader, think_tags_of
 
 _ROLES = {"developer": "system"}  # the newer name, which chat templates do not know
 _OPTIONS: Mapping[str, type] = {
@@ -114,6 +114,8 @@ class Chats:
         if form is not None:
             tools = {t.function.name: t.function.parameters for t in request.callable_tools}
             reader = form.reader(tools, eager=eager)
+            if not request.parallel_tool_calls:
+                reader = OneCall(reader)
         if (tags := self.think_tags) is not None:
             reader = ThinkingReader(tags, reader, inside=self.thinks(prompt))
         return reader

@@ -17,6 +17,19 @@ _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _MOST_VALUES, _MOST_LEVELS, _MOST_CHARS = 8192, 64, 2**18  # of a tool's schema
 
 
+_SPARE = frozenset(
+    {
+        "annotations",
+        "audio",
+        "function_call",
+        "reasoning_content",
+        "refusal",
+        "tool_call_id",
+        "tool_calls",
+    }
+)
+
+
 def _refused(message: str) -> PydanticCustomError:
     return PydanticCustomError("tools", "{message}", {"message": message})
 
@@ -83,9 +96,7 @@ class Message(Strict):
         """Drops empty fields: clients send answers back with fields that were not used."""
         if not isinstance(data, dict):
             return data
-        spare = ("refusal", "annotations", "audio", "function_call", "tool_calls", "tool_call_id")
-        spare += ("reasoning_content", "redwood")
-        kept = {key: value for key, value in data.items() if key not in spare or value}
+        kept = {key: value for key, value in data.items() if key not in _SPARE or value}
         kept.pop("redwood", None)  # what this server says of its own answers
         if kept.get("content") is None and kept.get("tool_calls"):
             kept["content"] = ""

@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 
 from redwood.server import schema
-from redwood.server.fields import IGNORED, REFUSED
+from redwood.server.fields import IGNORED, OF_CHATS, REFUSED
+from redwood.server.messages_request import CountRequest, MessagesRequest
+from redwood.server.responses_request import ResponsesRequest
 
+ANTHROPIC_ERROR = "AnthropicError"
 Responses = dict[int | str, dict[str, Any]]
 _SCHEMAS = "#/components/schemas/"
 _MEANINGS = {
@@ -43,8 +47,24 @@ _ERROR = {
     },
 }
 
+_THEIRS = {
+    "type": "object",
+    "required": ["type", "error", "request_id"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+        "request_id": {"type": "string"},
+    },
+}
 
-def route_responses(*statuses: int, key: bool = True, kinds: tuple[str, ...] = ()) -> Responses:
+
+def route_responses(
+    *statuses: int, key: bool = True, kinds: tuple[str, ...] = (), error: str = "Error"
+) -> Responses:
     """Returns the `responses` of a route: these statuses, and those that every route has.
 
     Args:
@@ -57,7 +77,7 @@ def route_responses(*statuses: int, key: bool = True, kinds: tuple[str, ...] = (
         contents = {kind: {"schema": _TEXT if kind == "text/plain" else {}} for kind in kinds}
         found[200] = {"description": "Successful Response", "content": contents}
     for status in sorted({*_OPEN, *statuses, *([401] if key else [])}):
-        content = {"application/json": {"schema": {"$ref": f"{_SCHEMAS}Error"}}}
+        content = {"application/json": {"schema": {"$ref": f"{_SCHEMAS}{error}"}}}
         found[status] = {"description": _MEANINGS[status], "content": content}
         if status in _LATER:
             found[status]["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
@@ -67,7 +87,7 @@ def route_responses(*statuses: int, key: bool = True, kinds: tuple[str, ...] = (
 _TEXT = {"type": "string"}
 
 
-def body_of(model: type[schema.Request]) -> dict[str, Any]:
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
     """Returns the `requestBody` of a route, which parses its body itself."""
     content = {"application/json": {"schema": {"$ref": f"{_SCHEMAS}{model.__name__}"}}}
     return {"requestBody": {"required": True, "content": content}}
@@ -80,9 +100,8 @@ def _with_accepted_fields(described: dict[str, Any]) -> dict[str, Any]:
         name: each if name in required else {"anyOf": [each, {"type": "null"}]}
         for name, each in given.items()
     }
-    for name, (neutral, why) in REFUSED.items():
-        if name in given:
-            continue
+    chat = "messages" in given
+    for name, (neutral, why) in {**REFUSED, **({} if chat else OF_CHATS)}.items():
         fields[name] = {"enum": [*neutral, None], "description": f"Any other value: {why}."}
     fields |= {name: {"description": "Ignored."} for name in sorted(IGNORED)}
     return {**described, "properties": fields}
@@ -90,11 +109,15 @@ def _with_accepted_fields(described: dict[str, Any]) -> dict[str, Any]:
 
 def complete(app: FastAPI) -> None:
     """Adds the schemas that routes refer to; to be called when all routes are there."""
-    found: dict[str, Any] = {"Error": _ERROR}
+    found: dict[str, Any] = {"Error": _ERROR, ANTHROPIC_ERROR: _THEIRS}
     for model in (schema.ChatRequest, schema.CompletionRequest):
         described = model.model_json_schema(ref_template=_SCHEMAS + "{model}")
         found |= described.pop("$defs", {})
         found[model.__name__] = _with_accepted_fields(described)
+    for other in (ResponsesRequest, MessagesRequest, CountRequest):
+        described = other.model_json_schema(ref_template=_SCHEMAS + "{model}")
+        found |= described.pop("$defs", {})
+        found[other.__name__] = described
     made = app.openapi()  # FastAPI keeps it
     for operations in made["paths"].values():
         for operation in operations.values():

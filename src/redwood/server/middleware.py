@@ -179,4 +179,4 @@ async def _refuse(error: ApiError, scope: Scope, receive: Receive, out: _Sender)
     details: Mapping[str, Any] = {"error": error.code}
     scope["record"].details.update(details)
     if not out.begun:
-        await error_response(error)(scope, receive, out)
+        await error_response(error, scope)(scope, receive, out)

@@ -58,20 +58,20 @@ class Preparer:
             ApiError: 400: the engine would refuse it; 429: too much text is being tokenised;
                 503: the deadline has passed.
         """
-        given = self._given(request)
         base = self._params(request)
-        prompts = await self._prompts(given)
+        prompts = await self.prompts(request)
         if request.prediction is not None and request.prediction.content:
             text = request.prediction.content
             base["prediction"] = await self._encoded(text, "prediction", self._engine.encode_part)
         constraint = await self._constraint(request)
+        eager = constraint is not None and constraint.eager
         params, readers = [], []
         for prompt in prompts:
             processors = await self._processors(constraint, prompt, request)
             for index, processor in enumerate(processors):
                 params.append(self._params_of(base, prompt, request.seed, index, processor))
                 readers.append(
-                    self._chats.reader(request, prompt, eager=constraint and constraint.eager)
+                    self._chats.reader(request, prompt, eager=eager)
                     if isinstance(request, ChatRequest)
                     else PlainReader()
                 )
@@ -83,6 +83,13 @@ class Preparer:
             trace=request.redwood.trace,
             arrived_s=arrived_s,
         )
+
+    async def prompts(self, request: Request) -> list[list[int]]:
+        """Returns the token ids of a request's prompts.
+
+        Raises: as `prepare`.
+        """
+        return await self._prompts(self._given(request))
 
     def _given(self, request: Request) -> tuple[Sequence[Any], str]:
         """The prompts, not tokenised yet, and the field that holds them; checks their number."""
@@ -200,8 +207,8 @@ class Preparer:
 
     async def _constraint(self, request: Request) -> Constraint | None:
         """The grammar of a request; None: its answers are free."""
-        chat = isinstance(request, ChatRequest)
-        if request.response_format.type == "text" and not (chat and request.callable_tools):
+        called = isinstance(request, ChatRequest) and bool(request.callable_tools)
+        if request.response_format.type == "text" and not called:
             return None
         field = "response_format" if request.response_format.type != "text" else "tools"
         return await self._compiled(partial(self._constrain, request), field)

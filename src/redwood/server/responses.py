@@ -7,8 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import Response
+from starlette.types import Scope
 
 from redwood.server.errors import ApiError
+from redwood.server.messages_answer import error_body
+
+ANTHROPIC = "/v1/messages"
+"""Paths that begin so have Anthropic's errors."""
 
 
 def json_response(
@@ -19,6 +24,9 @@ def json_response(
     return Response(text.encode(), status, headers, media_type="application/json")
 
 
-def error_response(error: ApiError) -> Response:
-    """Returns an error as a response."""
-    return json_response(error.body, error.status, error.headers)
+def error_response(error: ApiError, scope: Scope) -> Response:
+    """Returns an error as a response, in the shape of the API that was called."""
+    body = error.body
+    if scope["path"].startswith(ANTHROPIC):
+        body = error_body(error, scope["record"].request_id)
+    return json_response(body, error.status, error.headers)

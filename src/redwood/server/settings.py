@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from ipaddress import ip_address
 
 from redwood.errors import ArgumentError, check_count
+from redwood.server.tools.names import FORMATS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,10 @@ class Settings:
         for name in ("max_queue_per_key", "max_connections", "max_output_tokens"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
+        if self.tool_parser is not None and self.tool_parser not in FORMATS:
+            raise ArgumentError(
+                f"tool_parser {self.tool_parser!r} must be one of {', '.join(FORMATS)}"
+            )
         if self.kv_tokens is not None:
             check_count("kv_tokens", self.kv_tokens, 0)
         if self.port > 65535:

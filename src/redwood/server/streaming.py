@@ -57,7 +57,7 @@ class EventStream(Response):
         lifetime: entered before the first event is awaited, left at the end of the response.
         ping_s: time without events after which a comment is sent, and with it the status.
         send_timeout_s: for a client to receive an event.
-        failed: called with an error that came after the first event.
+        failed: called with an error that came after the first event; returns the event for it.
     """
 
     media_type = "text/event-stream"
@@ -69,7 +69,7 @@ class EventStream(Response):
         lifetime: AbstractContextManager[None],
         ping_s: float,
         send_timeout_s: float,
-        failed: Callable[[ApiError], None],
+        failed: Callable[[ApiError], bytes],
     ) -> None:
         super().__init__()
         self._events, self._lifetime, self._failed = events, lifetime, failed
@@ -108,8 +108,8 @@ class EventStream(Response):
             if not isinstance(error, ApiError):
                 log.exception("a stream failed")
             sent = as_api_error(error)
-            self._failed(sent)
-            await put(sent.event)
+            last = self._failed(sent)
+            await put(last)
         await put(b"", more=False)
 
     async def _put(self, send: Send, message: Message) -> None:

@@ -149,7 +149,7 @@ class Router:
             if reply.begun:
                 await reply.end(error)
             else:
-                await error_response(error)(scope, receive, send)
+                await error_response(error, scope)(scope, receive, send)
 
     @contextmanager
     def _open(self) -> Iterator[None]:

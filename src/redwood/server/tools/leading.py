@@ -16,7 +16,8 @@ from abc import abstractmethod
 from typing import Any, ClassVar
 
 from redwood.server.tools.hermes import named_arguments
-from redwood.server.tools.parser import Call, NoCall, Part, Schemas, ToolParser, without_tags
+from redwood.server.tools.parser import Call, NoCall, Schemas, ToolParser, without_tags
+from redwood.server.tools.parts import Part
 
 _CONSTANTS = {"null": None, "true": True, "false": False}
 
@@ -70,7 +71,7 @@ class LeadingParser(ToolParser):
             self._state = "text"
             return True
         if self._state == "maybe":
-            if self.begins.fullmatch(self._buffer.strip()):
+            if self.begins.fullmatch(self._buffer.lstrip()):
                 return False
             self._state = "text"
             return True

@@ -113,6 +113,8 @@ class ToolParser(ABC):
             text = (between or "\n" * self._said) + text
             self._space, self._border, self._said = "", "tag", True
             self._parts.append(Malformed(text, reason))
+        elif self._border is None:
+            self._border = "tag"
 
     def _checked(self, name: Any, arguments: Any) -> Call:
         """A call whose arguments are values."""

@@ -64,7 +64,7 @@ def takes_text(schema: Any) -> bool:
     if not isinstance(schema, dict):
         return False
     if "type" in schema:
-        return schema["type"] == "string"
+        return bool(schema["type"] == "string")
     choices = schema.get("enum", [schema["const"]] if "const" in schema else [])
     return bool(choices) and all(isinstance(each, str) for each in choices)
 

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from redwood.server.tools.parts import Part, Reasoning, Text
+from redwood.server.tools.parts import (
+    CallArguments,
+    CallEnd,
+    CallStart,
+    Malformed,
+    Part,
+    Reasoning,
+    Text,
+)
 
 
 class Reader(Protocol):
@@ -31,6 +39,48 @@ class PlainReader:
     def finish(self, *, complete: bool) -> list[Part]:
         """As `Reader.finish`."""
         return []
+
+
+class OneCall:
+    """Lets one call through; further ones are text with a reason.
+
+    Args:
+        reader: reads the answer.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._called = False
+        self._extra: str | None = None
+
+    def feed(self, text: str) -> list[Part]:
+        """As `Reader.feed`."""
+        return self._first(self._reader.feed(text))
+
+    def finish(self, *, complete: bool) -> list[Part]:
+        """As `Reader.finish`."""
+        made = self._first(self._reader.finish(complete=complete))
+        if self._extra is not None:
+            made.append(Malformed(self._extra, _ONE))
+        return made
+
+    def _first(self, parts: list[Part]) -> list[Part]:
+        made: list[Part] = []
+        for part in parts:
+            if self._called and isinstance(part, CallStart):
+                self._extra = f"\n{part.name} "
+            elif self._extra is not None and isinstance(part, CallArguments):
+                self._extra += part.text
+            elif self._extra is not None and isinstance(part, CallEnd):
+                made.append(Malformed(self._extra, _ONE))
+                self._extra = None
+            else:
+                self._called = self._called or isinstance(part, CallStart)
+                made.append(part)
+        return made
+
+
+_ONE = "parallel_tool_calls is false: one call at most"
 
 
 @dataclass(frozen=True)
