@@ -28,16 +28,20 @@ from redwood.bench.report import forward_times
 SHAPE = {"hidden": 2048, "heads": 32, "kv_heads": 4, "head_dim": 128, "experts": 128, "used": 8}
 WIDTH = 768  # of an expert
 VOCABULARY = 1024
-_SCALES = {"Q4_K": (0, 2), "Q6_K": (208,), "Q8_0": (0,), "Q4_0": (0,)}
+_SCALES = {"Q4_K": 0, "Q6_K": 208, "Q8_0": 0, "Q4_0": 0}
 
 
 def random_rows(rng: np.random.Generator, kind: str, *shape: int) -> NDArray[np.uint8]:
-    """Blocks of a kind [..., rows, bytes of a row], any bits but for scales near 0.0005."""
+    """Blocks of a kind [..., rows, bytes of a row], any bits but for scales near 0.0005.
+
+    Their mean is about 0: else all tokens were alike, and chose the same experts.
+    """
     step, size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
     blocks = rng.integers(0, 256, (*shape[:-1], shape[-1] // step, size), dtype=np.uint8)
-    for at in _SCALES[kind]:
-        scales = rng.uniform(3e-4, 6e-4, (*blocks.shape[:-1], 1)).astype(np.float16)
-        blocks[..., at : at + 2] = scales.view(np.uint8)
+    scales, at = rng.uniform(3e-4, 6e-4, (*blocks.shape[:-1], 1)), _SCALES[kind]
+    blocks[..., at : at + 2] = scales.astype(np.float16).view(np.uint8)
+    if kind == "Q4_K":  # minima of the size of the mean of 0 to 15
+        blocks[..., 2:4] = (7.5 * scales).astype(np.float16).view(np.uint8)
     return blocks.reshape(*shape[:-1], -1)
 
 
