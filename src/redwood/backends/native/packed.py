@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redwood.backends.native.backend import extension
+from redwood.backends.native.finite import check_weights
 from redwood.backends.native.roles import GLOBAL_ROLES, LAYER_ROLES, MATRICES
 from redwood.backends.native.weights import Weight, WeightSource
 from redwood.errors import ArgumentError, UnsupportedError
@@ -31,7 +32,7 @@ def matrix_weights(source: WeightSource) -> Iterator[tuple[str, Weight]]:
 def vectors(source: WeightSource) -> dict[str, NDArray[np.float32]]:
     """Returns norms and biases by name, in float32."""
     return {
-        name: _numbers(weight)
+        name: _numbers(name, weight)
         for name, weight in _named(source)
         if name.split(".")[-1] not in MATRICES
     }
@@ -71,10 +72,16 @@ def packed_size(name: str, weight: Weight, weights: str) -> int:
 
 
 def pack(name: str, weight: Weight, weights: str, out: NDArray[np.uint8], threads: int) -> None:
-    """Packs a matrix into `out`, uint8 [packed_size]; errors as `format_of`."""
+    """Packs a matrix into `out`, uint8 [packed_size].
+
+    Raises:
+        NumericalError: weights that are NaN or infinite. Others as `format_of`.
+    """
+    raw = weight.read()
+    check_weights(name, weight.kind, raw)
     extension().pack(
         weight.kind,
-        weight.read(),
+        raw,
         weight.rows,
         weight.cols,
         weight.row_order,
@@ -92,9 +99,10 @@ def _named(source: WeightSource) -> Iterator[tuple[str, Weight]]:
                 yield role if layer is None else f"{layer}.{role}", weight
 
 
-def _numbers(weight: Weight) -> NDArray[np.float32]:
-    out = np.empty((weight.rows, weight.cols), np.float32)
-    extension().read(weight.kind, weight.read(), out)
+def _numbers(name: str, weight: Weight) -> NDArray[np.float32]:
+    out, raw = np.empty((weight.rows, weight.cols), np.float32), weight.read()
+    check_weights(name, weight.kind, raw)
+    extension().read(weight.kind, raw, out)
     if weight.row_order is not None:
         out = out[weight.row_order]
     made = (out.reshape(-1) + np.float32(weight.add)) * np.float32(weight.times)
