@@ -315,6 +315,7 @@ ABLATIONS: dict[str, list[Change]] = {
     "speed": [(budget, "_SPEED_RATE", 0.0)],
     "shape": [(budget, "_SHAPE_RATE", 0.0)],
     "query debt": [(ngram_lookahead, "_SHARE", 1e9)],
+    "query credit": [(ngram_lookahead, "_CREDIT", 0.0)],
     "nodes that pay": [(ngram_lookahead, "_FULL_EVERY", 1)],
     "full queries": [(ngram_lookahead, "_FULL_EVERY", 10**9)],
 }

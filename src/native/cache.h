@@ -27,7 +27,7 @@ class Row {
  public:
   explicit Row(const CacheShape& shape) : shape_(shape) {}
 
-  // Makes room for this many slots.
+  // Allocates pages for this many slots.
   void reserve(int64_t slots) {
     while (static_cast<int64_t>(pages_.size()) * kPage < slots) {
       // Zeroed: kernels read whole blocks of 16 slots, of which some may be new.

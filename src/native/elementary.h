@@ -1,5 +1,5 @@
 // The logarithm in double by +, -, * and / alone, in one order: C libraries and NumPy's kernels differ
-// in the last bit. redwood/_rowmath_numpy.py does the same operations.
+// in the last bit. redwood/sampling/_kernels_numpy.py does the same operations.
 #pragma once
 #include <cstdint>
 #include <cstring>

@@ -1,4 +1,4 @@
-// What gains most beside the products from registers of 16 floats: attention, activations to 8 bits,
+// What gains most, besides the products, from registers of 16 floats: attention, activations to 8 bits,
 // the exponentials. Every number is computed as in float_impl.h: lanes are slots, dimensions or
 // elements, and a sum over them keeps its order, so the bits are those of 8 floats at a time.
 #pragma once

@@ -1,4 +1,4 @@
-// Everything beside the matrix products: norms, rotary, attention, activations. Included once per
+// Everything but the matrix products: norms, rotary, attention, activations. Included once per
 // instruction set. Sums run over 8 lanes by index, whatever the length, and end in one fixed tree.
 #pragma once
 #include <cmath>

@@ -1,4 +1,4 @@
-// Plain C++, for processors without kernels of their own, and as a second opinion in tests. Its bits
+// Plain C++, for processors without kernels of their own, and as a reference for tests. Its bits
 // are those of every other instruction set: a fused operation is one here too, by a call of the C
 // library where the compiler may not use the processor's.
 #pragma once

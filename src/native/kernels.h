@@ -1,5 +1,5 @@
 // What an instruction set must provide. Every function treats each row of activations alone and in a
-// fixed order of operations, so a row's result does not depend on the rows beside it.
+// fixed order of operations, so a row's result does not depend on the other rows.
 #pragma once
 #include <type_traits>
 
@@ -87,7 +87,7 @@ const Kernels* kernels_avx512vnni();
 const Kernels* kernels_amx();
 const Kernels* kernels_neon();
 const Kernels* kernels_i8mm();
-// A second opinion in tests; never chosen by "auto".
+// A reference for tests; never chosen by "auto".
 const Kernels* kernels_amx_emulated();
 
 // The best of them here; a name chooses one. Null: no such name, or it cannot run here.

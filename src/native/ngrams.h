@@ -1,4 +1,4 @@
-// Where every n-gram of one text was seen. The reference is redwood/algorithms/sssd.py, TextIndex.
+// The places of every n-gram of one text. The reference is redwood/algorithms/sssd.py, TextIndex.
 #pragma once
 #include <array>
 #include <cstddef>

@@ -1,5 +1,5 @@
 // Drafts that cost no model: one best-first search over what the text itself, stored texts, a
-// predicted answer and the target's own earlier rows say comes next. The reference is
+// predicted answer and the target's own earlier rows give as continuations. The reference is
 // redwood/algorithms/retrieval.py: the same trees, bit for bit.
 #pragma once
 #include <cstddef>
@@ -15,10 +15,10 @@ namespace redwood {
 class Rates {
  public:
   Rates();
-  // Of a cell, given the rate that is believed of it without any trial.
+  // Of a cell, given its prior: the rate assumed before any trial.
   double rate(size_t cell, double prior) const;
   void count(size_t cell, bool hit);
-  // What is believed of the cell of a single source before any trial.
+  // Prior of the cell of a single source.
   static double prior_of(size_t cell);
 
   std::vector<double> hits, trials;
@@ -44,7 +44,7 @@ class Retriever {
   // they took.
   void extend(const std::vector<int64_t>& tokens, Rates& all);
   // At most size - 1 nodes, the most probable paths first, none with a chance below `least`.
-  // predicted: how the answer is believed to go on, after `run` tokens that were right.
+  // predicted: the expected continuation of the answer, after `run` tokens that were right.
   Retrieved draft(size_t size, size_t max_branch, double least, const Rates& all,
                   const SuccessorTable* table, const Stored& stored,
                   const std::vector<int64_t>& predicted, size_t run);

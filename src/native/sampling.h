@@ -1,4 +1,4 @@
-// Passes over one row of the vocabulary. redwood/_rowmath_numpy.py is the reference: it does the
+// Passes over one row of the vocabulary. redwood/sampling/_kernels_numpy.py is the reference: it does the
 // same operations in the same order, so the results are equal bit for bit.
 #pragma once
 #include <cstdint>
@@ -39,7 +39,7 @@ struct Noise {
 };
 
 // Tokens that may have the largest log(weight) + Gumbel noise, ascending, with their uniforms: all
-// within a relative 1e-9 of the winner of the race -log(uniform) / weight.
+// within a relative 1e-9 of the winner (lowest) of the exponential race -log(uniform) / weight.
 void race(const double* weights, int64_t n, Noise noise, std::vector<int64_t>& tokens,
           std::vector<double>& uniforms);
 

@@ -33,7 +33,7 @@ class alignas(64) WeightStream {  // each thread writes its own
     }
   }
 
-  // Bytes that should be fetched by and by.
+  // Bytes that should be fetched next.
   int64_t wanted() const { return std::max<int64_t>(0, std::min(used_ + kAhead, end_) - fetched_); }
 
   // The next of them that stand together, `most` bytes at most; they count as fetched.

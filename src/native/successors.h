@@ -1,4 +1,4 @@
-// What a model said after the last one to three tokens of any text: its best next tokens, averaged.
+// A model's best next tokens after the last one to three tokens of any text, averaged.
 // The reference is redwood/algorithms/successors.py: the same entries, bit for bit.
 #pragma once
 #include <array>

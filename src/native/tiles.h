@@ -1,4 +1,4 @@
-// What tiles need to be told, by processors and by their emulation alike.
+// The configuration of tiles, for processors and for their emulation.
 #pragma once
 #include <cstdint>
 

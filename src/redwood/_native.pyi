@@ -104,7 +104,7 @@ def draw(weights: NDArray[np.float64], uniform: float) -> int:
     """See `redwood.sampling.kernels.draw`."""
 
 def race(weights: NDArray[np.float64], key: int, position: int) -> tuple[list[int], list[float]]:
-    """See `redwood.sampling.kernels.race`."""
+    """See `redwood.sampling.kernels.gumbel_candidates`."""
 
 def uniforms_at(
     key: int, position: int, tokens: NDArray[np.int64], out: NDArray[np.float64]

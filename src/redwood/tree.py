@@ -194,6 +194,8 @@ class TokenTree:
             raise ArgumentError("nodes to keep must be in order, the root first")
         if len(nodes) == len(self):
             return self
+        if nodes[-1] == len(nodes) - 1 and _UNDRAWN.issuperset(self.law_list[len(nodes) :]):
+            return self._first(len(nodes))
         place = {node: i for i, node in enumerate(nodes)}
         if not _UNDRAWN.issuperset(self.law_list[1:]):
             for node, law in enumerate(self.law_list):
@@ -212,6 +214,15 @@ class TokenTree:
             self.draft_ids,
             None if self.estimates is None else [self.estimates[node] for node in nodes],
         )
+
+    def _first(self, count: int) -> TokenTree:
+        """The tree of the first nodes, which is valid as this one is, so nothing is checked."""
+        made = object.__new__(type(self))
+        for listed, _ in _FIELDS.values():
+            made.__dict__[listed] = getattr(self, listed)[:count]
+        made.__dict__["draft_probs"], made.__dict__["draft_ids"] = self.draft_probs, self.draft_ids
+        made.__dict__["estimates"] = None if self.estimates is None else self.estimates[:count]
+        return made
 
     @cached_property
     def token_list(self) -> list[int]:

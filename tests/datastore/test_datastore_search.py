@@ -30,11 +30,9 @@ def _followers(documents: Texts, gram: list[int], depth: int) -> Counter[tuple[i
 
 
 def _of_length(found: Continuations, length: int) -> Counter[tuple[int, ...]]:
-    rows = found.token_lists()
-    sizes = [(match, len(places)) for match, places in found.matches([])]
-    first = sum(size for match, size in sizes if match > length)
-    count = sum(size for match, size in sizes if match == length)
-    return Counter(map(tuple, rows[first : first + count]))
+    return Counter(
+        tuple(row) for match, rows in found.by_match() if match == length for row in rows
+    )
 
 
 @given(st.lists(st.integers(0, 300) | st.integers(65_000, 66_000), min_size=1, max_size=60))
@@ -66,14 +64,14 @@ def test_a_search_finds_what_a_walk_over_the_texts_finds(
 def test_shorter_contexts_are_looked_up_until_there_is_enough(tmp_path: Path) -> None:
     store = store_of(tmp_path / "s", [[1, 2, 3, 4, 5]] * 10 + [[9, 3, 4, 6]] * 10 + [[4, 7]] * 10)
     lengths = [
-        [length for length, _ in look_up(store.chunks, [1, 2, 3, 4], enough=enough).matches([])]
+        [length for length, _ in look_up(store.chunks, [1, 2, 3, 4], enough=enough).by_match()]
         for enough in (1, 10, 11, 31, 1000)
     ]
     # Found: 10 by four tokens, the same 10 by three, 20 by two, 30 by one.
     assert lengths == [[4], [4], [4, 3], [4, 3, 2], [4, 3, 2, 1]]
-    assert look_up(store.chunks, [8, 8, 8, 8]).matches([]) == []
-    assert look_up(store.chunks, []).matches([]) == []
-    assert look_up([], [1]).matches([]) == []
+    assert look_up(store.chunks, [8, 8, 8, 8]).by_match() == []
+    assert look_up(store.chunks, []).by_match() == []
+    assert look_up([], [1]).by_match() == []
 
 
 @pytest.mark.parametrize("most", [1, 7, 100, 150])
@@ -103,16 +101,6 @@ def test_continuations_end_before_tokens_that_the_target_lacks(tmp_path: Path) -
     found = look_up(store.chunks, [1], vocab_size=300)
     assert sorted(found.token_lists()) == [[2], [299]]
     assert sorted(look_up(store.chunks, [1]).token_lists()) == [[2, 70_000, 3], [299, 300]]
-
-
-def test_followers_group_places_and_stop_at_the_end(tmp_path: Path) -> None:
-    store = store_of(tmp_path / "s", [[1, 5, 6], [1, 5, 7], [1, 8]])
-    found = look_up(store.chunks, [1])
-    ((_, places),) = found.matches([1])
-    first = found.followers(places)
-    assert {token: len(behind) for token, behind in first.items()} == {5: 2, 8: 1}
-    assert {token: len(b) for token, b in found.followers(first[5]).items()} == {6: 1, 7: 1}
-    assert found.followers(first[8]) == {}
 
 
 def test_damaged_tables_find_nonsense_at_worst(tmp_path: Path) -> None:

@@ -134,7 +134,8 @@ def test_nothing_is_weighed_while_n_grams_wait_and_nothing_changes(clock: Script
         return plan.reused
 
     assert not step(first)  # what reading a text takes does not count
-    ngrams.seconds = 0.062 * curve(0.1).ms([1, 1], [90, 91]) / 1e3  # twelve steps
+    ngrams.seconds = 1.062 * curve(0.1).ms([1, 1], [90, 91]) / 1e3
+    # The credit pays for one pass, the share of twelve steps for the rest.
     assert not step(first) and ngrams.asked == 2
     ngrams.seconds = 1.0
     assert [step(first) for _ in range(12)] == [True] * 8 + [False] + [True] * 3
@@ -149,15 +150,16 @@ def test_asking_in_vain_takes_its_share_of_the_time_and_no_more(clock: ScriptedC
     ngrams = SlowNgrams(clock)
     ngrams.seconds = 0.00098
     asked, times = NgramLookahead(ngrams), StepBudget(1, np.full(17, 10.0))
-    told = []
+    replies = []
     for step in range(100):
         reply = asked.query([context(COPIED)], [8], times, 1.0)
         assert reply is not None
-        told += [step] * bool(reply.trees)
-        asked.settle(0.2 if 61 <= step < 70 else 0.0)
-    # The first time a text is read does not count; 9.8 % of a pass are paid back in twenty, or by
-    # what is saved.
-    assert told == [0, 1, 21, 41, *range(61, 71), 90]
+        replies += [step] * bool(reply.trees)
+        asked.settle(0.5 if step == 56 else 0.0)
+    # The first time a text is read does not count. The credit of one pass covers ten queries of
+    # 9.8 %, and what a query saves covers later ones; each of the others is paid back in twenty
+    # steps.
+    assert replies == [*range(12), 17, 37, *range(56, 62), 74, 94]
 
 
 def test_a_drafter_that_fails_promises_nothing(clock: ScriptedClock) -> None:

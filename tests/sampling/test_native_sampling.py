@@ -212,7 +212,7 @@ def test_the_winner_of_all_tokens_is_among_the_few(
         finite = kind not in ("masked", "one finite")
         for position in (seed, 1000 + seed):
             best = coupled_choice(weights / mass, noise(position))
-            ids, uniforms = kernels.race(weights, noise.key, position)
+            ids, uniforms = kernels.gumbel_candidates(weights, noise.key, position)
             assert best in ids and (np.diff(ids) > 0).all()
             np.testing.assert_array_equal(
                 uniforms, reference.uniforms(noise.key, position, size)[ids]

@@ -63,7 +63,7 @@ class Backend(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where logits come out."""
+        """Device of the logits."""
         ...
 
     def open(self) -> int:

@@ -1,4 +1,4 @@
-"""Rows of any backend: what one keeps beside keys and values, and how it is filled."""
+"""The state of a row in any backend besides its keys and values, and how rows are prefilled."""
 
 from __future__ import annotations
 

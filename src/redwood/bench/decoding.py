@@ -21,7 +21,7 @@ from redwood.profiling.profile import DrafterProfile, MeasuredAcceptance, temper
 from redwood.sampling import SamplingParams
 
 TREE_SIZES, MOST_LEVELS = (4, 8, 16), 8
-"""Trees of a draft model that are decoded with, to set beside what is expected of them."""
+"""Trees of a draft model that are decoded with, to compare with the expected tokens."""
 
 _TREE_PROMPTS = 4  # enough for three numbers and for tables to begin with
 _LEARNING_BUDGET = 12
@@ -78,7 +78,7 @@ class Bench:
         return made
 
     def progress(self, what: str, of: int) -> Callable[[], None]:
-        """Returns what to call for every prompt that is done."""
+        """Returns a function to be called for every prompt that is done."""
         what, done = f"{what}, {self.label}", 0
         self._report(what, 0, of)
 

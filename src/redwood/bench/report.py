@@ -32,7 +32,7 @@ _WARM_UP_ROUNDS = 2
 
 @dataclass(frozen=True)
 class Difference:
-    """Where an answer leaves the plain one.
+    """The first difference between an answer and the plain one.
 
     Args:
         prompt: index of the prompt.
@@ -117,7 +117,7 @@ def first_difference(
     other: Sequence[int],
     index: int = 0,
 ) -> Difference | None:
-    """Returns where `other` leaves `plain` (token ids), with the margin there; None if nowhere.
+    """Returns the first difference of `other` from `plain` (token ids); None: they are equal.
 
     Args:
         index: of the prompt, for `Difference.prompt`.

@@ -1,7 +1,7 @@
 """The command line: a file each command; `app` joins them.
 
 Modules here import torch and Transformers inside the functions that need them, so that help, usage
-errors and the small commands come at once. May import: everything.
+errors and small commands need no slow imports. May import: everything.
 """
 
 from __future__ import annotations

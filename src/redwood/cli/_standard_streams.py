@@ -1,8 +1,8 @@
-"""Standard streams and a working directory that are there, whatever the process was given.
+"""Makes sure that the standard streams are open and that the working directory exists.
 
-A file opened while stdout is closed gets its number, and what is printed goes into that file. So
-closed ones are opened before anything else: stdin as an empty file, stderr as one that forgets, and
-stdout such that writing fails, as it would have: an answer that goes nowhere is an error.
+A file opened while stdout is closed gets descriptor 1, and what is printed would go into that file.
+So closed streams are opened before anything else: stdin and stderr on the null device, stdout such
+that writing to it fails, as it does on a closed one: an answer that is lost is an error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def open_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            with suppress(OSError):  # opened from the lowest number on, so it gets this one
+            with suppress(OSError):  # open() takes the lowest free descriptor: this one
                 os.open(os.devnull, mode)
     sys.stdin = sys.stdin or _stream(0, "r")
     sys.stdout = sys.stdout or _stream(1, "w")
@@ -34,7 +34,8 @@ def _stream(number: int, mode: str) -> IO[str]:
 
 
 def fault_of_folder() -> str | None:
-    """Returns what is wrong with the working directory: libraries end the process without one."""
+    """Returns what is wrong with the working directory, None if nothing is; without one, libraries
+    end the process."""
     try:
         os.getcwd()
     except OSError as error:

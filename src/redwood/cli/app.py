@@ -1,4 +1,4 @@
-"""The `redwood` command: its subcommands, its version, and what becomes of errors."""
+"""The `redwood` command: its subcommands, its version, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class _Group(TyperGroup):
         if not standalone_mode:
             return run()
         for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):  # text must never fail on a poor terminal
+            if hasattr(stream, "reconfigure"):  # printing never fails
                 stream.reconfigure(errors="replace")
         sys.exit(_exit_code(run))
 
@@ -68,7 +68,7 @@ def _exit_code(run: Any) -> int:
             result = run()
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # the reader has what it wanted
+    except BrokenPipeError:  # the reader has closed its end, as `head` does
         drop_stdout()
         return _BROKEN_PIPE
     except typer.Abort:
@@ -83,8 +83,8 @@ def _exit_code(run: Any) -> int:
 
 
 def _explain(error: Exception) -> int:
-    """Says in one line what was wrong; returns the exit code."""
-    # Usage errors come from Click, which Typer has or brings along: known by what they can do.
+    """Writes the error as one line to stderr; returns the exit code."""
+    # Usage errors are Click's, which Typer may bundle: so they are recognised by their methods.
     if hasattr(error, "format_message"):
         message = _usage_line(error)
         if message:
@@ -93,7 +93,7 @@ def _explain(error: Exception) -> int:
     if isinstance(error, RedwoodError):
         say(f"error: {error}")
     elif isinstance(error, OSError) and error.filename is None:
-        # Below stdout, most likely, a full disk or nothing at all: flushing it fails again.
+        # Probably of stdout, on a full disk or closed: flushing it again would fail again.
         drop_stdout()
         closed = error.errno == errno.EBADF
         why = "stdout is closed" if closed else error.strerror or str(error)
@@ -116,7 +116,7 @@ def _usage_line(error: Any) -> str:
     if isinstance(hint, str):
         message = f"{hint}: {error.message}"
     context = getattr(error, "ctx", None)
-    if not message:  # help was asked for by giving nothing, and has been printed
+    if not message:  # called without arguments: the help has been printed
         return ""
     path = getattr(context, "command_path", None) or "redwood"
     return f"{message[0].lower()}{message[1:].rstrip('.')} (see {path} --help)"

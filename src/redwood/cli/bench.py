@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Task(NamedTuple):
-    """A prompt of a benchmark, and the line it stands on."""
+    """A prompt of a benchmark, with its line number in the file."""
 
     line: int
     prompt: str
@@ -172,7 +172,7 @@ def bench_forward(
 
 
 def read_tasks(path: Path, categories: Sequence[str] = ()) -> list[Task]:
-    """Returns the prompts of a file of JSON lines, of these categories only if any are given.
+    """Returns the prompts of a JSON Lines file; only those of `categories`, if any are given.
 
     Raises:
         ArgumentError: a line without a prompt, no prompt at all, or none of a category.
@@ -209,11 +209,11 @@ def encode_task(engine: Engine, task: Task, path: Path, raw: bool) -> list[int]:
     """Returns the token ids of a prompt, by the model's chat template unless it is `raw`.
 
     Raises:
-        CapacityError: a prompt that leaves no room for an answer; the message names its line.
+        CapacityError: the prompt fills the whole context; the message names its line.
     """
     templated = not raw and engine.tokenizer.chat_template
     tokens = engine.encode([{"role": "user", "content": task.prompt}] if templated else task.prompt)
-    if len(tokens) >= engine.target.capacity:  # said before hours of runs, not after
+    if len(tokens) >= engine.target.capacity:  # checked before hours of runs, not after
         raise CapacityError(
             f"{path} line {task.line}: the prompt has {len(tokens)} tokens, the context holds "
             f"{engine.target.capacity} with the answer: shorten it or leave it out"

@@ -1,4 +1,4 @@
-"""`redwood calibrate`: measures this machine, the target and the drafters; keeps a profile."""
+"""`redwood calibrate`: measures this machine, the target and the drafters; stores a profile."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BUILT_IN = Path(__file__).parent.parent / "data" / "calibration.jsonl"
 
 _TEMPERATURES = "0,0.6"
 _MAX_TOKENS = 64
-_LEAST_ANSWER = 16  # tokens that a prompt must leave room for
+_LEAST_ANSWER = 16  # tokens of the context that a prompt must leave free
 
 
 def register(app: typer.Typer) -> None:
@@ -118,14 +118,14 @@ def calibrate(
             profile = profile.with_drafters_of(old)
         profile.save(path)
     if plot is not None:
-        from redwood.bench.plot import plot as draw
+        from redwood.bench.plot import plot as plot_profile
 
-        draw(profile, plot)
+        plot_profile(profile, plot)
     _report(profile, path, as_json)
 
 
 def _alone(drafter: str) -> list[str]:
-    """The drafters to measure; of `auto` the text itself, since a table begins empty."""
+    """The drafters to measure, each alone; of `auto`, n-grams only, since its table is empty."""
     given = dict.fromkeys(drafter.replace("+", ",").split(","))
     if TABLE in given:
         raise o.wrong("--drafter", "a table begins empty: there is nothing to measure of it")
@@ -150,7 +150,7 @@ def _temperatures(text: str | None) -> list[float]:
 
 
 def _existing(path: Path, key: ProfileKey) -> Profile | None:
-    """The profile that is there, for any drafters; None if there is none, or it is of no use."""
+    """The stored profile, for any drafters; None if there is none or it cannot be read."""
     from redwood.profiling.profile import Profile
 
     if not path.exists():
@@ -163,7 +163,7 @@ def _existing(path: Path, key: ProfileKey) -> Profile | None:
 
 
 def _serves(profile: Profile, key: ProfileKey, temperatures: Sequence[float], path: Path) -> bool:
-    """Whether a profile holds what is asked for; says on stderr what it lacks."""
+    """Whether a profile has what is asked for; writes to stderr what it lacks."""
     from redwood.profiling.profile import temperature_name
 
     lack = profile.key.difference(key)
@@ -191,16 +191,16 @@ def _chats(engine: Engine) -> bool:
 
 
 def _encode(engine: Engine, tasks: Sequence[Task], given: Path | None) -> list[list[int]]:
-    """Token ids of the prompts that leave room for an answer.
+    """Token ids of the prompts that leave `_LEAST_ANSWER` tokens of the context free.
 
-    Prompts of the user's must all do so; of the built-in ones, some.
+    All prompts of the user's must do so; built-in prompts that do not are skipped.
     """
     chat = _chats(engine)
-    made, room = [], engine.target.capacity - _LEAST_ANSWER
+    made, most = [], engine.target.capacity - _LEAST_ANSWER
     for task in tasks:
         message = [{"role": "user", "content": task.prompt}]
         tokens = engine.encode(message if chat else task.prompt)
-        if len(tokens) <= room:
+        if len(tokens) <= most:
             made.append(tokens)
         elif given is not None:
             raise CapacityError(
@@ -222,7 +222,7 @@ def _measure(
 ) -> Profile:
     from redwood.bench.calibrate import calibrate as measure
 
-    with _bars() as tell:
+    with _bars() as show_progress:
         return measure(
             engine,
             drafters,
@@ -230,24 +230,24 @@ def _measure(
             key=key,
             temperatures=temperatures,
             max_tokens=max_tokens,
-            on_progress=tell,
+            on_progress=show_progress,
         )
 
 
 @contextmanager
 def _bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Yields what shows progress: a bar for each thing that is measured."""
+    """Yields a callback that shows progress: a bar for each measurement."""
     bars: dict[str, TaskID] = {}
     console = stderr()
-    # Elsewhere than on a terminal it would leave an empty line.
+    # Disabled unless on a terminal: it would print an empty line.
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
 
-        def tell(what: str, done: int, of: int) -> None:
+        def show_progress(what: str, done: int, of: int) -> None:
             if what not in bars:
                 bars[what] = progress.add_task(what, total=of)
             progress.update(bars[what], completed=done, total=of)
 
-        yield tell
+        yield show_progress
 
 
 def _report(profile: Profile, path: Path, as_json: bool) -> None:

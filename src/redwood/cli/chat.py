@@ -1,4 +1,4 @@
-"""`redwood chat`: a conversation, kept within what the context holds."""
+"""`redwood chat`: a conversation; the oldest turns are dropped when the context is full."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from redwood.cli import options as o
 from redwood.cli.generate import as_value, show
 from redwood.cli.groups import Drafting, Machine, Placement, Sampling, grouped, values
-from redwood.cli.loading import follow_if_told, open_engine
+from redwood.cli.loading import follow_if_not_first, open_engine
 from redwood.cli.terminal import print_json, say, stats_table, stderr
 from redwood.errors import ArgumentError, RedwoodError
 
@@ -59,7 +59,7 @@ def chat(
         raise o.wrong("--show-drafts", "--json has no shades")
     settings = sampling.given()
     most = o.sampling(settings).max_tokens
-    follow_if_told(placement.parallel, drafting.target, machine)
+    follow_if_not_first(placement.parallel, drafting.target, machine)
     with open_engine(**values(drafting, machine, placement)) as engine:
         talk = Conversation(engine, settings, most, system)
         Chat(talk, interactive=sys.stdin.isatty(), shaded=show_drafts, as_json=as_json).run()
@@ -71,8 +71,8 @@ class Conversation:
     Args:
         engine: its model must have a chat template.
         settings: fields of `SamplingParams`.
-        max_tokens: of an answer; as much room is kept for it, up to a quarter of the context.
-        system: message that stands before all others.
+        max_tokens: of an answer; so much of the context is reserved for it, up to a quarter.
+        system: the system message, which is never dropped.
 
     Raises:
         ArgumentError: no chat template.
@@ -90,21 +90,21 @@ class Conversation:
         self.messages = list(self._first)
 
     def reset(self) -> None:
-        """Forgets everything but the system message."""
+        """Drops all messages but the system message."""
         self.messages = list(self._first)
 
     def ask(self, text: str) -> tuple[Iterator[Piece], int]:
-        """Returns the pieces of the answer and how many old turns had to be dropped.
+        """Returns the pieces of the answer and how many old turns were dropped.
 
-        Nothing changes where this raises. `answered` must follow.
+        `answered` must be called afterwards, unless this raises, which changes nothing.
 
         Raises:
             CapacityError: the message alone does not fit.
         """
         messages, dropped = [*self.messages, {"role": "user", "content": text}], 0
         prompt = self.engine.encode(messages)
-        room = self.engine.target.capacity - self._reserve
-        while len(prompt) > room and len(messages) > len(self._first) + 1:
+        most = self.engine.target.capacity - self._reserve
+        while len(prompt) > most and len(messages) > len(self._first) + 1:
             end = len(self._first) + 1
             while messages[end]["role"] != "user":
                 end += 1
@@ -116,7 +116,7 @@ class Conversation:
         return pieces, dropped
 
     def answered(self, text: str) -> None:
-        """Puts the answer, whole or cut, into the history; without one the question goes, too."""
+        """Adds the answer, whole or cut, to the messages; if it is empty, drops the question."""
         if text:
             self.messages.append({"role": "assistant", "content": text})
         else:
@@ -124,7 +124,7 @@ class Conversation:
 
 
 class Chat:
-    """The loop between a person, or a pipe, and a conversation."""
+    """Reads messages from a terminal or a pipe and writes the answers of a conversation."""
 
     def __init__(
         self, conversation: Conversation, *, interactive: bool, shaded: bool, as_json: bool
@@ -137,8 +137,8 @@ class Chat:
         """Answers until the messages end.
 
         Raises:
-            RedwoodError: without a terminal, what went wrong with an answer; on one it is shown,
-                and the conversation goes on.
+            RedwoodError: an answer failed. Not on a terminal: the error is shown there, and the
+                conversation goes on.
         """
         if self._interactive:
             say(HELP)
@@ -181,7 +181,7 @@ class Chat:
             if self._as_json:
                 shown.extend(pieces)
             else:
-                show(_noted(pieces, shown), self._tokenizer, shaded=self._shaded)
+                show(_recorded(pieces, shown), self._tokenizer, shaded=self._shaded)
         except KeyboardInterrupt:
             if not self._interactive:
                 raise
@@ -228,8 +228,8 @@ class Chat:
                 say("Ctrl-D or /exit ends")
 
 
-def _noted(pieces: Iterator[Piece], into: list[Piece]) -> Iterator[Piece]:
-    """Passes pieces on and keeps them, so that a cut answer is known as well."""
+def _recorded(pieces: Iterator[Piece], into: list[Piece]) -> Iterator[Piece]:
+    """Yields the pieces and appends them to `into`, so that a cut answer is kept as well."""
     for piece in pieces:
         into.append(piece)
         yield piece

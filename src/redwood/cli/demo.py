@@ -13,7 +13,7 @@ from redwood.cli import options as o
 from redwood.cli.groups import Machine, grouped, values
 from redwood.cli.loading import open_candidates
 from redwood.cli.terminal import (
-    Words,
+    NewText,
     painter,
     print_json,
     say,
@@ -37,7 +37,7 @@ fog from the ocean keeps the air cool and moist. A redwood can live for more tha
 years. Its bark is thick and protects the tree from fire. Its cones are small, no longer than an \
 inch, and its needles are short and flat. Many animals live in the redwood forest, from banana \
 slugs on the ground to birds that nest high in the branches."""
-"""An edit: most of the answer repeats the prompt, where n-gram drafts are at their best."""
+"""An edit: most of the answer repeats the prompt, which suits n-gram drafts best."""
 
 
 def register(app: typer.Typer) -> None:
@@ -87,13 +87,13 @@ def demo(
     shown: list[str] = []
     paint = painter(engine.tokenizer, shaded=True)
 
-    def show(step: Words) -> None:
+    def show(step: NewText) -> None:
         shown.append(step.text)
         if not as_json:
             write(paint(step))
 
     run(engine, drafted, prompt, params, show)
-    for part in tables_of([drafted.drafter]):  # they know the answer now
+    for part in tables_of([drafted.drafter]):  # they have seen the answer by now
         assert part.table is not None
         part.table.clear()
     if not as_json:

@@ -19,18 +19,18 @@ from redwood.drafters.names import INDEX, split_names
 if TYPE_CHECKING:
     from redwood.server.replicas.plan import DeployPlan
 
-# Options of `redwood serve` that mean nothing, or something else, with several processes.
-_NOT_HERE = {
-    "api_key",  # would stand in the configuration
+# Options of `redwood serve` that have no meaning, or another one, with several processes.
+_NOT_SHARED = {
+    "api_key",  # would be written into the configuration
     "keep_answers",
     "share_answers",
     "keep_every",
     "table",  # one process writes a table
     "table_size",
     "shared_table",
-    "max_connections",  # they are to Ray's proxy
-    "send_timeout",  # Ray's proxy keeps what a client does not take
-    "cpus",  # the same processors for all
+    "max_connections",  # clients connect to Ray's proxy
+    "send_timeout",  # Ray's proxy buffers what a client does not read
+    "cpus",  # all replicas would be pinned to the same processors
     "parallel",  # processes that torchrun starts
 }
 _OF_PLAN = ("target", "drafter", "log_format", "allow_no_key", "api_key_file")
@@ -42,9 +42,9 @@ def _option(name: str, text: str, **more: Any) -> Any:
 
 
 def _like_serve(command: Callable[..., int]) -> Callable[..., int]:
-    """Gives a command the options of `redwood serve` besides its own."""
+    """Gives a command the options of `redwood serve` in addition to its own."""
     shared = inspect.signature(serve).parameters
-    taken = [shared[name] for name in shared if name not in _NOT_HERE]
+    taken = [shared[name] for name in shared if name not in _NOT_SHARED]
     own = [
         each
         for each in inspect.signature(command).parameters.values()
@@ -162,7 +162,7 @@ def _plan(options: Mapping[str, Any], **more: Any) -> DeployPlan:
 
 
 def _absolute(name: str) -> str:
-    """A model or index that is a path here, so that it is found from elsewhere."""
+    """The absolute path of a model or index that is a path, else the name as it is."""
     kind = INDEX if name.startswith(INDEX) else ""
     path = Path(name.removeprefix(kind))
     return kind + str(path.absolute()) if path.exists() and name else name

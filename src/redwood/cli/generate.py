@@ -12,7 +12,7 @@ import typer
 
 from redwood.cli import options as o
 from redwood.cli.groups import Drafting, Machine, Placement, Sampling, grouped, values
-from redwood.cli.loading import follow_if_told, open_engine
+from redwood.cli.loading import follow_if_not_first, open_engine
 from redwood.cli.terminal import painter, print_json, say, stats_table, stderr, stdout, write
 from redwood.errors import ArgumentError
 
@@ -91,11 +91,11 @@ def generate(
         raise o.wrong("--system", "--raw has no chat, so no system message")
     if logprobs is not None and not as_json:
         raise o.wrong("--logprobs", "they are shown with --json only")
-    follow_if_told(placement.parallel, drafting.target, machine)
+    follow_if_not_first(placement.parallel, drafting.target, machine)
     text = _read_prompt(asked.words, asked.prompt, asked.file)
     predicted = None if prediction is None else o.read_text(prediction)
     settings = {**sampling.given(), **o.given(logprobs=logprobs)}
-    o.sampling(settings)  # what is wrong with them is said before a model is loaded
+    o.sampling(settings)  # checked before a model is loaded
     engine = open_engine(**values(drafting, machine, placement))
     if predicted is not None:
         settings["prediction"] = predicted
@@ -117,9 +117,9 @@ def _asked(drafting: Drafting) -> dict[str, str]:
 def show(
     pieces: Iterator[Piece], tokenizer: Any, *, shaded: bool = False, at_once: bool = False
 ) -> list[Piece]:
-    """Writes an answer to stdout as it comes, and a newline where it lacks one; returns the pieces.
+    """Writes an answer to stdout as it comes, with a final newline; returns the pieces.
 
-    The newline comes also when the answer breaks off with an error or Ctrl-C.
+    The newline is written also when the answer ends with an error or Ctrl-C.
     """
     if shaded and stdout().color_system is None:
         say("--show-drafts: stdout shows no colours, so nothing is shaded")
@@ -181,7 +181,7 @@ def _read_stdin() -> str:
 
 
 def _question(engine: Engine, text: str, system: str | None, raw: bool) -> Prompt:
-    """The prompt as messages where the model has a chat template, else as it is."""
+    """The prompt as chat messages if the model has a chat template, else as plain text."""
     if raw or not engine.tokenizer.chat_template:
         if system is not None:
             raise ArgumentError("this model has no chat template, so --system cannot be used")

@@ -1,4 +1,4 @@
-"""Groups of options: declared once, taken whole by the commands that have them."""
+"""Groups of options: declared once, shared by the commands that have them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, kw_only=True)
 class KeptTable:
-    """Where the table of what the target said is kept."""
+    """Where the drafting table of the target's own output is kept."""
 
     table: o.TablePath = None
     table_size: o.TableSize = None
@@ -23,7 +23,7 @@ class KeptTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Drafting(KeptTable):
-    """Who answers, and who drafts for it."""
+    """The target, the drafter, and the trees it drafts."""
 
     target: o.Target = o.DEFAULT_TARGET
     drafter: o.DrafterName = o.DEFAULT_DRAFTER
@@ -35,7 +35,7 @@ class Drafting(KeptTable):
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What runs the models, and in what form."""
+    """Backend, number formats and processors."""
 
     backend: o.BackendName = None
     dtype: o.Dtype = None
@@ -91,7 +91,7 @@ def values(*groups: Any) -> dict[str, Any]:
 
 
 def grouped(command: Callable[..., _Result]) -> Callable[..., _Result]:
-    """Gives a command, in the place of each parameter that is a group, the options of the group."""
+    """Replaces each parameter of a command that is a group by the options of the group."""
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, type] = {}
     flat: list[inspect.Parameter] = []

@@ -150,13 +150,13 @@ def remove(path: Store, as_json: o.Json = False) -> None:
 
 
 def _full_name(target: str) -> str:
-    """A path is kept in full, so that `add` finds it from anywhere."""
+    """The absolute path of a model that is a path, so that `add` finds it from any folder."""
     path = Path(target).expanduser()
     return str(path.resolve()) if path.exists() else target
 
 
 def _tokenizer(name: str, own: str | None) -> Any:
-    """The tokenizer of a model, or the one in a folder that stands for it."""
+    """The tokenizer of a model, or the one in the folder `own` if given."""
     if own is not None:
         from redwood.engine.load import own_tokenizer
 
@@ -174,7 +174,7 @@ def _tokenizer(name: str, own: str | None) -> Any:
 
 @contextmanager
 def _reading(files: Sequence[SourceFile], tokenizer: Any) -> Iterator[Documents]:
-    """The documents of files, with a progress bar; says in the end what was left out."""
+    """The documents of files, with a progress bar; at the end, reports files that were skipped."""
     from redwood.datastore.sources import Documents
 
     console = stderr()

@@ -1,4 +1,4 @@
-"""Options of kept tables: whether a drafter has one, and how large it may be."""
+"""Options of drafting tables kept in files: whether a drafter has one, and how large it may be."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NO_TABLE = "no drafter has a table: --drafter auto, or table joined with others"
 
 
 def has_table(drafter: str) -> bool:
-    """Whether a drafter of this name has a table of what the target said."""
+    """Whether a drafter of this name has a table of the target's own output."""
     return TABLE in split_names(drafter)
 
 
@@ -28,10 +28,10 @@ def size_of(option: str, text: str) -> int:
 
 
 def kept_table(options: dict[str, Any], drafters: Sequence[str]) -> dict[str, Any]:
-    """Takes the options of the table out of others; returns them as `redwood.load` has them.
+    """Removes the options of the table from `options`; returns them as `redwood.load` names them.
 
     Raises:
-        typer.BadParameter: a table where no drafter has one, a size that is none.
+        typer.BadParameter: no drafter has a table, or the size is invalid.
     """
     path, size = options.pop("table", None), options.pop("table_size", None)
     if path is None and size is None:

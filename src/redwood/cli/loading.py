@@ -42,12 +42,12 @@ def open_engine(
         return load(target, drafter, **given(tree=shape, law=law, **ours, **kept), **options)
 
 
-def follow_if_told(parallel: str | None, target: str, machine: Machine) -> None:
-    """Returns in the process that answers; in others of a launch it follows, then ends.
+def follow_if_not_first(parallel: str | None, target: str, machine: Machine) -> None:
+    """Returns in the process of rank 0; other ranks run the model with it until it ends.
 
     Raises:
         ArgumentError: `parallel` in a process that torchrun did not start.
-        SystemExit: the first process has ended; see `load_parallel`.
+        SystemExit: in other ranks, when rank 0 has ended; see `load_parallel`.
     """
     if parallel is None:
         return
@@ -81,13 +81,13 @@ def open_candidates(
     law: str | None = None,
     **options: Any,
 ) -> tuple[Engine, list[Candidate]]:
-    """Returns an engine that decodes plainly, and what to compare on it, plain decoding first.
+    """Returns an engine without drafter, and the candidates to run on it, plain decoding first.
 
-    Every model is loaded once, however often it is named.
+    A model that is named several times is loaded once.
 
     Args:
-        names: drafters; parts of one tree joined with "+".
-        budgets: each drafter runs with each of them; none given: a planner chooses sizes and parts.
+        names: drafters; those of a union are joined with "+".
+        budgets: each drafter runs with each of them; empty: a planner chooses drafters and sizes.
         options: of `redwood.load`, None where not given.
     """
     models = _model_names(names)
@@ -153,7 +153,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _loading(target: str, drafters: Sequence[str], options: Mapping[str, Any]) -> Iterator[None]:
-    """Fetches what is missing with a progress bar, then shows that the rest is being loaded."""
+    """Fetches missing models with a progress bar, then shows a spinner while models are loaded."""
     from redwood.models import PACKAGED, resolve
 
     doing = f"Loading {' and '.join((target, *drafters))}"
@@ -161,7 +161,7 @@ def _loading(target: str, drafters: Sequence[str], options: Mapping[str, Any]) -
     for name in (target, *drafters):
         if name in PACKAGED or name.lower().endswith(".gguf"):
             ggufs.append(name)
-        else:  # before seconds of imports: a wrong name should be known at once
+        else:  # before seconds of imports, so that a wrong name is reported at once
             resolve(name, progress=True)
     if ggufs:
         with stderr().status(doing):

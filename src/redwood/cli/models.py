@@ -1,4 +1,4 @@
-"""`redwood models`: what is in the cache, and what can be."""
+"""`redwood models`: lists, fetches, verifies and removes models of the cache."""
 
 from __future__ import annotations
 

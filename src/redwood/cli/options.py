@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their values are read."""
+"""Options that several commands share, and how their values are parsed."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _NUMBERS = re.compile(r"\d+(,\d+)*")
 
 
 def examples(*lines: str) -> str:
-    """Returns the examples at the end of a command's help."""
+    """Returns the epilogue of a command's help with these examples."""
     return "\n".join(["Examples:", *(escape(f"  $ {line}") for line in lines)])
 
 
 def shown(name: str, *owners: type) -> str | bool:
-    """Returns the default of an option for its help, that of the first owner that has one."""
+    """Returns the default of an option for its help: that of the first class that has one."""
     values = (vars(owner)[name] for owner in owners if name in vars(owner))
     value = next(values, None)
     return False if value is None else str(value)
@@ -343,7 +343,7 @@ def tree_parents(text: str) -> list[int]:
     """Returns parents from widths by level, or from a JSON file: a list, or `parents` in an object.
 
     Raises:
-        ArgumentError: a file that holds neither.
+        ArgumentError: the file contains neither.
     """
     if _NUMBERS.fullmatch(text):
         from redwood.algorithms.specinfer import expansion_tree

@@ -1,4 +1,4 @@
-"""A profile as tables for a person."""
+"""A profile as tables on the terminal."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from redwood._defaults import Loading as _defaults
 from redwood.cli import options as o
 from redwood.cli.groups import Drafting, Machine, Placement, grouped, values
 from redwood.cli.kept import NO_TABLE, has_table
-from redwood.cli.loading import follow_if_told, open_engine
+from redwood.cli.loading import follow_if_not_first, open_engine
 from redwood.cli.terminal import say
 from redwood.errors import UnsupportedError
 from redwood.server.settings import Settings
@@ -52,7 +52,7 @@ def _option(name: str, text: str, panel: str = _SERVER, **more: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Serving:
-    """How the server behaves; named as the fields of `Settings`, times without `_s`."""
+    """Settings of the server; named as the fields of `Settings`, times without `_s`."""
 
     host: Annotated[str, _option("--host", "Address to listen on.")] = _DEFAULT.host
     port: Annotated[int, _option("--port", "0: any free one.", min=0, max=65535)] = _DEFAULT.port
@@ -153,7 +153,7 @@ class Serving:
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """Who may ask."""
+    """API keys."""
 
     api_key: Annotated[
         list[str] | None,
@@ -175,7 +175,7 @@ class Access:
 
 @dataclass(frozen=True, kw_only=True)
 class KeptAnswers:
-    """Answers that are kept to draft from."""
+    """Finished answers that are kept to draft from."""
 
     keep_answers: Annotated[
         Path | None,
@@ -208,7 +208,7 @@ class KeptAnswers:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """How much is decoded at once."""
+    """How many requests are decoded at once."""
 
     max_rows: Annotated[
         int | None,
@@ -245,7 +245,7 @@ def serve(
     from redwood.server.auth import read_keys
 
     keys = read_keys(access.api_key or [], access.api_key_file)
-    follow_if_told(placement.parallel, drafting.target, machine)
+    follow_if_not_first(placement.parallel, drafting.target, machine)
 
     options = values(drafting, machine, placement, rows)
     if kept.shared_table and not has_table(drafting.drafter):
@@ -274,7 +274,7 @@ def serve(
 
 
 def settings_of(options: Mapping[str, Any], target: str) -> Settings:
-    """Returns the server's settings from the options of `Serving`; others are passed over."""
+    """Returns the server's settings from the options of `Serving`; other options are ignored."""
     known = {field.name for field in fields(Settings)}
     found = {
         field: value
@@ -309,14 +309,14 @@ def _recalled(engine: Engine, kept: KeptAnswers, keys: Keys, target: str) -> Mem
 
 
 def public_name(target: str) -> str:
-    """Returns a model's name for clients: of a path, the last part, without .gguf."""
+    """Returns a model's name for clients: of a path, the last part without .gguf; else as it is."""
     path = Path(target)
     name = path.resolve().name if path.exists() else target
     return name.removesuffix(".gguf") or target
 
 
 def check_packages(command: str) -> None:
-    """Raises UnsupportedError, with what helps, where packages of the server are missing."""
+    """Raises UnsupportedError, with the command to install them, if packages are missing."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise UnsupportedError(

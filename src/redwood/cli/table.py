@@ -1,4 +1,4 @@
-"""`redwood table`: what the target said, kept in a file to draft from."""
+"""`redwood table`: successor tables (the target's own output) in files, to draft from."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from redwood.table import KeptTable, TableInfo
 
 Kept = Annotated[Path, typer.Argument(metavar="FILE", help="The table.")]
-_TOGETHER = 16  # prompts that are answered at once
+_ROWS = 16  # prompts that are answered at once
 _SAVE_S = 60.0
 
 
@@ -68,7 +68,7 @@ def create(
         ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 128,
-    together: Annotated[int, typer.Option(min=1, help="Prompts answered at once.")] = _TOGETHER,
+    together: Annotated[int, typer.Option(min=1, help="Prompts answered at once.")] = _ROWS,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
     target: o.Target = o.DEFAULT_TARGET,
     table_size: o.TableSize = None,
@@ -92,18 +92,18 @@ def create(
     options = values(machine, offloading)
     options |= dict(table=path, table_size=table_size, tokenizer=tokenizer, max_rows=together)
     with open_engine(target, "auto", **options) as engine:
-        filling = _Filling(engine, _kept_of(engine))
+        builder = _TableBuilder(engine, _kept_of(engine))
         try:
             if prompts is not None:
                 chats = [encode_task(engine, task, prompts, raw) for task in tasks]
-                filling.answer(chats, max_tokens, together)
+                builder.answer(chats, max_tokens, together)
             for file in files:
-                filling.read(file)
+                builder.read(file)
         except KeyboardInterrupt:
-            filling.save()
+            builder.save()
             say(f"{path}: what was done is kept; the same command goes on from there")
             return 130
-        filling.save()
+        builder.save()
     found = _info_of(path)
     if as_json:
         print_json({"path": str(path), **_facts(found)})
@@ -112,8 +112,8 @@ def create(
     return 0
 
 
-class _Filling:
-    """Learns from prompts and texts, part by part, and remembers which parts are in the file."""
+class _TableBuilder:
+    """Fills a table from prompts and texts, part by part; the file records which parts are done."""
 
     def __init__(self, engine: Engine, kept: KeptTable) -> None:
         if not kept.writable:
@@ -123,7 +123,7 @@ class _Filling:
         self._saved_s = monotonic()
 
     def save(self) -> None:
-        """Writes the table and what is in it."""
+        """Writes the table, and which parts are done."""
         self._kept.save(self._filled)
         self._saved_s = monotonic()
 
@@ -133,7 +133,7 @@ class _Filling:
             self.save()
 
     def answer(self, prompts: list[list[int]], max_tokens: int, together: int) -> None:
-        """Answers prompts at temperature 0, some at once; those in the file already are skipped."""
+        """Answers prompts at temperature 0, `together` at once, but those that are done already."""
         from redwood._storage import digest
 
         source = digest(f"prompts {max_tokens} {prompts}")
@@ -147,7 +147,7 @@ class _Filling:
                 advance(len(group))
 
     def read(self, file: Any) -> None:
-        """Reads the texts of a file; those in the table already are skipped."""
+        """Reads the texts of a file, but those that are done already."""
         from redwood._storage import sha256_of
         from redwood.datastore.sources import Documents
         from redwood.table.reading import parts_of, read_part

@@ -1,4 +1,4 @@
-"""What goes to the terminal: lines, JSON, tables, and text whose drafted part has another shade."""
+"""Output: lines, JSON, tables, and text whose drafted parts have another shade."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def stderr() -> Console:
 
 
 def say(message: str) -> None:
-    """Writes one line to stderr, whatever the message holds."""
+    """Writes a message to stderr as one line; line breaks in it are replaced."""
     sys.stdout.flush()
     try:
         sys.stderr.write(" ".join(message.split()) + "\n")
         sys.stderr.flush()
-    except OSError:  # nobody reads it, or its disk is full: no reason to end
+    except OSError:  # stderr is closed, or its disk is full: no reason to end
         _drop(sys.stderr)
 
 
 def write(text: str) -> None:
-    """Writes text to stdout as it is, at once."""
+    """Writes text to stdout unchanged and flushes it."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
@@ -55,7 +55,7 @@ def print_json(value: Any) -> None:
 
 
 def drop_stdout() -> None:
-    """Sends the rest of stdout nowhere: nobody reads it, and flushing it again would fail again."""
+    """Discards the rest of stdout, which cannot be written: flushing it again would fail again."""
     _drop(sys.stdout)
 
 
@@ -66,12 +66,12 @@ def _drop(stream: IO[str]) -> None:
         return
 
 
-class Words(Protocol):
-    """A step or a piece: new text, its tokens, how many of them had been drafted."""
+class NewText(Protocol):
+    """A `Step` or a `Piece`: new text, its tokens, how many of them had been drafted."""
 
     @property
     def text(self) -> str:
-        """New text, whole characters."""
+        """New text, in whole characters."""
         ...
 
     @property
@@ -81,21 +81,21 @@ class Words(Protocol):
 
     @property
     def num_accepted(self) -> int:
-        """How many of them, the first ones, had been drafted."""
+        """How many of the tokens had been drafted; they are the first ones."""
         ...
 
     @property
     def finish_reason(self) -> str | None:
-        """None until the end."""
+        """Why the answer ended; None until then."""
         ...
 
 
 class Shades:
-    """Tells which characters of an answer came from accepted drafts.
+    """Finds out which characters of an answer came from accepted drafts.
 
-    Text may come out later than its tokens (half characters, possible stop strings), so the tokens
-    are decoded once more, one by one, and the lengths are kept until the text arrives. A character
-    of several tokens belongs to the last of them.
+    Text may come later than its tokens (incomplete characters, possible stop strings), so tokens
+    are decoded once more, one by one, and their lengths are kept until the text arrives. A
+    character of several tokens belongs to the last of them.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -104,45 +104,45 @@ class Shades:
         self._detokenizer = Detokenizer(tokenizer)
         self._spans: deque[tuple[int, bool]] = deque()  # characters to come, whether drafted
 
-    def split(self, words: Words) -> list[tuple[str, bool]]:
-        """Returns the step's text in parts, with whether each was drafted; joined, it is the text.
+    def split(self, new: NewText) -> list[tuple[str, bool]]:
+        """Returns the step's text in parts, and whether each of them was drafted.
 
         To be called for every step, in order.
         """
-        for i, token in enumerate(words.token_ids):
+        for i, token in enumerate(new.token_ids):
             self._detokenizer.push(token)
-            last = words.finish_reason is not None and i == len(words.token_ids) - 1
+            last = new.finish_reason is not None and i == len(new.token_ids) - 1
             count = len(self._detokenizer.take(final=last))
-            self._spans.append((count, i < words.num_accepted))
+            self._spans.append((count, i < new.num_accepted))
         parts, start = list[tuple[str, bool]](), 0
-        while start < len(words.text):
-            count, drafted = self._spans.popleft() if self._spans else (len(words.text), False)
+        while start < len(new.text):
+            count, drafted = self._spans.popleft() if self._spans else (len(new.text), False)
             end = start + count
-            if end > len(words.text):
-                self._spans.appendleft((end - len(words.text), drafted))
-            if part := words.text[start:end]:
+            if end > len(new.text):
+                self._spans.appendleft((end - len(new.text), drafted))
+            if part := new.text[start:end]:
                 before = parts.pop()[0] if parts and parts[-1][1] == drafted else ""
                 parts.append((before + part, drafted))
             start = end
         return parts
 
 
-def painter(tokenizer: Tokenizer, shaded: bool) -> Callable[[Words], str]:
-    """Returns what turns each step of one answer into text for stdout, with drafts shaded.
+def painter(tokenizer: Tokenizer, shaded: bool) -> Callable[[NewText], str]:
+    """Returns a function from each step of one answer to its text for stdout, drafts shaded.
 
-    On a terminal without colours, or no terminal, nothing is shaded.
+    Nothing is shaded where stdout is no terminal, or one without colours.
     """
     if not shaded or stdout().color_system is None:
-        return lambda words: words.text
+        return lambda new: new.text
     shades = Shades(tokenizer)
-    return lambda words: "".join(
+    return lambda new: "".join(
         DRAFTED.render(part, color_system=ColorSystem.STANDARD) if drafted else part
-        for part, drafted in shades.split(words)
+        for part, drafted in shades.split(new)
     )
 
 
 def stats_table(columns: Mapping[str, Stats]) -> Table:
-    """Returns a table of what answers cost, one column each."""
+    """Returns a table of the statistics of answers, a column for each."""
     rows: Iterable[tuple[str, Callable[[Stats], str]]] = [
         ("tokens", lambda s: str(s.num_generated_tokens)),
         ("tokens/s", lambda s: f"{s.tokens_per_s:.1f}"),

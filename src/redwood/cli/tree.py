@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """How often children are accepted, by rank."""
+    """Acceptance rates of children by rank."""
 
     acceptance: Annotated[
         str | None,

@@ -1,7 +1,7 @@
-"""Pictures of token trees: as text and as SVG. Pure, and without torch, so that it starts fast.
+"""Pictures of token trees, as text and as SVG. Without torch, whose import takes seconds.
 
-A tree is a list of parents, -1 first, `parents[i] < i`, siblings in rank order. What a node is
-worth comes in as `Node`s, made by `nodes_of` from acceptance rates.
+A tree is a list of parents, -1 first, `parents[i] < i`, siblings in rank order. Ranks, depths and
+scores of its nodes are `Node`s, which `nodes_of` makes from acceptance rates.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _STYLE = (
 
 
 class Node(NamedTuple):
-    """What a picture says about a node.
+    """What a picture shows of a node.
 
     Args:
-        rank: which child of its parent it is, from 1; 0 for the root.
-        depth: the root has 0.
-        score: the chance that the node is accepted: the product of the rates down to it.
+        rank: position among its siblings, from 1; 0 for the root.
+        depth: 0 for the root.
+        score: probability that the node is accepted: the product of the rates on its path.
     """
 
     rank: int
@@ -61,7 +61,7 @@ def nodes_of(parents: Sequence[int], acceptance: Rates) -> list[Node]:
 def text_lines(parents: Sequence[int], nodes: Sequence[Node]) -> Iterator[str]:
     """Yields the tree as lines of text, a node per line, parents above their children."""
     children = _children(parents)
-    stack = [(0, "", "")]  # node, what stands before it, what stands before its children
+    stack = [(0, "", "")]  # node, text before it, text before its children
     while stack:
         node, lead, below = stack.pop()
         label = f"rank {nodes[node].rank}" if node else "root"
@@ -74,7 +74,7 @@ def text_lines(parents: Sequence[int], nodes: Sequence[Node]) -> Iterator[str]:
 
 
 def positions(parents: Sequence[int]) -> list[tuple[float, int]]:
-    """Returns (x, depth) of every node: leaves one apart, the others above their children's middle.
+    """Returns (x, depth) of every node: leaves one apart, the others centred above their children.
 
     Guarantee: nodes of one depth are at least one apart.
     """
@@ -100,7 +100,7 @@ def positions(parents: Sequence[int]) -> list[tuple[float, int]]:
 def svg(parents: Sequence[int], nodes: Sequence[Node], caption: str) -> str:
     """Returns the tree as an SVG document: a circle per node, its rank inside, its score below.
 
-    The darker a node, the more likely it is accepted. Pointing at one shows all of it.
+    The darker a node, the more likely it is accepted. A tooltip shows token path and score.
     """
     places = [(_MARGIN + x * _STEP_X, _MARGIN + depth * _STEP_Y) for x, depth in positions(parents)]
     width = max(max(x for x, _ in places) + _MARGIN, 2 * _MARGIN + 6.2 * len(caption))

@@ -1,4 +1,4 @@
-"""`redwood tune`: small drafters that learn a target's own answers."""
+"""`redwood tune`: trains small draft models on a target's own answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from redwood.tuning.project import TuningPlan
 
 _OF_ANSWERS = ("backend", "dtype", "device", "weights", "kv", "offload")
-"""Options of the target on which its answers may depend, in their last bits."""
+"""Options of the target that may change its answers, through rounding."""
 _OF_TARGET = ("capacity", "offload", "memory")
 _TRAINING, _BOOSTING = "Training", "Boosting"
 
@@ -50,7 +50,7 @@ def _option(name: str, help_text: str, panel: str, **more: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Answering:
-    """What the target answers, and what is held back; named as the fields of `TuningPlan`."""
+    """The target's answers, and which are held out; named as the fields of `TuningPlan`."""
 
     max_tokens: Annotated[
         int | None, _option("--max-tokens", "Tokens of each answer.", _TRAINING)
@@ -88,7 +88,7 @@ class Answering:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How a model learns; named as the fields of `Settings`."""
+    """How a model is trained; named as the fields of `Settings`."""
 
     epochs: Annotated[int | None, _option("--epochs", "Passes over the answers.", _TRAINING)] = None
     learning_rate: Annotated[
@@ -105,7 +105,7 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Starting:
-    """What is tuned."""
+    """The models that are tuned."""
 
     start: Annotated[
         list[str] | None,
@@ -187,7 +187,7 @@ def tune(
 
 
 def _tasks(path: Path) -> list[Task]:
-    """The prompts, each once: what is measured on must not be learned from as well."""
+    """The prompts without duplicates, so that none is both trained on and held out."""
     tasks = read_tasks(path)
     once = list({task.prompt: task for task in reversed(tasks)}.values())[::-1]
     if len(once) < len(tasks):
@@ -221,7 +221,7 @@ def _plan(
         settings=settings,
         **answers,
     )
-    split(len(tasks), made.held_out, made.seed)  # too few are refused before anything is loaded
+    split(len(tasks), made.held_out, made.seed)  # refuses too few before anything is loaded
     return made
 
 
@@ -262,27 +262,27 @@ def _run(
     place = options["device"] or "auto"
     if place == "auto":
         place = "cuda" if torch.cuda.is_available() else "cpu"
-    with _bars() as tell:
+    with _bars() as show_progress:
         made: dict[str, Any] = project.run(
-            engine, encoded, folders, open_draft, device=place, on_progress=tell
+            engine, encoded, folders, open_draft, device=place, on_progress=show_progress
         )
     return made
 
 
 @contextmanager
 def _bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Yields what shows progress: a bar for each thing that is done."""
+    """Yields a callback that shows progress: a bar for each stage."""
     bars: dict[str, TaskID] = {}
     console = stderr()
-    # Elsewhere than on a terminal it would leave an empty line.
+    # Disabled unless on a terminal: it would print an empty line.
     with Progress(console=console, disable=not console.is_terminal) as progress:
 
-        def tell(what: str, done: int, of: int) -> None:
+        def show_progress(what: str, done: int, of: int) -> None:
             if what not in bars:
                 bars[what] = progress.add_task(what, total=of)
             progress.update(bars[what], completed=done, total=of)
 
-        yield tell
+        yield show_progress
 
 
 def _show(report: dict[str, Any], out: Path, target: str) -> None:

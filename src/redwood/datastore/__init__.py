@@ -1,7 +1,7 @@
 """The datastore of SSSD (arXiv 2411.05894): tokenised text in suffix arrays, mapped from disk.
 
-`create` and `add` write, `Datastore.open` reads, `Namespaces` keeps the answers of a running server
-apart by key. See docs/datastore.md.
+`create` and `add` write, `Datastore.open` reads, `Namespaces` keeps the finished answers of a
+running server, for each API key apart. See docs/datastore.md.
 """
 
 from redwood.datastore.build import Added, add, create

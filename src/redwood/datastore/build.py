@@ -1,7 +1,7 @@
-"""Writing a datastore: creating, adding, dropping the oldest; one writer at a time.
+"""Writes a datastore: creates it, adds documents, drops the oldest ones; one writer at a time.
 
-An addition writes new chunk files and then the manifest, in one step for all of it; files that the
-manifest does not name any more go last. What a killed writer left is removed by the next one.
+An addition writes new chunk files, then replaces the manifest atomically, then deletes the files
+that the manifest no longer names. The next writer deletes what a killed one left.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Document = Sequence[int] | NDArray[Any]
 
 
 class Added(NamedTuple):
-    """What an addition brought; a document longer than a chunk counts for every part."""
+    """Result of an addition; a document longer than a chunk counts once for each part."""
 
     num_documents: int
     num_tokens: int
@@ -56,17 +56,17 @@ def create(
     name: str = "",
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> Datastore:
-    """Makes a datastore with these documents, all of them or none of it, and opens it.
+    """Creates a datastore with these documents, or nothing if that fails, and opens it.
 
     Args:
         path: a folder that does not exist yet, or is empty.
-        tokenizer: of the model that it is to draft for; a `TokenizerId` will do.
+        tokenizer: of the model that it drafts for, or its `TokenizerId`.
         documents: as for `add`.
         name: of that model.
         chunk_tokens: tokens of a chunk at most, from 16 to 2**29.
 
     Raises:
-        ArgumentError: something is there already, `chunk_tokens` out of range; see `add`.
+        ArgumentError: the folder is not empty, `chunk_tokens` is out of range; see `add`.
         DatastoreError: the folder cannot be written, or the disk is full.
         UnsupportedError: pydivsufsort is not installed, and there are documents.
     """
@@ -110,10 +110,10 @@ def add(
     tokenizer: Any = None,
     most_tokens: int | None = None,
 ) -> Added:
-    """Adds documents, all of them or none; sorts the last chunk anew and makes further ones.
+    """Adds documents, all of them or none; sorts the last chunk again and creates further ones.
 
-    A document that does not fit the last chunk begins a new one; one that is longer than a chunk is
-    cut. Empty documents are left out.
+    A document that does not fit into the last chunk begins a new one; one that is longer than a
+    chunk is cut into parts. Empty documents are skipped.
 
     Args:
         documents: token ids of each, read one by one; memory for one chunk is needed.
@@ -122,7 +122,7 @@ def add(
             `chunk_tokens`. None: nothing is dropped.
 
     Raises:
-        DatastoreError: no datastore, damaged, another version, a full disk. It is as before then.
+        DatastoreError: no datastore, damaged, another version, a full disk. Nothing is changed.
         TokenizerMismatchError: made with another tokenizer.
         ArgumentError: documents that are no token ids.
         UnsupportedError: pydivsufsort is not installed.
@@ -160,7 +160,7 @@ def _extend(
             with explained(path):
                 write_manifest(path, new)
     except BaseException:
-        # By what stands there now: an interruption may come just after the manifest's replacement.
+        # The manifest on disk decides: an interruption may come just after it was replaced.
         with suppress(DatastoreError):
             clean(path, read_manifest(path) if (path / MANIFEST).exists() else old)
         raise
@@ -169,7 +169,7 @@ def _extend(
 
 
 class _Addition:
-    """Chunks in the making; nothing of it counts before the manifest is written."""
+    """Chunks of an addition; they do not count before the manifest is written."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self._path, self._manifest = path, manifest
@@ -177,7 +177,7 @@ class _Addition:
         self._number = manifest.next_number
         self._pending: list[Values] = []
         self._size = 0
-        self._last: ChunkEntry | None = None  # that will be sorted anew
+        self._last: ChunkEntry | None = None  # to be sorted again
         if self._chunks and self._chunks[-1].num_values < manifest.chunk_tokens:
             self._last = self._chunks[-1]
             self._size = self._last.num_values
@@ -196,7 +196,7 @@ class _Addition:
             self.num_tokens += len(part)
 
     def finish(self, most_tokens: int | None) -> Manifest:
-        """Writes what is pending; returns the manifest of all of it."""
+        """Writes the pending chunk; returns the manifest of all chunks."""
         self._write()
         chunks = self._chunks
         while most_tokens is not None and sum(c.num_values for c in chunks) > most_tokens:

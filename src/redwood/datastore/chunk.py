@@ -1,15 +1,15 @@
 """One chunk: the tokens of many documents and their suffix array, in one file that never changes.
 
-The array comes from libdivsufsort (by pydivsufsort); a file is mapped, not read, and searched where
-it lies. Layout, little-endian, every part at a multiple of 64 bytes:
+The array is made by libdivsufsort (pydivsufsort); a file is memory-mapped and searched in place.
+Layout, little-endian, every part at a multiple of 64 bytes:
 
     header    magic, format, bytes of a value, number of values, number of distinct values
     values    uint16 or uint32 [N]: token id + 1; 0 ends a document, and so the last value is 0
-    suffixes  uint32 [N]: where the suffixes begin, in their order
-    distinct  uint32 [D]: the values that occur, rising
-    starts    uint32 [D + 1]: where the suffixes that begin with each of them stand
+    suffixes  uint32 [N]: start positions of the suffixes, in their sorted order
+    distinct  uint32 [D]: the values that occur, ascending
+    starts    uint32 [D + 1]: index in `suffixes` of the first suffix that begins with each of them
 
-What a chunk is for, and which chunks a datastore has, is not known here.
+Which chunks a datastore has is `store`'s business.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Values = NDArray[np.uint32]
 
 
 class ChunkFile(NamedTuple):
-    """What was written: sizes in bytes, the time of change in ns, the digest in hexadecimal."""
+    """A chunk file that was written: size in bytes, mtime in ns, digest in hexadecimal."""
 
     num_values: int
     size_bytes: int
@@ -58,10 +58,11 @@ class _Part(NamedTuple):
 
 
 def suffix_array(values: Values) -> Values:
-    """Returns where the suffixes of `values` begin, uint32 [N], in the order of the suffixes.
+    """Returns the suffix array of `values`, uint32 [N].
 
-    Sorted as big-endian bytes, of which only the beginnings of values are kept. Values are renamed
-    to their ranks before, so that most texts need two bytes each. About 5 million values a second.
+    Sorts the values as big-endian bytes and keeps the suffixes that begin at a value. Values are
+    replaced by their ranks, so that two bytes each suffice for most texts. About 5 million values
+    per second.
 
     Raises:
         UnsupportedError: pydivsufsort is not installed.
@@ -77,7 +78,7 @@ def suffix_array(values: Values) -> Values:
 
 
 def check_sorter() -> Callable[[NDArray[np.uint8]], NDArray[np.int32]]:
-    """Returns what sorts suffixes of bytes.
+    """Returns the function that sorts suffixes of bytes.
 
     Raises:
         UnsupportedError: pydivsufsort is not installed.
@@ -93,9 +94,9 @@ def check_sorter() -> Callable[[NDArray[np.uint8]], NDArray[np.int32]]:
 
 
 def write_chunk(path: Path, values: Values) -> ChunkFile:
-    """Writes the chunk of these values under a name that is not in use.
+    """Writes a chunk with these values to a file that does not exist yet.
 
-    Guarantee: whenever the process ends, there is no file of this name, or a whole one.
+    Guarantee: whenever the process ends, there is no file of this name, or a complete one.
 
     Args:
         values: uint32 [N], 1 <= N <= MOST_VALUES, the last one END.
@@ -130,15 +131,15 @@ def write_chunk(path: Path, values: Values) -> ChunkFile:
 
 
 def chunk_bytes(num_values: int) -> int:
-    """Returns the bytes that a chunk of so many values needs at most."""
+    """Returns the most bytes that a chunk of `num_values` values takes."""
     return 16 * num_values + 5 * _ALIGN
 
 
 class Chunk:
-    """A chunk that lies on disk, mapped into memory. Safe to read from several threads.
+    """A chunk file mapped into memory. Safe to read from several threads.
 
     Raises:
-        DatastoreError: a file that is missing, or no chunk of this size.
+        DatastoreError: the file is missing, or is no chunk of this size.
     """
 
     def __init__(self, path: Path, num_values: int, size_bytes: int) -> None:
@@ -159,7 +160,7 @@ class Chunk:
         self.path = path
         self.values = self._view(places[0])
         self.suffixes = self._view(places[1])
-        # A memoryview gives Python numbers three times as fast as an array does.
+        # Reading Python ints from a memoryview is three times as fast as from an array.
         self._values, self._suffixes = self.values.data, self.suffixes.data
         self._distinct = self._view(places[2]).data
         self._starts = self._view(places[3]).data
@@ -176,7 +177,7 @@ class Chunk:
         at = bisect_left(self._distinct, gram[0])
         if at == len(self._distinct) or self._distinct[at] != gram[0]:
             return 0, 0
-        # Bounded, so that a damaged table finds nonsense at worst.
+        # Bounded, so that a damaged table gives wrong drafts at worst.
         first, end = (min(self._starts[i], len(self.values)) for i in (at, at + 1))
         if len(gram) > 1:
             values, length, rest = self._values, len(gram), list(gram[1:])
@@ -189,16 +190,16 @@ class Chunk:
         return first, max(first, end)
 
     def behind(self, ranks: NDArray[np.int64], skip: int, count: int) -> NDArray[Any]:
-        """Returns the values after the first `skip` ones of these suffixes, [R, count].
+        """Returns `count` values of each of these suffixes, after the first `skip`: [R, count].
 
-        A row is of use up to its first END; a suffix near the end of the chunk is filled with END.
+        A row is valid up to its first END; at the end of the chunk it is padded with END.
         """
         places = self.suffixes[ranks].astype(np.int64)[:, None] + np.arange(skip, skip + count)
         made: NDArray[Any] = self.values[np.minimum(places, len(self.values) - 1)]
         return made
 
     def problem(self) -> str | None:
-        """Returns what makes this no suffix array of its values, or None. Reads all, O(N)."""
+        """Returns what is wrong with the suffix array, None if nothing is. Reads all, O(N)."""
         order = self.suffixes.astype(np.int64)
         if int(self.values.max()) > MOST_TOKEN + 1:
             return "it has a token that cannot be"
@@ -208,7 +209,7 @@ class Chunk:
         rank[order] = np.arange(len(order))
         heads = self.values[order].astype(np.int64)
         rising = np.diff(heads)
-        after = rank[order + 1]  # a suffix is its first value and the suffix behind it
+        after = rank[order + 1]  # a suffix is its first value and the next suffix
         if not ((rising > 0) | ((rising == 0) & (np.diff(after) > 0))).all():
             return "its suffixes are not in order"
         distinct, counts = _count(self.values)
@@ -225,7 +226,7 @@ class Chunk:
 
 
 def _layout(path: Path, data: Any, num_values: int) -> list[_Part]:
-    """Where the parts of a chunk file stand, checked against its size."""
+    """The parts of a chunk file, checked against its size."""
     if len(data) >= _HEADER.size:
         magic, version, width, count, num_distinct = _HEADER.unpack_from(data)
         if magic == _MAGIC and version != _FORMAT:
@@ -243,7 +244,7 @@ def _layout(path: Path, data: Any, num_values: int) -> list[_Part]:
 
 
 def _count(values: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The distinct values, rising, and how often each occurs. O(N + largest)."""
+    """The distinct values, ascending, and how often each occurs. O(N + largest)."""
     counts = np.bincount(values)
     distinct = np.flatnonzero(counts)
     return distinct, counts[distinct]
@@ -253,7 +254,7 @@ def as_values(token_ids: Sequence[int] | NDArray[Any]) -> Values:
     """Returns a document as a chunk stores it: every token id + 1, then END.
 
     Raises:
-        ArgumentError: no whole numbers from 0 to MOST_TOKEN.
+        ArgumentError: not all of them are integers from 0 to MOST_TOKEN.
     """
     try:
         given = np.asarray(token_ids if len(token_ids) else np.empty(0, np.int64))

@@ -1,4 +1,4 @@
-"""The folder of a datastore as one writer holds it: its lock, what is left over, its removal."""
+"""The folder of a datastore: its writer's lock, leftover files, its removal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WAIT_S = 600.0  # for another writer
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Holds the lock of a datastore's folder; the system frees it whenever its holder ends.
+    """Holds the writer's lock of a datastore's folder; the system frees it when its process ends.
 
     Raises:
         DatastoreError: another writer does not end, or the folder cannot be written.
@@ -40,7 +40,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def clean(path: Path, manifest: Manifest) -> None:
-    """Removes what the manifest does not name; what cannot be removed now goes the next time."""
+    """Removes files that the manifest does not name; those that are in use, the next time."""
     used = [chunk.file for chunk in manifest.chunks]
     with suppress(OSError):
         for entry in list(path.iterdir()):
@@ -51,7 +51,7 @@ def clean(path: Path, manifest: Manifest) -> None:
 
 @contextmanager
 def explained(path: Path, needed_bytes: int = 0) -> Iterator[None]:
-    """Turns what the system says about a disk into an error that says what to do."""
+    """Turns an OSError about the disk into a DatastoreError that says what to do."""
     try:
         yield
     except Timeout:
@@ -71,11 +71,11 @@ def explained(path: Path, needed_bytes: int = 0) -> Iterator[None]:
 def remove(path: str | Path) -> int:
     """Removes a datastore; returns the bytes that were freed.
 
-    The manifest goes first: what is left after an interruption is no datastore any more, and a
-    second call removes it. Snapshots that are open stay readable.
+    The manifest is removed first: after an interruption the rest is no datastore any more, and a
+    second call removes it. Open snapshots stay readable.
 
     Raises:
-        DatastoreError: it is none, holds files that are not its own, or cannot be removed.
+        DatastoreError: it is no datastore, has foreign files in it, or cannot be removed.
     """
     path = Path(path)
     if not path.is_dir():
@@ -88,14 +88,14 @@ def remove(path: str | Path) -> int:
     with writing(path):
         freed = sum(file.stat().st_size for file in path.iterdir())
         discard(path)
-    shutil.rmtree(path, ignore_errors=True)  # an open lock file cannot go on every system
+    shutil.rmtree(path, ignore_errors=True)  # some systems cannot delete an open lock file
     if path.exists():
         raise DatastoreError(f"cannot remove all of {path}: remove the folder yourself")
     return freed
 
 
 def discard(path: Path) -> None:
-    """Removes a datastore's folder, as far as it can; the manifest goes first."""
+    """Removes a datastore's folder as far as possible, the manifest first."""
     with suppress(OSError):
         (path / MANIFEST).unlink(missing_ok=True)
     if not (path / MANIFEST).exists():
@@ -103,7 +103,7 @@ def discard(path: Path) -> None:
 
 
 def foreign_files(path: Path) -> list[str]:
-    """Returns the names in a folder that no datastore gave."""
+    """Returns the names of files in a folder that do not belong to a datastore."""
     return sorted(entry.name for entry in path.iterdir() if not _is_ours(entry.name))
 
 
@@ -112,7 +112,7 @@ def _is_ours(name: str) -> bool:
 
 
 def is_leftover(name: str, used: Sequence[str]) -> bool:
-    """Whether a file of this name is a chunk that is not used, or was not finished."""
+    """Whether a file of this name is a chunk that is unused or incomplete."""
     finished = name.endswith(".chunk") and name not in used
     return finished or (name.startswith(".") and name.endswith(".tmp")) or _is_draft(name)
 

@@ -1,8 +1,8 @@
-"""Datastores of finished answers, one for each user of a server, never shared unless it says so.
+"""Datastores of finished answers, one for each user of a server; not shared by default.
 
-Answers wait in memory and are written at a slow cadence, since an addition sorts the last chunk
-anew. What a request drafts from shows in its timing (docs/datastore.md), so nothing that one user
-was told may be a draft for another: every namespace has a folder of its own.
+Answers are queued in memory and written rarely, since an addition sorts the last chunk again. What
+a request is drafted from can be inferred from its timing (docs/datastore.md), so answers to one
+user must not be drafts for another: every namespace has a folder of its own.
 """
 
 from __future__ import annotations
@@ -25,31 +25,32 @@ INTERVAL_S = 1200.0
 _MOST_TOKENS = 1 << 24
 _MOST_QUEUED = 1 << 20
 _MOST_OPEN = 256
-_PARTS = 8  # chunks of a full namespace: the oldest eighth makes room
+_PARTS = 8  # chunks of a full namespace, of which the oldest is dropped
 _log = logging.getLogger(__name__)
 
 
 class Namespaces:
-    """What a running server's users were told, for drafts to the same users. Thread-safe.
+    """Finished answers of a server, from which later answers to the same user are drafted.
+    Thread-safe.
 
-    Nothing is written unless `append` is called, and then at `flush`, which `start` calls now and
-    then. A failure to write is logged, and what waits is kept as long as there is room.
+    `append` queues answers and `flush` writes them; `start` flushes at intervals. A failure to
+    write is logged, and the answers stay queued up to `most_queued`.
 
     Args:
-        folder: for all namespaces; made with access for its owner alone.
-        tokenizer: of the target. Namespaces of another model lie beside these, untouched.
+        folder: of all namespaces; created with access for its owner only.
+        tokenizer: of the target. Namespaces of other models in the folder are not touched.
         name: of the target.
-        shared: namespace -> name of a group whose members see each other's answers. None by
-            default: every namespace is alone.
-        most_tokens: of one namespace on disk; the oldest make room.
-        most_queued: tokens of one namespace that wait; the oldest answers are dropped beyond that.
-        most_open: files of chunks that are kept open, those of the namespaces used last; each
-            takes a file descriptor. A request that drafts from others keeps them until it ends.
-            None: 256, or an eighth of what the process may open, if that is less.
+        shared: namespace -> name of a group whose members share their answers. None: every
+            namespace has its own.
+        most_tokens: of one namespace on disk; beyond that the oldest are dropped.
+        most_queued: queued tokens of one namespace; beyond that the oldest answers are dropped.
+        most_open: chunk files that are kept open, those of the namespaces used last; each takes a
+            file descriptor. A request keeps those it drafts from open until it ends. None: 256, or
+            an eighth of the limit of open files, if that is less.
 
     Raises:
         ArgumentError: a count out of range.
-        DatastoreError: a folder that cannot be made.
+        DatastoreError: the folder cannot be created.
         UnsupportedError: pydivsufsort is not installed.
     """
 
@@ -82,13 +83,13 @@ class Namespaces:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.num_dropped = 0
-        """Answers that never reached the disk, for want of room."""
+        """Answers that were dropped before they were written, because the queue was full."""
 
     def append(self, namespace: str, answers: Iterable[Sequence[int]]) -> None:
-        """Queues finished answers, token ids of each; cheap. Empty ones are left out.
+        """Queues finished answers, token ids of each. Cheap. Empty ones are skipped.
 
         Raises:
-            ArgumentError: no namespace, or answers that are no token ids.
+            ArgumentError: an empty namespace, or answers that are no token ids.
         """
         key = self._key(namespace)
         made = [values for values in map(as_values, answers) if len(values) > 1]
@@ -98,8 +99,8 @@ class Namespaces:
     def stores(self, namespace: str) -> list[Datastore]:
         """Returns the datastore of a namespace as it is now, in a list; empty if there is none.
 
-        For `drafters.base.attach`, before a request's first step. One that cannot be read is
-        left out, and the log says why.
+        For `drafters.base.attach`, before a request's first step. A datastore that cannot be read
+        is skipped, and the reason is logged.
         """
         key = self._key(namespace)
         with self._lock:
@@ -108,7 +109,7 @@ class Namespaces:
         return [] if store is None else [store]
 
     def _keep_open(self, key: str, store: Datastore | None) -> None:
-        """Notes a datastore as the latest used, and lets go of those that are one too many."""
+        """Marks a datastore as the last used; drops the least recently used beyond the limit."""
         self._open[key] = store
         self._open.move_to_end(key)
         held = sum(map(_num_files, self._open.values()))
@@ -116,7 +117,7 @@ class Namespaces:
             held -= _num_files(self._open.popitem(last=False)[1])
 
     def flush(self) -> int:
-        """Writes what waits; returns the number of answers written. One thread at a time."""
+        """Writes the queues; returns the number of answers written. One thread at a time."""
         written = 0
         with self._flushing:
             with self._lock:
@@ -136,7 +137,7 @@ class Namespaces:
         """Removes all answers of a namespace; returns the bytes freed. Open snapshots stay.
 
         Raises:
-            DatastoreError: a folder that cannot be removed.
+            DatastoreError: its folder cannot be removed.
         """
         key = self._key(namespace)
         with self._flushing, self._lock:
@@ -146,10 +147,10 @@ class Namespaces:
             return remove(path) if path.is_dir() else 0
 
     def start(self, interval_s: float = INTERVAL_S) -> None:
-        """Flushes every so many seconds, on a thread of its own, until `close`.
+        """Flushes every `interval_s` seconds, in a thread of its own, until `close`.
 
         Raises:
-            ArgumentError: an interval that is not above 0, or a second start.
+            ArgumentError: the interval is not above 0, or `start` was called before.
         """
         if not interval_s > 0.0:
             raise ArgumentError(f"interval_s {interval_s} must be above 0")
@@ -177,7 +178,7 @@ class Namespaces:
         self.close()
 
     def _key(self, namespace: str) -> str:
-        """Name of the folder: the namespace may be a secret, and is no path."""
+        """Name of the folder: a digest, since the namespace may be secret and is no path."""
         if not isinstance(namespace, str) or not namespace:
             raise ArgumentError("a namespace must have a name: answers of nobody are not kept")
         group = self._shared.get(namespace)
@@ -202,7 +203,7 @@ class Namespaces:
             answers = (values[:-1].astype("int64") - 1 for values in queue)
             add(path, answers, most_tokens=self._most_tokens)
             with self._lock:
-                if key in self._open:  # in use, so that the next request does not wait for it
+                if key in self._open:  # in use: reopened here, not by the next request
                     self._open[key] = self._opened(key)
 
     def _opened(self, key: str) -> Datastore | None:
@@ -215,7 +216,7 @@ class Namespaces:
 
 
 def _num_files(store: Datastore | None) -> int:
-    """What a namespace counts for; one without a datastore as one file, since it takes memory."""
+    """Files that a namespace counts for; at least one, since it always takes memory."""
     return 1 if store is None else max(1, len(store.chunks))
 
 
@@ -229,7 +230,7 @@ def _most_open() -> int:
 
 
 def _private(folder: Path) -> None:
-    """Makes the folder, with access for its owner alone."""
+    """Creates the folder, with access for its owner only."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.mkdir(exist_ok=True, mode=0o700)

@@ -1,10 +1,10 @@
-"""Looking up what followed the last tokens of a text: back-off, and a sample of the places.
+"""Looks up what followed the last tokens of a text, with back-off, at a sample of the places.
 
 Source: SSSD (arXiv 2411.05894), its datastore as released: the longest context first, shorter ones
-until enough continuations were found, of many places an equally spaced sample. Suffixes stand in
-the order of what follows, so such a sample is a fair share of every continuation. Differences: the
-places of all chunks are sampled as one list, spread to its end (a whole-number step would take the
-first ones of fewer than twice as many), and nothing runs across the end of a document.
+until enough continuations were found; of many places, an equally spaced sample. Suffixes are sorted
+by what follows, so such a sample has each continuation in proportion. Differences: the places of
+all chunks are sampled as one list, to its end (with an integer step, the last ones are never taken
+where there are fewer than twice as many), and no continuation crosses the end of a document.
 """
 
 from __future__ import annotations
@@ -22,50 +22,29 @@ DEPTH = 8  # tokens of a continuation
 
 
 class Continuations:
-    """What followed a context, at a sample of places; a source of `algorithms.sssd`.
-
-    A place is a number: of a continuation, and how far it was followed.
+    """Continuations of a context at a sample of the places where it occurs; for `algorithms.sssd`.
 
     Args:
         found: (match length, rows of values [R, depth]), longest first; END ends a row.
     """
 
-    def __init__(self, found: Sequence[tuple[int, list[list[int]]]], depth: int = DEPTH) -> None:
-        self._width = depth + 1
-        self._rows = [[*row, END] for _, rows in found for row in rows]
-        self._found: list[tuple[int, list[int]]] = []
-        first = 0
-        for length, rows in found:
-            places = range(first, first + len(rows))
-            self._found.append((length, [i * self._width for i in places if self._rows[i][0]]))
-            first += len(rows)
-
-    def matches(self, suffix: Sequence[int]) -> list[tuple[int, list[int]]]:
-        """Returns (match length, places) as they were looked up, longest first."""
-        return [(length, places) for length, places in self._found if places]
-
-    def followers(self, places: Sequence[int]) -> dict[int, list[int]]:
-        """Returns the tokens at these places, each with the places behind it."""
-        grouped: dict[int, list[int]] = {}
-        rows, width = self._rows, self._width
-        for place in places:
-            value = rows[place // width][place % width]
-            if value != END:
-                grouped.setdefault(value - 1, []).append(place + 1)
-        return grouped
+    def __init__(self, found: Sequence[tuple[int, list[list[int]]]]) -> None:
+        self._found = found
 
     def by_match(self) -> list[tuple[int, list[list[int]]]]:
         """Returns (match length, token ids of every continuation), the longest match first."""
         made = []
-        for length, places in self.matches(()):
-            rows = [self._rows[place // self._width] for place in places]
-            made.append((length, [[value - 1 for value in row[: row.index(END)]] for row in rows]))
+        for length, rows in self._found:
+            ended = (row[: row.index(END)] if END in row else row for row in rows)
+            lists = [[value - 1 for value in row] for row in ended if row]
+            if lists:
+                made.append((length, lists))
         return made
 
     def token_lists(self) -> list[list[int]]:
         """Returns every continuation, as token ids up to the end of its document.
 
-        One that was found by two match lengths stands there twice.
+        One that was found with two match lengths is returned twice.
         """
         return [row for _, rows in self.by_match() for row in rows]
 
@@ -99,7 +78,7 @@ def look_up(
             found.append((len(values), rows))
             count += len(rows)
         values = values[1:]
-    return Continuations(found, depth)
+    return Continuations(found)
 
 
 def _sample(

@@ -1,8 +1,8 @@
-"""A datastore on disk: a folder of chunks, and the manifest that says which ones count.
+"""Reads a datastore: a folder of chunks, and the manifest that says which of them count.
 
-Chunk files never change and never get a name twice in a manifest's life; the manifest is replaced
-in one step. So whoever opens the folder finds the old state or the new one, and an open `Datastore`
-is a snapshot: what is added or dropped later does not touch it. `build` writes.
+Chunk files never change and their names are not reused; the manifest is replaced atomically. So a
+reader finds the old state or the new one, and an open `Datastore` is a snapshot that later
+additions do not change. `build` writes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _TRIES = 20  # a writer may replace the manifest, and remove a chunk, between tw
 
 @dataclass(frozen=True)
 class TokenizerId:
-    """Which tokens the ids of a datastore mean.
+    """Identity of the tokenizer of a datastore.
 
     Args:
-        name: of the model whose tokenizer it was, for messages and for adding text later.
-        vocab_size: tokens that it has.
+        name: of the model it belongs to, for messages and for adding text later.
+        vocab_size: number of its tokens.
         sha256: of its tokens and their ids.
     """
 
@@ -39,7 +39,7 @@ class TokenizerId:
 
     @classmethod
     def of(cls, tokenizer: Any, name: str = "") -> Self:
-        """Returns the identity of a Transformers tokenizer; equal ids must mean equal tokens."""
+        """Returns the identity of a Transformers tokenizer: equal if equal ids are equal tokens."""
         vocab: dict[str, int] = tokenizer.get_vocab()
         digest = hashlib.sha256()
         for token, index in sorted(vocab.items(), key=lambda item: (item[1], item[0])):
@@ -50,7 +50,7 @@ class TokenizerId:
 
 @dataclass(frozen=True)
 class ChunkEntry:
-    """A chunk as the manifest knows it; sizes in bytes, the time of change in ns."""
+    """A chunk in the manifest: size in bytes, mtime in ns."""
 
     file: str
     num_values: int
@@ -62,12 +62,12 @@ class ChunkEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `datastore.json` holds.
+    """The contents of `datastore.json`.
 
     Args:
-        format: of the folder.
-        tokenizer: whose ids these are.
-        chunk_tokens: values that a chunk holds at most, the ends of documents included.
+        format: version of the layout.
+        tokenizer: that the token ids are of.
+        chunk_tokens: most values of a chunk, ends of documents included.
         next_number: of the next chunk file.
         chunks: oldest first.
     """
@@ -80,7 +80,7 @@ class Manifest:
 
     @property
     def num_documents(self) -> int:
-        """Documents in all chunks; one longer than a chunk counts for every part."""
+        """Documents in all chunks; one longer than a chunk counts once for each part."""
         return sum(chunk.num_documents for chunk in self.chunks)
 
     @property
@@ -123,7 +123,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Replaces the manifest in one step. Raises OSError; the old one stays then."""
+    """Replaces the manifest atomically. Raises OSError, after which the old one is still there."""
     files.write(path / MANIFEST, asdict(manifest))
 
 
@@ -143,13 +143,13 @@ class Datastore:
 
     @classmethod
     def open(cls, path: str | Path, tokenizer: Any = None) -> Self:
-        """Opens a datastore for reading. Reads no text, unless a file's time has changed.
+        """Opens a datastore for reading.
 
-        A file whose size and time are the manifest's is believed; one that was copied is read in
-        full, once for every opening.
+        A file whose size and mtime are those of the manifest is not read; another one (a copy) is
+        read and its digest checked, at every opening.
 
         Args:
-            tokenizer: of the model that it is to draft for; None: not checked.
+            tokenizer: of the model that it drafts for; None: not checked.
 
         Raises:
             DatastoreError: missing, damaged, or of another version.
@@ -172,10 +172,10 @@ class Datastore:
         raise AssertionError("the last attempt returns or raises")
 
     def verify(self) -> None:
-        """Reads everything, and checks digests and the order of the suffixes. Seconds per GB.
+        """Reads everything and checks digests and the order of the suffixes. Seconds per GB.
 
         Raises:
-            DatastoreError: what is damaged first.
+            DatastoreError: the first damage that is found.
         """
         for entry in self.manifest.chunks:
             chunk = open_chunk(self.path, entry, deep=True)
@@ -184,7 +184,7 @@ class Datastore:
 
 
 def open_chunk(path: Path, entry: ChunkEntry, *, deep: bool = False) -> Chunk:
-    """Opens a chunk of a datastore; reads all of it if its time has changed, or if `deep`.
+    """Opens a chunk of a datastore; checks its digest if its mtime has changed, or if `deep`.
 
     Raises:
         DatastoreError: missing or damaged.

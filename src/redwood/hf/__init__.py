@@ -1,4 +1,4 @@
-"""The Transformers door: `model.generate` of your own loaded model decodes through token trees.
+"""Transformers integration: `model.generate` of your own loaded model decodes through token trees.
 
     model.generate(**inputs, custom_generate=redwood.hf.generate(drafter="ngram"), do_sample=True)
 

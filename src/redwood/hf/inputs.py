@@ -1,4 +1,4 @@
-"""What `model.generate` prepared, read for a token tree; what a tree cannot carry is refused."""
+"""Reads what `model.generate` prepared; refuses what decoding through trees cannot serve."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def refuse_state(model: Any) -> None:
 def refuse_options(
     model: Any, input_ids: Tensor, config: Any, model_kwargs: Mapping[str, Any]
 ) -> None:
-    """Raises UnsupportedError for modes, options and inputs that a tree cannot carry, by name.
+    """Raises UnsupportedError, with its name, for a mode, option or input that is not supported.
 
     Args:
         input_ids: int64 [batch, length].

@@ -1,4 +1,4 @@
-"""A user's own Transformers model, borrowed for one call: our attention in, and out again after."""
+"""A user's own Transformers model, with our attention for the time of one call."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from redwood.backends.eager.load import wrap_model
 
 
 class _Known:
-    """What is known of a user's model; holds no reference to it."""
+    """Results of checking a user's model; holds no reference to it."""
 
     def __init__(self) -> None:
-        self.lock = RLock()  # its attention is switched for one call at a time
+        self.lock = RLock()  # one call at a time may replace its attention
         self.capacity = 0
         self.together: Together = "flat"
         self.checked: set[tuple[object, ...]] = set()
 
 
-# NOTE: the one global of this module: a model that lives on is checked once, not at every call.
+# NOTE: the one global of this module: a model is checked once, not at every call.
 _KNOWN: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
 _KNOWN_LOCK = Lock()
 
 
 @contextmanager
 def borrowed(model: Any) -> Iterator[EagerBackend]:
-    """Gives a backend around the model, whose attention is put back at the end."""
+    """Yields a backend around the model; its own attention is restored at the end."""
     with _KNOWN_LOCK:
         known = _KNOWN.setdefault(model, _Known())
     with known.lock:
         before = attentions_of(model)
-        # Within a call of the same thread the attention is ours already.
+        # In a nested call of the same thread the attention is replaced already.
         check = (attention_of(model.config), model.dtype, model.device)
         try:
             if check not in known.checked and not (check[0] == ATTENTION and known.checked):

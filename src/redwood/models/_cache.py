@@ -39,13 +39,13 @@ def cache_dir() -> Path:
 
 
 def say(message: str) -> None:
-    """Prints one line for the person who waits, on stderr."""
+    """Writes one line for the user to stderr."""
     print(f"redwood: {message}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What a file was when it was written."""
+    """Size, mtime and digest of a file when it was written."""
 
     size_bytes: int
     mtime_ns: int
@@ -72,7 +72,7 @@ class EntryManifest:
 
 
 def read_manifest(folder: Path) -> EntryManifest | None:
-    """Returns the manifest of an entry, or None if it is missing or makes no sense."""
+    """Returns the manifest of an entry, or None if it is missing or invalid."""
     try:
         fields: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
         files = {name: FileFacts(**facts) for name, facts in fields.pop("files").items()}
@@ -156,7 +156,7 @@ def safetensors_problem(path: Path) -> str | None:
 
 @contextlib.contextmanager
 def lock(key: str) -> Iterator[None]:
-    """Holds the lock of one entry; says so if another process holds it already."""
+    """Holds the lock of one entry; says on stderr if it has to wait for another process."""
     path = cache_dir() / "locks" / f"{key}.lock"
     guard = FileLock(path)
     try:

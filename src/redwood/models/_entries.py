@@ -23,7 +23,7 @@ _PACKED_ORIGINAL = "gguf"
 class Entry:
     """A folder of the cache, and what it must have been made from.
 
-    Attributes: `source_sha256` and `dtype` as in the manifest; None takes the manifest's word.
+    Attributes: `source_sha256` and `dtype` as in the manifest; None: not checked.
     """
 
     folder: Path
@@ -48,7 +48,7 @@ class Entry:
     def outdated(self) -> str | None:
         """Returns why what was made from a GGUF file must be made again, or None.
 
-        Other code, or another Transformers, made it: what was mended since is not in it.
+        Other code, or another version of Transformers, made it.
         """
         known = _cache.read_manifest(self.folder)
         if known is None or known.made_by == _convert.makers():

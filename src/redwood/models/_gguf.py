@@ -1,7 +1,7 @@
-"""GGUF files: their metadata and where their tensors lie.
+"""GGUF files: their metadata and the positions of their tensors.
 
-A strict reader of versions 2 and 3, little-endian, over a memory map. Nothing in the file is
-believed before it was checked against the file's size, so that a damaged or hostile file costs one
+A strict reader of versions 2 and 3, little-endian, over a memory map. Every number in the file is
+checked against the file's size before it is used, so that a damaged or hostile file costs one
 ModelError: no crash, no large allocation, no long loop. Metadata is decoded when it is asked for,
 since a vocabulary takes longer to decode than all the rest. Not here: what the tensors mean, and
 dequantization.
@@ -65,7 +65,7 @@ _MOST_STRINGS = 1 << 24
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies.
+    """Position of a tensor in the file.
 
     kind is the name of its ggml type, such as "F32" or "Q4_K". shape has the rows first, as in
     NumPy: GGUF's ne = [in, out] is (out, in). offset counts bytes from the start of the file, size

@@ -1,8 +1,8 @@
 """A model in GGUF files: one, or the parts that llama.cpp's splitting tool makes.
 
-Parts are called NAME-00001-of-0000N.gguf and lie beside each other. The first holds the metadata;
-every part says which of how many it is. Any of them stands for all. Here, too, it is told what a
-GGUF file holds that is no language model.
+Parts are called NAME-00001-of-0000N.gguf and are in one folder. The first holds the metadata; every
+part says which of how many it is. Any of them names the model. `check_language_model` says what a
+GGUF file contains that is no language model.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def merge(path: Path, target: Path, *, weights: bool) -> None:
     Args:
         path: any part.
         target: the new file.
-        weights: False leaves holes in the place of the numbers, which take no room on the disk.
+        weights: False: a sparse file without the numbers, which takes no disk space for them.
 
     Raises: as `GGUFModel`; OSError.
     """

@@ -1,10 +1,10 @@
 """Chat messages as one text, by the model's own template, with no message left out.
 
 Some templates take a message's content as a string, some as a list of parts, and a few differ by
-role. What a template gets in the wrong form it drops without a word. So each is tried once with
-marks in the place of texts, and the form in which all marks come out is used from then on; where
-there is none, the messages are refused. The same is done for the arguments of calls, which some
-templates take as an object and some as JSON text, and for tools, which some do not know.
+role. A template silently drops content in the wrong form. So each is rendered once with markers in
+place of the texts, and the form in which all markers appear is used from then on; if there is none,
+the messages are refused. The same is done for the arguments of calls, which some templates take as
+an object and some as JSON text, and for tools, which some do not know.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from redwood.errors import ArgumentError
 
 _LIMIT_S = 5.0  # of processor time; templates take milliseconds
 _LONG = 20_000  # characters from which on a real conversation is watched, too
-_ROOM = 1_000_000  # characters that a template may add
+_MOST_ADDED = 1_000_000  # characters that a template may add
 _MOST_MIXED = 4  # roles that are tried in all combinations of forms
 _MOST_KNOWN = 1024
 _QUOTE = r"""\\?(?:["']|&#3[49];|&quot;)"""
@@ -293,7 +293,7 @@ def _missing(messages: list[Message], text: str) -> tuple[int, ...]:
 
 
 def _most(size: int) -> int:
-    return _ROOM + 16 * size
+    return _MOST_ADDED + 16 * size
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Files in memory, and what is said when one of them is cut short while it is used."""
+"""Memory-mapped files, and the error when one of them is truncated while it is used."""
 
 from __future__ import annotations
 

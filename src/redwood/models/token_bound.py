@@ -23,7 +23,7 @@ class TokenBound:
     """A lower bound of token counts for one tokenizer.
 
     Args:
-        tokenizer: as Transformers has it. Where it may lose signs (an unknown token for whole
+        tokenizer: of Transformers. Where it may lose characters (an unknown token for whole
             words, say), nothing is certain and every bound is 0.
     """
 
@@ -91,7 +91,7 @@ def _has_byte_level(normalizer: Any) -> bool:
 
 
 def _byte_signs() -> dict[str, int]:
-    """Byte-level BPE spells each byte as one printable sign: printable ones as themselves."""
+    """Byte-level BPE spells each byte as one printable character: printable ones as themselves."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
@@ -99,7 +99,7 @@ def _byte_signs() -> dict[str, int]:
 
 def _bytes_of(word: str, spelling: dict[str, int] | None) -> Iterable[int]:
     if spelling is not None:
-        return [spelling[sign] for sign in word if sign in spelling]
+        return [spelling[char] for char in word if char in spelling]
     if len(word) == 6 and word.startswith("<0x"):  # a byte by its number
         return [int(word[3:5], 16)]
     return word.encode()

@@ -148,7 +148,8 @@ class StepBudget:
         free.sort()
         size = sum(map(len, trees))
         times = self.growth(size - len(free), len(free))
-        count = best_count([-entry[0] for entry in free], times, drafting_ms, len(trees) + sure)
+        gains = [-entry[0] for entry in free]
+        count = best_count(gains, times, drafting_ms, len(trees) + sure)
         self.tokens = len(trees) + sure - sum(entry[0] for entry in free[:count])
         pruned: list[set[int]] = [set() for _ in trees]
         for _, row, node in free[count:]:

@@ -2,8 +2,8 @@
 
 An average predicts n-grams badly: they match nothing for a while and then, in a passage that is
 copied from the prompt, every token. So they are queried before every step while that saves more
-time than it takes; queries that save nothing may take half a percent of the time. The tree is made
-without randomness, so it may be thrown away.
+time than it takes on average; queries that save nothing may take half a percent of the time. The
+tree is made without randomness, so it may be thrown away.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from redwood.planner.budget import StepBudget
 from redwood.tree import TokenTree
 
 _SHARE = 0.005  # of the target's time may go to queries that save nothing
+_CREDIT = 1.0  # plain passes that earlier savings, at first a prior, may pay for later queries
 _FULL_EVERY = 8  # queries; these also return nodes that cannot pay, so that low rates can recover
 
 
@@ -58,8 +59,8 @@ class NgramLookahead:
         self._drafter = drafter
         self._indexed: set[int] = set()  # texts that were read: the first query takes longer
         self._queries = 0
-        # Cost of the last query, and query debt still to be paid off; unit: one plain pass.
-        self._cost = self._debt = 0.0
+        # Cost of the last query, and of all queries beyond what they saved; unit: one plain pass.
+        self._cost, self._debt = 0.0, -_CREDIT
 
     def query(
         self, contexts: Sequence[Context], budgets: Sequence[int], times: StepBudget, speed: float
@@ -75,7 +76,6 @@ class NgramLookahead:
         self.skip()
         if self._debt > 0.0:
             return Preview([], StepBudget(times.rows, times.times, nodes=times.rows))
-        self._debt = 0.0
         self._queries += 1
         start = perf_counter()
         least = _least_paying(times) if self._queries % _FULL_EVERY else 0.0
@@ -88,7 +88,7 @@ class NgramLookahead:
 
     def settle(self, saved: float) -> None:
         """Credits the expected saving of the last query, in plain passes; 0: its tree is unused."""
-        self._debt = max(0.0, self._debt + self._cost - saved)
+        self._debt = max(-_CREDIT, self._debt + self._cost - saved)
 
     @property
     def waits(self) -> int:
@@ -97,7 +97,7 @@ class NgramLookahead:
 
     def skip(self) -> None:
         """Pays off the share of one step."""
-        self._debt -= _SHARE
+        self._debt = max(-_CREDIT, self._debt - _SHARE)
 
     def release(self, key: int) -> None:
         """Forgets a request."""

@@ -12,7 +12,7 @@ drawn, and only nodes chosen without randomness are pruned.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import inf
+from math import exp, inf, log
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -125,7 +125,7 @@ class Planner:
         self._factors: dict[ModelDrafter, DecayedMean] = {}  # drafting time over the model's
         self._prefilled: set[tuple[ModelDrafter, int]] = set()  # prompts by model and request
         self._max_tokens: dict[int, tuple[int, int]] = {}  # of a text, at first and from here on
-        self._length_ratio = DecayedMean()
+        self._log_length_ratio = DecayedMean()
         self._static_sizes: dict[ModelDrafter, tuple[Any, int]] = {}  # what it is valid for, size
         self._growth_times: tuple[tuple[int, int], NDArray[np.float64]] | None = None
         self._step = 0
@@ -166,12 +166,13 @@ class Planner:
         )
         for context, count in zip(contexts, max_new, strict=True):
             self._max_tokens[context.key] = self._max_tokens.get(context.key, (count,))[0], count
-        to_come = sum(max_new) * self._length_ratio.value(_LENGTH_RATIO, _LENGTH_BELIEF)
+        ratio = exp(self._log_length_ratio.value(log(_LENGTH_RATIO), _LENGTH_BELIEF))
         budgets = [min(self.most, free) for free in free_slots]
         preview = None
         if self._lookahead is not None:
             preview = self._lookahead.query(contexts, budgets, times, self._correction.speed)
-        arm, best_ms = self._choose(contexts, max(1.0, to_come), times, preview)
+        to_come = max(1.0, ratio * sum(max_new))
+        arm, best_ms = self._choose(contexts, to_come, times, preview)
         drafter, models = self.arms[arm]
         limits = self._limits(models, contexts, budgets, times, preview)
         if preview is not None and arm == self._ngram_arm:
@@ -304,7 +305,8 @@ class Planner:
         """Forgets a request; learns what share of its maximum length it took."""
         first, last = self._max_tokens.pop(key, (0, 0))
         if first > 0:
-            self._length_ratio.add((first - last) / first, _FADE_ALL)
+            taken = max(1, first - last)
+            self._log_length_ratio.add(log(taken / first), _FADE_ALL)
         for record in self._records:
             record.texts.pop(key, None)
         if self._lookahead is not None:

@@ -58,7 +58,7 @@ def profile_key(
 
 
 def _dtype(target: Backend) -> str:
-    """What stands for the weights of a backend that runs a module: its dtype, what is streamed."""
+    """The `weights` of a backend that runs a module: its dtype, and how they are offloaded."""
     dtype = str(getattr(getattr(target, "model", None), "dtype", ""))
     return f"{dtype} {getattr(target, 'setting', '')}".strip()
 

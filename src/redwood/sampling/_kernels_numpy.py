@@ -132,10 +132,11 @@ def uniforms(key: int, position: int, size: int) -> Row:
     return np.asarray(((raw >> np.uint64(12)) + 0.5) * 2.0**-52, dtype=np.float64)
 
 
-def race(weights: Row, key: int, position: int) -> tuple[NDArray[np.int64], Row]:
-    """Returns the tokens that may win at this noise, ascending, and their uniforms.
+def gumbel_candidates(weights: Row, key: int, position: int) -> tuple[NDArray[np.int64], Row]:
+    """Returns the tokens that may have the largest log(weight) + Gumbel noise, and their uniforms.
 
-    Token i runs in the time -log(u) / weight >= (1 - u) / weight, and the shortest time wins.
+    As an exponential race: token i arrives at -log(u) / weight >= (1 - u) / weight, and the first
+    one wins. The bound spares the logarithms.
     """
     row = uniforms(key, position, len(weights))
     with np.errstate(divide="ignore", over="ignore"):

@@ -107,7 +107,7 @@ def draw(weights: Row, uniform: float) -> int:
     return reference.draw(weights, uniform)
 
 
-def race(weights: Row, key: int, position: int) -> tuple[NDArray[np.int64], Row]:
+def gumbel_candidates(weights: Row, key: int, position: int) -> tuple[NDArray[np.int64], Row]:
     """Returns the few tokens that may have the largest log(weight) + Gumbel noise, ascending.
 
     The choice among them is left to the caller's exact numbers, so the winner is that of all [V].
@@ -121,7 +121,7 @@ def race(weights: Row, key: int, position: int) -> tuple[NDArray[np.int64], Row]
     if compiled:
         tokens, uniforms = _native.race(weights, key, position)
         return np.array(tokens, np.int64), np.array(uniforms)
-    return reference.race(weights, key, position)
+    return reference.gumbel_candidates(weights, key, position)
 
 
 def uniforms_at(key: int, position: int, tokens: NDArray[np.int64]) -> Row:

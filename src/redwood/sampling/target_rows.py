@@ -129,5 +129,5 @@ class PathRows:
         The noise is made for the few tokens that may win.
         """
         weights, mass = self.weights(node)
-        ids, uniforms = kernels.race(weights, noise.key, position)
+        ids, uniforms = kernels.gumbel_candidates(weights, noise.key, position)
         return int(ids[coupled_choice(weights[ids] / mass, gumbel(uniforms))])

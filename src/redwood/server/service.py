@@ -38,7 +38,7 @@ class Service:
         keys: API keys; None: every client is served.
         memory: keeps finished answers to draft from; None: they are not kept.
         share: fraction of free memory for keys and values of this engine.
-        tables: token-recycling tables, one for each API key. None: made here, in memory, if there
+        tables: successor tables, one for each API key. None: made here, in memory, if there
             are several keys and the engine has such a table.
         shared_table: all keys share the engine's one table.
 

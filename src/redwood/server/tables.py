@@ -1,4 +1,4 @@
-"""A token-recycling table for each API key, so that text of one key never drafts for another."""
+"""A successor table for each API key, so that text of one key never drafts for another."""
 
 from __future__ import annotations
 

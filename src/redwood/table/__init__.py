@@ -1,8 +1,8 @@
-"""Successor tables that outlive a process: one file each, tied to the model that filled it.
+"""Successor tables (`algorithms.successors`) in files, each tied to the model that filled it.
 
-`target` says which model that is, `file` writes and reads a table whole or not at all, `keeping`
-saves a table in use now and then, `folder` keeps those of a server's API keys apart, `reading`
-fills one from text. May import: errors, storage, tree, sampling, models, algorithms, datastore (the
+Inside: `target` (identity of that model), `file` (the format), `keeping` (loads a table and saves
+it at intervals), `folder` (a table for each API key of a server), `reading` (fills a table from
+text). May import: errors, storage, tree, sampling, models, algorithms, datastore (the
 identity of a tokenizer) and the protocol of backends. Knows no drafter and no engine. See
 docs/table.md.
 """

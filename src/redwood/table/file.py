@@ -1,4 +1,4 @@
-"""One table in one file, whole or refused, replaced in one step. Layout, little-endian:
+"""One table in one file, checked by a digest, replaced atomically. Layout, little-endian:
 
 magic     8 bytes
 format    uint32
@@ -45,7 +45,7 @@ _MOST_HEADER = 1 << 24
 
 @dataclass(frozen=True)
 class TableInfo:
-    """What the header of a file says.
+    """The header of a file.
 
     Args:
         target: the model that filled it.
@@ -79,13 +79,14 @@ def write_table(
     rates: Mapping[str, Any] | None = None,
     filled: Mapping[str, int] | None = None,
 ) -> None:
-    """Writes a table, replacing an older file in a single step; the caller holds its lock.
+    """Writes a table, replacing an older file atomically; the caller holds its lock.
 
-    Guarantee: whenever the process ends, `path` holds the old table or the new one, whole.
+    Guarantee: whenever the process ends, `path` is the old table or the new one, complete.
 
     Args:
+        target: the model that filled it.
         entries: [N, 64] from `SuccessorTable.entries`.
-        rows: that were learned.
+        rows: rows of the target that it learned from.
         rates, filled: see `TableInfo`.
 
     Raises:
@@ -99,7 +100,7 @@ def write_table(
     data = np.ascontiguousarray(entries).reshape(-1).data if len(entries) else memoryview(b"")
     digest = hashlib.sha256(start)
     digest.update(data)
-    draft = path.with_name(f".{path.name}.part")  # what a killed writer left goes here, too
+    draft = path.with_name(f".{path.name}.part")  # overwrites what a killed writer left
     try:
         with suppress(FileNotFoundError):
             draft.unlink()
@@ -149,7 +150,7 @@ def read_table(path: Path, target: TargetId | None = None) -> Stored:
     """Returns a table's file, all of it checked.
 
     Args:
-        target: the model that it must be of; None: any.
+        target: the model that must have filled it; None: any.
 
     Raises:
         TableError: missing, damaged, of another version, or of another model.
@@ -177,10 +178,10 @@ def read_table(path: Path, target: TargetId | None = None) -> Stored:
 
 
 def check_file(path: Path) -> TableInfo:
-    """Reads everything, as a table would take it; returns the header.
+    """Reads and checks everything, each entry included; returns the header.
 
     Raises:
-        TableError: as `read_table`; entries or rates that cannot be.
+        TableError: as `read_table`; also invalid entries or rates.
     """
     info, entries = read_table(path)
     held = entries.view(ENTRY).reshape(-1)
@@ -197,7 +198,7 @@ def clear_table(path: Path) -> int:
     """Replaces a table by an empty one of the same model; returns the bytes freed.
 
     Raises:
-        TableError: missing, damaged beyond its header, or another process keeps it.
+        TableError: missing, its header is damaged, or another process uses it.
     """
     path = path.expanduser().resolve()
     target = read_info(path).target
@@ -217,7 +218,7 @@ def clear_table(path: Path) -> int:
 
 
 def lock_of(path: Path) -> FileLock:
-    """Returns the lock of a table's file, which whoever writes it holds; `path` is resolved."""
+    """Returns the writer's lock of a table's file; `path` must be resolved."""
     return FileLock(path.with_name(f".{path.name}.lock"))
 
 
@@ -225,7 +226,7 @@ def check_rates(path: Path, found: Mapping[str, Any], into: LearnedRates) -> Non
     """Loads the acceptance rates of a file, if it has any.
 
     Raises:
-        TableError: rates that cannot be.
+        TableError: invalid rates.
     """
     try:
         if found:

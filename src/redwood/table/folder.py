@@ -1,7 +1,7 @@
-"""A table for each API key of a server, in one budget of memory, and their files in one folder.
+"""A table for each API key of a server, within one memory budget, and their files in one folder.
 
-What a request drafts from shows in its timing, so what one key was told must not be a draft for
-another (docs/table.md): every namespace has a table, and a file named by a digest.
+What a request is drafted from can be inferred from its timing, so answers to one key must not be
+drafts for another (docs/table.md): every namespace has a table, and a file named by a digest.
 """
 
 from __future__ import annotations
@@ -35,23 +35,22 @@ class _Held(NamedTuple):
 
 
 class KeyTables:
-    """Tables by namespace, the latest used in memory. Thread-safe.
+    """Tables by namespace; the least recently used ones are evicted from memory. Thread-safe.
 
     Args:
-        max_bytes: of all tables together; the one used longest ago makes room, and begins anew
-            (or from its file) when it is asked for again. A running request keeps its own until it
-            ends.
-        most: tables in memory at most.
-        folder: where they are kept, made with access for its owner alone; None: nowhere. Those of
-            another model lie beside these, untouched.
+        max_bytes: of all tables together. An evicted table is loaded from its file, or empty, when
+            it is needed again; a running request keeps its own until it ends.
+        most: tables in memory.
+        folder: of the files, created with access for its owner only; None: no files. Files of other
+            models in it are not touched.
         target: the model; needed with a folder.
-        rates: learned acceptance rates over all texts, kept with every table.
+        rates: learned acceptance rates over all texts, saved with every table.
         when_free: see `KeptTable`.
         interval_s: between savings.
 
     Raises:
         ArgumentError: a budget below 512 KiB.
-        TableError: a folder that cannot be made.
+        TableError: the folder cannot be created.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class KeyTables:
         self._max_bytes, self._most = max_bytes, most
         self._each = max(LEAST_BYTES, max_bytes // _PART)
         self._rates, self._when_free = rates, when_free
-        self._taught = False  # rates are those of the first file, and go on from there
+        self._taught = False  # rates were loaded from the first file that was opened
         self._held: OrderedDict[str, _Held] = OrderedDict()  # the latest used is last
         self._lock = threading.Lock()
         self._folder: Path | None = None
@@ -101,7 +100,7 @@ class KeyTables:
     def table(self, namespace: str) -> AnyTable:
         """Returns the table of a namespace, an empty one the first time.
 
-        One whose file cannot be used begins empty and is not kept; the log says why.
+        If its file cannot be used, the table is empty and will not be saved; the reason is logged.
         """
         key = _file_name(namespace)
         with self._lock:
@@ -113,7 +112,7 @@ class KeyTables:
         return made
 
     def trim(self) -> None:
-        """Lets go of the tables used longest ago, as far as the budget asks for it."""
+        """Evicts the least recently used tables until the budget is met."""
         dropped = []
         with self._lock:
             size = self.nbytes
@@ -127,14 +126,14 @@ class KeyTables:
 
     @property
     def nbytes(self) -> int:
-        """Memory of all tables held."""
+        """Memory of all tables, in bytes."""
         return sum(held.table.nbytes for held in self._held.values())
 
     def __len__(self) -> int:
         return len(self._held)
 
     def close(self) -> None:
-        """Saves for the last time, and frees the folder."""
+        """Saves all tables and releases the folder's lock."""
         patience_s = _PATIENCE_S
         for kept in self._all_kept():
             begin = monotonic()
@@ -171,7 +170,7 @@ class KeyTables:
 
 
 def _file_name(namespace: str) -> str:
-    """The namespace may be a secret, and is no path."""
+    """A digest, since the namespace may be secret and is no path."""
     if not namespace:
         raise ArgumentError("a namespace must have a name")
     words = f"user {namespace}".encode("utf-8", "backslashreplace")

@@ -1,6 +1,6 @@
-"""A table in use and its file: read at the start, saved now and then and at the end.
+"""A table in use and its file: loaded at the start, saved at intervals and at the end.
 
-One process writes a file. Another one that opens it reads it, learns for itself, and saves nothing.
+One process writes a file. Others that open it load it and learn in memory, but do not save.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from redwood.table.target import TargetId
 
 INTERVAL_S = 300.0
 """Seconds between two savings."""
-_SHARE = 0.01  # of all time that copying a table out may take, during which no step is made
-_PATIENCE_S = 1.0  # at the end, for a step to end
+_SHARE = 0.01  # of all time may be spent copying tables, during which no step is made
+_PATIENCE_S = 1.0  # for the current step to end, when the table is closed
 _log = logging.getLogger(__name__)
 
 WhenFree = Callable[[Callable[[], None]], None]
@@ -49,19 +49,19 @@ class KeptTable:
     Args:
         path: of the file, which need not exist yet; its folder must.
         target: the model that fills the table.
-        table, rates: that get what the file holds.
-        when_free: runs what copies the table; None: at once.
-        taught: `rates` have learned already, and are left as they are.
-        guarded: the caller holds a lock around the folder, so none is needed for the file.
+        table, rates: the file is loaded into them.
+        when_free: runs an action between steps, here the copying of the table; None: at once.
+        taught: `rates` have learned already and are not loaded.
+        guarded: the caller holds a lock on the folder, so the file is not locked.
 
     Attributes:
-        writable: False where another process keeps the file, or it cannot be written.
+        writable: False where another process has locked the file, or it cannot be written.
         filled: see `TableInfo`.
         seconds: that the last copy took.
 
     Raises:
-        TableError: a file that is damaged, of another version or another model, or a folder that
-            does not exist. The table is as before.
+        TableError: the file is damaged, of another version or another model, or its folder does not
+            exist. The table is unchanged.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class KeptTable:
         self.seconds = 0.0
         self._rates, self._taught, self._when_free = rates, taught, when_free or _at_once
         self._pid = os.getpid()
-        self._patience_s: float | None = None  # for the end of a step; None: however long it takes
+        self._patience_s: float | None = None  # for the current step to end; None: no limit
         self._copying: threading.Event | None = None
         self._saving = threading.Lock()
         self._saved_rows = table.rows
@@ -168,16 +168,16 @@ class KeptTable:
         return held[0] if held else None
 
     def close(self, patience_s: float = _PATIENCE_S) -> None:
-        """Saves for the last time and frees the file; a failure goes to the log.
+        """Saves the table and unlocks the file; a failure is logged.
 
         Args:
-            patience_s: for the end of a step; then the table is copied as it is.
+            patience_s: for the current step to end; after it the table is copied as it is.
         """
         if os.getpid() != self._pid:  # a forked child: the file is its parent's
             return
         self._patience_s = patience_s
         if self._copying is not None:
-            self._copying.set()  # who waits for the end of a step gives up
+            self._copying.set()  # ends the waiting for a step
         try:
             self.save()
         except TableError as error:
@@ -196,10 +196,10 @@ class KeptTable:
 def keep_saving(
     tables: Callable[[], Sequence[KeptTable]], interval_s: float = INTERVAL_S
 ) -> Callable[[], None]:
-    """Saves tables every so many seconds, on a thread of its own; returns what ends it.
+    """Saves tables every `interval_s` seconds, in a thread; returns a function that ends it.
 
-    A failure is one line in the log, said again only when it changes. Where copying a large table
-    takes long, the next saving waits until that is 1 % of the time.
+    A failure is logged once, and again only if its message changes. If copying a large table takes
+    long, the interval is extended so that copying takes 1 % of the time.
 
     Args:
         tables: called each time.

@@ -1,4 +1,4 @@
-"""Filling a table from text that the target reads: all its rows, a chunk of tokens a pass."""
+"""Fills a table from text: the target's rows after every token, a chunk of tokens per pass."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from redwood.tree import TokenTree
 
 CHUNK = 128
 """Tokens of a pass: its rows take 78 MB at a vocabulary of 152,000."""
-_WINDOW = 2048  # tokens that the target reads of a text before it begins anew
+_WINDOW = 2048  # most tokens of a part
 _TAIL = 3
 
 
 def parts_of(token_ids: Sequence[int], capacity: int) -> Iterator[Sequence[int]]:
-    """Yields a text in parts that the target reads, each from its beginning.
+    """Yields a text in parts, each of which the target reads with an empty context before it.
 
     Args:
         token_ids: of the text.
@@ -34,7 +34,7 @@ def read_part(
     token_ids: Sequence[int],
     on_tokens: Callable[[int], None] = lambda count: None,
 ) -> None:
-    """Teaches a table what the target says after every token of a text.
+    """Teaches a table the target's row after every token of a text.
 
     Args:
         token_ids: at most the backend's capacity.

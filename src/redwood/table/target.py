@@ -1,4 +1,4 @@
-"""Which model filled a table: its weights by a fingerprint of their files, and its tokenizer."""
+"""Identity of the model that filled a table: fingerprint of its weight files, and tokenizer."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _SMALL = 1 << 20
 
 @dataclass(frozen=True)
 class TargetId:
-    """A model as a table knows it.
+    """Identity of a model.
 
     Args:
         name: as it was given, for messages only.
-        weights: fingerprint of its weights and configuration, wherever they lie.
+        weights: fingerprint of its weights and configuration; does not depend on their path.
         tokenizer: sha256 of the tokens and their ids.
-        vocab_size: tokens that it scores.
+        vocab_size: width of its logits.
     """
 
     name: str
@@ -43,7 +43,7 @@ class TargetId:
 
     @property
     def short(self) -> str:
-        """Name of a folder for what belongs to this model."""
+        """Name of the folder for the tables of this model."""
         return digest(repr({**asdict(self), "name": ""}))[:16]
 
 

@@ -45,7 +45,7 @@ def collect(
 
     Raises:
         ArgumentError: no prompts, a number out of range, a file that is damaged or of another run.
-        CapacityError: a prompt that leaves no room for an answer.
+        CapacityError: a prompt that fills the whole context.
         OSError: a folder that cannot be written.
     """
     if not prompts:

@@ -213,7 +213,7 @@ class Project:
 
         Raises:
             ArgumentError: too few prompts, damaged files, or another process at work here.
-            ModelError: a model that does not load, or no room on the disk.
+            ModelError: a model that does not load, or not enough disk space.
             NumericalError: a training that diverges.
             OSError: a folder that cannot be written.
         """
@@ -251,7 +251,7 @@ class Project:
             guard.release()
 
     def _starts(self, engine: Engine, folders: Sequence[Path]) -> list[Path]:
-        """Folders to begin with, one for every model; checks that the disk has room."""
+        """Folders to begin with, one for every model; checks the free disk space."""
         start = self.folder / "start"
         shallow = self.plan.layers is not None
         if shallow and not start.exists():

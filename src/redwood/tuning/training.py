@@ -98,7 +98,7 @@ def tune(
         validation, validation_weights: to choose the epoch by, and to stop early.
         checkpoint: file for the state after each epoch; what it holds is gone on with.
         key: names everything the result depends on; a checkpoint of another key is refused.
-        on_progress: told of every step.
+        on_progress: called at every step.
 
     Returns:
         scores and losses, those of an earlier, interrupted call included.

@@ -35,7 +35,7 @@ from redwood.errors import ArgumentError, UnsupportedError
 NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Nodes per row that graphs are recorded for."""
 
-_MOST_TOKENS = 2048  # of rows x nodes: from there on a launch costs little beside the work
+_MOST_TOKENS = 2048  # rows x nodes; beyond that, launching costs little compared to the work
 _FEWEST_SLOTS = 128
 _FIRST_SLOTS = 1024  # made for every row at once; more come when a row needs them
 _TREES = (64, 512)  # provisional nodes per row that graphs are recorded for
@@ -46,11 +46,11 @@ class CudaGraphBackend:
     """The model of an eager backend behind recorded forwards.
 
     Args:
-        eager: its model and capacity are taken; it may be used beside this one.
-        rows: rows that slots are made for at once. They double when more are opened, and slots grow
-            with the longest row; then every graph is recorded anew.
+        eager: its model and capacity are used; it may still be used itself.
+        rows: rows that slots are allocated for at first. They double when more are opened, and
+            slots grow with the longest row; then every graph is recorded again.
         nodes: nodes per row that graphs are recorded for; larger trees run without one.
-        graphs: most recordings to hold; the one unused for longest goes first.
+        graphs: most recordings to keep; the least recently used one is dropped first.
         graph_bytes: most bytes of their inputs and logits.
         recorder: makes the recordings; None: CUDA graphs.
 
@@ -95,7 +95,7 @@ class CudaGraphBackend:
         self._outputs: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
         self._graphs, self._graph_bytes = graphs, graph_bytes
         self.recordings = 0
-        """How many were made so far: a forward that made one took longer than the next will."""
+        """Number of recordings made so far; a forward that makes one takes longer than others."""
         self._rows: dict[int, StaticRow] = {}
         self._next_row = 0
 
@@ -148,7 +148,7 @@ class CudaGraphBackend:
     def _forward(self, named: Sequence[StaticRow], rows: Sequence[Nodes]) -> list[Tensor]:
         if self._together == "apart" and len(rows) > 1:  # in a graph, too, rows share a forward
             return [self._forward([row], [n])[0] for row, n in zip(named, rows, strict=True)]
-        self._make_room(max(row.end for row in named))
+        self._reserve(max(row.end for row in named))
         counts = [len(n.token_ids) if n.num_logits is None else n.num_logits for n in rows]
         places = [row.place for row in named]
         shape = self._recordable(
@@ -186,15 +186,15 @@ class CudaGraphBackend:
         """
         if rows > self._slots.rows:
             raise ArgumentError(f"there are slots for {self._slots.rows} rows, not {rows}")
-        self._make_room(max(lengths, default=0))  # growing would void what is recorded
+        self._reserve(max(lengths, default=0))  # growing later would invalidate the recordings
         for count in nodes:
             for length in lengths:
                 shape = self._recordable(rows, count, length, count)
                 if shape is not None:
                     self._recording(shape)
 
-    def _make_room(self, length: int) -> None:
-        """Makes slots for rows of this many tokens and nodes."""
+    def _reserve(self, length: int) -> None:
+        """Allocates slots for rows of this many tokens and nodes."""
         if length >= self._slots.slots:  # the last one is scratch
             slots = min(self._slots_read(length) + 64, self._most_slots)
             self._grow(self._slots.rows, slots)
@@ -257,7 +257,7 @@ class CudaGraphBackend:
         self._slots.grow(rows, slots)
 
     def _finish(self) -> None:
-        """Waits for what was launched: a graph must not go while it runs."""
+        """Waits for launched work: a graph must not be freed while it runs."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 

@@ -68,7 +68,7 @@ class _Graph:
 
 
 class Repeated:
-    """The work itself, done again. No graph: it lets tests and dry runs do without a GPU."""
+    """Repeats the work without a graph, for tests and dry runs without a GPU."""
 
     def __init__(self, work: Callable[[], Tensor]) -> None:
         self._work = work

@@ -52,7 +52,7 @@ class StaticSlots:
 
     Args:
         layers: keys and values [heads, any, dim] by layer, for their sizes, dtype and device.
-        rows: number of rows that there is room for.
+        rows: number of rows to allocate.
         slots: slots of a row, the scratch slot included.
     """
 
@@ -81,9 +81,9 @@ class StaticSlots:
         return self._blocks[block][i, first : first + rows]
 
     def grow(self, rows: int, slots: int) -> None:
-        """Makes room, and keeps what is held. Everything moves: what was recorded before is void.
+        """Reallocates with more rows or slots and copies the contents; recordings become invalid.
 
-        When memory runs out on the way, all is as before.
+        If memory runs out on the way, nothing is changed.
         """
         for i in range(len(self._blocks)):
             old = self._blocks[i]
@@ -98,7 +98,7 @@ class StaticSlots:
         self.rows, self.slots = rows, slots
 
     def ready(self, first: int, rows: int, slots: int) -> None:
-        """Lets attention read this many slots of these places: what was never written gets 0."""
+        """Zeroes what was never written of the first `slots` slots of these places."""
         for place in range(first, first + rows):
             held = self._finite[place]
             if held >= slots:
@@ -110,7 +110,7 @@ class StaticSlots:
             self._finite[place] = slots
 
     def forget(self, place: int) -> None:
-        """Lets nothing be read any more of the row that was here."""
+        """Marks the slots of a place as empty, after its row was released."""
         self._finite[place] = 0
 
     def move(self, source: int, place: int, count: int) -> None:
@@ -227,7 +227,7 @@ class StaticForward(CacheHandle):
     def run(self) -> Tensor:
         """Returns logits [rows, nodes, V], and stores keys and values of the nodes.
 
-        They are good until the next forward with as many of them.
+        They are valid until the next forward with as many of them.
         """
         if attention_of(self._model.config) != ATTENTION:
             self._model.set_attn_implementation(ATTENTION)

@@ -259,7 +259,7 @@ class EagerBackend:
         self.capacity = capacity
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.token_bytes: int | None = None
-        """Memory that keys and values of one token take; None before the first row has ended."""
+        """Bytes of keys and values of one token; None before the first row has ended."""
         self._rows: dict[int, _Row] = {}
         self._next_row = 0
 

@@ -3,8 +3,8 @@
 Two questions, asked apart since rounding grows with the processor, the dtype and the weights (on
 some processors bf16 moves logits by more than their spread) and what is wrong does not:
 
-* Does a module of this make compute a tree as it computes its paths? Told to 1e-4 on a small
-  instance with the same layers, in float32; see `_small`.
+* Does a module of this class compute a tree as it computes its paths? Compared to 1e-4 on a small
+  instance with the same layers, in float32; see `small`.
 * Does the module that was loaded do about the same? Its own rounding is measured by computing the
   same thing again from slightly moved embeddings, after which every rounding that follows falls out
   differently, and a tree may be off by a few times that.
@@ -134,7 +134,7 @@ def natural_tokens(model: Any) -> list[int]:
     """Returns a sentence as the model's own tokenizer spells it: prompt and tree.
 
     It has PROBE_SLOTS tokens, or as many as the context of a tiny model. Where no tokenizer
-    lies beside the weights, the first ids of the vocabulary: in most they are single signs.
+    is in the folder of the weights, the first ids of the vocabulary: mostly single characters.
     """
     text = model.config.get_text_config()
     vocab_size = int(text.vocab_size)

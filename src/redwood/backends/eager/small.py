@@ -1,8 +1,8 @@
 """A small model of the same make: every layer of a configuration, with few and random weights.
 
 Whether a module computes a tree as it computes its paths depends on how it is built, not on its
-weights. On a small instance in float32 that can be told to 1e-4, where the weights that were loaded
-are rounded to 8 or 16 bits and drown a difference in their rounding.
+weights. On a small instance in float32 it can be checked to 1e-4; with the loaded weights, rounded
+to 8 or 16 bits, a difference could not be distinguished from rounding.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from redwood._transformers import restore_attentions
 
 _VOCAB, _HIDDEN, _INNER, _EXPERTS, _WINDOW = 256, 64, 128, 8, 5
-_MOST = 100_000_000  # parameters that are made without thinking: 400 MB for a moment
+_MOST = 100_000_000  # parameters of a small model: 400 MB during the check
 _SOFTCAP = 2.0  # of scores: low enough to bend those of random weights
 
 
@@ -32,7 +32,7 @@ def small_models(
 
     Args:
         model: only its class and configuration are looked at.
-        seed: of the weights; the caller's chance is not touched.
+        seed: of the weights; the global random state is not changed.
         dtype: of the weights.
         gain: of a layer's outputs over its inputs; with a small one rounding grows less.
     """

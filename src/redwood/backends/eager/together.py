@@ -1,4 +1,4 @@
-"""The look at load at how rows may share a forward: by what the model does, not by a list.
+"""The check at load of how rows may share a forward: by the model's behaviour, not by a list.
 
 A module whose tokens meet elsewhere than in our attention may still be right for one row alone,
 and wrong for several: rotary angles may follow the longest row of a forward, a layer may count on
@@ -15,7 +15,7 @@ from redwood.backends.base import Nodes
 from redwood.backends.eager.backend import EagerBackend, Together
 
 _PARENTS = [-1, 0, 0, 1, 2, 3]
-_BESIDE = 8  # tokens of the other row
+_OTHER_ROW = 8  # tokens of the other row
 # Largest difference of logits that is rounding, in units of their spread.
 _ROUNDING = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}
 _QUANTISED = 3e-1  # rounding to 8 bits amplifies that of the sums before it
@@ -30,12 +30,12 @@ def together_of(backend: EagerBackend) -> Together:
     limit = _ROUNDING.get(backend.model.dtype, 1e-3)
     if backend.quantised:
         limit = _QUANTISED
-    alone = _tree_logits(backend, beside=False)
+    alone = _tree_logits(backend, with_others=False)
     spread = float(alone.std()) or 1.0
     ways: list[Together] = ["flat", "padded"]
     for backend.together in ways:
         try:
-            found = _tree_logits(backend, beside=True)
+            found = _tree_logits(backend, with_others=True)
         except Exception:  # a forward that cannot be done this way
             continue
         if float((found - alone).abs().max()) / spread <= limit:  # NaN is not
@@ -44,13 +44,13 @@ def together_of(backend: EagerBackend) -> Together:
     return backend.together
 
 
-def _tree_logits(backend: EagerBackend, *, beside: bool) -> Tensor:
+def _tree_logits(backend: EagerBackend, *, with_others: bool) -> Tensor:
     """Logits [nodes, V] of a small tree, on the CPU: alone, or between two rows without logits."""
-    tokens = [(7 * i + 1) % backend.vocab_size for i in range(len(_PARENTS) + _BESIDE)]
+    tokens = [(7 * i + 1) % backend.vocab_size for i in range(len(_PARENTS) + _OTHER_ROW)]
     count = min(len(_PARENTS), backend.capacity)
-    others = min(_BESIDE, backend.capacity)
+    others = min(_OTHER_ROW, backend.capacity)
     added, first, tree = [Nodes(backend.open(), tokens[:count], _PARENTS[:count])], [0], 0
-    for place in (0, 2) if beside else ():
+    for place in (0, 2) if with_others else ():
         added.insert(place, Nodes(backend.open(), tokens[-others:], num_logits=0))
         first.insert(place, backend.capacity - others)
         tree = 1

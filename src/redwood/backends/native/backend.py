@@ -1,7 +1,7 @@
 """The native backend: a decoder in C++ for CPUs, one call per forward.
 
 Its kernels are made for 1 to 64 rows of activations, so that scoring a token tree costs little more
-than one token. A node's logits are bit for bit the same alone, in any tree, beside any other rows
+than one token. A node's logits are bit for bit the same alone, in any tree, with any other rows
 and after any commit: every sum has one order, which depends on the node's own path only. Trees can
 then not change one token of what plain decoding on this backend says (`docs/native.md`).
 """

@@ -60,7 +60,7 @@ def load_native(
         UnsupportedError: no extension, or a model that is not computed here, with the reason.
         ArgumentError: unknown weights or kv, requantising what is quantised already.
         CapacityError: a capacity below 2 or beyond the model's context.
-        ModelError: damaged files, or no room for the packed ones.
+        ModelError: damaged files, or not enough disk space for the packed ones.
         NumericalError: logits that are NaN or infinite.
     """
     extension()

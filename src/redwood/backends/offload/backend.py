@@ -1,4 +1,4 @@
-"""The offload backend: a model larger than memory, whose weights pass by in every forward.
+"""The offload backend: a model larger than memory, whose weights are streamed in every forward.
 
 One pass of the weights scores a whole token tree (Sequoia, section 4.2 of arXiv 2402.12374;
 SpecInfer, section 6.3 of 2305.09781). Weights come from the disk, or from the computer's memory to
@@ -52,7 +52,7 @@ class Store(Protocol):
         ...
 
     def keep(self, room: int) -> None:
-        """Lets as many weights stay as fit into `room` bytes, and no more."""
+        """Keeps as many weights in memory as fit into `room` bytes, and drops the others."""
         ...
 
 
@@ -89,7 +89,7 @@ class OffloadBackend(EagerBackend):
         self.quantised = kernels
         self._room: int | None = None
         self.quick_nodes = (1, 48, 96)
-        """Sizes that a first look at times takes: forwards are slow, and nearly flat in nodes."""
+        """Sizes that `quick_curve` times: few, since forwards are slow and nearly flat in nodes."""
         self.most_nodes = _MOST_NODES[self.device.type]
         """Nodes of one row that may pay."""
 
@@ -136,7 +136,7 @@ class OffloadBackend(EagerBackend):
             self.stream.end()
 
     def _give_way(self) -> None:
-        """Lets weights go where keys, values or others in the process have taken their place."""
+        """Drops kept weights if keys, values or the rest of the process need their memory."""
         assert self.memory is not None and self._room is not None
         coming = self.store.kept_bytes - self.store.held_bytes
         over = self._used() + coming + self.reserve // 2 - self.memory

@@ -111,7 +111,7 @@ class ParallelBackend:
 
     Args:
         member: rank 0's part.
-        ranks: the lines to the others. They are told to end when this process ends.
+        ranks: connections to the other ranks, which end when this process does.
         name: "tensor_parallel" or "pipeline_parallel".
         checked: compare the tree and the logits of all ranks after every forward.
         then: called once at the end.
@@ -228,12 +228,12 @@ class ParallelBackend:
 
 
 def follow(member: Member, ranks: Ranks, *, checked: bool = False) -> None:
-    """Does what rank 0 does, until it is told to end.
+    """Repeats the calls of rank 0 until that ends.
 
     SIGINT and SIGTERM are for rank 0 to obey, in its own time: a launcher sends them to all.
 
     Raises:
-        ParallelError: a call failed; the other ranks have been told.
+        ParallelError: a call failed; the other ranks have been notified.
     """
     steps = 0
     with _deaf():

@@ -103,7 +103,7 @@ def load_parallel(
     }
     about = About(str(folder), _digests(folder), {**versions, **options})
     store = _store(place)
-    ranks, told = join(place, store, about, {"checked": bool(os.environ.get("REDWOOD_DEBUG"))})
+    ranks, shared = join(place, store, about, {"checked": bool(os.environ.get("REDWOOD_DEBUG"))})
     try:
         leave = _open_group(place, store, here)
         part = _load_part(folder, parallel, place, number, slots)
@@ -111,11 +111,11 @@ def load_parallel(
         ranks.settle()
         ranks.fail(f"rank {place.rank}: {error}")
         raise
-    member = Member(part, checked=told["checked"])
+    member = Member(part, checked=shared["checked"])
     if place.rank > 0:
-        _follow(member, ranks, leave, checked=told["checked"])
+        _follow(member, ranks, leave, checked=shared["checked"])
     name = f"{parallel}_parallel"
-    return ParallelBackend(member, ranks, name, checked=told["checked"], then=leave)
+    return ParallelBackend(member, ranks, name, checked=shared["checked"], then=leave)
 
 
 def _follow(member: Member, ranks: Ranks, leave: Callable[[], None], *, checked: bool) -> NoReturn:

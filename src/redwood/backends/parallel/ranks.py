@@ -263,11 +263,11 @@ class About(NamedTuple):
     options: Mapping[str, Any]
 
 
-def join(place: Place, store: Store, about: About, told: Any = None) -> tuple[Ranks, Any]:
+def join(place: Place, store: Store, about: About, shared: Any = None) -> tuple[Ranks, Any]:
     """Returns the lines of this process, once all processes have shown that they are alike.
 
     Args:
-        told: what rank 0 decides for all; every rank gets it back.
+        shared: rank 0's settings, which are returned in every rank.
 
     Raises:
         ModelError: another rank has another model; on every rank.
@@ -276,15 +276,15 @@ def join(place: Place, store: Store, about: About, told: Any = None) -> tuple[Ra
     """
     try:
         if place.rank == 0:
-            lines, answer = _answer(place, store, about, told)
+            lines, answer = _answer(place, store, about, shared)
         else:
             lines, answer = _call(place, store, about)
     except (OSError, EOFError, RuntimeError, ValueError) as error:  # RuntimeError: of the store
         raise ParallelError(
             f"rank {place.rank} cannot join the others: {str(error) or type(error).__name__}"
         ) from error
-    if "told" in answer:
-        return Ranks(place, lines), answer["told"]
+    if "shared" in answer:
+        return Ranks(place, lines), answer["shared"]
     for line in lines:
         line.close()
     if "model" in answer:
@@ -302,7 +302,7 @@ def _call(place: Place, store: Store, about: About) -> tuple[list[Line], Any]:
     return [line], answer
 
 
-def _answer(place: Place, store: Store, about: About, told: Any) -> tuple[list[Line], Any]:
+def _answer(place: Place, store: Store, about: About, shared: Any) -> tuple[list[Line], Any]:
     host = "127.0.0.1" if place.one_host else os.environ["MASTER_ADDR"]
     secret, deadline = secrets.token_hex(32), time.monotonic() + JOIN_S
     lines: dict[int, Line] = {}
@@ -329,8 +329,8 @@ def _answer(place: Place, store: Store, about: About, told: Any) -> tuple[list[L
             answer = answer or _difference(line.peer, About(**theirs), about)
         opened.pop_all()
     for line in lines.values():
-        line.send(answer or {"told": told})
-    return list(lines.values()), answer or {"told": told}
+        line.send(answer or {"shared": shared})
+    return list(lines.values()), answer or {"shared": shared}
 
 
 def _difference(rank: int, theirs: About, ours: About) -> dict[str, str]:
