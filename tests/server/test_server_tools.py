@@ -13,6 +13,7 @@ import pytest
 import redwood
 from conftest import save_model, tiny_llama, tiny_tokenizer
 from redwood import Engine
+from redwood.server.tools.generic import described
 from server_kit import Live, events
 from tools_kit import HERMES, tool
 
@@ -155,6 +156,67 @@ def test_the_history_goes_through_the_template(live: Live) -> None:
     assert prompt_tokens(user, called, parts) == expected
 
 
+THINKING = HERMES + (
+    "{% if add_generation_prompt %}<think>"
+    "{% if enable_thinking is defined and not enable_thinking %}</think>{% endif %}{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def thinking(folder: Path) -> Iterator[Live]:
+    server = Live(redwood.load(str(folder), "ngram", backend="eager", budget=6))
+    server.engine.tokenizer.chat_template = THINKING
+    yield server
+    server.stop()
+
+
+def test_reasoning_is_told_apart(thinking: Live) -> None:
+    plain = thinking.chat(max_tokens=8).json()["choices"][0]["message"]
+    assert plain["content"] == "" and plain["reasoning_content"]
+    off = {"chat_template_kwargs": {"enable_thinking": False}}
+    for changes in (off, {"reasoning_effort": "none"}):
+        message = thinking.chat(max_tokens=8, **changes).json()["choices"][0]["message"]
+        assert message["content"] and "reasoning_content" not in message
+    chunks = events(thinking.chat(max_tokens=8, stream=True).text)[:-1]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    said = "".join(delta.get("reasoning_content") or "" for delta in deltas)
+    assert said == plain["reasoning_content"]
+
+
+def test_a_grammar_begins_when_the_reasoning_ends(thinking: Live) -> None:
+    biased = {**BIASED, "logit_bias": {tag(thinking, "</think>"): 20}}
+    for speculate in (True, False):
+        more = {"redwood": {"speculate": speculate}}
+        made = thinking.chat(tools=TOOLS, tool_choice="required", **biased, **more).json()
+        ((name, arguments),) = calls_of(made["choices"][0]["message"])
+        assert fits(name, arguments)
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    wanted = {"name": "x", "schema": {**schema, "additionalProperties": False}}
+    form = {"type": "json_schema", "json_schema": wanted}
+    text = thinking.text(response_format=form, **{**biased, "seed": 1})
+    assert isinstance(json.loads(text)["a"], bool)
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"enable_thinking": "no"}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"thinking_budget": 3}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+    ],
+)
+def test_a_template_gets_only_what_it_knows(
+    thinking: Live, changes: dict[str, Any], param: str
+) -> None:
+    assert thinking.error(thinking.chat(**changes), 400)["param"] == param
+
+
+def test_effort_is_refused_where_the_template_has_no_such_setting(live: Live) -> None:
+    assert live.error(live.chat(reasoning_effort="high"), 400)["param"] == "reasoning_effort"
+    assert live.chat(reasoning_effort="none", max_tokens=1).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("changes", "param", "said"),
     [
@@ -249,3 +311,17 @@ def test_an_unknown_template_needs_a_choice_of_the_operator(tiny_engine: Engine)
         assert "--tool-parser" in error["message"] and error["param"] == "tools"
     finally:
         server.stop()
+
+
+def test_the_generic_form_says_everything_in_texts() -> None:
+    messages = [
+        {"role": "user", "content": "Tom"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c1", "content": "2"},
+        {"role": "tool", "tool_call_id": "c2", "content": "3"},
+    ]
+    plain = described([{**m, "content": m["content"] or ""} for m in messages[:1]], [tool("add")])
+    assert [m["role"] for m in plain] == ["system", "user"] and '"add"' in plain[0]["content"]
+    results = described(messages[2:], [])
+    assert len(results) == 1 and results[0]["content"].count("<tool_response>") == 2
+    assert results[0]["role"] == "user"

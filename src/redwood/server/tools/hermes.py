@@ -6,8 +6,9 @@ Qwen2.5, Qwen3 (not Qwen3-Coder), Hermes 2 and 3, and many fine-tunes write
     {"name": "get_weather", "arguments": {"city": "Oslo"}}
     </tool_call>
 
-Qwen2.5-Coder often leaves the tags out, or writes a block of code instead. So a JSON object with
-the name of a tool that begins an answer, alone or in such a block, is a call, too.
+Qwen2.5-Coder often leaves the tags out, writes a block of code instead, or doubles the outer
+braces. So a JSON object with the name of a tool that begins an answer is a call, too, alone, in
+such a block, or in such braces.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ HEAD = re.compile(
 )
 
 
-_BARE = re.compile(r'(?:```(?:json)?\s*)?\{\s*"name"\s*:\s*"', re.ASCII)
+_BARE = re.compile(r'(```(?:json)?\s*)?(\{\s*)?\{\s*"name"\s*:\s*"', re.ASCII)
 _BARE_BEGINNING = re.compile(
-    r'(?:`{0,3}|```(?:j|js|jso|json)?\s*)(?:(?<![`jso])\{\s*(?:"|"n|"na|"nam|"name|"name"\s*:?\s*)?)?'
+    r"(?:`{0,3}|```(?:j|js|jso|json)?\s*)"
+    r'(?:(?<![`jso])\{\s*(?:\{\s*)?(?:"|"n|"na|"nam|"name|"name"\s*:?\s*)?)?'
 )
-_FENCE = re.compile(r"\s*```\s*")
 
 
 class HermesParser(TaggedParser):
@@ -51,39 +52,38 @@ class HermesParser(TaggedParser):
 
     def finish(self, *, complete: bool) -> list[Part]:
         """As `ToolParser.finish`."""
+        while self._leading is not None and self._step_bare(final=True):
+            pass
         if self._leading is not None:
             self._end_leading()
         return super().finish(complete=complete)
 
-    def _step_bare(self) -> bool:
+    def _step_bare(self, *, final: bool = False) -> bool:
         """Reads a call without tags; returns whether there may be another."""
         assert self._leading is not None
         text = self._leading.lstrip()
         if not text or _BARE_BEGINNING.fullmatch(text):
             return False
-        if not _BARE.match(text):
+        found = _BARE.match(text)
+        if found is None:
             self._end_leading()
             return False
-        start = text.index("{")
+        start = text.rindex("{", 0, found.end())
         scan = ObjectScan()
         end = start + scan.feed(text[start:])
         if not scan.done:
             return False
-        if (
-            start
-            and len(text) < end + 8
-            and "```" not in text[end:]
-            and not text[end:].strip(" \n`")
-        ):
-            return False  # the end of the block is to come
+        wanted = "}" * (found.group(2) is not None) + "```" * (found.group(1) is not None)
+        left, after = _behind(text, end, wanted)
+        if left and after < 0 and not final:
+            return False
         try:
             (call,) = self._read(text[start:end])
         except NoCall:
             self._end_leading()
             return False
         self._called(call)
-        fence = _FENCE.match(text, end) if start else None
-        self._leading = text[end if fence is None else fence.end() :]
+        self._leading = text[after:] if after >= 0 else ""
         return True
 
     def _end_leading(self) -> None:
@@ -100,6 +100,28 @@ class HermesParser(TaggedParser):
 
     def _open_string(self, body: str) -> bool:
         return is_string_open(body)
+
+
+def _behind(text: str, end: int, wanted: str) -> tuple[str, int]:
+    """Where what closes a call ends.
+
+    Args:
+        end: of the call in `text`.
+        wanted: signs that are to follow it, with white space between them.
+
+    Returns: the signs that are still to come, and the end of those that came; -1: more may come.
+    """
+    place = end
+    while wanted:
+        while place < len(text) and text[place].isspace():
+            place += 1
+        if place == len(text):
+            return wanted, -1
+        if text[place] != wanted[0]:
+            return wanted, end
+        wanted, place = wanted[1:], place + 1
+        end = place
+    return "", end
 
 
 def head_of(body: str) -> tuple[str, int] | None:
