@@ -162,7 +162,7 @@ def test_memory_that_runs_out_while_growing_leaves_all_as_it_was(
             if rows:
                 made.open()
             else:
-                made._make_room(2000)
+                made._reserve(2000)
     want = _tree(eager, _filled(eager, TEXT[:300]))
     _close(_tree(made, row), want)
     other = _filled(made, TEXT[:2000], chunk=700)
