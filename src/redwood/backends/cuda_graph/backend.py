@@ -314,7 +314,7 @@ class CudaGraphBackend:
         held = self._parked.get(row)
         slots = self._slots.copy_out(self._row(row).place, length) if held is None else held[1]
         made = self.open()
-        self._make_room(length)
+        self._reserve(length)
         self._slots.copy_in(self._row(made).place, slots, length)
         self._row(made).length = length
         return made
