@@ -66,3 +66,4 @@ def test_a_draft_is_free_up_to_where_the_grammar_begins() -> None:
     assert made.accepts([9, 9], [0, 0, 3, 6, 0, 6]) == 4
     assert made.accepts([9, 9, 0, 3], [0]) == 0
     assert made.ahead([9, 9, 0], [], 4) == [] and made.ahead([9, 9, 0], [3], 4) == [4]
+    assert made.accepts([9, 9, 0, 3, 6], [6]) == 1 and made.accepts([9, 9], [3, 6, 6]) == 3

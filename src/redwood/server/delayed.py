@@ -82,7 +82,11 @@ class DelayedGrammar:
         """As `GrammarProcessor.ahead`; nothing is expected before the grammar begins."""
         answer = list(text[self._prompt_length :])
         began = self._began([*answer, *path])
-        return [] if began is None else self._grammar(began).ahead(text, path, most)
+        if began is None:
+            return []
+        if began > len(answer):  # in the draft: what came before is none of the grammar's
+            text, path = [*text, *path], []
+        return self._grammar(began).ahead(text, path, most)
 
     def _grammar(self, began: int) -> Any:
         if began not in self._made:
@@ -93,11 +97,10 @@ class DelayedGrammar:
 
     def _began(self, answer: list[int]) -> int | None:
         """Behind how many tokens of an answer the grammar began; None: not yet."""
-        shared = 0
-        for ours, theirs in zip(self._read, answer, strict=False):
-            if ours != theirs:
-                break
-            shared += 1
+        shared = len(self._read)
+        if self._read != answer[:shared]:
+            pairs = enumerate(zip(self._read, answer, strict=False))
+            shared = next((i for i, (a, b) in pairs if a != b), min(shared, len(answer)))
         del self._read[shared:], self._states[shared + 1 :]
         for token in answer[shared:]:
             self._states.append(self._after(self._states[-1], token, len(self._read)))
