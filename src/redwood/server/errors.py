@@ -121,3 +121,22 @@ def _out_of_memory(error: BaseException) -> bool:
         or "OutOfMemory" in type(error).__name__
         or "DefaultCPUAllocator" in str(error)  # PyTorch's message for host memory
     )
+
+
+_ANTHROPIC = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def anthropic_body(error: ApiError, request_id: str | None = None) -> dict[str, Any]:
+    """Returns an error in Anthropic's shape."""
+    kind = _ANTHROPIC.get(error.status, "api_error" if error.status >= 500 else _ANTHROPIC[400])
+    body: dict[str, Any] = {"type": "error", "error": {"type": kind, "message": error.message}}
+    return body if request_id is None else {**body, "request_id": request_id}

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from redwood.server.errors import ApiError
+from redwood.server.errors import ApiError, anthropic_body
 from redwood.server.framing import named_event
 from redwood.server.generation import Event
 from redwood.server.messages_request import MessagesRequest
@@ -21,24 +21,6 @@ from redwood.server.tools.parts import (
     Reasoning,
     Text,
 )
-
-_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-    504: "timeout_error",
-}
-
-
-def error_body(error: ApiError, request_id: str | None = None) -> dict[str, Any]:
-    """Returns an error in Anthropic's shape."""
-    kind = _TYPES.get(error.status, "api_error" if error.status >= 500 else _TYPES[400])
-    told = {"type": "error", "error": {"type": kind, "message": error.message}}
-    return told if request_id is None else {**told, "request_id": request_id}
 
 
 def usage_of_message(usage: dict[str, Any]) -> dict[str, Any]:
@@ -235,4 +217,4 @@ class MessagesStream:
 
     def failed(self, error: ApiError) -> bytes:
         """Returns the event of an error in mid-stream."""
-        return named_event("error", error_body(error))
+        return named_event("error", anthropic_body(error))

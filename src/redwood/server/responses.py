@@ -9,8 +9,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Scope
 
-from redwood.server.errors import ApiError
-from redwood.server.messages_answer import error_body
+from redwood.server.errors import ApiError, anthropic_body
 
 ANTHROPIC = "/v1/messages"
 """Paths that begin so have Anthropic's errors."""
@@ -28,5 +27,5 @@ def error_response(error: ApiError, scope: Scope) -> Response:
     """Returns an error as a response, in the shape of the API that was called."""
     body = error.body
     if scope["path"].startswith(ANTHROPIC):
-        body = error_body(error, scope["record"].request_id)
+        body = anthropic_body(error, scope["record"].request_id)
     return json_response(body, error.status, error.headers)
