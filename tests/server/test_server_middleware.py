@@ -75,7 +75,9 @@ WRONG = {
     "empty": {"authorization": "Bearer"},
     "bare": {"authorization": KEY},
     "basic": {"authorization": f"Basic {KEY}"},
-    "other header": {"x-api-key": KEY},
+    "other header": {"x-token": KEY},
+    "wrong in Anthropic's header": {"x-api-key": KEY[:-1]},
+    "right there, wrong in the usual one": {"authorization": "Bearer no", "x-api-key": KEY},
 }
 
 
