@@ -23,7 +23,6 @@ from typing import Any
 import pytest
 
 import redwood
-from redwood._transformers import split_options
 from redwood.backends import load as _load  # noqa: F401
 from redwood.backends.base import AcceptedPath
 from redwood.backends.eager.backend import EagerBackend
@@ -32,6 +31,7 @@ from redwood.backends.parallel.backend import Member, ParallelBackend, follow
 from redwood.backends.parallel.ranks import PARALLEL, Line, Place, Ranks
 from redwood.engine.load import load as _whole  # noqa: F401
 from redwood.errors import UnsupportedError
+from redwood.models._transformers import split_options
 
 PATIENCE_S = 120.0  # a loaded machine is slow
 GRACE_S = 25.0  # for the others, once one has failed: a rank ends within 15 s of its peer's end

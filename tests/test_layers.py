@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "redwood"
 LAYERS = [
-    {"errors", "sources", "_defaults", "_moved", "_native"},
-    {"_transformers", "_storage"},
+    {"errors", "_defaults", "_moved", "_native"},
+    {"_storage"},
     {"tree"},
     {"sampling"},
     {"verify"},

@@ -19,9 +19,9 @@ from transformers.generation import (
 
 from conftest import tiny_llama
 from hf_kit import FAMILIES, LOOP, _batch
-from redwood import _transformers as moving
 from redwood import hf
 from redwood.errors import UnsupportedError
+from redwood.models import _transformers as moving
 
 SOURCE = Path(__file__).parents[1] / "src" / "redwood"
 MOVES = re.compile(

@@ -56,7 +56,7 @@ class TokenTree:
             Columns of zero probability may repeat a token (padding).
         estimates: [N], estimated probability that a node is accepted; the root's is 1 and no
             child's exceeds its parent's. None: unknown. Verification does not use them.
-        sources: [N], bits of `redwood.sources.Source`; 0, or None for all: unknown. Nor these.
+        sources: [N], bits of `algorithms.sources.Source`; 0, or None for all: unknown. Nor these.
 
     Lists and arrays are accepted, too. A tree of lists of integers is kept as lists, and its
     tensors are made when they are asked for: they take longer than all else about a small tree.

@@ -10,6 +10,7 @@ import pytest
 
 from conftest import tiny_llama
 from redwood import testing, verify
+from redwood.algorithms.sources import Source, source_names
 from redwood.algorithms.specinfer import merge_trees
 from redwood.algorithms.successors import successor_table
 from redwood.backends.load import wrap_model
@@ -18,7 +19,6 @@ from redwood.drafters.context import Context
 from redwood.drafters.prediction import Prediction
 from redwood.errors import ArgumentError
 from redwood.sampling import GumbelNoise, History, SamplingParams
-from redwood.sources import Source, source_names
 from redwood.tree import TokenTree
 
 TEXT = [5, 9, 17, 5, 9, 17, 5, 9]

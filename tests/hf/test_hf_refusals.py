@@ -15,13 +15,13 @@ from transformers.generation import LogitsProcessor
 from conftest import tiny_llama
 from hf_kit import LOOP, _gpt2, _one
 from redwood import hf
-from redwood._transformers import cache_argument
 from redwood.errors import (
     ArgumentError,
     CapacityError,
     UnsupportedError,
 )
 from redwood.hf.inputs import refuse_state
+from redwood.models._transformers import cache_argument
 
 # What is refused, by name
 

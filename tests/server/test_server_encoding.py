@@ -107,15 +107,15 @@ def test_a_short_request_is_answered_while_long_ones_are_tokenised(
 ) -> None:
     monkeypatch.setattr(encoding, "SHORT", 20)
     server, go, begun = live(rows=2), threading.Event(), threading.Event()
-    encode = server.engine.encode
+    encode = server.engine.encode_chat
 
-    def slow(prompt: Any, **options: Any) -> list[int]:
-        if len(str(prompt)) > 100:
+    def slow(messages: Any, **options: Any) -> list[int]:
+        if len(str(messages)) > 100:
             begun.set()
             assert go.wait(PATIENCE_S)
-        return encode(prompt, **options)
+        return encode(messages, **options)
 
-    monkeypatch.setattr(server.engine, "encode", slow)
+    monkeypatch.setattr(server.engine, "encode_chat", slow)
     long = [{"role": "user", "content": "Tom went. " * 10}]
     with ThreadPoolExecutor(4) as clients:
         waiting = [clients.submit(server.chat, messages=long) for _ in range(4)]
@@ -132,9 +132,9 @@ def test_requests_that_are_tokenised_fill_the_queue(
     live: Callable[..., Live], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, go = live(rows=1, max_queue=1), threading.Event()
-    encode = server.engine.encode
+    encode = server.engine.encode_chat
     monkeypatch.setattr(
-        server.engine, "encode", lambda p, **o: go.wait(PATIENCE_S) and encode(p, **o)
+        server.engine, "encode_chat", lambda m, **o: go.wait(PATIENCE_S) and encode(m, **o)
     )
     with ThreadPoolExecutor(2) as clients:
         waiting = [clients.submit(server.chat) for _ in range(2)]

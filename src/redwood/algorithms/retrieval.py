@@ -42,7 +42,7 @@ except (ImportError, AttributeError):
     compiled = False
 
 TEXT, STORE, TABLE, PREDICTED = range(4)
-"""Sources; a node's sources are bits, 1 << source, as in `redwood.sources`."""
+"""Sources; a node's sources are bits, 1 << source, as in `redwood.algorithms.sources`."""
 
 Stored: TypeAlias = Sequence[tuple[int, Sequence[Sequence[int]]]]
 """What followed the end of a text in stored ones: match length and rows of tokens, longest first"""

@@ -13,10 +13,10 @@ from itertools import accumulate
 from operator import mul
 from time import perf_counter
 
+from redwood.algorithms.sources import Source
 from redwood.algorithms.specinfer import merge_trees
 from redwood.drafters.context import Context
 from redwood.sampling.constraint import Chain, Constraint
-from redwood.sources import Source
 from redwood.tree import Law, TokenTree
 
 MOST_ASKED = 6

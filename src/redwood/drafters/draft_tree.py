@@ -17,13 +17,13 @@ from torch import Tensor
 
 from redwood.algorithms.acceptance import MODEL_BINS, AcceptanceTable, learn_below, model_bin
 from redwood.algorithms.sequoia import draw_without_replacement
+from redwood.algorithms.sources import Source
 from redwood.algorithms.specinfer import draw_with_replacement
 from redwood.drafters.context import Context
 from redwood.drafters.guesses import Saying
 from redwood.drafters.vocabulary import DraftVocabulary
 from redwood.errors import NumericalError
 from redwood.sampling import check_finite, draft_law, scores, top
-from redwood.sources import Source
 from redwood.tree import Law, TokenTree
 
 _BRANCH, _WIDTH = 3, 3  # of a dynamic tree: children of a node, nodes of a level that are expanded

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from redwood.algorithms.retrieval import AnyRetriever, Stored, retriever
 from redwood.algorithms.source_rates import LearnedRates
+from redwood.algorithms.sources import Source
 from redwood.algorithms.sssd import candidate_tree, text_index
 from redwood.algorithms.successors import ORDERS, AnyTable
 from redwood.datastore import Datastore
@@ -19,7 +20,6 @@ from redwood.datastore.search import LONGEST_MATCH, Continuations, look_up
 from redwood.drafters.context import Context
 from redwood.drafters.limits import NO_LIMITS, Limits
 from redwood.errors import ArgumentError, check_count
-from redwood.sources import Source
 from redwood.tree import TokenTree
 
 

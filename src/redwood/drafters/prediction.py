@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from redwood.algorithms.acceptance import AcceptanceTable
 from redwood.algorithms.source_rates import RUN_PRIOR
-from redwood.sources import Source
+from redwood.algorithms.sources import Source
 from redwood.tree import TokenTree
 
 _LEAST_MATCH = 2  # tokens of a match that moves the cursor

@@ -29,7 +29,6 @@ from transformers.generation import (
     StopStringCriteria,
 )
 
-from redwood._transformers import pad_id
 from redwood.algorithms.successors import successor_table
 from redwood.backends.base import Backend
 from redwood.drafters.base import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
@@ -42,6 +41,7 @@ from redwood.hf.decode import decode_batch
 from redwood.hf.inputs import left_padding, refuse_options, refuse_state
 from redwood.hf.model import borrowed
 from redwood.hf.processors import check_processors, path_processor
+from redwood.models._transformers import pad_id
 from redwood.models.tokenizer import check_same_tokens
 from redwood.sampling import SamplingParams
 

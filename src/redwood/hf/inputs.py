@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redwood._transformers import added_inputs, is_sharded
 from redwood.errors import UnsupportedError
+from redwood.models._transformers import added_inputs, is_sharded
 
 _CACHES = (None, "dynamic", "dynamic_full")
 _REFUSED_OPTIONS = (

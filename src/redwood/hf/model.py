@@ -8,9 +8,9 @@ from threading import Lock, RLock
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from redwood._transformers import attention_of, attentions_of, restore_attentions
 from redwood.backends.eager.backend import ATTENTION, EagerBackend, Together
 from redwood.backends.eager.load import wrap_model
+from redwood.models._transformers import attention_of, attentions_of, restore_attentions
 
 
 class _Known:

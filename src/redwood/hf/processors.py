@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redwood._transformers import processor_of_row, pure_processor
 from redwood.errors import UnsupportedError
+from redwood.models._transformers import processor_of_row, pure_processor
 
 
 def check_processors(processors: Sequence[Any], *, trusted: bool) -> None:

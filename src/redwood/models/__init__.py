@@ -6,7 +6,7 @@ models are listed in `_catalogue`; how entries are kept on disk is in `_cache`, 
 to a model in `_entries`, how they are listed and removed in `_installed`; how packages are fetched
 is in `_fetch`, how GGUF files are converted in `_convert`, packed weights are in `_packed`. GGUF
 files: `_gguf` and `_gguf_parts` read them, `gguf_tokenizer` makes their tokenizer. May import:
-errors, `_storage`, `_transformers`.
+errors, `_storage`.
 """
 
 import json

@@ -20,9 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from redwood._transformers import gguf_options
 from redwood.errors import ModelError
 from redwood.models._cache import made_by, say
+from redwood.models._transformers import gguf_options
 
 if TYPE_CHECKING:
     from redwood.models._gguf_vocab import Facts

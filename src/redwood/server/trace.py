@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from redwood.algorithms.sources import source_names
 from redwood.engine.request import Step
 from redwood.engine.stats import Stats
 from redwood.server.tokens import TokenTexts
-from redwood.sources import source_names
 
 
 def describe(step: Step, stats: Stats, texts: TokenTexts) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def describe(step: Step, stats: Stats, texts: TokenTexts) -> dict[str, Any]:
         stats: of the choice, this step included.
 
     Returns: `step`: number of the step, from 1; `nodes`: parent, token, text and the names of the
-        sources (`redwood.sources`) of each node, the root first, which has none; `accepted`: the
+        sources (`algorithms.sources`) of each node, the root first, which has none; `accepted`: the
         accepted path as node indices, root first; `bonus`: the token after it, None where the text
         ended inside the path; `seconds` by stage; `generated`: tokens of this answer so far.
     """

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from redwood._transformers import plain_logits
+from redwood.models._transformers import plain_logits
 from redwood.tuning.corpus import Sample
 
 Marks = list[NDArray[np.bool_]]

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from redwood._transformers import attention_of
 from redwood.backends.base import AcceptedPath, Nodes
 from redwood.backends.cuda_graph.recording import CudaRecorder, Recorder, Recording
 from redwood.backends.cuda_graph.static import (
@@ -31,6 +30,7 @@ from redwood.backends.eager.backend import EagerBackend, run_rows
 from redwood.backends.eager.probe import allowed, distance, own_rounding
 from redwood.backends.rows import check_distinct
 from redwood.errors import ArgumentError, UnsupportedError
+from redwood.models._transformers import attention_of
 
 NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Nodes per row that graphs are recorded for."""

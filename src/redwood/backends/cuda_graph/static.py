@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-from redwood._transformers import CacheHandle, attention_of, cached_logits
 from redwood.backends.base import Nodes
 from redwood.backends.eager import backend as eager
 from redwood.backends.eager.backend import SlotIndex
 from redwood.backends.rows import RowState
 from redwood.errors import UnsupportedError
+from redwood.models._transformers import CacheHandle, attention_of, cached_logits
 from redwood.tree import ancestor_mask
 
 ATTENTION = "redwood_static"  # the name under which this attention is registered

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-from redwood._transformers import CacheHandle, cached_logits
 from redwood.backends.base import AcceptedPath, Nodes
 from redwood.backends.rows import RowState, check_distinct
 from redwood.errors import ArgumentError, UnsupportedError
+from redwood.models._transformers import CacheHandle, cached_logits
 from redwood.tree import ancestor_mask
 
 ATTENTION = "redwood"  # the name under which our attention is registered

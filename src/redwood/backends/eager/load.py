@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from redwood._transformers import attention_of, check_version
 from redwood.backends.eager.backend import ATTENTION, EagerBackend
 from redwood.backends.eager.packing import pack_linears
 from redwood.backends.eager.probe import (
@@ -29,6 +28,7 @@ from redwood.backends.eager.stock import (
 )
 from redwood.backends.eager.together import together_of
 from redwood.errors import NumericalError, UnsupportedError
+from redwood.models._transformers import attention_of, check_version
 from redwood.sampling import check_finite
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}

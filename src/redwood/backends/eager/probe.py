@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from redwood._transformers import plain_logits
 from redwood.backends.base import AcceptedPath, Nodes
 from redwood.backends.eager.backend import ATTENTION, EagerBackend
 from redwood.backends.eager.small import small_models
 from redwood.errors import ModelError, UnsupportedError
+from redwood.models._transformers import plain_logits
 from redwood.models.tokenizer import load_tokenizer
 from redwood.sampling import check_finite
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from redwood._transformers import restore_attentions
+from redwood.models._transformers import restore_attentions
 
 _VOCAB, _HIDDEN, _INNER, _EXPERTS, _WINDOW = 256, 64, 128, 8, 5
 _MOST = 100_000_000  # parameters of a small model: 400 MB during the check

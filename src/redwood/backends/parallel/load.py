@@ -15,7 +15,6 @@ import transformers
 from torch import Tensor
 
 from redwood import __version__
-from redwood._transformers import pipeline_plan, plain_logits, split_options, tensor_plan
 from redwood.backends.eager.backend import EagerBackend
 from redwood.backends.eager.load import wrap_model
 from redwood.backends.eager.packing import pack_linears
@@ -24,6 +23,7 @@ from redwood.backends.parallel.backend import Member, ParallelBackend, follow
 from redwood.backends.parallel.ranks import JOIN_S, About, Place, Ranks, find_place, join
 from redwood.errors import ArgumentError, ModelError, ParallelError, UnsupportedError
 from redwood.models import resolve
+from redwood.models._transformers import pipeline_plan, plain_logits, split_options, tensor_plan
 
 _STUCK = timedelta(hours=2)  # for a collective: the lines find dead ranks long before
 _BLOCKS, _BLOCK_BYTES = 256, 4096  # of a file of weights, for its digest
