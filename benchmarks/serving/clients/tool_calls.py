@@ -1,7 +1,8 @@
-"""Tool calls, responses and messages with the clients that are installed; `--url` of a server.
+r"""Tool calls, responses and messages with the clients that are installed; `--url` of a server.
 
 pip install openai anthropic litellm langchain-openai
-python benchmarks/serving/clients/tool_calls.py --url http://127.0.0.1:8000
+python benchmarks/serving/clients/tool_calls.py --url http://127.0.0.1:8000 \
+    --model qwen2.5-coder-0.5b-instruct
 """
 
 from __future__ import annotations
