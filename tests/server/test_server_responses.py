@@ -108,6 +108,19 @@ def test_a_streamed_response_builds_up_in_openais_order(live: Live) -> None:
     assert made[-1]["response"]["incomplete_details"] == {"reason": "max_output_tokens"}
 
 
+@pytest.mark.parametrize("most", [30, 50])
+def test_a_call_that_was_cut_is_not_called_complete_streamed_or_not(live: Live, most: int) -> None:
+    asked = {**ASKED, "max_output_tokens": most}
+    whole: Any = live.openai.responses.create(**asked).output[0]
+    made = stream_of(live, "/v1/responses", asked)
+    assert not any(each["type"].endswith("arguments.done") for each in made)
+    streamed = made[-1]["response"]["output"][0]
+    assert (whole.status, whole.arguments) == (streamed["status"], streamed["arguments"])
+    assert whole.type == "function_call" and whole.status == "incomplete"
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(whole.arguments)
+
+
 def test_the_items_of_a_response_can_be_sent_back(live: Live) -> None:
     made = live.openai.responses.create(**ASKED).output
     result = {"type": "function_call_output", "call_id": made[0].call_id, "output": "yes"}

@@ -10,16 +10,15 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from redwood._storage import sha256_of, sync_folder, typed
+from redwood._storage import sha256_of, typed, write_parts
 from redwood.backends.native.backend import NativeBackend, extension
 from redwood.engine.prefix_cache import PrefixCache
 from redwood.engine.turns import when_free
@@ -175,7 +174,8 @@ class PrefixFile:
         parts = (np.array(entry.tokens, "<i4").tobytes() for _, entry in kept)
         pages = (self._backend.read_page(row, index).tobytes() for row, index in where)
         try:
-            _write(self.path, (_MAGIC, len(head).to_bytes(8, "little"), head), parts, pages)
+            first = (_MAGIC, len(head).to_bytes(8, "little"), head)
+            write_parts(self.path, _with_digest(chain(first, parts, pages)))
         except OSError as error:
             raise KvCacheError(f"cannot write {self.path}: {error.strerror or error}") from error
 
@@ -239,22 +239,10 @@ def _same(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(both) if x != y), min(len(a), len(b)))
 
 
-def _write(path: Path, *groups: Any) -> None:
-    """Writes bytes and their digest under a temporary name, then renames the file."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+def _with_digest(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """The parts, and behind them their digest."""
     known = hashlib.sha256()
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for group in groups:
-                for part in group:
-                    known.update(part)
-                    file.write(part)
-            file.write(known.digest())
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        with suppress(OSError):
-            Path(name).unlink()
-        raise
-    sync_folder(path.parent)
+    for part in parts:
+        known.update(part)
+        yield part
+    yield known.digest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from redwood.server import fields, messages_request, responses_request
@@ -44,28 +45,20 @@ def _openai(kind: type[Request], answer: type[ChatAnswer] | type[CompletionAnswe
     return Api(read, frame)
 
 
-def _read_responses(body: bytes) -> tuple[Request, ResponsesRequest]:
-    known = (responses_request.IGNORED, responses_request.REFUSED)
-    asked = fields.read_as(body, ResponsesRequest, *known)
-    return fields.chat_of(asked.chat()), asked
+def _as_chat(kind: type[Any], module: ModuleType) -> Callable[[bytes], tuple[Request, Any]]:
+    """What reads a body of `kind`, whose module says what is ignored and refused, as a chat."""
+
+    def read(body: bytes) -> tuple[Request, Any]:
+        asked = fields.read_as(body, kind, module.IGNORED, module.REFUSED)
+        return fields.chat_of(asked.chat()), asked
+
+    return read
 
 
 def _frame_response(
     service: Service, asked: ResponsesRequest, model: str, generation: Generation
 ) -> Frame:
     return ResponsesAnswer(asked, model)
-
-
-def _read_messages(body: bytes) -> tuple[Request, MessagesRequest]:
-    known = (messages_request.IGNORED, messages_request.REFUSED)
-    asked = fields.read_as(body, MessagesRequest, *known)
-    return fields.chat_of(asked.chat()), asked
-
-
-def _read_count(body: bytes) -> tuple[Request, CountRequest]:
-    known = (messages_request.IGNORED, messages_request.REFUSED)
-    asked = fields.read_as(body, CountRequest, *known)
-    return fields.chat_of(asked.chat()), asked
 
 
 def _frame_message(
@@ -87,6 +80,6 @@ def _frame_message(
 
 CHAT = _openai(ChatRequest, ChatAnswer)
 COMPLETIONS = _openai(CompletionRequest, CompletionAnswer)
-RESPONSES = Api(_read_responses, _frame_response)
-MESSAGES = Api(_read_messages, _frame_message)
-COUNT = Api(_read_count, _frame_message)
+RESPONSES = Api(_as_chat(ResponsesRequest, responses_request), _frame_response)
+MESSAGES = Api(_as_chat(MessagesRequest, messages_request), _frame_message)
+COUNT = Api(_as_chat(CountRequest, messages_request), _frame_message)

@@ -155,10 +155,13 @@ class Items:
                 self._item["arguments"] += text
                 return [self._event("function_call_arguments.delta", delta=text)]
             case CallEnd():
-                return self.close()
+                return self._close("completed")
 
-    def close(self, status: str = "completed") -> list[dict[str, Any]]:
+    def close(self) -> list[dict[str, Any]]:
         """Ends the item that is open; a call that is open here was cut."""
+        return self._close("incomplete" if self._kind == "function_call" else "completed")
+
+    def _close(self, status: str) -> list[dict[str, Any]]:
         if self._kind is None:
             return []
         kind, item, self._kind = self._kind, self._item, None
@@ -176,11 +179,6 @@ class Items:
             events = [done, self._event("content_part.done", content_index=0, part=dict(part))]
         item["status"] = status
         return [*events, self._item_event("output_item.done")]
-
-    @property
-    def open_call(self) -> bool:
-        """Whether a call has begun and not ended."""
-        return self._kind == "function_call"
 
     @property
     def _item(self) -> dict[str, Any]:
@@ -251,8 +249,7 @@ class ResponsesStream:
             made += map(self._numbered, self._items.add(part))
         if event.finish_reason is not None:
             self._cut = event.finish_reason == "length"
-            status = "incomplete" if self._items.open_call else "completed"
-            made += map(self._numbered, self._items.close(status))
+            made += map(self._numbered, self._items.close())
         return made
 
     def end(self, usage: dict[str, Any]) -> list[bytes]:

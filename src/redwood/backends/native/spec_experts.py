@@ -85,23 +85,14 @@ def _deepseek(fields: Fields) -> Experts:
                 f"{fields.where}: {name} {str(fields.get(name))[:80]!r} is not supported here, "
                 f"only {known}"
             )
-    layers, width = fields.count("num_hidden_layers"), fields.count("moe_intermediate_size")
-    first = fields.get("first_k_dense_replace")
-    if type(first) is not int or first < 0:
-        raise ModelError(f"{fields.where}: first_k_dense_replace {str(first)[:80]} is no count")
-    return Experts(
-        count=fields.count("n_routed_experts"),
-        used=fields.count("num_experts_per_tok"),
-        ffn=width,
-        layers=tuple(layer >= first for layer in range(layers)),
+    return _with_shared(
+        fields,
         scoring="sigmoid",
         normalise=fields.flag("norm_topk_prob"),
-        scale=float32(fields.number("routed_scaling_factor")),
         groups=fields.count("n_group"),
         groups_used=fields.count("topk_group"),
         two_best=True,
         choice_bias=True,
-        shared_ffn=width * fields.count("n_shared_experts"),
     )
 
 
@@ -116,6 +107,11 @@ def _deepseek2(fields: Fields) -> Experts:
             "and group_limited_greedy"
         )
     fields.get("n_group"), fields.get("topk_group"), fields.get("norm_topk_prob")
+    return _with_shared(fields, normalise=False, groups=groups[0], groups_used=groups[1])
+
+
+def _with_shared(fields: Fields, **more: Any) -> Experts:
+    """What all of DeepSeek's have: dense first layers, shared experts, a scale."""
     layers, width = fields.count("num_hidden_layers"), fields.count("moe_intermediate_size")
     first = fields.get("first_k_dense_replace")
     if type(first) is not int or first < 0:
@@ -125,11 +121,9 @@ def _deepseek2(fields: Fields) -> Experts:
         used=fields.count("num_experts_per_tok"),
         ffn=width,
         layers=tuple(layer >= first for layer in range(layers)),
-        normalise=False,
         scale=float32(fields.number("routed_scaling_factor")),
         shared_ffn=width * fields.count("n_shared_experts"),
-        groups=groups[0],
-        groups_used=groups[1],
+        **more,
     )
 
 

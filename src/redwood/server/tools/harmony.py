@@ -30,9 +30,11 @@ _TO = re.compile(r"to=(?:functions\.)?([^\s<]+)")
 _KNOWN = re.compile(r"\bassistant\b|channel=\s*(?:analysis|commentary|final)\b|to=[^\s<]+|\bjson\b")
 
 
-def _unknown(header: str) -> str:
-    """What a header says that is none of its own words."""
-    return " ".join(_KNOWN.sub(" ", header).replace("channel=", " ").split())
+def _unused(header: str, *, opened: bool) -> str:
+    """What a header says that is none of its own words, and whom it calls for nothing: all but the
+    first where its message has begun."""
+    words = _KNOWN.sub(" ", header).replace("channel=", " ").split()
+    return " ".join([*_TO.findall(header)[int(opened) :], *words])
 
 
 class HarmonyParser(ToolParser):
@@ -40,20 +42,12 @@ class HarmonyParser(ToolParser):
 
     def __init__(self, tools: Schemas, *, eager: bool = False) -> None:
         super().__init__(tools, eager=eager)
-        self._buffer = ""
         self._state = "start"  # header, text, analysis, call, arguments
         self._header = ""
         self._called_name = ""
         self._body = ""  # of a call that is held
         self._scan = ObjectScan()
         self._thought = ""  # white space of the reasoning, held back
-
-    def feed(self, text: str) -> list[Part]:
-        """As `ToolParser.feed`."""
-        self._buffer += text
-        while self._step():
-            pass
-        return self._take()
 
     def finish(self, *, complete: bool) -> list[Part]:
         """As `ToolParser.finish`."""
@@ -100,7 +94,7 @@ class HarmonyParser(ToolParser):
 
     def _open(self) -> None:
         """A message begins; its header says what it is."""
-        self._refuse(_unknown(self._header), "a header that says something else")
+        self._refuse(_unused(self._header, opened=True), "a header that says something else")
         to = _TO.search(self._header)
         if to is not None:
             self._called_name, self._body = to.group(1), ""
@@ -130,7 +124,8 @@ class HarmonyParser(ToolParser):
             else:
                 self._index += 1
         elif self._state == "header":
-            self._refuse(without_tags(_unknown(self._header), TAGS), "a message without a text")
+            header = _unused(self._header, opened=False)
+            self._refuse(without_tags(header, TAGS), "a message without a text")
         self._thought = ""
         self._state = "between"
 

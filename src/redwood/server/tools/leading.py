@@ -37,19 +37,11 @@ class LeadingParser(ToolParser):
 
     def __init__(self, tools: Schemas, *, eager: bool = False) -> None:
         super().__init__(tools, eager=False)  # the end of the answer ends the call
-        self._buffer = ""
         self._state = "start"
 
     @abstractmethod
     def _read(self, body: str) -> list[Call]:
         """Returns the calls of an answer; raises NoCall."""
-
-    def feed(self, text: str) -> list[Part]:
-        """As `ToolParser.feed`."""
-        self._buffer += text
-        while self._step():
-            pass
-        return self._take()
 
     def finish(self, *, complete: bool) -> list[Part]:
         """As `ToolParser.finish`."""

@@ -45,15 +45,23 @@ class ToolParser(ABC):
 
     def __init__(self, tools: Schemas, *, eager: bool = False) -> None:
         self._tools, self._eager = tools, eager
+        self._buffer = ""  # what was not decided yet
         self._index = 0  # of the next call
         self._parts: list[Part] = []
         self._space = ""  # white space that is text only if text follows
         self._said = False  # any text so far
         self._border: str | None = None  # what was left out since: "call", or a "tag"
 
-    @abstractmethod
     def feed(self, text: str) -> list[Part]:
         """Returns what is certain after a further piece of the answer's text."""
+        self._buffer += text
+        while self._step():
+            pass
+        return self._take()
+
+    @abstractmethod
+    def _step(self) -> bool:
+        """Decides on the beginning of what is held back; False: more of the text is needed."""
 
     @abstractmethod
     def finish(self, *, complete: bool) -> list[Part]:
@@ -149,7 +157,6 @@ class TaggedParser(ToolParser):
     def __init__(self, tools: Schemas, *, eager: bool = False) -> None:
         super().__init__(tools, eager=eager)
         self._tags = tuple({self.opening, self.closing, *self.others} - {""})
-        self._buffer = ""
         self._inside = False
         self._searched = 0  # of the buffer, for closing tags, inside a call
         self._scan: ObjectScan | None = None  # of a call whose arguments are handed on already
@@ -169,13 +176,6 @@ class TaggedParser(ToolParser):
     def _open_string(self, body: str) -> bool:
         """Whether a tag behind `body` would stand inside a string."""
         return False
-
-    def feed(self, text: str) -> list[Part]:
-        """As `ToolParser.feed`."""
-        self._buffer += text
-        while self._step():
-            pass
-        return self._take()
 
     def finish(self, *, complete: bool) -> list[Part]:
         """As `ToolParser.finish`."""
