@@ -198,7 +198,7 @@ def keep_saving(
 ) -> Callable[[], None]:
     """Saves tables every `interval_s` seconds, in a thread; returns a function that ends it.
 
-    A failure is logged once, and again only if its message changes. If copying a large table takes
+    A failure is logged once, and again only if its cause changes. If copying a large table takes
     long, the interval is extended so that copying takes 1 % of the time.
 
     Args:
@@ -216,8 +216,9 @@ def keep_saving(
                         copying += each.seconds
                         said.clear()
                 except TableError as error:
-                    if str(error) not in said:
-                        said.add(str(error))
+                    cause = str(error.__cause__ or error)  # the message counts free bytes, too
+                    if cause not in said:
+                        said.add(cause)
                         _log.warning("what the target said could not be kept: %s", error)
                 except Exception:
                     _log.exception("%s could not be saved", each.path)
