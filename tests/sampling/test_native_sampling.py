@@ -62,6 +62,25 @@ def weights_of(row: NDArray[Any], temperature: float) -> tuple[Row, float]:
 
 @needs_native
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_best_few_are_those_of_the_reference(kind: str) -> None:
+    for size in [*SIZES, FULL]:
+        rows = np.stack([shaped(size, seed, kind) for seed in (1, 2)])
+        for count in {1, min(4, size), size if size < 100 else 16}:
+            found = kernels.best_few(rows, count)
+            ids, probs = np.empty((2, count), np.int32), np.empty((2, count), np.float32)
+            if not reference.best_few(rows, ids, probs):
+                assert found is None and not np.isfinite(rows).all()
+                continue
+            assert found is not None
+            np.testing.assert_array_equal(found[0], ids)
+            # Blocks far below the best value are left out of the sum, and its exp is rough.
+            np.testing.assert_allclose(found[1], probs, rtol=0.03, atol=1e-3)
+            if size <= 512:
+                np.testing.assert_allclose(found[1], probs, rtol=2e-4, atol=1e-30)
+
+
+@needs_native
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_weights_and_range_are_those_of_the_reference(kind: str, dtype: Any) -> None:
     for size in [*SIZES, FULL]:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 Row = NDArray[np.float64]
 AnyRow = NDArray[np.float32] | NDArray[np.float64]
 
-_DEEP = 10.0  # values further below the best one are left out of a sum that rates drafts
 _SUMS = 64  # partial sums: entry i goes to sum i % 64
 _BLOCK = 1 << 13  # entries whose temporaries stay in the cache
 _SHIFT = 6755399441055744.0  # 1.5 * 2^52: adding it rounds to whole numbers
@@ -40,7 +39,7 @@ def best_few(rows: AnyRow, ids: NDArray[np.int32], probs: NDArray[np.float32]) -
     ids[:] = np.argsort(-rows, axis=1, kind="stable")[:, : ids.shape[1]]
     best = np.take_along_axis(rows, ids, axis=1).astype(np.float64)
     deep = rows.astype(np.float64) - best[:, :1]
-    sums = np.where(deep >= -_DEEP, np.exp(deep), 0.0).sum(axis=1, keepdims=True)
+    sums = np.exp(deep).sum(axis=1, keepdims=True)
     probs[:] = np.exp(best - best[:, :1]) / sums
     return True
 
