@@ -28,7 +28,7 @@ from redwood.sampling import SamplingParams
 
 _HERE = Path(__file__).parent
 _LIBRARY = Path(sysconfig.get_path("stdlib"))
-ROWS, NODES = 8, 8
+ROWS, NODES = 24, 2
 """How answers that only feed are decoded: rows together, nodes of each."""
 _ASKED = (
     "Explain this text in simple words:\n\n{}",
