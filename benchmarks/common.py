@@ -102,4 +102,9 @@ def command() -> str:
 def write(path: Path, about: dict[str, Any], **values: Any) -> None:
     """Writes a result where the caller wants it, with its command and `setting`."""
     saved = {"command": command(), "setting": about, **values}
-    path.write_text(json.dumps(saved, indent=1, default=str) + "\n")
+    path.write_text(json.dumps(saved, indent=1, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> str:
+    """A path by its name alone: folders of this machine are nobody's business."""
+    return value.name if isinstance(value, Path) else str(value)
