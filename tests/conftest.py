@@ -20,6 +20,7 @@ pytest_plugins = [
     "models_kit",
     "page_kit",
     "planner_kit",
+    "pool_kit",
     "server_kit",
     "skips_kit",
 ]

@@ -74,13 +74,14 @@ class Pool:
         self.created = int(time.time())
         self._watch()
 
-    def adopt(self, engine: Engine) -> None:
-        """Takes the default model, which was loaded before the server listens.
+    def adopt(self, engine: Engine) -> Pool:
+        """Takes the default model, which was loaded before the server listens; returns itself.
 
         Raises:
             ArgumentError: it takes more memory than all models may.
         """
         self.keeper.adopt(self.models[0], engine)
+        return self
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Starts the threads of what is loaded, and loading and unloading."""
