@@ -221,16 +221,16 @@ def cache_bytes(model: Backend, given: str | int | float | None) -> int:
         ArgumentError: no size; one above 0 for a backend that cannot share rows.
     """
     shares = isinstance(model, SharingBackend)
-    part = KV_CACHE_SHARE if given is None else given
-    if isinstance(part, float) and 0.0 < part < 1.0:
+    given = KV_CACHE_SHARE if given is None else given
+    if isinstance(given, float) and 0.0 < given < 1.0:
         exact = shares and getattr(model, "batch_invariant", False)
         free = free_bytes() if exact else None
         mapped = sum(getattr(model, "weight_bytes", {}).values())
-        return 0 if free is None else int(part * max(0, free - mapped))
+        return 0 if free is None else int(given * max(0, free - mapped))
     if given not in (0, "0"):
         from redwood.backends.offload.backend import parse_bytes
 
-        given = parse_bytes(given, "kv_cache")
+        given = parse_bytes(str(given), "kv_cache")
     size = int(given)
     if size and not shares:
         raise ArgumentError(f"kv_cache: the {model.name} backend keeps no keys and values; use 0")

@@ -152,6 +152,8 @@ class _Call:
             choices=len(prompts),
             prompt_tokens=sum(map(len, prompts[:: asked.n])),
         )
+        if lease.service is not self._served:  # one of several
+            self._record.details["model"] = self.model
         if self._served.settings.log_prompts:
             self._record.details["prompt"] = lease.service.engine.tokenizer.decode(prompts[0])
 

@@ -176,9 +176,8 @@ class Keeper:
                         each.grant()
                 if any(each.closing for each in chosen):
                     await self._woken(model, until)
-                else:
-                    for each in chosen:
-                        await self._unload(each, "room")
+                else:  # one at a time: meanwhile a request may take another of them
+                    await self._unload(chosen[0], "room")
         finally:
             for each in self._models:
                 each.closing = False
@@ -358,8 +357,9 @@ class Keeper:
             result, error = None, None
             try:
                 result = call()
-            except BaseException as raised:
-                error = raised
+            except BaseException as raised:  # what is no `Exception` would end the event loop
+                plain = isinstance(raised, Exception) and not isinstance(raised, StopIteration)
+                error = raised if plain else RuntimeError(repr(raised))
             with suppress(RuntimeError):  # the loop is closed: the server has ended
                 loop.call_soon_threadsafe(tell, result, error)
 
