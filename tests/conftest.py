@@ -20,8 +20,8 @@ pytest_plugins = [
     "models_kit",
     "page_kit",
     "planner_kit",
-    "pool_kit",
     "server_kit",
+    "pool_kit",  # after what it imports
     "skips_kit",
 ]
 
