@@ -170,11 +170,12 @@ class Keeper:
             while model.wanted and (over := self.used + need - most) > 0:
                 self._awake.clear()
                 chosen = self._chosen(model, over)
-                for each in self._models:
-                    each.closing = each in chosen and each.leases > 0
+                busy = any(each.leases for each in chosen)
+                for each in self._models:  # an idle one may be used until the others are idle, too
+                    each.closing = each in chosen and (each.leases > 0 or not busy)
                     if each.takes_requests:
                         each.grant()
-                if any(each.closing for each in chosen):
+                if busy:
                     await self._woken(model, until)
                 else:  # one at a time: meanwhile a request may take another of them
                     await self._unload(chosen[0], "room")
