@@ -139,15 +139,14 @@ def test_no_room_in_time_is_a_503_and_the_others_go_on(pool: Start) -> None:
     server = pool(most=150 * MIB, queue_timeout_s=0.3)
     (stage,) = server.stocks["a"].stages
     server.text("a")
-    stage.before = lambda call: wait_for(lambda: behind.waits is False, "the refusal")
+    stage.pause()
     running = server.in_background("a")
     wait_for(lambda: server.model("a").leases == 1, "a request")
-    behind = server.in_background("b")
-    response = behind.response()
+    response = server.chat("b")
     assert response.status_code == 503 and int(response.headers["retry-after"]) > 0
     assert response.json()["error"]["code"] == "no_room_for_model"
+    stage.go_on()
     assert running.response().status_code == 200
-    stage.before = lambda call: None
     server.all_right()
 
 
