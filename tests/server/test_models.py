@@ -136,7 +136,7 @@ def test_a_model_with_a_request_is_never_unloaded(pool: Start) -> None:
 
 
 def test_no_room_in_time_is_a_503_and_the_others_go_on(pool: Start) -> None:
-    server = pool(most=150 * MIB, queue_timeout_s=0.3)
+    server = pool(most=150 * MIB, queue_timeout_s=1.0)
     (stage,) = server.stocks["a"].stages
     server.text("a")
     stage.pause()
