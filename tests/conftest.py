@@ -21,6 +21,7 @@ pytest_plugins = [
     "page_kit",
     "planner_kit",
     "server_kit",
+    "pool_kit",  # after what it imports
     "skips_kit",
 ]
 

@@ -16,7 +16,7 @@ from redwood.backends.base import AcceptedPath, Nodes
 from redwood.backends.eager.backend import ATTENTION, EagerBackend
 from redwood.backends.native.backend import NativeBackend
 from redwood.backends.native.load import load_native
-from redwood.drafters.base import ModelDrafter
+from redwood.drafters.base import ModelDrafter, NgramDrafter, join_drafters
 from redwood.engine.engine import RowEngine
 from redwood.engine.scheduler import chunks
 from redwood.errors import ArgumentError
@@ -216,6 +216,23 @@ def test_memory_that_runs_out_while_pages_are_shared_loses_nothing(at: int) -> N
     target.fails_at = 0
     prompts = [[*TEXT[:90], i, i] for i in range(3)]
     assert _answers(engine, prompts)[0] == _answers(RowEngine(target), prompts)[0]
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_memory_that_runs_out_frees_what_draft_models_keep_too(joined: bool) -> None:
+    target, small = _Scarce(90, capacity=512), TableBackend(90, seed=1, capacity=512, order=512)
+    model = ModelDrafter(small)
+    assert model.keep(MIB)
+    drafter = join_drafters([model, NgramDrafter()]) if joined else model
+    engine = RowEngine(target, drafter, budget=4, kv_cache=MIB)
+    _answers(engine, [TEXT[:100]])
+    assert small.num_rows == 1
+    target.fails_at = target.calls + 2
+    with pytest.raises(MemoryError):
+        _answers(engine, [TEXT[100:200]])
+    assert target.num_rows == small.num_rows == 0
+    target.fails_at = 0
+    assert _answers(engine, [TEXT[:100]])[0] == _answers(RowEngine(target), [TEXT[:100]])[0]
 
 
 def test_a_template_that_changes_the_past_shares_less_and_nothing_is_wrong() -> None:

@@ -13,6 +13,7 @@ import typer
 from redwood.cli import options as o
 from redwood.cli.groups import grouped, values
 from redwood.cli.serve import FORMATS, Serving, check_packages, serve, settings_of
+from redwood.cli.serve_models import Several, plans_of
 from redwood.cli.terminal import say, write
 from redwood.drafters.names import INDEX, split_names
 
@@ -28,6 +29,10 @@ _NOT_SHARED = {
     "table",  # one process writes a table
     "table_size",
     "shared_table",
+    "kv_cache_file",  # as a table
+    "models",  # replicas have one model, see `deploy`
+    "models_memory",
+    "idle_unload",
     "max_connections",  # clients connect to Ray's proxy
     "send_timeout",  # Ray's proxy buffers what a client does not read
     "cpus",  # all replicas would be pinned to the same processors
@@ -35,6 +40,7 @@ _NOT_SHARED = {
 }
 _OF_PLAN = ("target", "drafter", "log_format", "allow_no_key", "api_key_file")
 _PANEL = "Replicas"
+_ONE_MODEL = "replicas have one model; `redwood serve` has several, or run a deployment for each"
 
 
 def _option(name: str, text: str, **more: Any) -> Any:
@@ -108,6 +114,7 @@ class Scaling:
 def deploy(
     *,
     scaling: Scaling,
+    models: Annotated[Path | None, typer.Option("--models", hidden=True)] = None,
     run: Annotated[
         bool,
         _option("--run/--print", "Run it on this machine, or print it for `serve deploy`."),
@@ -120,6 +127,8 @@ def deploy(
     machine and serves until Ctrl-C or SIGTERM, which let answers end first. A request whose engine
     dies before it answered anything is given to another one; a stream ends with an error event.
     """
+    if models is not None:
+        raise o.wrong("--models", _ONE_MODEL)
     plan = _plan(options, **values(scaling))
     check_packages("deploy")
     keys = plan.keys()
@@ -148,13 +157,16 @@ def _plan(options: Mapping[str, Any], **more: Any) -> DeployPlan:
     taken = {name: left.pop(name) for name in _OF_PLAN}
     if taken["log_format"] not in FORMATS:
         raise o.wrong("--log-format", f"{taken['log_format']!r} is neither text nor json")
-    settings = settings_of(left, taken["target"])
+    if len(taken["target"] or ()) > 1:
+        raise o.wrong("--target", _ONE_MODEL)
+    (model,) = plans_of(taken["target"], Several(), {})
+    settings = settings_of(left, [model])
     own = {field.name for field in fields(Serving)}
     left = {name: value for name, value in left.items() if name not in own}
     engine = o.given(**left)
     if "tree" in engine:
         engine["tree"] = o.tree_parents(engine["tree"])
-    taken["target"] = _absolute(taken["target"])
+    taken["target"] = _absolute(model.target)
     taken["drafter"] = "+".join(_absolute(part) for part in split_names(taken["drafter"]))
     if taken["api_key_file"] is not None:
         taken["api_key_file"] = str(taken["api_key_file"].absolute())

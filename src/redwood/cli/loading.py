@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from redwood.cli.groups import Machine
@@ -22,9 +22,18 @@ _OF_TARGET = ("capacity", "offload", "memory")  # options that drafters do not h
 
 
 def open_engine(
-    target: str, drafter: str, *, tree: str | None = None, law: str | None = None, **options: Any
+    target: str,
+    drafter: str,
+    *,
+    tree: str | None = None,
+    law: str | None = None,
+    quiet: bool = False,
+    **options: Any,
 ) -> Engine:
     """Returns an engine; `options` are those of `redwood.load`, None where not given.
+
+    Args:
+        quiet: show no progress.
 
     Raises:
         RedwoodError: see `redwood.load`.
@@ -40,7 +49,7 @@ def open_engine(
     )
     ours = {name: options.pop(name, None) for name in names}
     options = _given(options)
-    with _loading(target, models, options):
+    with nullcontext() if quiet else _loading(target, models, options):
         from redwood.engine.load import load
 
         return load(

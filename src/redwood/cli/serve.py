@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,9 +12,9 @@ import typer
 
 from redwood._defaults import Loading as _defaults
 from redwood.cli import options as o
-from redwood.cli.groups import Drafting, Machine, Placement, Prompts, grouped, values
-from redwood.cli.kept import NO_TABLE, has_table
-from redwood.cli.loading import follow_if_not_first, open_engine
+from redwood.cli.groups import Machine, Placement, Prompts, grouped, values
+from redwood.cli.loading import follow_if_not_first
+from redwood.cli.serve_models import ModelPlan, ServedDrafting, Several, plans_of
 from redwood.cli.terminal import say
 from redwood.errors import UnsupportedError
 from redwood.server.settings import Settings
@@ -23,8 +23,7 @@ from redwood.server.tools.names import FORMATS as FORMATS_OF_CALLS
 if TYPE_CHECKING:
     from redwood.engine.text import Engine
     from redwood.server.auth import Keys
-    from redwood.server.memory import Memory
-    from redwood.server.service import Service
+    from redwood.server.served import Served
 
 _PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
 FORMATS = ("text", "json")
@@ -228,53 +227,42 @@ def serve(
         str, _option("--log-format", "Of the log on stderr: text or json.", metavar="FORMAT")
     ] = "text",
     rows: Rows,
-    drafting: Drafting,
+    drafting: ServedDrafting,
+    several: Several,
     machine: Machine,
     placement: Placement,
     prompts: Prompts,
 ) -> int:
-    """Serves a model over HTTP, as OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.
+    """Serves models over HTTP, as OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.
 
     Also /health, /ready, /metrics, and a page at /. SIGTERM and Ctrl-C let answers end first, twice
     does not.
     """
     if log_format not in FORMATS:
         raise o.wrong("--log-format", f"{log_format!r} is neither text nor json")
-    settings = settings_of(asdict(serving), drafting.target)
+    options = values(serving, drafting, machine, placement, prompts, rows, kept)
+    plans = plans_of(drafting.target, several, options)
+    settings = settings_of(options, plans)
     _check(kept)
     check_packages("serve")
     from redwood.server.auth import read_keys
 
     keys = read_keys(access.api_key or [], access.api_key_file)
-    follow_if_not_first(placement.parallel, drafting.target, machine)
+    from redwood.cli.serve_several import OneModel, open_pool
 
-    options = values(drafting, machine, placement, prompts, rows)
-    if kept.shared_table and not has_table(drafting.drafter):
-        raise o.wrong("--shared-table", NO_TABLE)
-    apart = len(keys) > 0 and not kept.shared_table  # then --table is a folder
-    folder = options.pop("table") if apart and has_table(drafting.drafter) else None
-
-    def load() -> Engine:
-        return open_engine(**options)
-
-    def serve_by(engine: Engine) -> Service:
-        from redwood.server.service import Service
-        from redwood.server.tables import own_tables
-
-        memory = _recalled(engine, kept, keys, drafting.target)
-        tables = None
-        if folder is not None:
-            tables = own_tables(engine, keys.namespace, folder, drafting.target)
-        return Service(
-            engine, settings, keys, memory, tables=tables, shared_table=kept.shared_table
-        )
-
-    return _run(
-        settings, keys, load, serve_by, allow_no_key=access.allow_no_key, log_format=log_format
-    )
+    made = [
+        OneModel(plan, replace(settings, model_names=names), keys, len(plans))
+        for plan, names in zip(plans, _names(options, plans), strict=True)
+    ]
+    how: dict[str, Any] = dict(allow_no_key=access.allow_no_key, log_format=log_format)
+    if len(plans) == 1 and not several.asked:
+        follow_if_not_first(placement.parallel, plans[0].target, machine)
+        return _run(settings, keys, made[0].load, made[0].serve, **how)
+    pool = open_pool(made, several, settings, keys)
+    return _run(settings, keys, made[0].load, pool.adopt, **how)
 
 
-def settings_of(options: Mapping[str, Any], target: str) -> Settings:
+def settings_of(options: Mapping[str, Any], plans: Sequence[ModelPlan]) -> Settings:
     """Returns the server's settings from the options of `Serving`; other options are ignored."""
     known = {field.name for field in fields(Settings)}
     found = {
@@ -283,10 +271,20 @@ def settings_of(options: Mapping[str, Any], target: str) -> Settings:
         for field in (name, f"{name}_s")
         if field in known
     }
+    names = [name for each in _names(options, plans) for name in each]
+    for name in names:
+        if names.count(name) > 1:
+            raise o.wrong("--target", f"two models are called {name!r}: name them, NAME=MODEL")
     return Settings(
-        model_names=tuple(options["served_name"] or [public_name(target)]),
-        **{**found, "allowed_hosts": tuple(options["allowed_host"] or ())},
+        model_names=tuple(names), **{**found, "allowed_hosts": tuple(options["allowed_host"] or ())}
     )
+
+
+def _names(options: Mapping[str, Any], plans: Sequence[ModelPlan]) -> list[tuple[str, ...]]:
+    """The names of each model for clients."""
+    if len(plans) == 1 and options["served_name"]:
+        return [tuple(options["served_name"])]
+    return [plan.names or (public_name(plan.target),) for plan in plans]
 
 
 def _check(kept: KeptAnswers) -> None:
@@ -294,19 +292,6 @@ def _check(kept: KeptAnswers) -> None:
         raise o.wrong("--share-answers", "needs --keep-answers, as --keep-every does")
     if kept.keep_every is not None and not 0.0 < kept.keep_every < float("inf"):
         raise o.wrong("--keep-every", f"{kept.keep_every} must be above 0")
-
-
-def _recalled(engine: Engine, kept: KeptAnswers, keys: Keys, target: str) -> Memory | None:
-    if kept.keep_answers is None:
-        return None
-    from redwood.datastore import Namespaces
-    from redwood.server.memory import Memory
-
-    name = (lambda owner: "everybody") if kept.share_answers else keys.namespace
-    stores = Namespaces(kept.keep_answers, engine.tokenizer, name=target)
-    memory = Memory(stores, engine.drafter, name)
-    stores.start(**o.given(interval_s=kept.keep_every))
-    return memory
 
 
 def public_name(target: str) -> str:
@@ -330,7 +315,7 @@ def _run(
     settings: Settings,
     keys: Keys,
     load: Callable[[], Engine],
-    serve_by: Callable[[Engine], Service],
+    serve_by: Callable[[Engine], Served],
     *,
     allow_no_key: bool,
     log_format: str,
@@ -354,16 +339,10 @@ def _run(
         return leave(code)
 
 
-def _greet(url: str, service: Service, keys: Keys) -> None:
+def _greet(url: str, service: Served, keys: Keys) -> None:
     say(f"serving {service.settings.model_names[0]} at {url}/v1 (Ctrl-C stops)")
-    engine = service.engine
-    if engine.kv_tokens is None:
-        say(f"up to {engine.max_rows} answers at once; their memory is not bounded (--kv-tokens)")
-    else:
-        say(
-            f"up to {engine.max_rows} answers at once, of {engine.kv_tokens} tokens together with "
-            f"their prompts (--kv-tokens); one may have {engine.target.capacity}"
-        )
+    for line in service.greeting():
+        say(line)
     header = " -H 'Authorization: Bearer KEY'" if len(keys) else ""
     say(
         f"try: curl {url}/v1/chat/completions -H 'Content-Type: application/json'{header} "

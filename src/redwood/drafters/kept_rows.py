@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NamedTuple
 
 from redwood.backends.base import Backend, SharingBackend
@@ -87,6 +88,13 @@ class KeptRows:
         if self._sharing is not None:
             self._sharing.park(row)
         self._shrink()
+
+    def clear(self) -> None:
+        """Drops all of them; what cannot be released is left to its backend."""
+        kept, self._kept = self._kept, []
+        for each in kept:
+            with suppress(Exception):
+                self._backend.release(each.row)
 
     def _shrink(self) -> None:
         while self._kept and (len(self._kept) > _MOST or self._pages() > self._max_pages):

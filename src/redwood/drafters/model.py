@@ -342,6 +342,10 @@ class ModelDrafter:
         """
         return self._kept.bound(max_bytes)
 
+    def clear(self) -> None:
+        """Drops the keys and values that stay: memory is needed."""
+        self._kept.clear()
+
     def _forget_drafts(self, key: int) -> None:
         """Drops provisional nodes; the whole row if the backend cannot."""
         row = self._rows.get(key)

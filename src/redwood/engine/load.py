@@ -65,7 +65,7 @@ def load(
     law: str = defaults.law,
     max_rows: int = defaults.max_rows,
     kv_tokens: int | None = None,
-    kv_cache: str | int | None = None,
+    kv_cache: str | int | float | None = None,
     kv_cache_file: str | Path | None = None,
     prefill_beside: int | None = None,
     progress: bool = False,
@@ -101,7 +101,8 @@ def load(
         kv_tokens: tokens, prompts and answers, that they may come to hold together; see
             `RowEngine`.
         kv_cache: memory for keys and values that stay after requests have ended, such as "2GiB", so
-            that what begins alike is not read again; 0: none. None: a fifth of what is free then.
+            that what begins alike is not read again; 0: none. A number between 0 and 1: that part
+            of what is free then; None: a fifth.
             Backends that are not `batch_invariant` keep none unless told to, see
             docs/prefix_cache.md.
         kv_cache_file: where that stays over a restart, too: read now, written by `Engine.close`.
@@ -213,22 +214,23 @@ def load(
     return engine
 
 
-def cache_bytes(model: Backend, given: str | int | None) -> int:
+def cache_bytes(model: Backend, given: str | int | float | None) -> int:
     """Returns the bytes of keys and values that stay, for `kv_cache` as of `load`.
 
     Raises:
         ArgumentError: no size; one above 0 for a backend that cannot share rows.
     """
     shares = isinstance(model, SharingBackend)
-    if given is None:
+    given = KV_CACHE_SHARE if given is None else given
+    if isinstance(given, float) and 0.0 < given < 1.0:
         exact = shares and getattr(model, "batch_invariant", False)
         free = free_bytes() if exact else None
         mapped = sum(getattr(model, "weight_bytes", {}).values())
-        return 0 if free is None else int(KV_CACHE_SHARE * max(0, free - mapped))
+        return 0 if free is None else int(given * max(0, free - mapped))
     if given not in (0, "0"):
         from redwood.backends.offload.backend import parse_bytes
 
-        given = parse_bytes(given, "kv_cache")
+        given = parse_bytes(str(given), "kv_cache")
     size = int(given)
     if size and not shares:
         raise ArgumentError(f"kv_cache: the {model.name} backend keeps no keys and values; use 0")

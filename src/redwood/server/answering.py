@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from time import perf_counter
 from typing import Any
 
 from fastapi import Request, Response
@@ -17,50 +18,55 @@ from redwood.server.framing import Frame, Stream
 from redwood.server.generation import Event, Generation
 from redwood.server.logs import Record
 from redwood.server.responses import json_response
-from redwood.server.service import Service
+from redwood.server.served import Lease, Served
 from redwood.server.streaming import ClientLeft, EventStream, until_left
 from redwood.server.tools.parts import Part
 
 
-async def answer(service: Service, request: Request, api: Api) -> Response:
+async def answer(served: Served, request: Request, api: Api) -> Response:
     """Answers one request.
 
     Raises:
         ApiError: the error that the client gets.
         ClientLeft: the client has closed the connection.
     """
-    if service.draining:
+    if served.draining:
         raise unavailable("the server is stopping", "shutting_down")
     record: Record = request.scope["record"]
     owner = record.owner or "open"
-    service.admission.enter(owner)
+    served.admission.enter(owner)
     try:
         asked, wire = api.read(await _body(request))
-        model = _served_name(service, asked)
-        made = service.preparer.prepare(asked, owner, record.started_s)
-        generation = await until_left(request.receive, made)
+        call = _Call(served, record, owner, api, asked, wire)
+        if asked.stream and not served.has(call.model):
+            return call.stream_once_loaded()
+        try:
+            reply = await until_left(request.receive, call.begin())
+        except BaseException:
+            call.release()
+            raise
     finally:
-        service.admission.leave(owner)
-    _note(service, record, asked, generation)
-    reply = _Reply(service, record, asked, generation, api.frame(service, wire, model, generation))
+        served.admission.leave(owner)
     return reply.stream() if asked.stream else await reply.whole(request)
 
 
-async def count_tokens(service: Service, request: Request, api: Api) -> int:
+async def count_tokens(served: Served, request: Request, api: Api) -> int:
     """Returns how many tokens the prompt of a request has.
 
     Raises: as `answer`.
     """
     record: Record = request.scope["record"]
     owner = record.owner or "open"
-    service.admission.enter(owner)
+    served.admission.enter(owner)
+    call: _Call | None = None
     try:
-        asked, _ = api.read(await _body(request))
-        _served_name(service, asked)
-        made = service.preparer.prompts(asked)
-        (prompt,) = await until_left(request.receive, made)
+        asked, wire = api.read(await _body(request))
+        call = _Call(served, record, owner, api, asked, wire)
+        (prompt,) = await until_left(request.receive, call.prompts())
     finally:
-        service.admission.leave(owner)
+        if call is not None:
+            call.release()
+        served.admission.leave(owner)
     return len(prompt)
 
 
@@ -71,11 +77,11 @@ async def _body(request: Request) -> bytes:
         raise ClientLeft("disconnect") from None
 
 
-def _served_name(service: Service, asked: schema.Request) -> str:
-    names = service.settings.model_names
+def _served_name(served: Served, asked: schema.Request) -> str:
+    names = served.settings.model_names
     if asked.model is not None and asked.model not in names:
         raise model_not_found(asked.model)
-    if asked.redwood.trace and not service.settings.trace:
+    if asked.redwood.trace and not served.settings.trace:
         raise wrong("this server shows no traces", "redwood", "unsupported_parameter")
     return names[0] if asked.model is None else asked.model
 
@@ -90,13 +96,109 @@ def model_not_found(name: str) -> ApiError:
     )
 
 
-def _note(service: Service, record: Record, asked: schema.Request, generation: Generation) -> None:
-    prompts = [choice.prompt for choice in generation.choices]
-    record.details.update(
-        stream=asked.stream, choices=len(prompts), prompt_tokens=sum(map(len, prompts[:: asked.n]))
-    )
-    if service.settings.log_prompts:
-        record.details["prompt"] = service.engine.tokenizer.decode(prompts[0])
+class _Call:
+    """A request that has been read: from its model to the reply that has begun.
+
+    Attributes: `model`: its name.
+
+    Raises:
+        ApiError: 404: there is no such model; 400: traces are not shown here.
+    """
+
+    def __init__(
+        self, served: Served, record: Record, owner: str, api: Api, asked: schema.Request, wire: Any
+    ) -> None:
+        self._served, self._record, self._owner = served, record, owner
+        self._api, self._asked, self._wire = api, asked, wire
+        self.model = _served_name(served, asked)
+        self._lease: Lease | None = None
+        self._entered = False
+
+    def release(self) -> None:
+        """Gives the model back; for a reply that has not begun."""
+        if self._lease is not None:
+            self._lease.release()
+
+    async def prompts(self) -> list[list[int]]:
+        """Returns the token ids of the request's prompts; raises as `begin`."""
+        lease = await self._acquired()
+        return await lease.service.preparer.prompts(self._asked)
+
+    async def begin(self) -> _Reply:
+        """Returns the reply, once the model is loaded and the prompts are tokens.
+
+        Raises:
+            ApiError: the model cannot be loaded, the request is wrong.
+        """
+        waits = not self._served.has(self.model)
+        lease = await self._acquired()
+        service, asked = lease.service, self._asked
+        loaded_s = perf_counter()
+        generation = await service.preparer.prepare(asked, self._owner, self._record.started_s)
+        if waits:
+            generation.queued_s = loaded_s
+        self._note(lease, generation)
+        frame = self._api.frame(service, self._wire, self.model, generation)
+        return _Reply(lease, self._record, asked, generation, frame)
+
+    async def _acquired(self) -> Lease:
+        self._lease = await self._served.acquire(self.model, self._record.started_s)
+        return self._lease
+
+    def _note(self, lease: Lease, generation: Generation) -> None:
+        prompts, asked = [choice.prompt for choice in generation.choices], self._asked
+        self._record.details.update(
+            stream=asked.stream,
+            choices=len(prompts),
+            prompt_tokens=sum(map(len, prompts[:: asked.n])),
+        )
+        if lease.service is not self._served:  # one of several
+            self._record.details["model"] = self.model
+        if self._served.settings.log_prompts:
+            self._record.details["prompt"] = lease.service.engine.tokenizer.decode(prompts[0])
+
+    def stream_once_loaded(self) -> Response:
+        """Returns a stream that is kept alive by comments while the model is being loaded; what
+        fails before the first of them has a status of its own, as elsewhere."""
+        settings = self._served.settings
+        begun: list[Stream] = []
+
+        async def parts() -> AsyncGenerator[bytes]:
+            reply = await self.begin()
+            self._leave()
+            begun.append(stream := reply.events())
+            with reply.lifetime():
+                async with aclosing(reply.parts(stream)) as made:
+                    async for part in made:
+                        yield part
+
+        def failed(error: ApiError) -> bytes:
+            self._record.details.update(error=error.code)
+            return begun[0].failed(error) if begun else self._api.failed(error)
+
+        return EventStream(
+            parts(),
+            lifetime=self._entering(),
+            ping_s=settings.ping_s,
+            send_timeout_s=settings.send_timeout_s,
+            failed=failed,
+        )
+
+    @contextmanager
+    def _entering(self) -> Iterator[None]:
+        """Counts the request as one that enters until its reply begins."""
+        self._served.admission.enter(self._owner)
+        self._entered = True
+        try:
+            yield
+        finally:
+            self._leave()
+            self.release()
+
+    def _leave(self) -> None:
+        if self._entered:
+            self._entered = False
+            self._served.admission.leave(self._owner)
 
 
 class _Reply:
@@ -104,18 +206,28 @@ class _Reply:
 
     def __init__(
         self,
-        service: Service,
+        lease: Lease,
         record: Record,
         asked: schema.Request,
         generation: Generation,
         frame: Frame,
     ) -> None:
-        self._service, self._record, self._asked = service, record, asked
+        self._lease, self._service = lease, lease.service
+        self._record, self._asked = record, asked
         self._generation, self._frame = generation, frame
+
+    @contextmanager
+    def lifetime(self) -> Iterator[None]:
+        """Submits the request to the engine; on leaving, ends it there and gives the model back."""
+        try:
+            with self._service.serving(self._generation, self._record):
+                yield
+        finally:
+            self._lease.release()
 
     async def whole(self, request: Request) -> Response:
         """Returns the complete answer; raises ClientLeft if the client leaves before that."""
-        with self._service.serving(self._generation, self._record):
+        with self.lifetime():
             made = await until_left(request.receive, self._collect())
         parts = [self._read_whole(each) for each in made]
         return json_response(self._frame.whole(made, parts, self._usage()))
@@ -133,19 +245,23 @@ class _Reply:
 
     def stream(self) -> Response:
         """Returns the answer as a stream of server-sent events."""
-        settings, stream = self._service.settings, self._frame.stream()
+        settings, stream = self._service.settings, self.events()
 
         def failed(error: ApiError) -> bytes:
             self._record.details.update(error=error.code)
             return stream.failed(error)
 
         return EventStream(
-            self._parts(stream),
-            lifetime=self._service.serving(self._generation, self._record),
+            self.parts(stream),
+            lifetime=self.lifetime(),
             ping_s=settings.ping_s,
             send_timeout_s=settings.send_timeout_s,
             failed=failed,
         )
+
+    def events(self) -> Stream:
+        """Returns what makes server-sent events of the answer."""
+        return self._frame.stream()
 
     async def _collect(self) -> list[list[Event]]:
         made: list[list[Event]] = [[] for _ in self._generation.choices]
@@ -154,8 +270,8 @@ class _Reply:
                 made[each.choice].append(each)
         return made
 
-    async def _parts(self, stream: Stream) -> AsyncGenerator[bytes]:
-        """Encoded events, one part for each event of the engine."""
+    async def parts(self, stream: Stream) -> AsyncGenerator[bytes]:
+        """Yields encoded events, one part for each event of the engine; within `lifetime`."""
         async with aclosing(self._events()) as events:
             async for each in events:
                 if part := b"".join(stream.step(each, self._read(each))):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from redwood.server import fields, messages_request, responses_request
 from redwood.server.answers import ChatAnswer, CompletionAnswer
-from redwood.server.framing import Frame
+from redwood.server.errors import ApiError, anthropic_body
+from redwood.server.framing import Frame, named_event
 from redwood.server.generation import Event, Generation
 from redwood.server.messages_answer import MessagesAnswer
 from redwood.server.messages_request import CountRequest, MessagesRequest
@@ -28,10 +29,12 @@ class Api:
     Args:
         read: returns the request of a body, and what the API itself has read; raises ApiError.
         frame: returns what stands around the answer to a request.
+        failed: returns the event of an error in a stream whose answer has not begun.
     """
 
     read: Callable[[bytes], tuple[Request, Any]]
     frame: Callable[[Service, Any, str, Generation], Frame]
+    failed: Callable[[ApiError], bytes]
 
 
 def _openai(kind: type[Request], answer: type[ChatAnswer] | type[CompletionAnswer]) -> Api:
@@ -42,7 +45,7 @@ def _openai(kind: type[Request], answer: type[ChatAnswer] | type[CompletionAnswe
     def frame(service: Service, asked: Request, model: str, generation: Generation) -> Frame:
         return answer(model, service.texts, service.fingerprint, asked.stream_options)
 
-    return Api(read, frame)
+    return Api(read, frame, lambda error: error.event)
 
 
 def _as_chat(kind: type[Any], module: ModuleType) -> Callable[[bytes], tuple[Request, Any]]:
@@ -78,8 +81,18 @@ def _frame_message(
     return MessagesAnswer(asked, model, len(choice.prompt), stopped_by)
 
 
+def _fail_response(error: ApiError) -> bytes:
+    said = error.body["error"]
+    told = {name: said[name] for name in ("code", "message", "param")}
+    return named_event("error", {"type": "error", **told, "sequence_number": 0})
+
+
+def _fail_message(error: ApiError) -> bytes:
+    return named_event("error", anthropic_body(error))
+
+
 CHAT = _openai(ChatRequest, ChatAnswer)
 COMPLETIONS = _openai(CompletionRequest, CompletionAnswer)
-RESPONSES = Api(_as_chat(ResponsesRequest, responses_request), _frame_response)
-MESSAGES = Api(_as_chat(MessagesRequest, messages_request), _frame_message)
-COUNT = Api(_as_chat(CountRequest, messages_request), _frame_message)
+RESPONSES = Api(_as_chat(ResponsesRequest, responses_request), _frame_response, _fail_response)
+MESSAGES = Api(_as_chat(MessagesRequest, messages_request), _frame_message, _fail_message)
+COUNT = Api(_as_chat(CountRequest, messages_request), _frame_message, _fail_message)

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse
@@ -24,7 +23,7 @@ from redwood.server.metrics import CONTENT_TYPE
 from redwood.server.middleware import OuterMiddleware
 from redwood.server.responses import error_response, json_response
 from redwood.server.responses_request import ResponsesRequest
-from redwood.server.service import Service
+from redwood.server.served import Served
 from redwood.server.streaming import ClientLeft
 
 JSON, EVENTS = "application/json", "text/event-stream"
@@ -35,8 +34,8 @@ _PAGE_POLICY = (
 )
 
 
-def create_app(service: Service, static: Path = STATIC) -> ASGIApp:
-    """Returns the ASGI application of a service; its lifespan runs the engine's thread.
+def create_app(service: Served, static: Path = STATIC) -> ASGIApp:
+    """Returns the ASGI application of a service, or of several; its lifespan runs their threads.
 
     Args:
         static: folder of the web page; none is served without it.
@@ -44,12 +43,11 @@ def create_app(service: Service, static: Path = STATIC) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.worker.start(asyncio.get_running_loop())
+        service.start(asyncio.get_running_loop())
         try:
             yield
         finally:
-            await asyncio.to_thread(service.worker.stop)
-            service.preparer.close()
+            await service.stop()
 
     app = FastAPI(
         title="Redwood",
@@ -69,7 +67,7 @@ def create_app(service: Service, static: Path = STATIC) -> ASGIApp:
     return OuterMiddleware(app, service.settings, service.keys, service.metrics)
 
 
-def _add_answers(app: FastAPI, service: Service) -> None:
+def _add_answers(app: FastAPI, service: Served) -> None:
     given = route_responses(404, 408, 415, 429, 503, 504, kinds=(JSON, EVENTS))
 
     @app.post("/v1/chat/completions", openapi_extra=body_of(schema.ChatRequest), responses=given)
@@ -108,44 +106,30 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     async def embeddings(request: Request) -> Response:
         """Refuses: this server only makes text."""
         raise wrong(
-            "embeddings are not made here: Redwood serves one model that makes text; run an "
-            "embedding server beside it",
+            "embeddings are not made here: Redwood serves models that make text; run an embedding "
+            "server beside it",
             code="unsupported_endpoint",
         )
 
 
-def _add_models(app: FastAPI, service: Service) -> None:
-    def described(name: str) -> dict[str, Any]:
-        return {
-            "id": name,
-            "object": "model",
-            "created": service.created,
-            "owned_by": "redwood",
-            "max_model_len": service.engine.target.capacity,
-        }
-
+def _add_models(app: FastAPI, service: Served) -> None:
     @app.get("/v1/models", responses=route_responses())
     async def models() -> Response:
-        """Lists the names of the model."""
+        """Lists the names of the model, or of all models."""
         names = service.settings.model_names
-        return json_response({"object": "list", "data": [described(name) for name in names]})
+        return json_response(
+            {"object": "list", "data": [service.described(name) for name in names]}
+        )
 
     @app.get("/v1/models/{name:path}", responses=route_responses(404))
     async def model(name: str) -> Response:
         """Describes one of them."""
         if name not in service.settings.model_names:
             raise model_not_found(name)
-        return json_response(described(name))
+        return json_response(service.described(name))
 
 
-def _add_state(app: FastAPI, service: Service) -> None:
-    def state() -> dict[str, Any]:
-        return {
-            "heartbeat_age_s": round(service.worker.heartbeat_age_s, 3),
-            "running": service.admission.num_running,
-            "waiting": service.admission.num_waiting,
-        }
-
+def _add_state(app: FastAPI, service: Served) -> None:
     states = route_responses(key=False)
     states[503] = {"description": "`status` names the trouble.", "content": {JSON: {}}}
 
@@ -153,13 +137,17 @@ def _add_state(app: FastAPI, service: Service) -> None:
     async def health() -> Response:
         """200 while the engine works; 503 when it is dead, stalled, or all its steps fail."""
         trouble = service.trouble()
-        return json_response({"status": trouble or "ok", **state()}, 503 if trouble else 200)
+        return json_response(
+            {"status": trouble or "ok", **service.state()}, 503 if trouble else 200
+        )
 
     @app.get("/ready", responses=states)
     async def ready() -> Response:
         """200 while new requests are accepted."""
         trouble = "shutting_down" if service.draining else service.trouble()
-        return json_response({"status": trouble or "ok", **state()}, 503 if trouble else 200)
+        return json_response(
+            {"status": trouble or "ok", **service.state()}, 503 if trouble else 200
+        )
 
     @app.get("/metrics", response_class=Response, responses=route_responses(kinds=("text/plain",)))
     async def metrics() -> Response:

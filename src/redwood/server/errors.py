@@ -85,6 +85,12 @@ def unavailable(message: str, code: str, *, retry_after_s: int = 5) -> ApiError:
     return ApiError(503, message, code=code, headers={"retry-after": str(retry_after_s)})
 
 
+def too_long(timeout_s: float) -> ApiError:
+    """Returns the 504 of a request that was not answered within its time."""
+    message = f"the request took longer than {timeout_s:g} seconds"
+    return ApiError(504, message, code="timeout", headers=_NO_RETRY)
+
+
 def as_api_error(error: BaseException) -> ApiError:
     """Returns the error that the client gets for an error of the engine."""
     if isinstance(error, ApiError):

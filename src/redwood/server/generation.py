@@ -14,7 +14,7 @@ from typing import Any
 
 from redwood.engine.stats import Stats
 from redwood.sampling import SamplingParams
-from redwood.server.errors import ApiError, as_api_error, full
+from redwood.server.errors import as_api_error, full, too_long
 from redwood.server.tools.reading import PlainReader, Reader
 
 
@@ -81,7 +81,8 @@ class Generation:
         arrived_s: when the request arrived, on the clock of `perf_counter`.
         readers: of the choices' texts; None: text is text.
 
-    Attributes: `events`: queue that the worker posts to; `started_s`, `first_token_s`: when the
+    Attributes: `events`: queue that the worker posts to; `queued_s`: since when it waits for a row,
+    later than its arrival if its model had to be loaded; `started_s`, `first_token_s`: when the
     first choice got a row, and the first token was made, None before; `ended`: all choices have.
     """
 
@@ -103,6 +104,7 @@ class Generation:
         ]
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self.arrived_s = perf_counter() if arrived_s is None else arrived_s
+        self.queued_s = self.arrived_s
         self.started_s: float | None = None
         self.first_token_s: float | None = None
         self.ended = False
@@ -129,11 +131,12 @@ class Generation:
             yield event
 
     async def _next(self, queue_timeout_s: float, timeout_s: float) -> Event:
-        waited = perf_counter() - self.arrived_s
-        allowed = timeout_s - waited
-        queued = self.started_s is None and queue_timeout_s < timeout_s
+        now = perf_counter()
+        allowed = timeout_s - (now - self.arrived_s)
+        in_queue = queue_timeout_s - (now - self.queued_s)
+        queued = self.started_s is None and in_queue < allowed
         if queued:
-            allowed = queue_timeout_s - waited
+            allowed = in_queue
         try:
             async with asyncio.timeout(max(0.0, allowed)):
                 return await self.events.get()
@@ -141,6 +144,4 @@ class Generation:
             if queued:
                 message = f"no row became free within {queue_timeout_s:g} seconds"
                 raise full(message, "queue_timeout", retry_after_s=5) from None
-            message = f"the request took longer than {timeout_s:g} seconds"
-            headers = {"x-should-retry": "false"}
-            raise ApiError(504, message, code="timeout", headers=headers) from None
+            raise too_long(timeout_s) from None

@@ -38,6 +38,7 @@ class Metrics:
 
     def __init__(self, version: str, model: str) -> None:
         self.registry = registry = CollectorRegistry()
+        self._watched: list[Gauge] = []
 
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
             return Counter(_P + name, text, labels, registry=registry)
@@ -83,7 +84,15 @@ class Metrics:
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Adds a gauge whose value is read at every scrape."""
-        Gauge(_P + name, text, registry=self.registry).set_function(value)
+        made = Gauge(_P + name, text, registry=self.registry)
+        made.set_function(value)
+        self._watched.append(made)
+
+    def unwatch(self) -> None:
+        """Takes away what `watch` added: what it read is gone. Counters stay."""
+        for made in self._watched:
+            self.registry.unregister(made)
+        self._watched.clear()
 
     def count_step(self, step: Step) -> None:
         """Counts the tokens of a step."""

@@ -20,7 +20,7 @@ from redwood.server.app import create_app
 from redwood.server.connections import Guard, most_connections, open_files, spare_files
 from redwood.server.errors import unavailable
 from redwood.server.parser import Parser
-from redwood.server.service import Service
+from redwood.server.served import Served
 from redwood.server.watching import watch
 
 _GRACE_S = 3  # for the last bytes to be sent
@@ -35,7 +35,7 @@ class Runner:
     have `Settings.drain_timeout_s` to end, the rest is cut. The second one cuts at once.
 
     Args:
-        service: the engine and everything around it.
+        service: an engine and everything around it, or several.
         listener: a bound socket.
         ready: called once the server listens.
 
@@ -43,7 +43,7 @@ class Runner:
     """
 
     def __init__(
-        self, service: Service, listener: socket.socket, ready: Callable[[], None] | None = None
+        self, service: Served, listener: socket.socket, ready: Callable[[], None] | None = None
     ) -> None:
         self.service, self._listener, self._ready = service, listener, ready
         self.started = Flag()
@@ -86,10 +86,10 @@ class Runner:
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
-        return 1 if self.service.worker.died.is_set() and not self._stop.is_set() else 0
+        return 1 if self.service.died.is_set() and not self._stop.is_set() else 0
 
     async def _until_stopped(self, serving: asyncio.Future[None]) -> None:
-        died = self.service.worker.died
+        died = self.service.died
         await _first(self._stop.wait(), died.wait(), serving)
         self.service.draining = True
         if self._stop.is_set():
@@ -138,7 +138,7 @@ class _Uvicorn(uvicorn.Server):
         self._on_signal()
 
 
-def _config(service: Service, guard: Guard) -> uvicorn.Config:
+def _config(service: Served, guard: Guard) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(service),
         http=cast("type[asyncio.Protocol]", partial(Parser, guard)),

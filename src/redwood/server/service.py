@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redwood import __version__
 from redwood.engine.tables import tables_of
@@ -20,6 +21,7 @@ from redwood.server.logs import Record
 from redwood.server.memory import Memory
 from redwood.server.metrics import Metrics
 from redwood.server.preparing import Preparer
+from redwood.server.served import Lease
 from redwood.server.settings import Settings
 from redwood.server.tables import OwnTables, own_tables
 from redwood.server.tokens import TokenTexts
@@ -41,6 +43,7 @@ class Service:
         tables: successor tables, one for each API key. None: made here, in memory, if there
             are several keys and the engine has such a table.
         shared_table: all keys share the engine's one table.
+        metrics: of this model; None: new ones.
 
     Attributes: the parts by name; `draining`: new requests for answers are refused.
     """
@@ -54,14 +57,13 @@ class Service:
         share: float = 1.0,
         tables: OwnTables | None = None,
         shared_table: bool = False,
+        metrics: Metrics | None = None,
     ) -> None:
         self.engine, self.settings = engine, settings
         limit_kv_tokens(engine, settings.kv_tokens, share)
         self.keys = Keys() if keys is None else keys
-        per_key = settings.max_queue_per_key
-        if per_key is None:
-            per_key = settings.max_queue if len(self.keys) < 2 else max(1, settings.max_queue // 2)
-        self.metrics = Metrics(__version__, settings.model_names[0])
+        per_key = most_per_key(settings, self.keys)
+        self.metrics = metrics or Metrics(__version__, settings.model_names[0])
         self.admission: Admission[Choice] = Admission(
             engine.max_rows, settings.max_queue, settings.max_queue_tokens, per_key
         )
@@ -80,6 +82,57 @@ class Service:
         self.fingerprint = f"fp_{hashlib.sha256(seed.encode()).hexdigest()[:12]}"
         self._open: set[Generation] = set()
         self._watch()
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Starts the engine's thread; its events are posted to `loop`."""
+        self.worker.start(loop)
+
+    async def stop(self) -> None:
+        """Ends the threads."""
+        await asyncio.to_thread(self.worker.stop)
+        self.preparer.close()
+
+    @property
+    def died(self) -> asyncio.Event:
+        """See `Worker.died`."""
+        return self.worker.died
+
+    def has(self, name: str) -> bool:
+        """True: the one model is there."""
+        return True
+
+    async def acquire(self, name: str, arrived_s: float) -> Lease:
+        """Returns the one model."""
+        return Lease(self)
+
+    def state(self) -> dict[str, Any]:
+        """Returns what /health says besides the trouble."""
+        return {
+            "heartbeat_age_s": round(self.worker.heartbeat_age_s, 3),
+            "running": self.admission.num_running,
+            "waiting": self.admission.num_waiting,
+        }
+
+    def described(self, name: str) -> dict[str, Any]:
+        """Returns what /v1/models says of one of the model's names."""
+        return {
+            "id": name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "redwood",
+            "max_model_len": self.engine.target.capacity,
+        }
+
+    def greeting(self) -> list[str]:
+        """Returns lines for the operator: how much can be answered at once."""
+        engine = self.engine
+        rows = f"up to {engine.max_rows} answers at once"
+        if engine.kv_tokens is None:
+            return [f"{rows}; their memory is not bounded (--kv-tokens)"]
+        return [
+            f"{rows}, of {engine.kv_tokens} tokens together with their prompts (--kv-tokens); "
+            f"one may have {engine.target.capacity}"
+        ]
 
     def close(self) -> None:
         """Saves what is kept on disk and closes the engine; to be called once nothing runs."""
@@ -157,3 +210,10 @@ class Service:
             lambda: self.worker.heartbeat_age_s,
         )
         watch("engine_up", "1 while /health is fine.", lambda: float(self.trouble() is None))
+
+
+def most_per_key(settings: Settings, keys: Keys) -> int:
+    """Returns how many choices of one API key may wait."""
+    if settings.max_queue_per_key is not None:
+        return settings.max_queue_per_key
+    return settings.max_queue if len(keys) < 2 else max(1, settings.max_queue // 2)

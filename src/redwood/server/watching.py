@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import uvicorn
 
 from redwood.server.connections import is_idle
-from redwood.server.service import Service
+from redwood.server.served import Served
 
 _EVERY_S = 1.0
 _EMPTY_CLOSE_S = 5.0  # for a closing connection whose send buffer is empty
@@ -27,7 +27,7 @@ Stalled = WeakKeyDictionary[Any, tuple[float, int, Any]]
 log = logging.getLogger("redwood.server")
 
 
-async def watch(service: Service, server: uvicorn.Server) -> None:
+async def watch(service: Served, server: uvicorn.Server) -> None:
     """Checks the engine and the connections every second until it is cancelled."""
     stalled: Stalled = WeakKeyDictionary()
     settings = service.settings
@@ -39,7 +39,7 @@ async def watch(service: Service, server: uvicorn.Server) -> None:
         close_stalled(connections, stalled, settings.body_timeout_s, settings.send_timeout_s)
 
 
-def _log_trouble(service: Service, logged: str | None) -> str | None:
+def _log_trouble(service: Served, logged: str | None) -> str | None:
     """Logs a change of the engine's state, with the stacks of all threads where it is stuck.
 
     Args:

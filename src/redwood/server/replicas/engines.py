@@ -162,20 +162,22 @@ class Replica:
 
 
 def open_engine(plan: DeployPlan) -> Engine:
-    """Returns the engine of one replica, with as many threads as Ray reserved processors for it.
+    """Returns the engine of one replica, with as many threads as Ray reserved processors for it,
+    and its part of the memory for keys and values that stay.
 
     Raises:
         RedwoodError: see `redwood.load`.
     """
     import torch
 
-    from redwood.engine.load import load
+    from redwood.engine.load import KV_CACHE_SHARE, load
 
     torch.set_num_threads(plan.threads)
+    options = {"kv_cache": KV_CACHE_SHARE * plan.share, **plan.engine}
     if "threads" not in plan.engine:
         with suppress(ArgumentError, UnsupportedError):  # a backend without that option
-            return load(plan.target, plan.drafter, threads=plan.threads, **plan.engine)
-    return load(plan.target, plan.drafter, **plan.engine)
+            return load(plan.target, plan.drafter, threads=plan.threads, **options)
+    return load(plan.target, plan.drafter, **options)
 
 
 def _scope(call: Call) -> dict[str, Any]:
