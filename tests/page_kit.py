@@ -19,7 +19,8 @@ STATIC = Path(__file__).parents[1] / "src" / "redwood" / "server" / "static"
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'"
 )
-_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+_TYPES = {".html": "text/html", ".css": "text/css"}
+_TYPES |= dict.fromkeys((".js", ".mjs"), "text/javascript")
 _TYPES |= {".svg": "image/svg+xml"}
 _FLAGS = (
     "--headless",
@@ -77,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._play(self.script.models())
         name = "index.html" if self.path == "/" else self.path.removeprefix("/static/")
         file = STATIC / name
-        if "/" in name or not file.is_file():
+        if ".." in name or not file.is_file():
             return self._play(Reply.error(404, "not here"))
         self.send_response(200)
         self.send_header("Content-Type", _TYPES[file.suffix])

@@ -122,6 +122,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
             "created": service.created,
             "owned_by": "redwood",
             "max_model_len": service.engine.target.capacity,
+            "redwood": {"template_options": service.preparer.template_options},
         }
 
     @app.get("/v1/models", responses=route_responses())
