@@ -149,6 +149,20 @@ def random_step(number: int, size: int, *, chance: random.Random) -> dict[str, A
     return made
 
 
+def delta(**given: Any) -> str:
+    """One event of a stream that adds this to the answer."""
+    return chunk(choices=[{"index": 0, "delta": given}])
+
+
+def call(index: int, arguments: str, name: str | None = None) -> str:
+    """One event of a stream: a call begins, where it has a name, or its arguments go on."""
+    made: dict[str, Any] = {"index": index, "function": {"arguments": arguments}}
+    if name is not None:
+        made |= {"id": f"call-{index}", "type": "function"}
+        made["function"]["name"] = name
+    return delta(tool_calls=[made])
+
+
 def chunk(text: str = "", redwood: dict[str, Any] | None = None, **more: Any) -> str:
     """One event of a stream."""
     data: dict[str, Any] = {"id": "chatcmpl-1", "choices": [{"index": 0, "delta": {}}]} | more
@@ -270,6 +284,17 @@ class Page:
         """Fills in a field of the settings."""
         code = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('change'))"
         self.run(code, self.one(selector), value)
+
+    def phone(self, width: int = 360, height: int = 640) -> None:
+        """Makes the page as small as a phone's; the window itself cannot be as narrow."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 2, "mobile": True}
+        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        self.browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+
+    def no_phone(self) -> None:
+        """Ends that."""
+        self.browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
+        self.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
     def ask(self, question: str = "Hi") -> None:
         """Sends a message and waits for the end of the answer."""

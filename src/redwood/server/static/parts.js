@@ -30,7 +30,7 @@ export class Parts {
   }
 
   #call(raw) {
-    const index = raw?.index ?? 0;
+    const index = raw?.index;
     if (!Number.isSafeInteger(index) || index < 0 || index >= MOST_CALLS) return false;
     while (this.calls.length <= index) this.calls.push({ id: "", name: "", arguments: "" });
     const call = this.calls[index];
