@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from page_kit import Page, Part, Reply, Script, call, chunk, delta, ending
+from page_kit import Page, Part, Reply, Script, answer, call, chunk, delta, ending
 
 _DONE = "data: [DONE]\n\n"
 _TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
@@ -319,6 +319,10 @@ return [hit?.id, box.bottom <= innerHeight, document.getElementById("send")
 
 def test_the_page_fits_a_phone(phone: Page, script: Script) -> None:
     def fits() -> None:
+        wide = "return [...document.querySelectorAll('main *, header *')].filter((each) =>"
+        wide += " each.getBoundingClientRect().right > 361 && !each.closest('#log, #tree, #list'))"
+        found = phone.run(f"{wide}.map((each) => each.id || each.className || each.textContent)")
+        assert found == []
         assert phone.run(_SIDEWAYS) == [360, 360, 360]
 
     fits()
@@ -345,7 +349,8 @@ def test_the_page_fits_a_phone(phone: Page, script: Script) -> None:
     assert phone.run("return document.querySelector('.wide-box').scrollWidth > 360")
     log = "const log = document.getElementById('log'); return log.scrollWidth <= log.clientWidth"
     assert phone.run(log)
+    script.answer = lambda body: answer([" same"] * 3, speed=1000.0)
     phone.button("Compare with plain decoding")
-    phone.until(lambda: "Running" not in phone.text(".verdict"))
+    phone.until(lambda: "tokens/s · speculation" in phone.text("#rate-plain"))
     phone.ended()
     fits()
