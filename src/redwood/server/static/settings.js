@@ -38,7 +38,7 @@ export function offerReasoning(options) {
   const select = $("reasoning");
   if (select.dataset.name === name) return; // what was chosen stays
   const values = !name ? [] : name === EFFORT ? ["low", "medium", "high"] : ["on", "off"];
-  const texts = ["as the model does", ...values];
+  const texts = ["default", ...values];
   select.replaceChildren(...texts.map((text, i) => el("option", { value: i ? text : "" }, text)));
   select.dataset.name = name;
   $("reasoning-label").hidden = !name;
