@@ -11,7 +11,7 @@ import redwood
 from conftest import save_model, tiny_llama, tiny_tokenizer
 from page_kit import Page
 from server_kit import Live
-from tools_kit import THINKING, tool
+from tools_kit import HERMES, THINKING, tool
 
 
 def _open(browser: Any, server: Live) -> Page:
@@ -87,11 +87,15 @@ def test_the_real_server_reasons_and_calls_tools_for_the_page(browser: Any, tmp_
         page.ask("Tom")
         assert page.text(".reasoning .plain") and not page.one(".answer .text").is_displayed()
         page.set("#reasoning", "off")
+        page.ask("Tom")
+        assert len(page.all(".reasoning")) == 1 and page.text(".answer:last-child .text")
+        server.engine.tokenizer.chat_template = HERMES  # else it might reason without end
+        page.click("#clear")
+        page.set("#reasoning", "")
         page.set("#max-tokens", "100")
         page.set("#tools", json.dumps([tool("switch", on={"type": "boolean"})]))
         page.set("#tool-choice", "required")
         page.ask("Tom")
-        assert len(page.all(".reasoning")) == 1
         assert page.text(".call summary") == "Tool call switch"
         assert json.loads(page.text(".call pre"))["on"] in (True, False)
         assert " read, " in page.all(".foot span")[-1].text
