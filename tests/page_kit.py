@@ -34,8 +34,9 @@ _FLAGS = (
     "--window-size=1440,900",
 )
 
-Part = str | float | None
-"""What a script plays: text is sent, a number is waited for, None cuts the connection."""
+Part = str | float | threading.Event | None
+"""What a script plays: text is sent, a number of seconds or an event is waited for, None cuts the
+connection."""
 
 
 class Reply:
@@ -101,6 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
             for part in reply.parts:
                 if isinstance(part, float):
                     time.sleep(part)
+                elif isinstance(part, threading.Event):
+                    part.wait(60)
                 elif part is not None:
                     self.wfile.write(part.encode())
                     self.wfile.flush()

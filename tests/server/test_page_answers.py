@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -145,10 +146,12 @@ def test_an_answer_made_to_take_long_does_not_hang_the_page(
 
 def test_reasoning_is_a_part_that_folds(page: Page, script: Script) -> None:
     thoughts = "First *this*,\nthen that."
-    _plays(script, *(delta(reasoning_content=each) for each in (thoughts[:9], thoughts[9:])), 0.3,
-           chunk("So."), ending(8))  # fmt: skip
+    seen = threading.Event()
+    reasoning = [delta(reasoning_content=each) for each in (thoughts[:9], thoughts[9:])]
+    _plays(script, *reasoning, seen, chunk("So."), ending(8))
     page.one("#prompt").send_keys("Why", "\ue007")
     page.until(lambda: page.text(".reasoning summary") == "Reasoning 4 words …")
+    seen.set()
     page.ended()
     assert page.text(".reasoning summary") == "Reasoning 4 words"
     assert page.text(".answer .text") == "So."
@@ -232,9 +235,9 @@ def test_a_call_left_alone_gets_an_empty_result(page: Page, script: Script) -> N
         {"role": "tool", "tool_call_id": "call-0", "content": "(no result)"},
         {"role": "user", "content": "Never mind"},
     ]
-    before = len(script.requests)
-    page.button("Send result")  # the last call's
-    page.until(lambda: len(script.requests) > before)
+    assert len(page.all(".results")) == 1  # the last call's
+    page.button("Send result")
+    page.until(lambda: len(script.requests) == 3)
     page.ended()
 
 

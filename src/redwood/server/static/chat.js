@@ -63,6 +63,7 @@ export class Chat {
     $("welcome").hidden = true;
     const turn = { asked, answer: message("answer", "Model"), body: null, parts: null, result: null };
     this.#turns.push(turn);
+    for (const form of $("log").querySelectorAll(".results")) form.remove(); // the chat went on
     $("log").append(shown, turn.answer);
     this.#answer(turn);
   }
@@ -158,9 +159,9 @@ export class Chat {
   }
 
   #flush() {
+    const began = performance.now(); // before the browser's layout, which the next line asks for
     const log = $("log");
     const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 60;
-    const began = performance.now();
     for (const [view, { parts, running }] of this.#dirty) view.show(parts, running);
     this.#dirty.clear();
     if (atEnd) log.scrollTop = log.scrollHeight;
@@ -209,8 +210,6 @@ export class Chat {
     const calls = turn.parts.wholeCalls;
     const form = resultsForm(calls, (results) => {
       if (this.#stopper || readSettings() === null) return;
-      form.remove();
-      if (turn !== this.#turns.at(-1)) return; // the conversation went on without them
       const words = results.map(({ content }, i) => `${calls[i].name}: ${content}`);
       this.#ask(results, message("user", "Tools", words.join("\n")));
     });
