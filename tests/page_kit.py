@@ -19,7 +19,8 @@ STATIC = Path(__file__).parents[1] / "src" / "redwood" / "server" / "static"
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'"
 )
-_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+_TYPES = {".html": "text/html", ".css": "text/css"}
+_TYPES |= dict.fromkeys((".js", ".mjs"), "text/javascript")
 _TYPES |= {".svg": "image/svg+xml"}
 _FLAGS = (
     "--headless",
@@ -33,8 +34,9 @@ _FLAGS = (
     "--window-size=1440,900",
 )
 
-Part = str | float | None
-"""What a script plays: text is sent, a number is waited for, None cuts the connection."""
+Part = str | float | threading.Event | None
+"""What a script plays: text is sent, a number of seconds or an event is waited for, None cuts the
+connection."""
 
 
 class Reply:
@@ -77,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._play(self.script.models())
         name = "index.html" if self.path == "/" else self.path.removeprefix("/static/")
         file = STATIC / name
-        if "/" in name or not file.is_file():
+        if ".." in name or not file.is_file():
             return self._play(Reply.error(404, "not here"))
         self.send_response(200)
         self.send_header("Content-Type", _TYPES[file.suffix])
@@ -100,6 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
             for part in reply.parts:
                 if isinstance(part, float):
                     time.sleep(part)
+                elif isinstance(part, threading.Event):
+                    part.wait(60)
                 elif part is not None:
                     self.wfile.write(part.encode())
                     self.wfile.flush()
@@ -146,6 +150,20 @@ def random_step(number: int, size: int, *, chance: random.Random) -> dict[str, A
     made["accepted"] = path
     made.pop("generated")
     return made
+
+
+def delta(**given: Any) -> str:
+    """One event of a stream that adds this to the answer."""
+    return chunk(choices=[{"index": 0, "delta": given}])
+
+
+def call(index: int, arguments: str, name: str | None = None) -> str:
+    """One event of a stream: a call begins, where it has a name, or its arguments go on."""
+    made: dict[str, Any] = {"index": index, "function": {"arguments": arguments}}
+    if name is not None:
+        made |= {"id": f"call-{index}", "type": "function"}
+        made["function"]["name"] = name
+    return delta(tool_calls=[made])
 
 
 def chunk(text: str = "", redwood: dict[str, Any] | None = None, **more: Any) -> str:
@@ -269,6 +287,17 @@ class Page:
         """Fills in a field of the settings."""
         code = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('change'))"
         self.run(code, self.one(selector), value)
+
+    def phone(self, width: int = 360, height: int = 640) -> None:
+        """Makes the page as small as a phone's; the window itself cannot be as narrow."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 2, "mobile": True}
+        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        self.browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+
+    def no_phone(self) -> None:
+        """Ends that."""
+        self.browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
+        self.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
     def ask(self, question: str = "Hi") -> None:
         """Sends a message and waits for the end of the answer."""

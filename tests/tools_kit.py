@@ -16,6 +16,12 @@ HERMES = (
 )
 """A chat template in Hermes' form, as small as can be."""
 
+THINKING = HERMES + (
+    "{% if add_generation_prompt %}<think>"
+    "{% if enable_thinking is defined and not enable_thinking %}</think>{% endif %}{% endif %}"
+)
+"""The same, of a model that reasons where it is not told not to."""
+
 
 def tool(name: str, **properties: Any) -> dict[str, Any]:
     """A tool all of whose arguments are required."""

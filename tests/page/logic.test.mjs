@@ -148,8 +148,10 @@ test("every refusal is put into words", async () => {
 });
 
 test("models are listed, and something else is not taken for a list", async () => {
-  const good = server(["{\"data\": [{\"id\": \"a\"}, {\"id\": \"b\"}]}"]);
-  assert.deepEqual(await listModels(good), ["a", "b"]);
+  const data = [{ id: "a", redwood: { template_options: ["thinking"] } }, { id: "b" }];
+  assert.deepEqual(await listModels(server([JSON.stringify({ data })])), [
+    { id: "a", options: ["thinking"] }, { id: "b", options: [] },
+  ]);
   await assert.rejects(listModels(server(["<html>"])), { kind: "server" });
 });
 

@@ -17,7 +17,7 @@ def test_an_answer_is_written_and_its_steps_are_drawn(page: Page, script: Script
     script.answer = lambda body: answer([" one two", " three four", "\nfive"])
     page.ask("Count")
     assert page.text(".user .text") == "Count"
-    assert page.text(".answer .text") == " one two three four\nfive"
+    assert page.text(".answer .text") == "one two three four\nfive"
     assert "6 tokens · 3 steps · 2.00 tokens per step · 100.0 tokens/s" in page.text(".foot")
     assert page.text("#step-title").startswith("Answer 1, step 3")
     assert len(page.all("#list [role=option]")) == 3
@@ -35,15 +35,15 @@ def test_an_answer_is_written_and_its_steps_are_drawn(page: Page, script: Script
     assert page.text("#said").startswith("Answer complete")
 
 
-def test_an_answer_says_how_much_of_its_prompt_was_not_read_again(
+def test_an_answer_says_how_much_of_its_prompt_was_read_and_kept(
     page: Page, script: Script
 ) -> None:
-    for cached, words in ((0, ""), (30, " · 75 % of the prompt was kept")):
+    for cached, words in ((0, "40 read, 0 kept"), (30, "10 read, 30 kept")):
         details = {"cached_tokens": cached}
         end = ending(2, prompt_tokens=40, prompt_tokens_details=details)
         script.answer = lambda body, end=end: Reply([chunk("Hello"), end, "data: [DONE]\n\n"])
         page.ask("Count")
-        assert page.all(".foot span")[-1].text == f"2 tokens{words}"
+        assert page.all(".foot span")[-1].text == f"2 tokens · prompt 40 tokens: {words}"
 
 
 def test_a_request_carries_the_settings_and_the_conversation(page: Page, script: Script) -> None:
@@ -115,6 +115,8 @@ def test_markup_in_tokens_texts_names_and_errors_stays_text(page: Page, script: 
     page.ask(_HTML)
     page.click("#outline summary")
     page.until(lambda: "window.hacked" in page.text("#outline-body"))
+    assert page.text(".answer .text") == _HTML.replace("&amp;", "&")  # as Markdown reads it
+    page.button("Plain text")
     assert page.text(".answer .text") == _HTML and page.text(".user .text") == _HTML
     assert _HTML in page.text(".answer .error")
     assert page.run("return window.hacked === undefined")

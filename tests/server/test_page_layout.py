@@ -47,6 +47,23 @@ def test_no_two_blocks_overlap(page: Page, script: Script, width: int, height: i
     assert _overlaps(page) == []
 
 
+@pytest.mark.parametrize(("width", "height"), [(360, 640), (320, 568), (640, 360)])
+def test_no_two_blocks_overlap_on_a_phone(
+    page: Page, script: Script, width: int, height: int
+) -> None:
+    page.phone(width, height)
+    script.answer = lambda body: answer(["# Title\n\n```\n" + "a long line " * 9 + "\n```"] * 3)
+    try:
+        page.ask("Count to a hundred")
+        assert _overlaps(page) == []
+        page.click("#settings-button")
+        page.run("document.getElementById('tools-part').open = true")
+        assert _overlaps(page) == []
+        assert page.run("return document.documentElement.scrollWidth") == width
+    finally:
+        page.no_phone()
+
+
 def test_the_check_sees_what_lies_over_something(page: Page) -> None:
     page.run("document.getElementById('legend').style.transform = 'translateY(-2rem)'")
     assert _overlaps(page) != []

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import redwood
+from conftest import save_model, tiny_llama, tiny_tokenizer
 from page_kit import Page
 from server_kit import Live
+from tools_kit import HERMES, THINKING, tool
 
 
 def _open(browser: Any, server: Live) -> Page:
@@ -69,3 +73,40 @@ def test_a_stream_of_the_real_server_is_a_recording(
     page.until(lambda: len(page.all("#list [role=option]")) == steps)
     assert "left out" not in page.text("#file-note")
     browser.get("about:blank")
+
+
+def test_the_real_server_reasons_and_calls_tools_for_the_page(browser: Any, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(279)
+    tokenizer.add_tokens(["<tool_call>", "</tool_call>", "<think>", "</think>"])
+    tokenizer.chat_template = THINKING
+    folder = save_model(tmp_path, tiny_llama(vocab_size=len(tokenizer)), tokenizer)
+    server = Live(redwood.load(str(folder), "ngram", backend="eager", budget=6))
+    try:
+        page = _open(browser, server)
+        page.set("#max-tokens", "8")
+        page.ask("Tom")
+        assert page.text(".reasoning .plain") and not page.one(".answer .text").is_displayed()
+        page.set("#reasoning", "off")
+        page.ask("Tom")
+        assert len(page.all(".reasoning")) == 1 and page.text(".answer:last-child .text")
+        server.engine.tokenizer.chat_template = HERMES  # else it might reason without end
+        page.click("#clear")
+        page.set("#reasoning", "")
+        page.set("#max-tokens", "100")
+        page.set("#tools", json.dumps([tool("switch", on={"type": "boolean"})]))
+        page.set("#tool-choice", "required")
+        page.ask("Tom")
+        assert page.text(".call summary") == "Tool call switch"
+        assert json.loads(page.text(".call pre"))["on"] in (True, False)
+        assert " read, " in page.all(".foot span")[-1].text
+        before = len(page.all(".answer"))
+        page.one(".results textarea").send_keys("done")
+        page.set("#max-tokens", "8")
+        page.button("Send result")
+        page.until(lambda: len(page.all(".answer")) > before)
+        page.ended()
+        assert page.all(".answer .error") == [] and page.text(".answer:last-child .text")
+        assert page.complaints() == []
+    finally:
+        browser.get("about:blank")
+        server.stop()

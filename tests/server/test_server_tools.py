@@ -15,7 +15,7 @@ from conftest import save_model, tiny_llama, tiny_tokenizer
 from redwood import Engine
 from redwood.server.tools.generic import described
 from server_kit import Live, events
-from tools_kit import HERMES, tool
+from tools_kit import HERMES, THINKING, tool
 
 TOOLS = [
     tool("get_weather", city={"type": "string", "maxLength": 6}),
@@ -156,12 +156,6 @@ def test_the_history_goes_through_the_template(live: Live) -> None:
     assert prompt_tokens(user, called, parts) == expected
 
 
-THINKING = HERMES + (
-    "{% if add_generation_prompt %}<think>"
-    "{% if enable_thinking is defined and not enable_thinking %}</think>{% endif %}{% endif %}"
-)
-
-
 @pytest.fixture(scope="module")
 def thinking(folder: Path) -> Iterator[Live]:
     server = Live(redwood.load(str(folder), "ngram", backend="eager", budget=6))
@@ -210,6 +204,13 @@ def test_a_template_gets_only_what_it_knows(
     thinking: Live, changes: dict[str, Any], param: str
 ) -> None:
     assert thinking.error(thinking.chat(**changes), 400)["param"] == param
+
+
+def test_a_model_says_which_options_its_template_has(live: Live, thinking: Live) -> None:
+    for server, options in ((live, []), (thinking, ["enable_thinking"])):
+        described = server.http.get("/v1/models/tiny").json()
+        assert described["redwood"] == {"template_options": options}
+        assert server.http.get("/v1/models").json()["data"] == [described]
 
 
 def test_effort_is_refused_where_the_template_has_no_such_setting(live: Live) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from redwood.models.chat_template import chat_size
@@ -195,11 +195,18 @@ class Chats:
             )
 
     @property
+    def template_options(self) -> list[str]:
+        """Names of the variables that a request may set: those that this template has."""
+        known = self._variables
+        return [name for name in _OPTIONS if name in known]
+
+    @property
     def _variables(self) -> frozenset[str]:
         """Names that the template reads and does not set itself."""
         return _variables_of(str(self._template or ""))
 
 
+@lru_cache(8)
 def _variables_of(template: str) -> frozenset[str]:
     from jinja2 import TemplateError
     from jinja2.meta import find_undeclared_variables

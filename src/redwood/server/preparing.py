@@ -46,6 +46,11 @@ class Preparer:
         self._constraints: Constraints | None = None
         self._chats = Chats(engine.tokenizer, settings.tool_parser)
 
+    @property
+    def template_options(self) -> list[str]:
+        """Names of the variables of the chat template that a request may set."""
+        return self._chats.template_options
+
     def close(self) -> None:
         """Ends the threads."""
         self._encoders.close()

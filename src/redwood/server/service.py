@@ -121,6 +121,7 @@ class Service:
             "created": self.created,
             "owned_by": "redwood",
             "max_model_len": self.engine.target.capacity,
+            "redwood": {"template_options": self.preparer.template_options},
         }
 
     def greeting(self) -> list[str]:

@@ -172,7 +172,7 @@ class Pool:
             "owned_by": "redwood",
         }
         if model.service is not None:
-            made["max_model_len"] = model.service.engine.target.capacity
+            made = model.service.described(name) | {"created": self.created}
         return {**made, "status": {"value": _state_of(model)}}
 
     def greeting(self) -> list[str]:

@@ -2,28 +2,35 @@
 
 import { Chat } from "./chat.js";
 import { el } from "./draw.js";
-import { showKey, wireSettings } from "./settings.js";
+import { offerReasoning, showKey, wireSettings } from "./settings.js";
 import { StepsPanel } from "./steps.js";
 import { listModels } from "./stream.js";
 
 const RETRY_MS = 3000;
 const $ = (id) => document.getElementById(id);
 let timer = null;
+let models = []; // {id, options}
 
 /** Asks the server which models it has, again and again until it answers. */
 async function look() {
   clearTimeout(timer);
   try {
-    const ids = await listModels({ key: $("key").value.trim() });
+    models = await listModels({ key: $("key").value.trim() });
+    const ids = models.map(({ id }) => id);
     const chosen = $("model").value;
     $("model").replaceChildren(...ids.map((id) => el("option", { value: id }, id)));
     if (ids.includes(chosen)) $("model").value = chosen;
+    offer();
     state(ids.length ? "ready" : "waiting", ids.length ? ids.join(", ") : "The server has no model.");
   } catch (error) {
     state(error.kind === "not-ready" ? "waiting" : "wrong", error.message);
     if (error.kind === "key") showKey();
     else timer = setTimeout(look, RETRY_MS);
   }
+}
+
+function offer() {
+  offerReasoning(models.find(({ id }) => id === $("model").value)?.options ?? []);
 }
 
 function state(kind, words) {
@@ -34,6 +41,7 @@ function state(kind, words) {
 
 wireSettings();
 new Chat(new StepsPanel());
+$("model").addEventListener("change", offer);
 $("key").addEventListener("change", look);
 $("theme").addEventListener("change", () => {
   document.documentElement.dataset.theme = $("theme").value;

@@ -1,21 +1,25 @@
 // The left side of the page: the conversation, and the comparison with plain decoding.
 
 import { el } from "./draw.js";
+import { Parts, conversation } from "./parts.js";
 import { readSettings, showKey } from "./settings.js";
 import { AskError, ask, mayRetry, requestBody } from "./stream.js";
 import { Answer, Pacer, count, readStep, verdict } from "./trace.js";
+import { AnswerView, PlainView, resultsForm } from "./view.js";
 
 const LIVE = 100; // ms between redraws of a text
 const LIVE_COMPARED = 500; // likewise while times are compared: the page is to take nothing from them
+const REST = 9; // times as long as a redraw took until the next: long texts are drawn less often
 const $ = (id) => document.getElementById(id);
 const speed = (rate) => (rate === null ? "–" : `${rate.toFixed(1)} tokens/s`);
 
 export class Chat {
-  #turns = []; // {question, body, result, answer: element}
+  #turns = []; // {asked: messages, body, parts, result, answer: element}
   #stopper = null;
   #panel;
   #trace = true; // until the server says that it shows no trees
-  #dirty = new Map(); // elements whose text waits for the next redraw
+  #dirty = new Map(); // view -> what it is to show at the next redraw
+  #cost = 0; // ms, of the last one
   #pacer = new Pacer(() => this.#flush());
 
   constructor(panel) {
@@ -52,11 +56,15 @@ export class Chat {
   #send(question) {
     if (this.#stopper || !question.trim() || readSettings() === null) return;
     $("prompt").value = "";
+    this.#ask([{ role: "user", content: question }], message("user", "You", question));
+  }
+
+  #ask(asked, shown) {
     $("welcome").hidden = true;
-    const answer = message("answer", "Model");
-    const turn = { question, answer, body: null, result: null };
+    const turn = { asked, answer: message("answer", "Model"), body: null, parts: null, result: null };
     this.#turns.push(turn);
-    $("log").append(message("user", "You", question), answer);
+    for (const form of $("log").querySelectorAll(".results")) form.remove(); // the chat went on
+    $("log").append(shown, turn.answer);
     this.#answer(turn);
   }
 
@@ -64,40 +72,41 @@ export class Chat {
   async #answer(turn) {
     const settings = readSettings();
     if (settings === null || this.#stopper) return;
-    turn.result = null; // a second try does not build on the first
-    const messages = [];
-    for (const { question, result } of this.#turns) {
-      // A question that got no answer would put two questions in a row, which templates refuse.
-      if (result?.text) messages.push({ role: "user", content: question }, { role: "assistant", content: result.text });
-    }
-    messages.push({ role: "user", content: turn.question });
+    turn.parts = turn.result = null; // a second try does not build on the first
+    // Forced calls end with their results: else no answer would ever be text.
+    if (turn.asked[0].role === "tool") settings.toolChoice = "auto";
+    const messages = conversation(this.#turns, turn.asked);
     turn.body = requestBody(settings.model, messages, settings, this.#trace);
-    const text = el("div", { className: "text" });
     turn.answer.querySelectorAll(":scope > :not(h3)").forEach((old) => old.remove());
-    turn.answer.append(text);
+    const box = el("div", {});
+    turn.answer.append(box);
+    const view = new AnswerView(box);
     const take = this.#panel.begin();
-    let result = await this.#run(turn.body, settings.key, text, take);
+    let result = await this.#run(turn.body, settings.key, view, take);
     if (this.#trace && result.error?.param === "redwood") {
       this.#trace = turn.body.redwood.trace = false;
-      result = await this.#run(turn.body, settings.key, text, take);
+      result = await this.#run(turn.body, settings.key, view, take);
       this.#panel.forbidden();
     }
     this.#panel.end();
     if (!this.#turns.includes(turn)) return; // the chat was cleared meanwhile
     turn.result = result;
+    turn.parts = result.parts;
     if (!turn.body.redwood.speculate && result.rate) this.#panel.setPlain(result.rate);
-    this.#finish(turn, settings);
+    this.#finish(turn, view, settings);
   }
 
   /**
-   * Runs one request, its text into `box`. Never throws.
+   * Runs one request and shows it in `view`. Never throws.
    *
-   * Returns `text`, `whole` (it came to its end), `error` (AskError or null), `rate`, `answer`,
-   * `tokens`, `why` (the server's finish reason) and `unread` (steps that could not be read).
+   * Returns `parts`, `text` (all of them as one), `whole` (it came to its end), `error` (AskError or
+   * null), `rate`, `answer`, `tokens`, `usage`, `why` (the server's finish reason) and `unread`
+   * (steps that could not be read).
    */
-  async #run(body, key, box, take, pace = LIVE) {
+  async #run(body, key, view, take, pace = LIVE) {
     const answer = new Answer();
-    const result = { text: "", whole: false, error: null, why: null, unread: 0, answer };
+    const parts = new Parts();
+    const result = { parts, text: "", whole: false, error: null, why: null, unread: 0, answer };
     let [began, ended, tokens] = [null, null, null];
     const stopper = this.#busy(new AbortController());
     try {
@@ -110,11 +119,10 @@ export class Chat {
           }
         }
         const choice = chunk.choices?.[0];
-        if (typeof choice?.delta?.content === "string" && choice.delta.content) {
+        if (parts.add(choice?.delta)) {
           ended = performance.now() / 1000;
           began ??= ended;
-          result.text += choice.delta.content;
-          this.#write(box, result.text, pace);
+          this.#write(view, parts, true, pace);
         }
         result.why = choice?.finish_reason ?? result.why;
         tokens = chunk.usage?.completion_tokens ?? tokens;
@@ -125,7 +133,8 @@ export class Chat {
       result.error = error instanceof AskError ? error : new AskError("server", String(error));
     }
     this.#busy(null);
-    this.#write(box, result.text);
+    result.text = parts.plain;
+    this.#write(view, parts, false);
     this.#flush();
     result.tokens = tokens ?? answer.tokens;
     result.rate = answer.rate ?? (ended > began && tokens > 1 ? (tokens - 1) / (ended - began) : null);
@@ -144,42 +153,67 @@ export class Chat {
     return stopper;
   }
 
-  #write(box, text, pace = LIVE) {
-    this.#dirty.set(box, text);
-    this.#pacer.request(pace);
+  #write(view, parts, running, pace = LIVE) {
+    this.#dirty.set(view, { parts, running });
+    this.#pacer.request(Math.max(pace, REST * this.#cost));
   }
 
   #flush() {
+    const began = performance.now(); // before the browser's layout, which the next line asks for
     const log = $("log");
     const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 60;
-    for (const [box, text] of this.#dirty) box.textContent = text;
+    for (const [view, { parts, running }] of this.#dirty) view.show(parts, running);
     this.#dirty.clear();
     if (atEnd) log.scrollTop = log.scrollHeight;
+    this.#cost = performance.now() - began;
   }
 
-  #finish(turn, settings) {
-    const { result, answer } = turn;
+  #finish(turn, view, settings) {
+    const { result, parts, answer } = turn;
+    for (const why of parts.unread) {
+      answer.append(el("p", { className: "hint" }, `A tool call could not be read: ${why}`));
+    }
     if (result.error) {
       answer.append(trouble(result.error));
       if (result.error.kind === "key") showKey();
     }
-    if (!result.text) answer.querySelector(".text").remove();
-    const bar = el("div", { className: "foot" }, el("span", {}, result.text ? facts(result) : ""));
+    if (result.whole && parts.wholeCalls.length) this.#offerResults(turn);
+    const bar = el("div", { className: "foot" }, el("span", {}, parts.empty ? "" : facts(result)));
     const add = (words, call) => {
       const button = el("button", { type: "button" }, words);
       button.addEventListener("click", () => this.#stopper || call(button));
       bar.append(button);
+      return button;
     };
-    if (result.text) add("Compare with plain decoding", () => this.#compare(turn, settings));
+    if (parts.text) {
+      const plain = add("Plain text", (button) => {
+        const pressed = button.getAttribute("aria-pressed") !== "true";
+        button.setAttribute("aria-pressed", String(pressed));
+        view.showPlain(pressed);
+      });
+      plain.setAttribute("aria-pressed", "false");
+    }
+    if (!parts.empty) add("Compare with plain decoding", () => this.#compare(turn, settings));
     if (result.error && (mayRetry(result.error.kind) || result.error.kind === "key")) {
       add("Try again", (button) => {
         if (turn === this.#turns.at(-1)) this.#answer(turn);
         else button.disabled = true; // the conversation went on without this answer
       });
     }
-    if (result.text || bar.childElementCount > 1) answer.append(bar);
+    if (!parts.empty || bar.childElementCount > 1) answer.append(bar);
     $("log").scrollTop = $("log").scrollHeight;
     $("said").textContent = result.error ? result.error.message : `Answer complete. ${facts(result)}`;
+  }
+
+  /** Asks for what the called tools gave; the page runs none. */
+  #offerResults(turn) {
+    const calls = turn.parts.wholeCalls;
+    const form = resultsForm(calls, (results) => {
+      if (this.#stopper || readSettings() === null) return;
+      const words = results.map(({ content }, i) => `${calls[i].name}: ${content}`);
+      this.#ask(results, message("user", "Tools", words.join("\n")));
+    });
+    turn.answer.append(form);
   }
 
   /**
@@ -200,7 +234,7 @@ export class Chat {
       words.textContent = `Running again, without pictures: ${each.name.toLowerCase()} …`;
       block.scrollIntoView({ block: "nearest" });
       const body = { ...turn.body, redwood: { ...turn.body.redwood, speculate: each.speculate } };
-      each.result = await this.#run(body, key, each.box, takeNumbers, LIVE_COMPARED);
+      each.result = await this.#run(body, key, new PlainView(each.box), takeNumbers, LIVE_COMPARED);
       const { error, text } = each.result;
       if (error) block.append(trouble(error));
       // What was stopped in the second run can still be compared as far as it came.
@@ -244,11 +278,16 @@ function facts({ answer, tokens, rate, why, unread, usage }, withSpeed = true) {
   const parts = [count(tokens, "token")];
   if (answer.steps) parts.push(count(answer.steps, "step"), `${answer.tokensPerStep.toFixed(2)} tokens per step`);
   if (withSpeed && rate !== null) parts.push(speed(rate));
-  const cached = usage?.prompt_tokens_details?.cached_tokens ?? 0;
-  if (cached) parts.push(`${Math.round((100 * cached) / usage.prompt_tokens)} % of the prompt was kept`);
+  if (usage?.prompt_tokens) parts.push(promptInWords(usage));
   if (why === "length") parts.push("cut at the token limit");
   if (unread) parts.push(`${count(unread, "step")} could not be read`);
   return parts.join(" · ");
+}
+
+/** Says how much of the prompt was read, and how much was kept from before. */
+function promptInWords({ prompt_tokens: all, prompt_tokens_details: details }) {
+  const kept = details?.cached_tokens ?? 0;
+  return `prompt ${count(all, "token")}: ${all - kept} read, ${kept} kept`;
 }
 
 function ratio(fast, plain) {

@@ -106,11 +106,17 @@ async function reach(fetcher, url, options) {
   return response;
 }
 
-/** Returns the ids of the models that the server has. Throws AskError. */
+/**
+ * Returns the models that the server has, as {id, options}: the variables of its chat template that a
+ * request may set. Throws AskError.
+ */
 export async function listModels({ key = "", fetcher = fetch } = {}) {
   const response = await reach(fetcher, "v1/models", { headers: headers(key), cache: "no-store" });
   try {
-    return (await response.json()).data.map((model) => String(model.id));
+    return (await response.json()).data.map((model) => {
+      const options = model.redwood?.template_options;
+      return { id: String(model.id), options: Array.isArray(options) ? options : [] };
+    });
   } catch {
     throw new AskError("server", "This is no Redwood server: its list of models cannot be read.");
   }
@@ -176,5 +182,9 @@ export function requestBody(model, messages, settings, trace = true) {
     redwood: { trace, speculate: settings.speculate },
   };
   if (settings.seed !== null) body.seed = settings.seed;
-  return body;
+  if (settings.tools?.length) {
+    body.tools = settings.tools;
+    body.tool_choice = settings.toolChoice;
+  }
+  return { ...body, ...settings.reasoning };
 }
