@@ -7,7 +7,7 @@ from typing import Any
 from redwood.backends.native.config_fields import Fields
 from redwood.backends.native.families import Family
 from redwood.backends.native.rope import float32
-from redwood.backends.native.spec import Experts
+from redwood.backends.native.spec import MOST_LAYERS, Experts
 from redwood.errors import ModelError, UnsupportedError
 
 
@@ -108,6 +108,17 @@ def _deepseek2(fields: Fields) -> Experts:
         )
     fields.get("n_group"), fields.get("topk_group"), fields.get("norm_topk_prob")
     return _with_shared(fields, normalise=False, groups=groups[0], groups_used=groups[1])
+
+
+def unread_layers(fields: Fields) -> int:
+    """Returns how many layers that draft stand behind the others, which computes none of them.
+
+    Raises: ModelError for what is no count.
+    """
+    layers = fields.get("num_nextn_predict_layers") or 0
+    if type(layers) is not int or not 0 <= layers <= MOST_LAYERS:
+        raise ModelError(f"{fields.where}: num_nextn_predict_layers {str(layers)[:80]} is no count")
+    return layers
 
 
 def _with_shared(fields: Fields, **more: Any) -> Experts:
