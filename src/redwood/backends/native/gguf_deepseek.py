@@ -16,9 +16,19 @@ _SOFTMAX, _SIGMOID = 1, 2
 def unread_layers(keys: Keys) -> int:
     """Returns how many of a file's last layers only draft.
 
-    Raises: ModelError for what is no count.
+    Raises: ModelError for what is no count, or a layer that does not look like it.
     """
-    return _count(keys, "nextn_predict_layers", MOST_LAYERS)
+    count = _count(keys, "nextn_predict_layers", MOST_LAYERS)
+    layers = keys.count("block_count")
+    if count and count >= layers:
+        raise keys.fault("nextn_predict_layers", f"{count} of {layers} layers cannot be right")
+    for layer in range(layers - count, layers):
+        held = [name for name in keys.file.tensors if name.startswith(f"blk.{layer}.")]
+        if held and f"blk.{layer}.nextn.eh_proj.weight" not in held:
+            raise keys.fault(
+                "nextn_predict_layers", f"{count}: blk.{layer} has no tensor nextn.eh_proj.weight"
+            )
+    return count
 
 
 def latent_of_keys(keys: Keys, heads: int) -> Latent:

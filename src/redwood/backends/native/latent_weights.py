@@ -46,8 +46,9 @@ def gguf_expanded(
 
     Raises: as `stacked.chunks`.
     """
-    apart = name.replace("attn_kv_b", f"attn_{role}")
-    if name in stored or apart not in stored:
+    two = {part: name.replace("attn_kv_b", f"attn_{part}") for part in ("k_b", "v_b")}
+    apart = two[role]
+    if name in stored or not any(each in stored for each in two.values()):
         return expanded(where, spec, stored, name, role)
     heads, still = spec.heads, spec.head_dim - spec.ropes[0].rotary_dim
     if role == "v_b":

@@ -59,8 +59,6 @@ def spec_from_gguf(file: GGUFFile | GGUFModel, capacity: int | None = None) -> D
     if layers > MOST_LAYERS:
         raise keys.fault("block_count", f"{layers} cannot be right")
     unread = unread_layers(keys)
-    if unread >= layers:
-        raise keys.fault("nextn_predict_layers", f"{unread} of {layers} layers cannot be right")
     layers -= unread
     hidden = keys.count("embedding_length")
     latent = latent_of_keys(keys, heads) if arch in LATENT else None
