@@ -154,7 +154,7 @@ def test_what_does_not_fit_is_refused_by_name(
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("family", ["qwen2moe", "gptoss", "deepseek2", "cohere2"])
+@pytest.mark.parametrize("family", ["qwen2moe", "gptoss", "deepseek2", "deepseek3", "cohere2"])
 def test_any_value_of_any_setting_is_read_or_refused(family: str, tmp_path: Path) -> None:
     folder = saved(tmp_path, family_model(family))
     config = folder / "config.json"
