@@ -18,15 +18,17 @@ NAMES = {
     "self_attn.kv_a_layernorm": "attn_kv_a_norm",
     "self_attn.kv_b_proj": "attn_kv_b",
 }
-LATENT = ("deepseek2", "deepseek2q", "deepseek3")
+LATENT = ("deepseek2", "deepseek2q", "deepseek3", "glm4moelite")
 
 
 def deepseek_settings(config: Any) -> dict[str, Any]:
     """What llama.cpp's converter writes of a mixture with shared experts, and of latents."""
     sigmoid = config.model_type != "deepseek_v2"
     groups = (config.n_group or 1, config.topk_group or 1)
+    kinds = getattr(config, "mlp_layer_types", None)
+    dense = config.first_k_dense_replace if kinds is None else kinds.count("dense")
     settings: dict[str, Any] = {
-        "leading_dense_block_count": config.first_k_dense_replace,
+        "leading_dense_block_count": dense,
         "expert_count": config.n_routed_experts,
         "expert_used_count": config.num_experts_per_tok,
         "expert_feed_forward_length": config.moe_intermediate_size,

@@ -89,6 +89,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {**_YARN, **_DEEPSEEK_YARN},
         },
     ),
+    "glm4moelite": ("Glm4MoeLite", {**_LATENT, "q_lora_rank": 20}),
     "gptoss": (
         "GptOss",
         {

@@ -206,6 +206,19 @@ def test_settings_that_do_not_fit_are_named(
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_layers_named_dense_or_sparse(tmp_path: Path) -> None:
+    kinds = ["sparse", "dense", "sparse"]
+    model = family_model("glm4moelite", mlp_layer_types=kinds)
+    folder = saved(tmp_path, model)
+    check_logits(load_native(folder, None, kv="f32", threads=1), model)
+    with pytest.raises(ModelError, match="mlp_layer_types .* does not fit 3 layers"):
+        open_folder(rewritten(folder, {}, mlp_layer_types=kinds[:2]))
+    with pytest.raises(UnsupportedError, match="only dense and sparse are known"):
+        open_folder(rewritten(folder, {}, mlp_layer_types=["hash", *kinds[1:]]))
+    with pytest.raises(ModelError, match="lacks the tensor"):
+        open_folder(rewritten(folder, {}, mlp_layer_types=["dense"] * 3))
+
+
 BAD_TENSORS: list[tuple[str, tuple[int, ...] | None, str]] = [
     ("blk.1.attn_k_b.weight", (4, 12, 24), "has shape (4, 12, 24) instead of (4, 24, 12)"),
     ("blk.1.attn_v_b.weight", (4, 24, 10), "has shape (4, 24, 10) instead of (4, 10, 24)"),

@@ -15,6 +15,7 @@ from test_native import PARENTS, PROMPT, TOKENS, check_bitwise, filled, folder_o
 
 import redwood
 from decoder_kit import numbers
+from deepseek_kit import LATENT
 from families_kit import FAMILIES, GGUF, IMAGES, MIXTURES, family_model, image_model, save_family
 from redwood.backends.base import AcceptedPath, Backend, Nodes
 from redwood.backends.eager.load import wrap_model
@@ -198,7 +199,7 @@ def test_every_drafter_says_what_plain_decoding_says(tmp_path: Path) -> None:
     assert texts[0] == texts[1] == texts[2]
 
 
-EAGER_REFUSES = ("deepseek2", "deepseek2q", "deepseek3")
+EAGER_REFUSES = LATENT
 """Families whose stock modules do not let a tree through."""
 
 

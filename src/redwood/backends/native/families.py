@@ -194,6 +194,12 @@ FAMILIES: dict[str, Family] = {
         neighbours=True,
         names={**_MOE, **_SHARED},
     ),
+    "glm4moelite": Family(  # the same there
+        *("glm4_moe_lite", "Glm4MoeLiteForCausalLM"),
+        experts="deepseek",
+        neighbours=True,
+        names={**_MOE, **_SHARED},
+    ),
     "gptoss": Family(
         *("gpt_oss", "GptOssForCausalLM", "gpt-oss", {"sinks": True}),
         bias="attention_bias",
@@ -302,7 +308,7 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 GEMMA = ("gemma2", "gemma3")
-LATENT = ("deepseek2", "deepseek3")
+LATENT = ("deepseek2", "deepseek3", "glm4moelite")
 """Families of latent attention."""
 
 

@@ -77,6 +77,8 @@ def experts_with_shared(keys: Keys, layers: int) -> Experts:
     ffn, first = keys.count("expert_feed_forward_length"), _first(keys, layers)
     bias = f"blk.{first}.exp_probs_b.bias" in keys.file.tensors
     gating = keys.get("expert_gating_func")
+    if gating in (None, 0) and _is_flash(keys):
+        gating = _SIGMOID
     if gating in (None, 0):
         if keys.architecture == "deepseek2" and bias:
             raise keys.fault("expert_gating_func", "is missing, and exp_probs_b.bias is there")
@@ -109,6 +111,13 @@ def experts_with_shared(keys: Keys, layers: int) -> Experts:
         choice_bias=bias,
         shared_ffn=shared,
     )
+
+
+def _is_flash(keys: Keys) -> bool:
+    """GLM-4.7-Flash, of which the first files did not say it, as llama.cpp knows it."""
+    embedding = keys.file.tensors.get("token_embd.weight")
+    tokens = embedding.shape[0] if embedding is not None and embedding.shape else 0
+    return keys.get("block_count") in (47, 48) and tokens == 154880
 
 
 def _first(keys: Keys, layers: int) -> int:
