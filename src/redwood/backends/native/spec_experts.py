@@ -145,7 +145,8 @@ def _mixed(fields: Fields) -> tuple[bool, ...]:
             )
         if not {str(kind) for kind in kinds} <= {"dense", "sparse"}:
             raise UnsupportedError(
-                f"{fields.where}: mlp_layer_types {str(kinds)[:80]}: only dense and sparse are known"
+                f"{fields.where}: mlp_layer_types {str(kinds)[:80]}: only dense and sparse are "
+                "known"
             )
         return tuple(kind == "sparse" for kind in kinds)
     first = fields.get("first_k_dense_replace")
