@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_families import check_logits
-from test_offload import SIZES, _file
+from test_offload import CPU, SIZES, _file
 
 import redwood
 from conftest import tiny_tokenizer
@@ -22,6 +22,7 @@ from redwood.backends.offload import stream as stream_module
 from redwood.backends.offload.backend import OffloadBackend
 from redwood.backends.offload.stream import Stream
 from redwood.backends.offload.streamed_experts import StreamedExperts
+from redwood.backends.offload.to_device import DevicePieces
 from redwood.errors import ModelError
 
 WHOLE = ("gptoss",)  # whose folders hold stacks of experts, as Transformers' modules do
@@ -202,6 +203,22 @@ def test_pieces_of_groups_come_when_they_are_announced(tmp_path: Path) -> None:
             stream.end()
             assert stream.held_bytes <= room
     use(9, 3, 0, 13)  # not as announced, and slower
+
+
+@pytest.mark.parametrize("room", [0, 30_000, 1 << 20])
+def test_pieces_of_groups_on_a_device(tmp_path: Path, room: int) -> None:
+    path, spans, contents = _file(tmp_path, [*SIZES, *SIZES])
+    pieces = DevicePieces(Stream(path, spans, groups=[[2, 3, 4], [8, 9, 10, 11]]), CPU)
+    pieces.keep(room)
+    for some, more in (([2], [9, 11]), ([2, 4], []), ([3], [9, 11]), ([3], [8])):
+        for group, order in ((None, [0, 1]), (0, some), (None, [5, 6, 7]), (1, more), (None, [12])):
+            if group is not None:
+                pieces.announce(group, order)
+            for index in order:
+                with pieces.piece(index) as data:
+                    assert bytes(data.numpy()) == contents[index]
+        pieces.host.end()
+        assert pieces.held_bytes <= pieces.kept_bytes <= room
 
 
 def test_a_disk_that_fails_at_an_expert_ends_the_request_alone(
