@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import transformers
 
+import deepseek_kit as deepseek
 from decoder_kit import gguf_settings, permuted, stored, write_gguf
 
 _SMALL: dict[str, Any] = {
@@ -37,6 +38,23 @@ _YARN = {
     "truncate": False,
     "original_max_position_embeddings": 32,
 }
+_LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": None,
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 16,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.7,
+    "rms_norm_eps": 1e-2,  # which norms of latents do not have
+}
+_DEEPSEEK_YARN = {"truncate": True, "mscale": 0.707, "mscale_all_dim": 0.707}
+_GROUPS = {"n_routed_experts": 8, "n_group": 4, "topk_group": 2}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2moe": ("Qwen2Moe", {**_QWEN_MOE, "shared_expert_intermediate_size": 80}),
     "qwen3moe": ("Qwen3Moe", {**_QWEN_MOE, "head_dim": 16, "norm_topk_prob": True}),
@@ -57,23 +75,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "attention_bias": True,
         },
     ),
-    "deepseek2": (
+    "deepseek2": ("DeepseekV2", _LATENT),
+    "deepseek2q": (
         "DeepseekV2",
+        {**_LATENT, **_GROUPS, "q_lora_rank": 40, "topk_method": "group_limited_greedy"},
+    ),
+    "deepseek3": (
+        "DeepseekV3",
         {
-            "num_key_value_heads": 4,
-            "q_lora_rank": None,
-            "kv_lora_rank": 24,
-            "qk_nope_head_dim": 12,
-            "qk_rope_head_dim": 8,
-            "v_head_dim": 10,
-            "n_routed_experts": 6,
-            "num_experts_per_tok": 3,
-            "moe_intermediate_size": 16,
-            "n_shared_experts": 2,
-            "first_k_dense_replace": 1,
-            "routed_scaling_factor": 1.7,
+            **_LATENT,
+            **_GROUPS,
+            "q_lora_rank": 20,
+            "rope_parameters": {**_YARN, **_DEEPSEEK_YARN},
         },
     ),
+    "glm4moelite": ("Glm4MoeLite", {**_LATENT, "q_lora_rank": 20}),
     "gptoss": (
         "GptOss",
         {
@@ -98,7 +114,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "starcoder2": ("Starcoder2", {"sliding_window": 5}),
     "exaone4": ("Exaone4", {**_SLIDING, "head_dim": 16}),
 }
-MIXTURES = ("qwen2moe", "qwen3moe", "mixtral", "olmoe", "glm4moe", "deepseek2", "gptoss")
+SHARED = ("glm4moe", *deepseek.LATENT)
+MIXTURES = ("qwen2moe", "qwen3moe", "mixtral", "olmoe", *SHARED, "gptoss")
 
 
 def family_config(family: str, **changes: Any) -> Any:
@@ -190,6 +207,8 @@ GGUF = {
     "glm4": "glm4",
     "starcoder2": "starcoder2",
     "exaone4": "exaone4",
+    "glm4moe": "glm4moe",
+    **dict.fromkeys(deepseek.LATENT, "deepseek2"),
 }
 """general.architecture of the families that GGUF files are read of."""
 _PAIRED = ("mixtral", "smollm3")  # families whose rows the converter puts in another order
@@ -199,6 +218,8 @@ _RENAMED = {
     "olmo3": _POST,
     "exaone4": _POST,
     "gptoss": _POST,
+    "glm4moe": {**_POST, **deepseek.NAMES},
+    **dict.fromkeys(deepseek.LATENT, deepseek.NAMES),
     "glm4": {
         "post_self_attn_layernorm": "post_attention_norm",
         "post_mlp_layernorm": "post_ffw_norm",
@@ -253,7 +274,7 @@ def family_tensors(family: str, model: Any) -> dict[str, np.ndarray[Any, Any]]:
             made[name] = value[0].numpy().copy()
         else:
             made[name] = value.numpy().copy()
-    return made
+    return deepseek.apart(made, config) if family in deepseek.LATENT else made
 
 
 def _experts(prefix: str, name: str, value: torch.Tensor, family: str) -> dict[str, Any]:
@@ -296,6 +317,8 @@ def family_settings(family: str, model: Any) -> dict[str, Any]:
         settings["rope.scaling.type"] = "yarn"
         settings["rope.scaling.factor"] = rope["factor"]
         settings["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
+    if family in SHARED:
+        return settings | deepseek.deepseek_settings(config)
     if family in MIXTURES:
         settings["expert_count"] = getattr(config, "num_experts", None) or config.num_local_experts
         settings["expert_used_count"] = config.num_experts_per_tok

@@ -34,19 +34,20 @@ Model make_model(nb::dict config, nb::dict matrices, nb::dict vectors, std::vect
   m.hidden = number("hidden"), m.heads = number("heads"), m.kv_heads = number("kv_heads");
   m.head_dim = number("head_dim"), m.vocab = number("vocab_size");
   m.outputs = number("outputs");
-  m.value_dim = number("value_dim"), m.latent = number("latent");
+  m.value_dim = number("value_dim"), m.latent = number("latent"), m.query_latent = number("query_latent");
   const auto size = [](int64_t n) {
     require(n > 0 && n < (1 << 24), "a size of the model is out of range");
     return n;
   };
   for (int64_t n : {m.hidden, m.heads, m.kv_heads, m.head_dim, m.value_dim, m.vocab, m.outputs}) size(n);
-  require(m.latent >= 0 && m.latent < (1 << 24), "a width of latents out of range");
+  for (int64_t n : {m.latent, m.query_latent}) require(n >= 0 && n < (1 << 24), "a width of latents out of range");
+  require(m.latent || !m.query_latent, "latents of queries alone");
   require(m.value_dim <= m.head_dim, "values wider than keys");
   require(m.outputs <= m.vocab, "more outputs than tokens");
   require(m.heads % m.kv_heads == 0, "heads are no multiple of kv_heads");
   m.eps = real("norm_eps"), m.attention_scale = real("attention_scale");
   m.attention_softcap = real("attention_softcap"), m.logit_softcap = real("logit_softcap");
-  m.embedding_scale = real("embedding_scale");
+  m.embedding_scale = real("embedding_scale"), m.latent_eps = real("latent_eps");
   m.glu_limit = real("glu_limit"), m.glu_alpha = real("glu_alpha");
   const auto flag = [&](const char* key) { return nb::cast<bool>(config[key]); };
   m.gelu = flag("gelu"), m.half_cache = flag("half_cache");
@@ -103,13 +104,20 @@ Model make_model(nb::dict config, nb::dict matrices, nb::dict vectors, std::vect
     require(l.window >= 0, "a negative window");
     require(l.rope >= -1 && l.rope < static_cast<int>(m.ropes.size()), "a rope that is not there");
     const std::string at = std::to_string(i) + ".";
-    l.q = matrix(at + "q", heads, m.hidden), l.o = matrix(at + "o", m.hidden, m.heads * m.value_dim);
+    l.q = matrix(at + "q", heads, m.query_latent ? m.query_latent : m.hidden);
+    l.o = matrix(at + "o", m.hidden, m.heads * m.value_dim);
     if (m.latent) {
       require(l.rope >= 0 && m.heads == m.kv_heads, "latents want positions, and keys of every head");
       const int64_t turning = 2 * static_cast<int64_t>(m.ropes[static_cast<size_t>(l.rope)].inv_freq.size());
+      require(turning < m.head_dim, "keys that turn as a whole");
       l.kv_a = matrix(at + "kv_a", m.latent + turning, m.hidden);
-      l.kv_b = matrix(at + "kv_b", m.heads * (m.head_dim - turning + m.value_dim), m.latent);
+      l.k_b = matrix(at + "k_b", m.heads * (m.head_dim - turning), m.latent);
+      l.v_b = matrix(at + "v_b", values, m.latent);
       l.kv_a_norm = vector(at + "kv_a_norm", {m.latent}, true);
+      if (m.query_latent) {
+        l.q_a = matrix(at + "q_a", m.query_latent, m.hidden);
+        l.q_a_norm = vector(at + "q_a_norm", {m.query_latent}, true);
+      }
     } else {
       l.k = matrix(at + "k", kv, m.hidden), l.v = matrix(at + "v", values, m.hidden);
     }

@@ -34,7 +34,7 @@ Decoder::Decoder(Model model, const Kernels* kernels, std::shared_ptr<Pool> pool
   const int64_t values = model_.kv_heads * model_.value_dim;
   int64_t ffn = 0;
   for (const Layer& l : model_.layers) ffn = std::max(ffn, l.up.rows);
-  const int64_t widest = round_up(std::max({model_.hidden, heads, ffn, model_.latent}), kSuper);
+  const int64_t widest = round_up(std::max({model_.hidden, heads, ffn, model_.latent, model_.query_latent}), kSuper);
   const int64_t parts = kNodes * routing.used;  // rows of all experts together
   auto floats = [&](int i, int64_t rows, int64_t width) {
     return lines(s.stores[i], rows * round_up(width, kLanes));
@@ -50,7 +50,8 @@ Decoder::Decoder(Model model, const Kernels* kernels, std::shared_ptr<Pool> pool
   s.y = floats(8, kNodes, model_.hidden);
   if (model_.latent) {
     s.latents = floats(15, kNodes, model_.latent + model_.head_dim);
-    s.expanded = floats(16, kNodes, kv + values);
+    s.expanded = floats(16, kNodes, kv);
+    s.asked = floats(17, kNodes, model_.query_latent);
   }
   auto quants = [](Quantised& in, int64_t size) {
     in.group_scales = lines(in.scale_store[0], size / kGroup);
@@ -111,8 +112,14 @@ void Decoder::plan() {
   for (const Layer& l : model_.layers) {
     const Experts& e = l.experts;
     const std::vector<const Matrix*> readers{&l.gate, &l.up, &e.gate, &e.up, &e.router, &e.shared_switch};
-    add({&l.q, &l.k, &l.v, &l.kv_a}, 0, model_.parallel ? readers : std::vector<const Matrix*>{});
-    if (l.kv_b.data) add({&l.kv_b}, 1);
+    const std::vector<const Matrix*> also = model_.parallel ? readers : std::vector<const Matrix*>{};
+    if (l.q_a.data) {
+      add({&l.q_a, &l.kv_a}, 0, also);
+      add({&l.q}, 1);
+    } else {
+      add({&l.q, &l.k, &l.v, &l.kv_a}, 0, also);
+    }
+    if (l.kv_a.data) add({&l.k_b, &l.v_b}, 1);
     add({&l.o}, 1);
     if (e) add({&e.router, &e.shared_switch}, 0, readers);
     if (!l.up.data) continue;

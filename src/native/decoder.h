@@ -37,9 +37,10 @@ struct Layer {
   Vector gate_bias, up_bias, down_bias;
   Matrix q, k, v, o;
   // In place of k and v: a latent of each token with a part that all keys share, [latent + turning],
-  // and what makes keys and values of the normed latent.
-  Matrix kv_a, kv_b;
-  Vector kv_a_norm;
+  // and what makes keys and values of the normed latent. q_a: queries come from a latent of theirs,
+  // and q is what makes them of it, normed.
+  Matrix q_a, kv_a, k_b, v_b;
+  Vector q_a_norm, kv_a_norm;
   Matrix gate, up, down;  // of the shared expert where there are experts; no gate: up alone
   Experts experts;
   int64_t window = 0;     // 0: all positions are seen
@@ -66,9 +67,11 @@ struct Model {
   int64_t hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab = 0;
   int64_t value_dim = 0;  // of a head's values
   int64_t latent = 0;     // width of latents; 0: keys and values are projected
+  int64_t query_latent = 0;  // of queries' own; 0: they are projected
   int64_t outputs = 0;  // tokens with a score: the first of the vocabulary, or all
   float eps = 1e-6f, attention_scale = 1.0f, attention_softcap = 0.0f, logit_softcap = 0.0f;
   float embedding_scale = 1.0f;
+  float latent_eps = 1e-6f;  // of the norms of latents
   // Gate and up are held below (and up above minus) `glu_limit`; silu of alpha times the gate, and up + 1.
   float glu_limit = 0.0f, glu_alpha = 1.0f;
   bool gelu = false, half_cache = true;

@@ -77,7 +77,7 @@ inline bool norms_all_heads(const Layer& layer, int64_t head_dim) {
 
 struct Decoder::Scratch {
   std::vector<WeightStream> streams;  // per thread
-  std::vector<float> stores[17];
+  std::vector<float> stores[18];
   // 0: the normed residual; 1: what attention and MLP made of it; 2: what the experts did.
   Quantised inputs[3];
   std::vector<std::vector<float>> scores, outs, queries, choices;  // per thread
@@ -87,7 +87,8 @@ struct Decoder::Scratch {
   std::vector<int32_t> chosen;          // [nodes, used]: experts of a node, in order
   std::vector<float> shares;            // [nodes, used]: their weights
   float *h, *x, *q, *k, *v, *mixed, *gate, *up, *y;
-  float *latents, *expanded;  // of keys and values
+  float *latents, *expanded;  // of keys and values; the parts of keys that do not turn
+  float* asked;               // latents of queries
   float *router, *shared_switch, *shared, *expert_gate, *expert_up, *expert_y;
 };
 

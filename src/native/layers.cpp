@@ -103,20 +103,29 @@ void Decoder::project(Work& w, const Layer& layer) {
     return w.multiply(n, s.x, hidden, {{s.q, heads, false}, {s.k, kv, false}, {s.v, values, false}});
   }
   const int64_t turning = layer.kv_a.rows - m.latent, still = m.head_dim - turning;
-  const int64_t latents = round_up(layer.kv_a.rows, kLanes), expanded = round_up(layer.kv_b.rows, kLanes);
-  w.multiply(n, s.x, hidden, {{s.q, heads, false}, {s.latents, latents, false}});
+  const int64_t latents = round_up(layer.kv_a.rows, kLanes), expanded = round_up(layer.k_b.rows, kLanes);
+  if (layer.q_a.data) {
+    const int64_t asked = round_up(m.query_latent, kLanes);
+    w.multiply(n, s.x, hidden, {{s.asked, asked, false}, {s.latents, latents, false}});
+    w.prepare(n, s.asked, asked, [&](int64_t i) {
+      float* latent = s.asked + i * asked;
+      kernels_->rms_norm(latent, layer.q_a_norm.data(), m.query_latent, m.latent_eps, latent);
+    });
+    w.multiply(n, s.asked, asked, {{s.q, heads, false}});
+  } else {
+    w.multiply(n, s.x, hidden, {{s.q, heads, false}, {s.latents, latents, false}});
+  }
   w.prepare(n, s.latents, latents, [&](int64_t i) {
     float* latent = s.latents + i * latents;
-    kernels_->rms_norm(latent, layer.kv_a_norm.data(), m.latent, m.eps, latent);
+    kernels_->rms_norm(latent, layer.kv_a_norm.data(), m.latent, m.latent_eps, latent);
   });
-  w.multiply(n, s.latents, latents, {{s.expanded, expanded, false}});
+  w.multiply(n, s.latents, latents, {{s.expanded, expanded, false}, {s.v, values, false}});
   w.each(n, [&](int64_t i) {
     const float *shared = s.latents + i * latents + m.latent, *from = s.expanded + i * expanded;
-    float *key = s.k + i * kv, *value = s.v + i * values;
-    for (int64_t head = 0; head < m.kv_heads; ++head, from += still + m.value_dim) {
+    float* key = s.k + i * kv;
+    for (int64_t head = 0; head < m.kv_heads; ++head, from += still) {
       key = std::copy(shared, shared + turning, key);
       key = std::copy(from, from + still, key);
-      value = std::copy(from + still, from + still + m.value_dim, value);
     }
   });
 }

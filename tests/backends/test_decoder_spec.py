@@ -203,9 +203,9 @@ REFUSED: list[tuple[str, dict[str, Any], type[RedwoodError], str]] = [
     ("gemma3", {"use_bidirectional_attention": True}, UnsupportedError, "bidirectional"),
     (
         "llama",
-        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
-        UnsupportedError,
-        "dynamic NTK",
+        {"rope_parameters": {"rope_type": "dynamic", "factor": -2.0, "rope_theta": 1e4}},
+        ModelError,
+        "factor -2.0",
     ),
     (
         "qwen2",

@@ -15,6 +15,7 @@ from test_native import PARENTS, PROMPT, TOKENS, check_bitwise, filled, folder_o
 
 import redwood
 from decoder_kit import numbers
+from deepseek_kit import LATENT
 from families_kit import FAMILIES, GGUF, IMAGES, MIXTURES, family_model, image_model, save_family
 from redwood.backends.base import AcceptedPath, Backend, Nodes
 from redwood.backends.eager.load import wrap_model
@@ -128,7 +129,7 @@ BAD: list[tuple[str, dict[str, torch.Tensor | None], dict[str, Any], type[Redwoo
     ("qwen3moe", {}, {"mlp_only_layers": [1]}, ModelError, "lacks the tensor"),
     ("qwen2moe", {}, {"shared_expert_intermediate_size": 64}, ModelError, "shared_expert"),
     ("glm4moe", {}, {"n_group": 3}, ModelError, "8 experts are not 3 groups"),
-    ("glm4moe", {}, {"use_qk_norm": True}, UnsupportedError, "use_qk_norm"),
+    ("glm4moe", {}, {"use_qk_norm": True}, ModelError, "lacks the tensor"),
     ("olmoe", {}, {"clip_qkv": 8.0}, UnsupportedError, "clip_qkv"),
     ("gptoss", {"model.layers.0.self_attn.sinks": None}, {}, ModelError, "sinks"),
     ("gptoss", {}, {"swiglu_limit": 0.0}, ModelError, "swiglu_limit"),
@@ -154,7 +155,7 @@ def test_what_does_not_fit_is_refused_by_name(
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("family", ["qwen2moe", "gptoss", "deepseek2", "cohere2"])
+@pytest.mark.parametrize("family", ["qwen2moe", "gptoss", "deepseek2", "deepseek3", "cohere2"])
 def test_any_value_of_any_setting_is_read_or_refused(family: str, tmp_path: Path) -> None:
     folder = saved(tmp_path, family_model(family))
     config = folder / "config.json"
@@ -198,7 +199,7 @@ def test_every_drafter_says_what_plain_decoding_says(tmp_path: Path) -> None:
     assert texts[0] == texts[1] == texts[2]
 
 
-EAGER_REFUSES = ("deepseek2",)
+EAGER_REFUSES = LATENT
 """Families whose stock modules do not let a tree through."""
 
 

@@ -103,7 +103,15 @@ class NativeBackend:
             for name in (
                 *("hidden", "heads", "kv_heads", "head_dim", "vocab_size", "norm_eps"),
                 *("attention_scale", "attention_softcap", "logit_softcap", "embedding_scale"),
-                *("latent", "layer_norm", "parallel", "glu_limit", "glu_alpha"),
+                *(
+                    "latent",
+                    "query_latent",
+                    "latent_eps",
+                    "layer_norm",
+                    "parallel",
+                    "glu_limit",
+                    "glu_alpha",
+                ),
             )
         }
         config |= _experts(spec) | {

@@ -174,15 +174,29 @@ FAMILIES: dict[str, Family] = {
         names=_MOE,
     ),
     "glm4moe": Family(
-        *("glm4_moe", "Glm4MoeForCausalLM"),
+        *("glm4_moe", "Glm4MoeForCausalLM", "glm4moe"),
         bias="attention_bias",
         partial=True,
         experts="deepseek",
         names={**_MOE, **_SHARED},
+        gguf_names={"ffn_norm": "post_attention_norm.weight"},
     ),
     "deepseek2": Family(
-        *("deepseek_v2", "DeepseekV2ForCausalLM"),
+        *("deepseek_v2", "DeepseekV2ForCausalLM", "deepseek2"),
         experts="deepseek2",
+        neighbours=True,
+        gguf_neighbours=True,
+        names={**_MOE, **_SHARED},
+    ),
+    "deepseek3": Family(  # in GGUF files it is deepseek2
+        *("deepseek_v3", "DeepseekV3ForCausalLM"),
+        experts="deepseek",
+        neighbours=True,
+        names={**_MOE, **_SHARED},
+    ),
+    "glm4moelite": Family(  # the same there
+        *("glm4_moe_lite", "Glm4MoeLiteForCausalLM"),
+        experts="deepseek",
         neighbours=True,
         names={**_MOE, **_SHARED},
     ),
@@ -294,6 +308,8 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 GEMMA = ("gemma2", "gemma3")
+LATENT = ("deepseek2", "deepseek3", "glm4moelite")
+"""Families of latent attention."""
 
 
 def by_model_type(model_type: object) -> str | None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from redwood.backends.native.families import FAMILIES, GEMMA, by_gguf, gguf_architectures
+from redwood.backends.native.families import (
+    FAMILIES,
+    GEMMA,
+    LATENT,
+    by_gguf,
+    gguf_architectures,
+)
 from redwood.errors import ModelError, UnsupportedError
 from redwood.models._gguf import GGUFFile
 from redwood.models._gguf_parts import GGUFModel
@@ -28,6 +34,12 @@ _EXPERTS = {
     *("expert_feed_forward_length", "expert_shared_feed_forward_length", "expert_shared_count"),
     *("expert_weights_scale", "expert_weights_norm", "expert_gating_func"),
     *("expert_group_count", "expert_group_used_count"),
+}
+_SHARED = {"leading_dense_block_count", "nextn_predict_layers"}
+_LATENT = {
+    *(f"attention.{name}" for name in ("q_lora_rank", "kv_lora_rank")),
+    *(f"attention.{name}" for name in ("key_length_mla", "value_length_mla")),
+    "rope.scaling.yarn_log_multiplier",
 }
 
 
@@ -100,6 +112,10 @@ class Keys:
             raise UnsupportedError(f"{self.file.path} is a {metadata['general.type']}, no model")
         family = FAMILIES[self.family]
         known = _KNOWN | (_EXPERTS if family.experts else set())
+        if family.experts.startswith("deepseek"):
+            known = known | _SHARED
+        if self.family in LATENT:
+            known = known | _LATENT
         if self.architecture == family.images[2]:  # what images alone need
             known = known | {"rope.dimension_sections", "n_deepstack_layers"}
         if family.traits.get("parallel"):

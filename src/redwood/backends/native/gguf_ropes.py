@@ -66,6 +66,9 @@ def _scaled(keys: Keys, theta: float, dim: int, capacity: int | None) -> Rope:
         parameters["original_max_position_embeddings"] = trained
         parameters["beta_fast"] = keys.number("rope.scaling.yarn_beta_fast", 32.0)
         parameters["beta_slow"] = keys.number("rope.scaling.yarn_beta_slow", 1.0)
+        if keys.get("rope.scaling.yarn_log_multiplier"):
+            # mscale and mscale_all_dim are the same in DeepSeek's: all is in attention's scale.
+            parameters["attention_factor"] = 1.0
     return make_rope(parameters, dim, context=context, capacity=capacity, where=keys.file.path)
 
 

@@ -9,7 +9,8 @@ from redwood.backends.native.spec import DecoderSpec
 
 GLOBAL_ROLES = ("embed", "output_norm", "output_norm_bias", "output")
 LAYER_ROLES = (
-    *("attn_norm", "attn_norm_bias", "q", "kv_a", "kv_a_norm", "kv_b", "k", "v"),
+    *("attn_norm", "attn_norm_bias", "q_a", "q_a_norm", "q", "kv_a", "kv_a_norm"),
+    *("k_b", "v_b", "k", "v"),
     *("q_bias", "k_bias", "v_bias"),
     *("q_norm", "k_norm", "sinks", "o", "o_bias", "post_attn_norm", "ffn_norm", "ffn_norm_bias"),
     *("router", "router_bias", "choice_bias", "shared_switch"),
@@ -18,7 +19,7 @@ LAYER_ROLES = (
     *("expert_gate_bias", "expert_up_bias", "expert_down_bias"),
 )
 MATRICES = (
-    *("q", "kv_a", "kv_b", "k", "v", "o", "gate", "up", "down", "embed", "output"),
+    *("q_a", "q", "kv_a", "k_b", "v_b", "k", "v", "o", "gate", "up", "down", "embed", "output"),
     *("router", "shared_switch", "expert_gate", "expert_up", "expert_down"),
 )
 """Roles that are matrices; the others are vectors in float32."""
@@ -56,7 +57,12 @@ def _layer_shapes(spec: DecoderSpec, layer: int) -> dict[str, Shape]:
         turning = spec.ropes[0].rotary_dim
         made["kv_a"] = Shape(spec.latent + turning, hidden)
         made["kv_a_norm"] = Shape(0, spec.latent)
-        made["kv_b"] = Shape(spec.heads * (spec.head_dim - turning + spec.values), spec.latent)
+        made["k_b"] = Shape(spec.heads * (spec.head_dim - turning), spec.latent)
+        made["v_b"] = Shape(spec.heads * spec.values, spec.latent)
+        if spec.query_latent:
+            made["q_a"] = Shape(spec.query_latent, hidden)
+            made["q_a_norm"] = Shape(0, spec.query_latent)
+            made["q"] = Shape(q, spec.query_latent)
     else:
         made |= {"k": Shape(kv, hidden), "v": Shape(kv, hidden)}
     before = ("attn_norm",) if spec.parallel else ("attn_norm", "ffn_norm")
@@ -119,7 +125,10 @@ _FOLDER = {
     **{role: f"self_attn.{role}.weight" for role in ("q_norm", "k_norm")},
     "kv_a": "self_attn.kv_a_proj_with_mqa.weight",
     "kv_a_norm": "self_attn.kv_a_layernorm.weight",
-    "kv_b": "self_attn.kv_b_proj.weight",
+    **dict.fromkeys(("k_b", "v_b"), "self_attn.kv_b_proj.weight"),
+    "q_a": "self_attn.q_a_proj.weight",
+    "q_a_norm": "self_attn.q_a_layernorm.weight",
+    "q_b": "self_attn.q_b_proj.weight",
     "ffn_norm": "post_attention_layernorm.weight",
     "ffn_norm_bias": "post_attention_layernorm.bias",
     **{role: f"mlp.{role}_proj.weight" for role in ("gate", "up", "down")},
@@ -134,6 +143,9 @@ _GGUF = {
     "attn_norm_bias": "attn_norm.bias",
     **{role: f"attn_{role}.weight" for role in ("q", "k", "v", "q_norm", "k_norm")},
     **{f"{role}_bias": f"attn_{role}.bias" for role in ("q", "k", "v")},
+    **{role: f"attn_{role}.weight" for role in ("q_a", "q_a_norm", "q_b", "kv_a_norm")},
+    "kv_a": "attn_kv_a_mqa.weight",
+    **dict.fromkeys(("k_b", "v_b"), "attn_kv_b.weight"),
     "o": "attn_output.weight",
     "o_bias": "attn_output.bias",
     "post_attn_norm": "post_attention_norm.weight",
@@ -158,6 +170,8 @@ def family_of(spec: DecoderSpec) -> Family:
 
 
 def _shared(spec: DecoderSpec, role: str, layer: int | None) -> str:
+    if role == "q" and spec.query_latent:
+        return "q_b"
     mixture = layer is not None and spec.has_experts(layer)
     return f"shared_{role}" if mixture and role in ("gate", "up", "down") else role
 

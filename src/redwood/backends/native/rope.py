@@ -78,10 +78,10 @@ def make_rope(
         UnsupportedError: another type, with the reason.
     """
     kind = parameters.get("rope_type", "default")
-    if kind == "dynamic":
+    if kind == "dynamic" and (capacity or context) > context:
         raise UnsupportedError(
-            f"{where}: dynamic NTK rotary positions change with the length of the text, so that "
-            "earlier logits would not stay what they were"
+            f"{where}: dynamic NTK rotary positions change with the length of a text past "
+            f"{context} positions, so that earlier logits would not stay what they were"
         )
     if kind not in _SCALINGS:
         raise UnsupportedError(
@@ -152,6 +152,14 @@ def _plain(
     parameters: Mapping[str, Any], theta: float, dim: int, lengths: tuple[int, int]
 ) -> tuple[_Floats, float]:
     return _default(theta, dim), 1.0
+
+
+def _dynamic(
+    parameters: Mapping[str, Any], theta: float, dim: int, lengths: tuple[int, int]
+) -> tuple[_Floats, float]:
+    """Up to max_position_embeddings, where it stretches nothing."""
+    factor = _positive(parameters, "factor")
+    return _default(theta * (factor - (factor - 1)) ** (dim / (dim - 2)), dim), 1.0
 
 
 def _linear(
@@ -232,6 +240,7 @@ def _longrope(
 
 _SCALINGS = {
     "default": _plain,
+    "dynamic": _dynamic,
     "linear": _linear,
     "llama3": _llama3,
     "yarn": _yarn,

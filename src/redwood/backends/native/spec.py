@@ -9,12 +9,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from redwood.backends.native.rope import Rope
+from redwood.backends.native.rope import Rope, float32
 from redwood.errors import ModelError, check_count
 
 MOST_LAYERS = 4096
 """Far above any model: what is made per layer stays small for damaged files."""
 MOST_EXPERTS = 1024
+LATENT_EPS = float32(1e-6)
+"""Of the norms of latents, whatever a model sets for its other norms."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,10 @@ class DecoderSpec:
         experts: None: all layers have dense MLPs.
         value_dim: components of a head's values; 0: as of its keys.
         latent: keys and values are made from a latent of this width; 0: from the residual.
+        query_latent: queries are made from a latent of their own; 0: from the residual.
+        latent_eps: of the norms of latents.
+        unread_layers: layers past the others that files hold and that are not computed, such as
+            those that draft.
     """
 
     architecture: str
@@ -127,6 +133,9 @@ class DecoderSpec:
     experts: Experts | None = None
     value_dim: int = 0
     latent: int = 0
+    query_latent: int = 0
+    latent_eps: float = LATENT_EPS
+    unread_layers: int = 0
 
     @property
     def values(self) -> int:

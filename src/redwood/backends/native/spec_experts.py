@@ -7,7 +7,7 @@ from typing import Any
 from redwood.backends.native.config_fields import Fields
 from redwood.backends.native.families import Family
 from redwood.backends.native.rope import float32
-from redwood.backends.native.spec import Experts
+from redwood.backends.native.spec import MOST_LAYERS, Experts
 from redwood.errors import ModelError, UnsupportedError
 
 
@@ -110,21 +110,49 @@ def _deepseek2(fields: Fields) -> Experts:
     return _with_shared(fields, normalise=False, groups=groups[0], groups_used=groups[1])
 
 
+def unread_layers(fields: Fields) -> int:
+    """Returns how many layers that draft stand behind the others, which computes none of them.
+
+    Raises: ModelError for what is no count.
+    """
+    layers = fields.get("num_nextn_predict_layers") or 0
+    if type(layers) is not int or not 0 <= layers <= MOST_LAYERS:
+        raise ModelError(f"{fields.where}: num_nextn_predict_layers {str(layers)[:80]} is no count")
+    return layers
+
+
 def _with_shared(fields: Fields, **more: Any) -> Experts:
     """What all of DeepSeek's have: dense first layers, shared experts, a scale."""
-    layers, width = fields.count("num_hidden_layers"), fields.count("moe_intermediate_size")
-    first = fields.get("first_k_dense_replace")
-    if type(first) is not int or first < 0:
-        raise ModelError(f"{fields.where}: first_k_dense_replace {str(first)[:80]} is no count")
+    width = fields.count("moe_intermediate_size")
     return Experts(
         count=fields.count("n_routed_experts"),
         used=fields.count("num_experts_per_tok"),
         ffn=width,
-        layers=tuple(layer >= first for layer in range(layers)),
+        layers=_mixed(fields),
         scale=float32(fields.number("routed_scaling_factor")),
         shared_ffn=width * fields.count("n_shared_experts"),
         **more,
     )
+
+
+def _mixed(fields: Fields) -> tuple[bool, ...]:
+    """The layers that are mixtures: those behind the first ones, or those that a list names."""
+    layers, kinds = fields.count("num_hidden_layers"), fields.get("mlp_layer_types")
+    if kinds is not None:
+        if not isinstance(kinds, list) or len(kinds) != layers:
+            raise ModelError(
+                f"{fields.where}: mlp_layer_types {str(kinds)[:80]} does not fit {layers} layers"
+            )
+        if not {str(kind) for kind in kinds} <= {"dense", "sparse"}:
+            raise UnsupportedError(
+                f"{fields.where}: mlp_layer_types {str(kinds)[:80]}: only dense and sparse are "
+                "known"
+            )
+        return tuple(kind == "sparse" for kind in kinds)
+    first = fields.get("first_k_dense_replace")
+    if type(first) is not int or first < 0:
+        raise ModelError(f"{fields.where}: first_k_dense_replace {str(first)[:80]} is no count")
+    return tuple(layer >= first for layer in range(layers))
 
 
 _WAYS = {

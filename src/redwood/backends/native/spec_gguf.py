@@ -9,7 +9,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from redwood.backends.native.families import FAMILIES, GEMMA
+from redwood.backends.native.families import FAMILIES, GEMMA, LATENT
+from redwood.backends.native.gguf_deepseek import (
+    experts_with_shared,
+    latent_of_keys,
+    unread_layers,
+)
 from redwood.backends.native.gguf_keys import Keys
 from redwood.backends.native.gguf_ropes import ropes_of
 from redwood.backends.native.rope import float32
@@ -53,14 +58,22 @@ def spec_from_gguf(file: GGUFFile | GGUFModel, capacity: int | None = None) -> D
     layers, heads = keys.count("block_count"), keys.count("attention.head_count")
     if layers > MOST_LAYERS:
         raise keys.fault("block_count", f"{layers} cannot be right")
+    unread = unread_layers(keys)
+    layers -= unread
     hidden = keys.count("embedding_length")
-    head_dim = keys.count("attention.key_length", hidden // heads)
-    for name in ("value_length", "key_length_swa", "value_length_swa"):
-        keys.refuse_other(f"attention.{name}", head_dim)
+    latent = latent_of_keys(keys, heads) if arch in LATENT else None
+    if latent is None:
+        head_dim = keys.count("attention.key_length", hidden // heads)
+        for name in ("value_length", "key_length_swa", "value_length_swa"):
+            keys.refuse_other(f"attention.{name}", head_dim)
+    else:
+        head_dim = latent.head_dim
     windows = _windows(keys, layers)
-    ropes = ropes_of(keys, head_dim, capacity, windows)
+    ropes = ropes_of(keys, latent.turning if latent else head_dim, capacity, windows)
     traits: dict[str, Any] = {"qk_norm": False, "post_norms": False}
     traits |= {**family.traits, **family.gguf_traits}
+    if arch == "glm4moe":
+        traits["qk_norm"] = "blk.0.attn_q_norm.weight" in tensors
     experts = _experts(keys, layers)
     epsilon = "layer_norm" if traits.get("layer_norm") else "layer_norm_rms"
     gelu = gemma or not traits.get("gated", True)
@@ -70,13 +83,17 @@ def spec_from_gguf(file: GGUFFile | GGUFModel, capacity: int | None = None) -> D
         hidden=hidden,
         layers=layers,
         heads=heads,
-        kv_heads=keys.count("attention.head_count_kv", heads),
+        kv_heads=heads if latent else keys.count("attention.head_count_kv", heads),
         head_dim=head_dim,
         ffn=keys.count("feed_forward_length", experts.ffn if experts else None),
         context=keys.count("context_length"),
         norm_eps=float32(keys.number(f"attention.{epsilon}_epsilon")),
         activation="gelu_tanh" if gelu else "silu",
-        attention_scale=float32(_attention_scale(keys, hidden, heads, head_dim, layers)),
+        attention_scale=float32(
+            latent.scale / math.sqrt(head_dim)
+            if latent
+            else _attention_scale(keys, hidden, heads, head_dim, layers)
+        ),
         attention_softcap=float32(
             keys.number("attn_logit_softcapping", 50.0) if arch == "gemma2" else 0
         ),
@@ -93,6 +110,10 @@ def spec_from_gguf(file: GGUFFile | GGUFModel, capacity: int | None = None) -> D
         logit_scale=float32(keys.number("logit_scale") if traits.get("parallel") else 1.0),
         mlp_bias=bool(family.mlp_bias) and "blk.0.ffn_up.bias" in tensors,
         experts=experts,
+        latent=latent.width if latent else 0,
+        value_dim=latent.value_dim if latent else 0,
+        query_latent=latent.query_width if latent else 0,
+        unread_layers=unread,
         **traits,
     )
     return check_spec(spec, file.path)
@@ -113,6 +134,8 @@ def _experts(keys: Keys, layers: int) -> Experts | None:
     family = keys.family
     if not FAMILIES[family].experts:
         return None
+    if FAMILIES[family].experts in ("deepseek", "deepseek2"):
+        return experts_with_shared(keys, layers)
     used, gating = keys.count("expert_used_count"), keys.get("expert_gating_func")
     # 1 is softmax, and 3 softmax over the chosen ones: the same once they add up to 1.
     if gating not in (None, 1) and not (gating == 3 and family in _NORMALISED):

@@ -12,10 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from redwood.backends.native.config_fields import Fields
-from redwood.backends.native.families import FAMILIES, GEMMA, Family, by_model_type, model_types
+from redwood.backends.native.families import (
+    FAMILIES,
+    GEMMA,
+    LATENT,
+    Family,
+    by_model_type,
+    model_types,
+)
 from redwood.backends.native.rope import Rope, float32, make_rope
 from redwood.backends.native.spec import MOST_LAYERS, DecoderSpec, check_capacity, check_spec
-from redwood.backends.native.spec_experts import experts_of
+from redwood.backends.native.spec_experts import experts_of, unread_layers
 from redwood.backends.native.spec_latent import latent_of
 from redwood.errors import ModelError, UnsupportedError
 
@@ -72,7 +79,7 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
     head_dim = hidden // heads
     if fields.get("head_dim") is not None:
         head_dim = fields.count("head_dim")
-    latent = latent_of(fields) if architecture == "deepseek2" else None
+    latent = latent_of(fields) if architecture in LATENT else None
     if latent is not None:
         head_dim = latent.head_dim
     gemma = architecture in GEMMA
@@ -84,6 +91,8 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
     softcap = fields.softcap("attn_logit_softcapping") if architecture == "gemma2" else 0
     traits: dict[str, Any] = {"qk_norm": False, "post_norms": False, **family.traits}
     experts = experts_of(fields, family)
+    if architecture == "glm4moe":
+        traits["qk_norm"] = fields.flag("use_qk_norm")
     if architecture == "gptoss":
         for field, name in (("glu_limit", "swiglu_limit"), ("glu_alpha", "swiglu_alpha")):
             # Older classes of Transformers have them as constants.
@@ -118,6 +127,8 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
         experts=experts,
         latent=latent.width if latent else 0,
         value_dim=latent.value_dim if latent else 0,
+        query_latent=latent.query_width if latent else 0,
+        unread_layers=unread_layers(fields) if family.experts == "deepseek" else 0,
         **traits,
     )
     fields.refuse_unread()
@@ -164,7 +175,7 @@ def _refuse_switches(fields: Fields, family: Family) -> None:
             "defined for Gemma 3"
         )
     for name in ("clip_qkv", "use_qk_norm"):
-        if fields.get(name):
+        if fields.get(name) and (name, kind) != ("use_qk_norm", "glm4_moe"):
             raise UnsupportedError(f"{where}: {name} {fields.get(name)} is not supported")
 
 

@@ -13,7 +13,8 @@ class Latent(NamedTuple):
     """Widths of latent attention.
 
     `width`: of the latent. `head_dim`: of a key, of which `turning` components turn.
-    `value_dim`: of a value. `scale`: multiplies the scale of attention.
+    `value_dim`: of a value. `scale`: multiplies the scale of attention. `query_width`: of the
+    latent of queries; 0: they have none.
     """
 
     width: int
@@ -21,6 +22,7 @@ class Latent(NamedTuple):
     turning: int
     value_dim: int
     scale: float
+    query_width: int = 0
 
 
 def latent_of(fields: Fields) -> Latent:
@@ -29,14 +31,14 @@ def latent_of(fields: Fields) -> Latent:
     Raises: ModelError and UnsupportedError, naming the setting.
     """
     where = fields.where
-    if fields.get("q_lora_rank") is not None:
-        raise UnsupportedError(
-            f"{where}: q_lora_rank {fields.get('q_lora_rank')}: latent queries are not supported"
-        )
+    asked = 0 if fields.get("q_lora_rank") is None else fields.count("q_lora_rank")
     if fields.get("attention_bias"):
         raise UnsupportedError(f"{where}: attention_bias is not supported with latent attention")
-    if fields.get("rms_norm_eps") != 1e-6:  # the norm of latents has this one, whatever is set
-        raise UnsupportedError(f"{where}: rms_norm_eps must be 1e-06 with latent attention")
+    if fields.get("rope_interleave", True) is not True:
+        raise UnsupportedError(
+            f"{where}: rope_interleave {fields.get('rope_interleave')}: keys whose rotary halves "
+            "do not stand in turn are not supported with latent attention"
+        )
     if fields.get("num_key_value_heads") != fields.get("num_attention_heads"):
         raise UnsupportedError(f"{where}: num_key_value_heads must be that of heads here")
     turning, still = fields.count("qk_rope_head_dim"), fields.count("qk_nope_head_dim")
@@ -49,4 +51,5 @@ def latent_of(fields: Fields) -> Latent:
         mscale, factor = rope.get("mscale_all_dim") or 0, rope.get("factor", 1)
         if mscale and factor > 1:
             scale = (0.1 * mscale * math.log(factor) + 1) ** 2
-    return Latent(fields.count("kv_lora_rank"), turning + still, turning, value_dim, scale)
+    width = fields.count("kv_lora_rank")
+    return Latent(width, turning + still, turning, value_dim, scale, asked)

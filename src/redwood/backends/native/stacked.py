@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,13 +20,14 @@ class Places(NamedTuple):
 
     `names`: the tensors that hold them. `load` returns the rows of all experts one after the other,
     uint8, in the format `kind`. `neighbours`: rows of queries and keys stand as rotary positions
-    that turn neighbours want them.
+    that turn neighbours want them. `order`: see `Weight.row_order`.
     """
 
     names: tuple[str, ...]
     kind: str
     load: Callable[[], Bytes]
     neighbours: bool = False
+    order: np.ndarray[Any, np.dtype[np.int32]] | None = None
 
 
 def chunks(

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redwood.backends.native.families import GEMMA
+from redwood.backends.native.latent_weights import expanded, gguf_expanded
 from redwood.backends.native.roles import (
     GLOBAL_ROLES,
     LANES,
@@ -198,13 +199,14 @@ def _assign(
             weights[role, layer] = _weight(spec, role, shape, places)
             used.update(places.names)
     for name in stored:
-        if name not in used:
-            raise _left_over(name, spec, where, layer_name)
+        match = re.match(layer_name, name)
+        unread = match and 0 <= int(match[1]) - spec.layers < spec.unread_layers
+        if name not in used and not unread:
+            raise _left_over(name, spec, where, match)
     return weights
 
 
-def _left_over(name: str, spec: DecoderSpec, where: Path, layer_name: str) -> Exception:
-    match = re.match(layer_name, name)
+def _left_over(name: str, spec: DecoderSpec, where: Path, match: re.Match[str] | None) -> Exception:
     if match and int(match[1]) >= spec.layers:
         return ModelError(f"{where} has the tensor {name!r} and says it has {spec.layers} layers")
     return UnsupportedError(
@@ -222,7 +224,7 @@ def _weight(spec: DecoderSpec, role: str, shape: Shape, places: Places) -> Weigh
             weight = replace(weight, times=spec.logit_scale)
         return weight
     turned = places.neighbours and role in ("q", "k", "kv_a")
-    order = _halves(spec, role) if turned else None
+    order = _halves(spec, role) if turned else places.order
     rows = shape.rows * shape.experts
     if shape.experts > 1 and shape.rows % LANES:  # whole blocks; rows after the last stand unread
         padded = -(-shape.rows // LANES) * LANES
@@ -271,6 +273,8 @@ def _gguf_weight(
         if role in roles:
             return _part(where, spec, stored, prefix + name, role, roles, layer)
     name = gguf_name(spec, role, layer)
+    if role in ("k_b", "v_b"):
+        return gguf_expanded(where, spec, stored, name, role)
     if shape.experts > 1:
         return stacked_experts(where, stored, name, shape)
     if role == "shared_switch":
@@ -292,6 +296,8 @@ def _folder_weight(
         if role in roles:
             return _part(where, spec, stored, prefix + name, role, roles, layer)
     name = folder_name(spec, role, layer)
+    if role in ("k_b", "v_b"):
+        return expanded(where, spec, stored, name, role)
     if shape.experts > 1:
         return folder_experts(where, stored, name, role, shape)
     places = chunks(where, stored, name, shape, 0, shape.rows)

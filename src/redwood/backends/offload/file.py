@@ -7,7 +7,7 @@ model of any size. What the file holds where follows from the shapes of the mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,8 +20,10 @@ from transformers import PreTrainedModel
 from redwood import models
 from redwood.backends.eager.stock import load_stock
 from redwood.backends.offload.forms import Form, TorchForm
+from redwood.backends.offload.stored_experts import one_by_one, stored_name
 from redwood.backends.offload.stream import PAGE, Span
 from redwood.backends.offload.streamed import Matrix, Part
+from redwood.backends.offload.streamed_experts import stacks_of
 from redwood.errors import ModelError
 
 PIECE_BYTES = 8 << 20
@@ -48,23 +50,26 @@ class Layout:
 def plan(
     wanted: Mapping[str, tuple[tuple[int, ...], Form]],
     tables: Mapping[str, tuple[tuple[int, int], TorchForm]],
+    experts: Collection[str] = (),
 ) -> Layout:
     """Returns where parameters go.
 
     Args:
         wanted: shape and form of what is streamed, in the order of a forward.
         tables: shape and form of embeddings.
+        experts: those of `wanted`, [experts, rows, cols], of which each expert has its own pieces.
     """
     matrices, spans, offset = {}, list[Span](), 0
     for name, (shape, form) in wanted.items():
         cols = shape[-1]
         rows = torch.Size(shape).numel() // cols
+        each = shape[1] if name in experts else rows
         most = max(1, PIECE_BYTES // form.size(form.unit, cols)) * form.unit
-        count = -(-rows // most)
-        step = -(-rows // (count * form.unit)) * form.unit  # pieces of a matrix are about alike
+        count = -(-each // most)
+        step = -(-each // (count * form.unit)) * form.unit  # pieces of a matrix are about alike
         parts = []
-        for first in range(0, rows, step):
-            held = min(step, rows - first)
+        for first in (at + i for at in range(0, rows, each) for i in range(0, each, step)):
+            held = min(step, each - first % each)
             parts.append(Part(len(spans), first, held))
             spans.append(Span(offset, form.size(held, cols)))
             offset += -(-spans[-1].size // PAGE) * PAGE
@@ -89,66 +94,101 @@ class Weights:
 
     def __init__(self, folder: Path, model: PreTrainedModel) -> None:
         self._files: dict[str, Path] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         try:
             for path in sorted(folder.glob("*.safetensors")):
                 with safe_open(path, framework="pt") as file:
-                    self._files |= dict.fromkeys(file.keys(), path)
+                    names = list(file.keys())
+                    self._files |= dict.fromkeys(names, path)
+                    shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in names}
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{path} is not a whole safetensors file ({error})") from error
         if not self._files:
             raise ModelError(f"{folder} has no safetensors")
-        self._names = _names(model, set(self._files))
+        self._experts = _experts(model, shapes)
+        self._names = _names(model, shapes, self._experts)
         self._loaded = None if self._names is not None else _converted(folder, model)
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in _saved(model).items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Returns the shape of a parameter in the file."""
+        """Returns the shape of a parameter."""
         if self._loaded is not None:
             return tuple(self._loaded[name].shape)
-        shape: tuple[int, ...] = self._reading(name, lambda part: tuple(part.get_shape()))
-        return shape
+        return self._shapes[name]
 
     def rows(self, name: str, first: int = 0, last: int | None = None) -> Tensor:
         """Returns some first indices of a parameter, or all of it."""
         if self._loaded is not None:
             return self._loaded[name][first:last]
-        # Opened anew each time: what was read of a mapped file stays in memory until it is closed.
-        rows: Tensor = self._reading(
-            name, lambda part: part[first:last].clone() if part.get_shape() else part[:]
-        )
-        return rows
-
-    def _reading(self, name: str, what: Callable[[Any], Any]) -> Any:
         assert self._names is not None
-        stored = self._names[name]
+        if name not in self._names:  # experts that the file has one by one
+            some = self._experts[name][first:last]
+            return torch.stack([torch.cat([self._reading(part) for part in each]) for each in some])
+        return self._reading(self._names[name], first, last)
+
+    def _reading(self, stored: str, first: int = 0, last: int | None = None) -> Tensor:
+        def what(part: Any) -> Any:
+            return part[first:last].clone() if part.get_shape() else part[:]
+
+        # Opened anew each time: what was read of a mapped file stays in memory until it is closed.
         try:
             with safe_open(self._files[stored], framework="pt") as file:
-                return what(file.get_slice(stored))
+                rows: Tensor = what(file.get_slice(stored))
+                return rows
         except (OSError, SafetensorError) as error:
             raise ModelError(
                 f"{self._files[stored]}: {stored!r} cannot be read ({error})"
             ) from error
 
 
-def _names(model: nn.Module, stored: set[str]) -> dict[str, str] | None:
-    """The stored name of every parameter and saved buffer; None: they do not fit as they are."""
+def _experts(
+    model: nn.Module, stored: Mapping[str, tuple[int, ...]]
+) -> dict[str, list[tuple[str, ...]]]:
+    """The tensors of each expert, for the stacks of a model that its files have one by one."""
+    found = {}
+    for prefix, module in model.named_modules():
+        for part, stack in stacks_of(module).items():
+            name, (count, *shape) = f"{prefix}.{part}", stack.shape
+            if name in stored:
+                continue
+            tensors = one_by_one(name, module, count, stored)
+            if tensors is not None and all(
+                sum(stored[each][0] for each in parts) == shape[0]
+                and {stored[each][1:] for each in parts} == {(shape[1],)}
+                for parts in tensors
+            ):
+                found[name] = tensors
+    return found
+
+
+def _names(
+    model: nn.Module, stored: Mapping[str, tuple[int, ...]], experts: Collection[str]
+) -> dict[str, str] | None:
+    """The stored name of every parameter and saved buffer but those of `experts`; None: they do
+    not fit as they are."""
     found, missing = {}, []
     twins: dict[int, list[str]] = {}
-    state = {**dict(model.named_parameters(remove_duplicate=False)), **_saved_buffers(model)}
+    state = _saved(model)
     for name, tensor in state.items():
         twins.setdefault(id(tensor), []).append(name)
     for names in twins.values():
-        match = next((name for name in names if name in stored), None)
+        match = next(
+            (stored_name(name, stored) for name in names if stored_name(name, stored)), None
+        )
         for name in names:
-            if match is None:
+            if name in experts:
+                continue
+            if match is None or stored[match] != tuple(state[name].shape):
                 missing.append(name)
             else:
                 found[name] = match
     return None if missing else found
 
 
-def _saved_buffers(model: nn.Module) -> dict[str, Tensor]:
+def _saved(model: nn.Module) -> dict[str, Tensor]:
     saved = set(model.state_dict())
-    return {name: tensor for name, tensor in model.named_buffers() if name in saved}
+    buffers = {name: tensor for name, tensor in model.named_buffers() if name in saved}
+    return {**dict(model.named_parameters(remove_duplicate=False)), **buffers}
 
 
 def _converted(folder: Path, model: PreTrainedModel) -> dict[str, Tensor]:
@@ -183,12 +223,34 @@ def stored_file(
 
 
 def writer(
-    layout: Layout, forms: Mapping[str, Form], weights: Weights, tables: TorchForm
+    layout: Layout,
+    forms: Mapping[str, Form],
+    weights: Weights,
+    tables: TorchForm,
+    experts: Mapping[str, bool] | None = None,
 ) -> Callable[[BinaryIO], None]:
-    """Returns what writes the file, a piece at a time."""
+    """Returns what writes the file, a piece at a time.
+
+    Args:
+        experts: what `plan` was told, and whether the model has inputs before outputs there.
+    """
+
+    def write_experts(file: BinaryIO, name: str, turned: bool) -> None:
+        held, whole = -1, torch.empty(0)
+        rows = weights.shape(name)[2 if turned else 1]
+        for part in layout.matrices[name].parts:
+            expert, first = divmod(part.first, rows)
+            if expert != held:
+                (whole,) = weights.rows(name, expert, expert + 1)
+                held, whole = expert, whole.T.contiguous() if turned else whole
+            file.seek(layout.spans[part.piece].offset)
+            file.write(forms[name].pack(_floats(whole[first : first + part.rows], name)).data)
 
     def write(file: BinaryIO) -> None:
         for name, matrix in layout.matrices.items():
+            if experts and name in experts:
+                write_experts(file, name, experts[name])
+                continue
             shape = weights.shape(name)
             whole = weights.rows(name).reshape(-1, matrix.cols) if len(shape) != 2 else None
             for part in matrix.parts:

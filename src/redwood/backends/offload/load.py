@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +20,11 @@ from redwood.backends.offload.file import Weights, plan, stored_file, writer
 from redwood.backends.offload.forms import Form, NativeForm, TorchForm, form_of
 from redwood.backends.offload.stream import Stream
 from redwood.backends.offload.streamed import StreamedEmbedding, StreamedLinear, lend
+from redwood.backends.offload.streamed_experts import (
+    Stacked,
+    StreamedExperts,
+    stacks_of,
+)
 from redwood.backends.offload.to_device import DevicePieces
 from redwood.errors import ArgumentError, UnsupportedError
 
@@ -111,16 +116,32 @@ def open_offloaded(
     fine = form_of("int8", device, threads) if weights == "int4" else form
     streamed, tables = _large(model)
     raw = TorchForm(exact)
-    forms: dict[str, Form] = {
-        each: (fine if _is_head(model, module) else form) if isinstance(module, nn.Linear) else raw
-        for each, (module, _) in streamed.items()
+    experts = {
+        each: bool(module.is_transposed)
+        for each, (module, parameter) in streamed.items()
+        if parameter in stacks_of(module)
     }
-    wanted = {each: (stored.shape(each), forms[each]) for each in streamed}
-    layout = plan(wanted, {each: (_pair(stored.shape(each)), raw) for each in tables})
-    path = stored_file(
-        name, folder, f"{form.name}-{fine.name}-{exact}", layout, writer(layout, forms, stored, raw)
-    )
-    stream = Stream(path, layout.spans, pinned=device.type == "cuda")
+    forms: dict[str, Form] = {each: form if each in experts else raw for each in streamed} | {
+        each: fine if _is_head(model, module) else form
+        for each, (module, _) in streamed.items()
+        if isinstance(module, nn.Linear)
+    }
+    wanted = {}
+    for each in streamed:
+        shape = stored.shape(each)
+        if experts.get(each):
+            shape = (shape[0], shape[2], shape[1])
+        wanted[each] = shape, forms[each]
+    layout = plan(wanted, {each: (_pair(stored.shape(each)), raw) for each in tables}, experts)
+    label = f"{form.name}-{fine.name}-{exact}" + ("-experts" if experts else "")
+    write = writer(layout, forms, stored, raw, experts)
+    path = stored_file(name, folder, label, layout, write)
+    layers = _layers(streamed, experts)
+    groups = [
+        [part.piece for each in stacks.values() for part in layout.matrices[each].parts]
+        for stacks in layers.values()
+    ]
+    stream = Stream(path, layout.spans, pinned=device.type == "cuda", groups=groups)
     store: Stream | DevicePieces = stream
     if device.type == "cuda":
         store = DevicePieces(stream, device)
@@ -133,8 +154,13 @@ def open_offloaded(
         if isinstance(module, nn.Linear):
             bias = None if module.bias is None else module.bias.data
             _replace(model, each, StreamedLinear(matrix, forms[each], store, bias))
+        elif each in experts:
+            module._parameters[parameter] = nn.Parameter(like, requires_grad=False)
         else:
             lend(module, parameter, matrix, raw, store, like)
+    for group, (layer, names) in enumerate(layers.items()):
+        stacks = {part: Stacked(layout.matrices[each], forms[each]) for part, each in names.items()}
+        _replace(model, next(iter(names.values())), StreamedExperts(layer, stacks, group, store))
     for each, module in tables.items():
         table = StreamedEmbedding(
             path,
@@ -164,15 +190,29 @@ def _large(
     streamed: dict[str, tuple[nn.Module, str]] = {}
     tables: dict[str, nn.Embedding] = {}
     for prefix, module in model.named_modules():
+        most = max((stack.numel() for stack in stacks_of(module).values()), default=0)
         for name, parameter in module.named_parameters(recurse=False):
             whole = f"{prefix}.{name}" if prefix else name
-            if parameter.numel() <= SMALL or parameter.dim() < 2:
+            # Experts stream as a whole, and their biases stay.
+            numbers = (most if name in stacks_of(module) else 0) if most else parameter.numel()
+            if numbers <= SMALL or parameter.dim() < 2:
                 continue
             if type(module) is nn.Embedding or hasattr(module, "embed_scale"):
                 tables[whole] = cast(nn.Embedding, module)
             else:
                 streamed[whole] = module, name
     return streamed, tables
+
+
+def _layers(
+    streamed: Mapping[str, tuple[nn.Module, str]], experts: Collection[str]
+) -> dict[nn.Module, dict[str, str]]:
+    """The stacks of experts of each layer: their full names, by those in their module."""
+    found: dict[nn.Module, dict[str, str]] = {}
+    for each in experts:
+        module, parameter = streamed[each]
+        found.setdefault(module, {})[parameter] = each
+    return found
 
 
 def _is_head(model: PreTrainedModel, module: nn.Module) -> bool:

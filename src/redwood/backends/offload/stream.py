@@ -3,6 +3,9 @@
 A few buffers take turns: while one piece is used, the next ones are read. Reads go past the page
 cache, so that the memory a model takes is what it says. Some pieces may stay in memory, spread
 evenly, so that reading and computing overlap all the way.
+
+Of some groups of pieces a forward needs a few, such as the experts that it chose: reading stops
+before such a group until it is said which, and then goes on with them.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import mmap
 import os
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -50,13 +53,20 @@ class Stream:
         spans: by number of piece.
         buffers: pieces in memory beside those that stay, at least 2.
         pinned: memory that a GPU copies from without help.
+        groups: of pieces that are read only when they are announced.
 
     Raises:
         ModelError: a file that cannot be opened or is shorter than its pieces.
     """
 
     def __init__(
-        self, path: Path, spans: Sequence[Span], *, buffers: int = 4, pinned: bool = False
+        self,
+        path: Path,
+        spans: Sequence[Span],
+        *,
+        buffers: int = 4,
+        pinned: bool = False,
+        groups: Sequence[Sequence[int]] = (),
     ) -> None:
         self.path, self._spans, self._pinned = path, spans, pinned
         handle, self._direct = _opened(path, max((s.offset + s.size for s in spans), default=0))
@@ -65,13 +75,24 @@ class Stream:
         """Bytes of a buffer."""
         self._count, self._made = buffers, 0
         self._free: list[Tensor] = []
-        self._order = list(range(len(spans)))
-        self._place = list(range(len(spans)))
+        self._some = frozenset(piece for group in groups for piece in group)
+        # Of a group there is -1 less its number in the order, in the place of its pieces.
+        gates = {min(group): ~number for number, group in enumerate(groups)}
+        self._order = [
+            gates.get(piece, piece)
+            for piece in range(len(spans))
+            if piece in gates or piece not in self._some
+        ]
+        self._place = {entry: place for place, entry in enumerate(self._order)}
         self._used: list[int] = []
+        self._announced: deque[int] = deque()
         self._next = 0  # place in the order of what is read next
         self._ahead: deque[_Ahead] = deque()
         self._keep: frozenset[int] = frozenset()
         self._held: dict[int, Tensor] = {}
+        self._room = self._taken = 0  # bytes for pieces of groups that stay; of those that do
+        self._stayed: OrderedDict[int, int] = OrderedDict()  # those: the forward of their last use
+        self._forward = 0
         self._addresses: set[int] = set()  # of these
         self.left_out: frozenset[int] = frozenset()
         """Pieces that stay elsewhere."""
@@ -88,12 +109,14 @@ class Stream:
 
     def streamed_spans(self) -> list[Span]:
         """Returns what every forward reads, in order."""
-        return [self._spans[piece] for piece in self._order if piece not in self._keep]
+        return [
+            self._spans[piece] for piece in self._order if piece >= 0 and piece not in self._keep
+        ]
 
     @property
     def kept_bytes(self) -> int:
         """Bytes of the pieces that stay in memory, once they have been read."""
-        return self.size_of(self._keep)
+        return self.size_of(self._keep) + min(self._room, self.size_of(self._some))
 
     def size_of(self, pieces: Iterable[int]) -> int:
         """Returns the bytes that these pieces take in memory."""
@@ -115,21 +138,43 @@ class Stream:
         return self._made * self.largest
 
     def keep(self, room: int) -> None:
-        """Lets as many pieces stay in memory as fit into `room` bytes, and no more."""
-        self._keep = self.evenly(room)
-        for piece in set(self._held) - self._keep:
+        """Lets as many pieces stay in memory as fit into `room` bytes, and no more.
+
+        What every forward reads comes first. Pieces of groups share what room is left: those that
+        the last forwards used.
+        """
+        always = [piece for piece in self._order if piece >= 0]
+        self._keep = self._evenly(always, room)
+        self._room = max(0, room - self.size_of(self._keep))
+        if len(self._keep) < len(always):
+            self._room = 0
+        for piece in set(self._held) - self._keep - set(self._stayed):
             self._addresses.remove(self._held.pop(piece).data_ptr())
+        while self._taken > self._room:
+            self._drop(next(iter(self._stayed)))
 
     def evenly(self, room: int) -> frozenset[int]:
-        """Returns pieces that fit into `room` bytes, as evenly over a forward as may be."""
-        sizes = [_pages(span.size) for span in self._spans]
-        share, due, chosen = min(1.0, max(0.0, room / max(1, sum(sizes)))), 0.0, set()
-        for piece in self._order:
+        """Returns pieces that fit into `room` bytes, as evenly over a forward as may be; those of
+        groups last."""
+        always = self._evenly([piece for piece in self._order if piece >= 0], room)
+        return always | self._evenly(sorted(self._some), room - self.size_of(always))
+
+    def _evenly(self, pieces: Sequence[int], room: int) -> frozenset[int]:
+        sizes = {piece: _pages(self._spans[piece].size) for piece in pieces}
+        share, due, chosen = min(1.0, max(0.0, room / max(1, sum(sizes.values())))), 0.0, set()
+        for piece in pieces:
             due += share * sizes[piece]
             if due >= sizes[piece] or share == 1.0:
                 chosen.add(piece)
                 due -= sizes[piece]
         return frozenset(chosen)
+
+    def announce(self, group: int, pieces: Sequence[int]) -> None:
+        """Says which pieces of a group come next, in order; no others of it are read."""
+        self._used.append(~group)
+        self._announced = deque(pieces)
+        self._next = self._place[~group] + 1
+        self._read_on()
 
     def leave_out(self, pieces: frozenset[int]) -> None:
         """Reads these no more once they have been lent: they stay elsewhere."""
@@ -138,7 +183,8 @@ class Stream:
 
     def pass_by(self, index: int) -> None:
         """Notes that a piece that stays elsewhere was used."""
-        self._used.append(index)
+        if index not in self._some:
+            self._used.append(index)
         self._read_on()
 
     def is_held(self, data: Tensor) -> bool:
@@ -152,9 +198,13 @@ class Stream:
         Raises:
             ModelError: the disk could not read it.
         """
-        self._used.append(index)
+        if index not in self._some:
+            self._used.append(index)
         held = self._held.get(index)
         if held is not None:
+            if index in self._stayed:
+                self._stayed[index] = self._forward
+                self._stayed.move_to_end(index)
             self._read_on()
             yield held
             return
@@ -162,7 +212,7 @@ class Stream:
         try:
             size = self._spans[index].size
             yield buffer[:size]
-            if index in self._keep and index not in self._held:
+            if index not in self._held and (index in self._keep or self._stays(index)):
                 held = self._held[index] = self._memory(size)
                 held[:] = buffer[:size]
                 self._addresses.add(held.data_ptr())
@@ -175,14 +225,42 @@ class Stream:
     def end(self) -> None:
         """Ends a forward: the next one is expected to use pieces in the same order."""
         if self._used != self._order and len(set(self._used)) == len(self._used):
-            rest = sorted(set(self._order) - set(self._used))
+            rest = sorted(set(self._order) - set(self._used), key=self._place.__getitem__)
             self._order = [*self._used, *rest]
-            for place, piece in enumerate(self._order):
-                self._place[piece] = place
+            self._place = {entry: place for place, entry in enumerate(self._order)}
         self._used = []
+        self._announced.clear()
+        self._forward += 1
+
+    def _stays(self, index: int) -> bool:
+        """Makes room for a piece of a group, if there is any but that of pieces which this forward
+        or the last one used: else a layer would drop what the next one needs."""
+        if index not in self._some:
+            return False
+        size, free = _pages(self._spans[index].size), self._room - self._taken
+        leave = []
+        for piece, used in self._stayed.items():
+            if free >= size or used >= self._forward - 1:
+                break
+            free += _pages(self._spans[piece].size)
+            leave.append(piece)
+        if free < size:
+            return False
+        for piece in leave:
+            self._drop(piece)
+        self._stayed[index] = self._forward
+        self._taken += size
+        return True
+
+    def _drop(self, piece: int) -> None:
+        del self._stayed[piece]
+        self._taken -= _pages(self._spans[piece].size)
+        self._addresses.remove(self._held.pop(piece).data_ptr())
 
     def _take(self, index: int) -> Tensor:
         """Waits for a piece. Others that were expected before it are given up."""
+        if index not in self._some:
+            self._announced.clear()
         while self._ahead and self._ahead[0].piece != index:
             front = self._ahead.popleft()
             if not front.done.cancel():
@@ -203,14 +281,28 @@ class Stream:
         """Starts reading what comes next, as far as there are buffers."""
         under_way = {ahead.piece for ahead in self._ahead}
         while len(self._ahead) < self._count - 1:
-            turn = (
-                self._order[(self._next + i) % len(self._order)] for i in range(len(self._order))
-            )
-            piece = next((p for p in turn if p not in self._held and p not in self._lent), None)
+            piece = self._coming()
             if piece is None or piece in under_way:
                 return
             self._start(piece)
             under_way.add(piece)
+
+    def _coming(self) -> int | None:
+        """What is to be read next; None: nothing, or that is not known before a group is."""
+        while self._announced and self._there(self._announced[0]):
+            self._announced.popleft()
+        if self._announced:
+            return self._announced[0]
+        for i in range(len(self._order)):
+            entry = self._order[(self._next + i) % len(self._order)]
+            if entry < 0:
+                return None
+            if not self._there(entry):
+                return entry
+        return None
+
+    def _there(self, piece: int) -> bool:
+        return piece in self._held or piece in self._lent
 
     def _start(self, piece: int) -> None:
         """Starts reading a piece; what follows it is next."""
@@ -220,7 +312,10 @@ class Stream:
             _read, self._handle, self._direct, buffer[: _pages(span.size)], span.offset
         )
         self._ahead.append(_Ahead(piece, done, buffer))
-        self._next = self._place[piece] + 1
+        if piece not in self._some:
+            self._next = self._place[piece] + 1
+        elif self._announced and self._announced[0] == piece:
+            self._announced.popleft()
         self.bytes_read += span.size
 
     def _another(self) -> Tensor:

@@ -1,8 +1,8 @@
 """Modules whose weights come from a `Stream`, in the place of those of a Transformers model.
 
 The model itself is made without weights. Its linear layers multiply piece by piece; its embedding
-reads the rows it needs; other large tensors, such as stacked experts, are put in place while their
-module runs. What is small stays in memory.
+reads the rows it needs; other large tensors, such as routers, are put in place while their
+module runs (experts: `streamed_experts`). What is small stays in memory.
 """
 
 from __future__ import annotations

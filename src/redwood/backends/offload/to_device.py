@@ -5,7 +5,7 @@ Not yet run on a GPU; on a CPU, where a copy has ended when it returns, the test
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -57,6 +57,10 @@ class DevicePieces:
         self.host.leave_out(self.host.evenly(room))
         for index in set(self._held) - self.host.left_out:
             del self._held[index]
+
+    def announce(self, group: int, pieces: Sequence[int]) -> None:
+        """Says which pieces of a group come next; see `Stream.announce`."""
+        self.host.announce(group, [piece for piece in pieces if piece not in self._held])
 
     @contextmanager
     def piece(self, index: int) -> Iterator[Tensor]:
