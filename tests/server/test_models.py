@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from pool_kit import MIB, LivePool
 from redwood import Engine
-from server_kit import events, known_answer, wait_for
+from server_kit import known_answer, wait_for
 
 Start = Callable[..., LivePool]
 MESSAGES = [{"role": "user", "content": "Tom"}]
@@ -117,7 +119,7 @@ def test_an_idle_model_is_unloaded_and_comes_back(pool: Start) -> None:
 
 
 def test_a_model_with_a_request_is_never_unloaded(pool: Start) -> None:
-    server = pool(most=150 * MIB, idle_s=0.05)
+    server = pool(most=150 * MIB)
     (stage,) = server.stocks["a"].stages
     stage.pause()
     running = server.in_background("a", max_tokens=40)
@@ -133,6 +135,19 @@ def test_a_model_with_a_request_is_never_unloaded(pool: Start) -> None:
     assert late.response().status_code == 200
     assert (server.stocks["a"].loads, server.stocks["b"].loads) == (2, 1)
     server.all_right()
+
+
+def test_a_model_with_a_request_is_not_idle(pool: Start) -> None:
+    server = pool(idle_s=0.3)
+    server.text("b")
+    stage = server.stocks["b"].stages[-1]
+    stage.pause()
+    running = server.in_background("b", max_tokens=40)
+    wait_for(lambda: server.model("b").leases == 1, "a request")
+    time.sleep(0.8)
+    assert server.states()["b"] == "loaded"
+    stage.go_on()
+    assert running.response().status_code == 200
 
 
 def test_no_room_in_time_is_a_503_and_the_others_go_on(pool: Start) -> None:
@@ -176,10 +191,10 @@ def test_a_stream_is_kept_alive_while_its_model_is_loaded(pool: Start, path: str
         assert server.states()["b"] == "loading"
         assert server.chat("a").status_code == 200  # the other model goes on
         server.stocks["b"].go_on()
-        rest = "\n".join(lines)
-    assert "data: " in rest and "error" not in rest
-    if path == "chat/completions":
-        assert events(rest)[-1] == "[DONE]"
+        rest = list(lines)
+    assert any(line.startswith("data: ") for line in rest)
+    assert not any(line.startswith(('data: {"error"', "event: error")) for line in rest)
+    assert path != "chat/completions" or "data: [DONE]" in rest
     server.all_right()
 
 
@@ -196,8 +211,8 @@ def test_a_load_that_fails_in_a_silent_stream_is_an_error_event(pool: Start, pat
         lines = response.iter_lines()
         assert next(lines) == ": ping"
         stock.go_on()
-        rest = "\n".join(lines)
-    (last,) = events(rest)
+        rest = list(lines)
+    (last,) = [json.loads(line[6:]) for line in rest if line.startswith("data: ")]
     assert "cannot be loaded" in str(last)
     if path != "chat/completions":
         assert "event: error" in rest and last["type"] == "error"

@@ -99,7 +99,7 @@ def test_clients_that_leave_before_their_turn_load_nothing(pool: Start) -> None:
 
 
 def test_a_request_that_comes_while_its_model_is_unloaded(pool: Start) -> None:
-    server = pool(idle_s=0.1)
+    server = pool(idle_s=1.5)
     service = server.model("a").service
     assert service is not None
     saving, go_on = threading.Event(), threading.Event()
