@@ -20,7 +20,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from redwood.backends.base import AcceptedPath, Nodes
-from redwood.backends.rows import RowState, check_distinct
+from redwood.backends.eager.recurrent import Recurrent, RowMemory
+from redwood.backends.rows import RowState, check_distinct, fill
 from redwood.errors import ArgumentError, UnsupportedError
 from redwood.models._transformers import CacheHandle, cached_logits
 from redwood.tree import ancestor_mask
@@ -64,6 +65,7 @@ class _Row(RowState):
     def __init__(self) -> None:
         super().__init__()
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}  # keys, values: [kv_heads, slots, dim]
+        self.recurrent = RowMemory()
 
     @property
     def slots(self) -> int:
@@ -140,7 +142,7 @@ class _Forward(CacheHandle):
 
     def __init__(self, spans: list[_Span]) -> None:
         self.spans = spans
-        self.served = 0  # layers that came through our attention
+        self.served = 0  # layers that came through our attention, or are recurrent
 
 
 def _attention(
@@ -277,6 +279,7 @@ class EagerBackend:
     def __init__(self, model: PreTrainedModel, capacity: int) -> None:
         self.model = model
         self.capacity = capacity
+        self.recurrent = Recurrent(model)
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.token_bytes: int | None = None
         """Bytes of keys and values of one token; None before the first row has ended."""
@@ -306,17 +309,20 @@ class EagerBackend:
         for nodes, (parents, depths) in zip(rows, grown, strict=True):
             row = self._row(nodes.row)
             row.parents, row.depths = parents, depths
+            row.recurrent.tokens += nodes.token_ids
         try:
             return self._forward(rows)
         except BaseException:
             for nodes in rows:  # nothing was appended
                 row, n = self._row(nodes.row), len(nodes.token_ids)
                 row.parents, row.depths = row.parents[:-n], row.depths[:-n]
+                del row.recurrent.tokens[-n:]
             raise
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[Nodes]) -> list[Tensor]:
-        return run_rows(self.model, [self._row(n.row) for n in rows], rows, self.together)
+        with self.recurrent.held_outside():
+            return run_rows(self.model, [self._row(n.row) for n in rows], rows, self.together)
 
     @torch.inference_mode()
     def commit(self, rows: Sequence[AcceptedPath]) -> None:
@@ -330,11 +336,19 @@ class EagerBackend:
             if sources:
                 row.pack(row.length + len(kept.nodes) - len(sources), slice(done, end), index)
             done = end
+            row.recurrent.keep(row.length, kept.nodes)
             row.keep(len(kept.nodes))
 
     def truncate(self, row: int, length: int) -> None:
         """Drops provisional nodes and committed tokens past `length`."""
-        self._row(row).cut(length)
+        held = self._row(row)
+        held.cut(length)
+        tokens = held.recurrent.tokens[:length]
+        if held.recurrent.holds(length):
+            held.recurrent.keep(length, [])
+        else:  # a state does not go back: the text is read again
+            held.length, held.recurrent = 0, RowMemory()
+            fill(self, row, tokens)
 
     @torch.inference_mode()
     def fork(self, row: int, length: int) -> int:
@@ -348,7 +362,10 @@ class EagerBackend:
             raise ArgumentError(f"fork: length {length} is not in 0..{held.length}")
         made = self.open()
         copy = self._rows[made]
-        copy.length = length
+        if not held.recurrent.holds(length):
+            fill(self, made, held.recurrent.tokens[:length])
+            return made
+        copy.length, copy.recurrent = length, held.recurrent.copied(length)
         for layer, (keys, values) in held.layers.items() if length else ():
             copy.write(layer, keys[:, :length], values[:, :length], 0)
         return made

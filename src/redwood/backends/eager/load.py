@@ -29,9 +29,10 @@ from redwood.backends.eager.stock import (
 from redwood.backends.eager.together import together_of
 from redwood.errors import NumericalError, UnsupportedError
 from redwood.models._transformers import attention_of, check_version
+from redwood.models._transformers_states import RECURRENT_LAYERS
 from redwood.sampling import check_finite
 
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
+_LAYER_TYPES = {"full_attention", "sliding_attention"} | RECURRENT_LAYERS
 
 
 def load_eager(

@@ -1,0 +1,335 @@
+"""Recurrent layers in a tree: Transformers' own modules, with their states held outside.
+
+A recurrent module reads tokens one behind the other, and a tree is no such text. But its paths are:
+while the rest of a model sees the nodes of all rows in one line, each recurrent module is handed
+the paths of the tree as a batch, from the state after the committed text, and the answer of a node
+is taken from the first path that it is on. So a pass over a tree stays one forward of the model,
+and only its recurrent modules compute nodes twice that lie on several paths.
+
+No state is kept for a node. A row keeps the state after its committed text, and of the nodes behind
+it what the module was given (a hidden state each). What is committed is read by the module once
+more in the next forward, unless the nodes were a chain: the state after a chain is at hand.
+
+Some modules read several tokens from nothing only, and go on one at a time; which do is found out
+when a model is loaded (`Recurrent.steps`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from redwood.errors import UnsupportedError
+from redwood.models._transformers import CacheHandle
+from redwood.models._transformers_states import (
+    States,
+    mapped_state,
+    recurrent_modules,
+    state_tensors,
+)
+
+
+class Ahead(NamedTuple):
+    """The state after the first `count` provisional nodes, which are a chain."""
+
+    count: int
+    state: Any
+
+
+class LayerMemory:
+    """What a row keeps for one recurrent module. States are shared and never changed.
+
+    Attributes:
+        state: after the first `at` tokens of the row.
+        inputs: of the module, [tokens and nodes behind `at`, width]; None: of none.
+        ahead: counted from `at`.
+    """
+
+    def __init__(self, state: Any) -> None:
+        self.at, self.state = 0, state
+        self.inputs: Tensor | None = None
+        self.ahead: Ahead | None = None
+
+    def write(self, hidden: Tensor, start: int) -> None:
+        """Keeps inputs [n, width] of the slots from `start` on; what was behind is dropped."""
+        held, count = self.inputs, start - self.at
+        if self.ahead is not None and self.ahead.count > count:
+            self.ahead = None
+        self.inputs = torch.cat((held[:count], hidden)) if held is not None else hidden.clone()
+
+    def keep(self, length: int, nodes: Sequence[int]) -> None:
+        """Drops what is not committed: of the nodes behind `length`, these are, in order."""
+        if self.inputs is None:
+            return
+        old = length - self.at
+        same = next((i for i, node in enumerate(nodes) if node != i), len(nodes))
+        if self.ahead is not None and self.ahead.count > old + same:
+            self.ahead = None
+        if self.ahead is not None and self.ahead.count == old + len(nodes):
+            self._advance(self.ahead.count, self.ahead.state)
+        elif same == len(nodes):
+            self.inputs = self.inputs[: old + same]
+        else:
+            chosen = [*range(old), *(old + node for node in nodes)]
+            self.inputs = self.inputs[torch.tensor(chosen, device=self.inputs.device)]
+
+    def _advance(self, count: int, state: Any) -> None:
+        held = self.inputs
+        self.at, self.state, self.ahead = self.at + count, state, None
+        self.inputs = held[count:] if held is not None and len(held) > count else None
+
+    def behind(self, length: int) -> Tensor | None:
+        """Inputs [n, width] of committed tokens that the state has not seen; None: it has all.
+
+        The row has `length` committed tokens.
+        """
+        if self.ahead is not None and self.at < length:
+            if self.ahead.count <= length - self.at:
+                self._advance(self.ahead.count, self.ahead.state)
+            self.ahead = None
+        if self.at == length:
+            return None
+        assert self.inputs is not None
+        return self.inputs[: length - self.at]
+
+    def caught_up(self, state: Any, length: int) -> None:
+        """Takes the state after the first `length` tokens."""
+        self._advance(length - self.at, state)
+
+    def copied(self, length: int) -> LayerMemory:
+        """Returns the memory of the first `length` tokens, at least `at`."""
+        made = LayerMemory(self.state)
+        made.at = self.at
+        if self.inputs is not None and length > self.at:
+            made.inputs = self.inputs[: length - self.at].clone()
+        return made
+
+
+class RowMemory:
+    """What a row keeps for all recurrent modules; empty for models that have none.
+
+    Attributes:
+        layers: by name of the module.
+        tokens: of the row, provisional ones behind the committed ones.
+    """
+
+    def __init__(self) -> None:
+        self.layers: dict[str, LayerMemory] = {}
+        self.tokens: list[int] = []
+
+    def keep(self, length: int, nodes: Sequence[int]) -> None:
+        """Drops what is not committed: of the nodes behind `length`, these are, in order."""
+        self.tokens[length:] = [self.tokens[length + node] for node in nodes]
+        for memory in self.layers.values():
+            memory.keep(length, nodes)
+
+    def holds(self, length: int) -> bool:
+        """Whether the states of all modules are before or at the first `length` tokens."""
+        return all(memory.at <= length for memory in self.layers.values())
+
+    def copied(self, length: int) -> RowMemory:
+        """Returns the memory of the first `length` tokens, which are held; see `holds`."""
+        made = RowMemory()
+        made.tokens = self.tokens[:length]
+        made.layers = {name: memory.copied(length) for name, memory in self.layers.items()}
+        return made
+
+
+class _Span(Protocol):
+    """The new nodes of one row within one forward."""
+
+    line: int
+    columns: slice
+    num_new: int
+    start: int
+    row: Any
+
+
+class _Job(NamedTuple):
+    state: Any
+    inputs: Tensor  # [paths, length, width]
+
+
+class _Done(NamedTuple):
+    outputs: Tensor  # [paths, length, width]
+    state: Any  # after all inputs, of the first path
+
+
+class Recurrent:
+    """The recurrent modules of a model; of most models, none.
+
+    Attributes:
+        modules: by name.
+        steps: whether the modules go on from a state by one token at a time only.
+    """
+
+    def __init__(self, model: Any, *, steps: bool = False) -> None:
+        self.modules: dict[str, Any] = recurrent_modules(model)
+        self.steps = steps
+        self._states = {name: States(model.config, module) for name, module in self.modules.items()}
+
+    @contextmanager
+    def held_outside(self) -> Iterator[None]:
+        """For the time of a forward, the modules find their states in the rows."""
+        own = {name: vars(module).get("forward") for name, module in self.modules.items()}
+        try:
+            for name, module in self.modules.items():
+                module.forward = partial(self._forward, name, module.forward)
+            yield
+        finally:
+            for name, module in self.modules.items():
+                if own[name] is not None:
+                    module.forward = own[name]
+                else:
+                    vars(module).pop("forward", None)
+
+    def _forward(self, name: str, module: Callable[..., Any], *args: Any, **given: Any) -> Any:
+        """The module's forward, over the nodes of all rows: [lines, width of a line, width]."""
+        names = [key for key, value in given.items() if isinstance(value, CacheHandle)]
+        in_place = "hidden_states" in given
+        hidden: Any = given.pop("hidden_states") if in_place else args[0] if args else None
+        if len(names) != 1 or len(args) != (not in_place) or not isinstance(hidden, Tensor):
+            raise UnsupportedError(f"{name} is called in a way that is not known: {sorted(given)}")
+        forward: Any = given[names[0]]
+        if given.get("attention_mask") is not None:
+            raise UnsupportedError(f"{name} asks for a mask, which a tree does not have")
+        forward.served += 1
+
+        def call(inputs: Tensor, state: Any) -> Tensor:
+            cache = self._states[name].cache_with(state)
+            whole = given | {names[0]: cache} | ({"hidden_states": inputs} if in_place else {})
+            made = module(**whole) if in_place else module(inputs, **whole)
+            if not isinstance(made, Tensor) or made.shape[:2] != inputs.shape[:2]:
+                raise UnsupportedError(f"{name} answers something else than hidden states")
+            return made
+
+        return self._over_paths(name, forward.spans, hidden, partial(_advance, call, self.steps))
+
+    def _over_paths(
+        self,
+        name: str,
+        spans: Sequence[_Span],
+        hidden: Tensor,
+        advance: Callable[[list[_Job]], list[_Done]],
+    ) -> Tensor:
+        memories = []
+        for span in spans:
+            memory = span.row.recurrent.layers.get(name)
+            if memory is None:
+                memory = span.row.recurrent.layers[name] = LayerMemory(self._states[name].empty)
+            memory.write(hidden[span.line, span.columns], span.start)
+            memories.append(memory)
+        late = [
+            (memory, span.row.length, inputs)
+            for memory, span in zip(memories, spans, strict=True)
+            if (inputs := memory.behind(span.row.length)) is not None
+        ]
+        for (memory, length, _), done in zip(
+            late, advance([_Job(m.state, inputs[None]) for m, _, inputs in late]), strict=True
+        ):
+            memory.caught_up(done.state, length)
+        routes = [
+            _routes(span.row.parents, span.num_new, memory.ahead.count if memory.ahead else 0)
+            for memory, span in zip(memories, spans, strict=True)
+        ]
+        jobs = [
+            _Job(
+                memory.ahead.state if route.skipped and memory.ahead else memory.state,
+                _behind(memory.inputs, route.paths),
+            )
+            for memory, route in zip(memories, routes, strict=True)
+        ]
+        out: Tensor | None = None
+        for memory, span, route, done in zip(memories, spans, routes, advance(jobs), strict=True):
+            if out is None:
+                out = done.outputs.new_zeros(*hidden.shape[:2], done.outputs.shape[-1])
+            path, place = torch.tensor(route.places, device=hidden.device).T
+            out[span.line, span.columns] = done.outputs[path, place]
+            if route.chain:
+                memory.ahead = Ahead(route.chain, done.state)
+        assert out is not None
+        return out
+
+
+class _Routes(NamedTuple):
+    paths: list[list[int]]
+    """Provisional nodes from the first that is not skipped to a leaf, for each leaf."""
+    places: list[tuple[int, int]]
+    """Where the answer of each new node is: number of a path, place in it."""
+    skipped: int
+    """Nodes, a chain, that all paths have begun with."""
+    chain: int
+    """Nodes of the one path, where it is all provisional nodes in order; else 0."""
+
+
+def _routes(parents: Sequence[int], num_new: int, ahead: int) -> _Routes:
+    """The paths to the last nodes' leaves, without the first `ahead` nodes if all begin so."""
+    first = len(parents) - num_new
+    inner = set(parents[first:])
+    paths = []
+    for leaf in range(first, len(parents)):
+        if leaf not in inner:
+            path = [leaf]
+            while parents[path[-1]] >= 0:
+                path.append(parents[path[-1]])
+            paths.append(path[::-1])
+    chain = len(parents) if paths == [list(range(len(parents)))] else 0
+    skipped = ahead if all(path[:ahead] == list(range(ahead)) for path in paths) else 0
+    paths = [path[skipped:] for path in paths]
+    places: dict[int, tuple[int, int]] = {}
+    for number, path in enumerate(paths):
+        for place, node in enumerate(path):
+            places.setdefault(node, (number, place))
+    return _Routes(paths, [places[node] for node in range(first, len(parents))], skipped, chain)
+
+
+def _behind(inputs: Tensor | None, paths: Sequence[Sequence[int]]) -> Tensor:
+    """Inputs [paths, length of the longest, width]; the others are filled up behind their end."""
+    assert inputs is not None
+    longest = max(map(len, paths))
+    filled = [[*path, *[0] * (longest - len(path))] for path in paths]
+    return inputs[torch.tensor(filled, device=inputs.device)]
+
+
+def _advance(
+    call: Callable[[Tensor, Any], Tensor], steps: bool, jobs: Sequence[_Job]
+) -> list[_Done]:
+    """Runs a module over jobs; those of one length share a call."""
+    kinds: dict[tuple[int, bool], list[int]] = {}
+    for i, job in enumerate(jobs):
+        kinds.setdefault((job.inputs.shape[1], bool(state_tensors(job.state))), []).append(i)
+    done: list[_Done | None] = [None] * len(jobs)
+    for (length, filled), numbers in kinds.items():
+        chosen = [jobs[i] for i in numbers]
+        counts = [len(job.inputs) for job in chosen]
+        state = mapped_state([job.state for job in chosen], partial(_repeated, counts))
+        inputs = torch.cat([job.inputs for job in chosen])
+        if steps and filled and length > 1:
+            parts = [call(inputs[:, i : i + 1], state) for i in range(length)]
+            outputs = torch.cat(parts, 1)
+        else:
+            outputs = call(inputs, state)
+        at = 0
+        for i, count in zip(numbers, counts, strict=True):
+            after = mapped_state([state], partial(_cut, at, len(inputs) > 1))
+            done[i] = _Done(outputs[at : at + count], after)
+            at += count
+    return [each for each in done if each is not None]
+
+
+def _repeated(counts: Sequence[int], parts: list[Tensor]) -> Tensor:
+    """Joins tensors [1, ...], each repeated so often."""
+    return torch.cat(
+        [part.expand(n, *part.shape[1:]) for part, n in zip(parts, counts, strict=True)]
+    )
+
+
+def _cut(at: int, shared: bool, parts: list[Tensor]) -> Tensor:
+    """One entry [1, ...] of a batch, which may be let go then."""
+    cut = parts[0][at : at + 1]
+    return cut.clone() if shared else cut
