@@ -126,7 +126,7 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-"""By name: what the classes of a family are called, and its settings beside the usual small ones."""
+"""By name: what the classes of a family are called, and its settings beside the usual ones."""
 
 
 def tiny_hybrid(family: str, seed: int = 0, **changes: Any) -> Any:

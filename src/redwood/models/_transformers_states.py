@@ -8,7 +8,8 @@ copied, joined and cut along their first dimension, the batch.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from functools import cache
 from inspect import unwrap
@@ -110,3 +111,30 @@ def state_tensors(state: Any) -> list[Tensor]:
         parts = list(value.values()) if isinstance(value, dict) else [value]
         found += [part for part in parts if isinstance(part, Tensor)]
     return found
+
+
+def tighten_limits(model: Any) -> None:
+    """Has a limit of time steps bite that a model's modules have; for random weights alone."""
+    for module in recurrent_modules(model).values():
+        low, high = getattr(module, "time_step_limit", None) or (0.0, float("inf"))
+        if (low, high) != (0.0, float("inf")):
+            module.time_step_limit = (max(low, 0.5) if low > 0 else low, min(high, 1.0))
+
+
+@contextmanager
+def small_blocks(module: Any, length: int) -> Iterator[None]:
+    """Has a module that works in blocks of tokens not fill them up beyond this many.
+
+    The size of the blocks is no part of what is computed; where they are filled up to 256 tokens, a
+    path of four costs as much as a prompt.
+    """
+    size = getattr(module, "chunk_size", None)
+    fits = max(2, 1 << (length - 1).bit_length())
+    if type(size) is not int or size <= fits:
+        yield
+        return
+    module.chunk_size = fits
+    try:
+        yield
+    finally:
+        module.chunk_size = size

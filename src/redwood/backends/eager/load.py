@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from redwood.backends.eager.backend import ATTENTION, EagerBackend
 from redwood.backends.eager.packing import pack_linears
 from redwood.backends.eager.probe import (
     PROBE_SLOTS,
+    Stock,
     check_structure,
     natural_tokens,
     probe,
     stock_logits,
 )
+from redwood.backends.eager.recurrent import Form
 from redwood.backends.eager.stock import (
     config_of,
     device_of,
@@ -88,12 +90,19 @@ def wrap_model(
     slots = slots_of(capacity, model.config)
     before = attention_of(model.config)
     try:
-        model.set_attn_implementation(check_structure(model))
+        if EagerBackend(model, slots).recurrent.modules and make is not EagerBackend:
+            raise UnsupportedError(
+                f"{type(model).__name__} has recurrent layers, which the eager backend alone runs"
+            )
+        structure = check_structure(model)
+        model.set_attn_implementation(structure.attention)
         stock = stock_logits(model, natural_tokens(model))
         check_finite(stock.logits)
         model.set_attn_implementation(ATTENTION)
-        probe(make(model, max(slots, PROBE_SLOTS)), stock)
-        together = together_of(make(model, slots))
+        form = _form_of(model, structure.forms, stock, make, slots)
+        made = make(model, slots)
+        made.recurrent.form = form
+        together = together_of(made)
     except Exception as error:
         model.set_attn_implementation(before)
         if isinstance(error, UnsupportedError | NumericalError):
@@ -102,8 +111,28 @@ def wrap_model(
             f"{type(model).__name__} does not run with tree attention: {first_line(error)}"
         ) from error
     made = make(model, slots)
-    made.together = together
+    made.together, made.recurrent.form = together, form
     return made
+
+
+def _form_of(
+    model: PreTrainedModel,
+    forms: Sequence[Form],
+    stock: Stock,
+    make: Callable[[PreTrainedModel, int], EagerBackend],
+    slots: int,
+) -> Form:
+    """Returns the first of the forms in which the real thing is right; see `probe`."""
+    for form in forms:
+        made = make(model, max(slots, PROBE_SLOTS))
+        made.recurrent.form = form
+        try:
+            probe(made, stock)
+            return form
+        except UnsupportedError:
+            if form == forms[-1] or not made.recurrent.modules:
+                raise
+    return "any"
 
 
 def _refuse_unsupported(config: Any) -> None:

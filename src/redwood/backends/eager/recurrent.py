@@ -10,8 +10,9 @@ No state is kept for a node. A row keeps the state after its committed text, and
 it what the module was given (a hidden state each). What is committed is read by the module once
 more in the next forward, unless the nodes were a chain: the state after a chain is at hand.
 
-Some modules read several tokens from nothing only, and go on one at a time; which do is found out
-when a model is loaded (`Recurrent.steps`).
+Some modules read several tokens from nothing only, and go on one at a time; others compute one
+token otherwise than several (they leave out a limit, say). Which do is found out when a model is
+loaded (`Form`), and only what agrees with reading a text at once is used.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -30,8 +31,12 @@ from redwood.models._transformers_states import (
     States,
     mapped_state,
     recurrent_modules,
+    small_blocks,
     state_tensors,
 )
+
+Form = Literal["any", "several", "single"]
+"""How modules are called from a state that is not empty: with how many tokens of each path."""
 
 
 class Ahead(NamedTuple):
@@ -157,7 +162,7 @@ class _Job(NamedTuple):
 
 class _Done(NamedTuple):
     outputs: Tensor  # [paths, length, width]
-    state: Any  # after all inputs, of the first path
+    state: Any  # after all inputs, of the first path; None: not known
 
 
 class Recurrent:
@@ -165,12 +170,12 @@ class Recurrent:
 
     Attributes:
         modules: by name.
-        steps: whether the modules go on from a state by one token at a time only.
+        form: of calls that go on from a state; set at load by what the modules do.
     """
 
-    def __init__(self, model: Any, *, steps: bool = False) -> None:
+    def __init__(self, model: Any) -> None:
         self.modules: dict[str, Any] = recurrent_modules(model)
-        self.steps = steps
+        self.form: Form = "any"
         self._states = {name: States(model.config, module) for name, module in self.modules.items()}
 
     @contextmanager
@@ -203,12 +208,13 @@ class Recurrent:
         def call(inputs: Tensor, state: Any) -> Tensor:
             cache = self._states[name].cache_with(state)
             whole = given | {names[0]: cache} | ({"hidden_states": inputs} if in_place else {})
-            made = module(**whole) if in_place else module(inputs, **whole)
+            with small_blocks(self.modules[name], inputs.shape[1]):
+                made = module(**whole) if in_place else module(inputs, **whole)
             if not isinstance(made, Tensor) or made.shape[:2] != inputs.shape[:2]:
                 raise UnsupportedError(f"{name} answers something else than hidden states")
             return made
 
-        return self._over_paths(name, forward.spans, hidden, partial(_advance, call, self.steps))
+        return self._over_paths(name, forward.spans, hidden, partial(_advance, call, self.form))
 
     def _over_paths(
         self,
@@ -228,6 +234,7 @@ class Recurrent:
             (memory, span.row.length, inputs)
             for memory, span in zip(memories, spans, strict=True)
             if (inputs := memory.behind(span.row.length)) is not None
+            and not (self.form == "several" and len(inputs) == 1 and state_tensors(memory.state))
         ]
         for (memory, length, _), done in zip(
             late, advance([_Job(m.state, inputs[None]) for m, _, inputs in late]), strict=True
@@ -237,21 +244,25 @@ class Recurrent:
             _routes(span.row.parents, span.num_new, memory.ahead.count if memory.ahead else 0)
             for memory, span in zip(memories, spans, strict=True)
         ]
+        # A token that is committed, but not in the state yet, is read before each path.
+        before = [span.row.length - m.at for m, span in zip(memories, spans, strict=True)]
         jobs = [
             _Job(
                 memory.ahead.state if route.skipped and memory.ahead else memory.state,
-                _behind(memory.inputs, route.paths),
+                _behind(memory.inputs, count, route.paths),
             )
-            for memory, route in zip(memories, routes, strict=True)
+            for memory, count, route in zip(memories, before, routes, strict=True)
         ]
         out: Tensor | None = None
-        for memory, span, route, done in zip(memories, spans, routes, advance(jobs), strict=True):
+        for memory, span, count, route, done in zip(
+            memories, spans, before, routes, advance(jobs), strict=True
+        ):
             if out is None:
                 out = done.outputs.new_zeros(*hidden.shape[:2], done.outputs.shape[-1])
             path, place = torch.tensor(route.places, device=hidden.device).T
-            out[span.line, span.columns] = done.outputs[path, place]
-            if route.chain:
-                memory.ahead = Ahead(route.chain, done.state)
+            out[span.line, span.columns] = done.outputs[path, place + count]
+            if route.chain and done.state is not None:
+                memory.ahead = Ahead(count + route.chain, done.state)
         assert out is not None
         return out
 
@@ -288,16 +299,21 @@ def _routes(parents: Sequence[int], num_new: int, ahead: int) -> _Routes:
     return _Routes(paths, [places[node] for node in range(first, len(parents))], skipped, chain)
 
 
-def _behind(inputs: Tensor | None, paths: Sequence[Sequence[int]]) -> Tensor:
-    """Inputs [paths, length of the longest, width]; the others are filled up behind their end."""
+def _behind(inputs: Tensor | None, before: int, paths: Sequence[Sequence[int]]) -> Tensor:
+    """Inputs [paths, length of the longest, width]: the first `before`, and those of the paths.
+
+    Shorter ones are filled up behind their end.
+    """
     assert inputs is not None
-    longest = max(map(len, paths))
-    filled = [[*path, *[0] * (longest - len(path))] for path in paths]
+    longest, first = max(map(len, paths)), list(range(before))
+    filled = [
+        [*first, *(before + node for node in path), *[0] * (longest - len(path))] for path in paths
+    ]
     return inputs[torch.tensor(filled, device=inputs.device)]
 
 
 def _advance(
-    call: Callable[[Tensor, Any], Tensor], steps: bool, jobs: Sequence[_Job]
+    call: Callable[[Tensor, Any], Tensor], form: Form, jobs: Sequence[_Job]
 ) -> list[_Done]:
     """Runs a module over jobs; those of one length share a call."""
     kinds: dict[tuple[int, bool], list[int]] = {}
@@ -309,15 +325,15 @@ def _advance(
         counts = [len(job.inputs) for job in chosen]
         state = mapped_state([job.state for job in chosen], partial(_repeated, counts))
         inputs = torch.cat([job.inputs for job in chosen])
-        if steps and filled and length > 1:
-            parts = [call(inputs[:, i : i + 1], state) for i in range(length)]
-            outputs = torch.cat(parts, 1)
+        doubled = filled and length == 1 and form == "several"
+        if filled and length > 1 and form == "single":
+            outputs = torch.cat([call(inputs[:, i : i + 1], state) for i in range(length)], 1)
         else:
-            outputs = call(inputs, state)
+            outputs = call(torch.cat((inputs, inputs), 1) if doubled else inputs, state)
         at = 0
         for i, count in zip(numbers, counts, strict=True):
             after = mapped_state([state], partial(_cut, at, len(inputs) > 1))
-            done[i] = _Done(outputs[at : at + count], after)
+            done[i] = _Done(outputs[at : at + count], None if doubled else after)
             at += count
     return [each for each in done if each is not None]
 
