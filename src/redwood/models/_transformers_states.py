@@ -113,6 +113,11 @@ def state_tensors(state: Any) -> list[Tensor]:
     return found
 
 
+def state_bytes(state: Any) -> int:
+    """Returns the memory that a state takes."""
+    return sum(tensor.nbytes for tensor in state_tensors(state))
+
+
 def tighten_limits(model: Any) -> None:
     """Has a limit of time steps bite that a model's modules have; for random weights alone."""
     for module in recurrent_modules(model).values():

@@ -25,6 +25,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from redwood.backends.eager.memory import Ahead, LayerMemory
 from redwood.errors import UnsupportedError
 from redwood.models._transformers import CacheHandle
 from redwood.models._transformers_states import (
@@ -37,112 +38,6 @@ from redwood.models._transformers_states import (
 
 Form = Literal["any", "several", "single"]
 """How modules are called from a state that is not empty: with how many tokens of each path."""
-
-
-class Ahead(NamedTuple):
-    """The state after the first `count` provisional nodes, which are a chain."""
-
-    count: int
-    state: Any
-
-
-class LayerMemory:
-    """What a row keeps for one recurrent module. States are shared and never changed.
-
-    Attributes:
-        state: after the first `at` tokens of the row.
-        inputs: of the module, [tokens and nodes behind `at`, width]; None: of none.
-        ahead: counted from `at`.
-    """
-
-    def __init__(self, state: Any) -> None:
-        self.at, self.state = 0, state
-        self.inputs: Tensor | None = None
-        self.ahead: Ahead | None = None
-
-    def write(self, hidden: Tensor, start: int) -> None:
-        """Keeps inputs [n, width] of the slots from `start` on; what was behind is dropped."""
-        held, count = self.inputs, start - self.at
-        if self.ahead is not None and self.ahead.count > count:
-            self.ahead = None
-        self.inputs = torch.cat((held[:count], hidden)) if held is not None else hidden.clone()
-
-    def keep(self, length: int, nodes: Sequence[int]) -> None:
-        """Drops what is not committed: of the nodes behind `length`, these are, in order."""
-        if self.inputs is None:
-            return
-        old = length - self.at
-        same = next((i for i, node in enumerate(nodes) if node != i), len(nodes))
-        if self.ahead is not None and self.ahead.count > old + same:
-            self.ahead = None
-        if self.ahead is not None and self.ahead.count == old + len(nodes):
-            self._advance(self.ahead.count, self.ahead.state)
-        elif same == len(nodes):
-            self.inputs = self.inputs[: old + same]
-        else:
-            chosen = [*range(old), *(old + node for node in nodes)]
-            self.inputs = self.inputs[torch.tensor(chosen, device=self.inputs.device)]
-
-    def _advance(self, count: int, state: Any) -> None:
-        held = self.inputs
-        self.at, self.state, self.ahead = self.at + count, state, None
-        self.inputs = held[count:] if held is not None and len(held) > count else None
-
-    def behind(self, length: int) -> Tensor | None:
-        """Inputs [n, width] of committed tokens that the state has not seen; None: it has all.
-
-        The row has `length` committed tokens.
-        """
-        if self.ahead is not None and self.at < length:
-            if self.ahead.count <= length - self.at:
-                self._advance(self.ahead.count, self.ahead.state)
-            self.ahead = None
-        if self.at == length:
-            return None
-        assert self.inputs is not None
-        return self.inputs[: length - self.at]
-
-    def caught_up(self, state: Any, length: int) -> None:
-        """Takes the state after the first `length` tokens."""
-        self._advance(length - self.at, state)
-
-    def copied(self, length: int) -> LayerMemory:
-        """Returns the memory of the first `length` tokens, at least `at`."""
-        made = LayerMemory(self.state)
-        made.at = self.at
-        if self.inputs is not None and length > self.at:
-            made.inputs = self.inputs[: length - self.at].clone()
-        return made
-
-
-class RowMemory:
-    """What a row keeps for all recurrent modules; empty for models that have none.
-
-    Attributes:
-        layers: by name of the module.
-        tokens: of the row, provisional ones behind the committed ones.
-    """
-
-    def __init__(self) -> None:
-        self.layers: dict[str, LayerMemory] = {}
-        self.tokens: list[int] = []
-
-    def keep(self, length: int, nodes: Sequence[int]) -> None:
-        """Drops what is not committed: of the nodes behind `length`, these are, in order."""
-        self.tokens[length:] = [self.tokens[length + node] for node in nodes]
-        for memory in self.layers.values():
-            memory.keep(length, nodes)
-
-    def holds(self, length: int) -> bool:
-        """Whether the states of all modules are before or at the first `length` tokens."""
-        return all(memory.at <= length for memory in self.layers.values())
-
-    def copied(self, length: int) -> RowMemory:
-        """Returns the memory of the first `length` tokens, which are held; see `holds`."""
-        made = RowMemory()
-        made.tokens = self.tokens[:length]
-        made.layers = {name: memory.copied(length) for name, memory in self.layers.items()}
-        return made
 
 
 class _Span(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from hybrid_kit import HYBRIDS, tiny_hybrid
+from eager_hybrids_kit import HYBRIDS, tiny_hybrid
 from redwood.backends.base import AcceptedPath, Nodes
 from redwood.backends.cuda_graph.backend import with_graphs
 from redwood.backends.eager.backend import EagerBackend

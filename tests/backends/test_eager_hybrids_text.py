@@ -1,0 +1,139 @@
+"""Texts of models with recurrent layers on the eager backend: every door equals plain decoding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import save_model, tiny_tokenizer
+from eager_hybrids_kit import tiny_hybrid
+from redwood import hf
+from redwood.backends.base import AcceptedPath, Nodes
+from redwood.backends.eager.backend import EagerBackend
+from redwood.backends.load import load_eager, wrap_model
+from redwood.drafters.base import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
+from redwood.engine.engine import RowEngine
+from redwood.engine.text import Engine
+
+PROMPTS = [[5, 9, 17, 33, 5, 9, 17], [33, 65, 29, 2] * 5, [7]]
+FAMILIES = [
+    *("falcon_h1", "granite_hybrid", "jamba", "lfm2", "mamba2", "nemotron_h", "olmo_hybrid"),
+    *("qwen3_5", "qwen3_next", "zamba2"),
+]
+
+
+def _text(target: Any, drafter: Drafter, budget: int, **params: Any) -> list[list[int]]:
+    engine = RowEngine(target, drafter, budget=budget, max_rows=3, prefill_chunk=5)
+    made = [engine.add(prompt, **{"max_tokens": 24, **params}) for prompt in PROMPTS]
+    while engine.busy:
+        engine.step()
+    return [request.context.token_ids for request in made]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_with_any_drafter_equals_plain_decoding(family: str) -> None:
+    target = wrap_model(tiny_hybrid(family))
+    near = tiny_hybrid(family)
+    with torch.no_grad():  # a draft model that is right at times
+        for weight in near.parameters():
+            weight.mul_(1 + 0.05 * torch.randn(weight.shape, generator=torch.Generator()))
+    other = wrap_model(near)
+    for params in ({"temperature": 0.0}, {"temperature": 0.9, "seed": 3}):
+        want = _text(target, NoDrafter(), 1, **params)
+        drafters = {
+            "ngram": NgramDrafter(),
+            "model": ModelDrafter(other, width=32),
+            "union": UnionDrafter([NgramDrafter(), ModelDrafter(other, width=32)]),
+        }
+        for name, drafter in drafters.items():
+            assert _text(target, drafter, 8, **params) == want, (name, params)
+
+
+def test_a_hybrid_may_draft_for_itself_and_most_is_accepted() -> None:
+    model = tiny_hybrid("qwen3_5")
+    engine = Engine(wrap_model(model), ModelDrafter(wrap_model(model), width=32), budget=6)
+    output: Any = engine.generate(PROMPTS[0], max_tokens=40, temperature=0.0)
+    assert output.stats.num_steps < 20
+
+
+@pytest.mark.parametrize("family", ["lfm2", "mamba2", "qwen3_next"])
+def test_generate_of_transformers_gives_the_same_text(family: str) -> None:
+    model = tiny_hybrid(family)
+    inputs = {"input_ids": torch.tensor([PROMPTS[1]])}
+    want = model.generate(**inputs, max_new_tokens=16, do_sample=False)
+    got = hf.tree_generate(model, **inputs, max_new_tokens=16, do_sample=False)
+    assert torch.equal(want, got)
+
+
+@pytest.mark.parametrize("family", ["jamba", "qwen3_next"])
+def test_folders_load_with_packed_weights(family: str, tmp_path: Path) -> None:
+    model = tiny_hybrid(family, vocab_size=300)
+    backend = load_eager(save_model(tmp_path, model, tiny_tokenizer()))
+    assert backend.recurrent.modules
+    (got,) = backend.extend([Nodes(backend.open(), PROMPTS[1])])
+    with torch.inference_mode():
+        want = model(input_ids=torch.tensor([PROMPTS[1]])).logits[0]
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+# What stays of a row
+
+
+def _read(backend: EagerBackend, tokens: list[int]) -> int:
+    row = backend.open()
+    for start in range(0, len(tokens), 8):
+        part = tokens[start : start + 8]
+        backend.extend([Nodes(row, part, num_logits=0)])
+        backend.commit([AcceptedPath(row, range(len(part)))])
+    return row
+
+
+@pytest.mark.parametrize("distance", [0, 8, 20])
+def test_rows_begin_anew_at_the_states_that_were_kept(distance: int) -> None:
+    backend = wrap_model(tiny_hybrid("qwen3_next"))
+    backend.checkpoint_tokens = distance
+    text = [(5 * i) % 96 for i in range(64)]
+    row = _read(backend, text)
+    read: list[int] = []
+    plain = backend._forward
+    backend._forward = lambda rows: (
+        read.extend(  # type: ignore[method-assign]
+            [len(nodes.token_ids) for nodes in rows]
+        )
+        or plain(rows)
+    )
+    for length in (64, 63, 48, 47, 8, 3, 0):
+        held = backend.reusable(row, length)
+        step = {0: 0, 8: 8, 20: 24}[distance]
+        assert held == (64 if length == 64 else length // step * step if step else 0)
+        read.clear()
+        made = backend.fork(row, length)
+        assert (sum(read), backend.length(made)) == (length - held, length)
+        (got,) = backend.extend([Nodes(made, [1, 2])])
+        (want,) = backend.extend([Nodes(_read(backend, text[:length]), [1, 2])])
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+    kept = len(backend._row(row).recurrent.marks)
+    assert kept == {0: 0, 8: 8, 20: 2}[distance]
+    backend.release(row)
+    assert backend.state_bytes == 3 * 4 * ((2 * 16 + 32) * 4 + 4 * 8 * 8)
+
+
+def test_a_conversation_reads_only_what_is_new() -> None:
+    target = wrap_model(tiny_hybrid("lfm2"))
+    engine = RowEngine(target, NgramDrafter(), budget=4, kv_cache=1 << 20)
+    first = engine.add(PROMPTS[1], max_tokens=20, temperature=0.0)
+    while engine.busy:
+        engine.step()
+    text = first.context.token_ids
+    again = engine.add([*text, 4, 5, 6], max_tokens=8, temperature=0.0)
+    while engine.busy:
+        engine.step()
+    assert again.stats.num_cached_tokens >= len(text) - 1
+    plain = RowEngine(target, budget=1)
+    want = plain.add([*text, 4, 5, 6], max_tokens=8, temperature=0.0)
+    while plain.busy:
+        plain.step()
+    assert again.context.token_ids == want.context.token_ids
