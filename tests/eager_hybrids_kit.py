@@ -109,6 +109,9 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "chunk_size": 8},
     ),
     "falcon_mamba": ("FalconMamba", {"state_size": 8}),
+    "bailing_hybrid": ("BailingHybrid", {}),
+    "lara_mini": ("LaraMini", {}),
+    "lfm3": ("Lfm3", {}),
     "kimi_linear": (
         "KimiLinear",
         {
@@ -125,6 +128,14 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_key_value_heads": 4,
         },
     ),
+    "rwkv": ("Rwkv", {"attention_hidden_size": 32}),
+    "xlstm": ("xLSTM", {}),
+    "minimax": ("MiniMax", {"num_local_experts": 4, "block_size": 8}),
+    "recurrent_gemma": (
+        "RecurrentGemma",
+        {"lru_width": 32, "attention_window_size": 8, "num_key_value_heads": 1, "head_dim": 8},
+    ),
+    "zaya": ("Zaya", {}),
 }
 """By name: what the classes of a family are called, and its settings beside the usual ones."""
 

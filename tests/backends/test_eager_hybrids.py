@@ -17,7 +17,14 @@ from redwood.errors import UnsupportedError
 
 PROMPT = [5, 9, 17, 33, 65, 29, 2, 77, 54, 21]
 NEAR = {"atol": 1e-4, "rtol": 1e-4}
-REFUSED = {"kimi_linear": "tuple"}
+REFUSED = {
+    "kimi_linear": "does not run with tree attention",  # latents are no keys
+    "minimax": "uses cache of its own",
+    "recurrent_gemma": "other logits in a tree than on its paths",  # states in the modules
+    "rwkv": "does not use Transformers' attention interface, nor does it keep states",
+    "xlstm": "no attribute 'rnn_state'",
+    "zaya": "called otherwise than with hidden states and a cache",
+}
 FORMS = {
     "falcon_mamba": "single",  # several tokens are read from nothing only
     "jamba": "single",

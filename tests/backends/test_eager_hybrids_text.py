@@ -15,7 +15,6 @@ from redwood.backends.base import AcceptedPath, Nodes
 from redwood.backends.eager.backend import EagerBackend
 from redwood.backends.load import load_eager, wrap_model
 from redwood.drafters.base import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
-from redwood.engine.engine import RowEngine
 from redwood.engine.text import Engine
 
 PROMPTS = [[5, 9, 17, 33, 5, 9, 17], [33, 65, 29, 2] * 5, [7]]
@@ -26,11 +25,9 @@ FAMILIES = [
 
 
 def _text(target: Any, drafter: Drafter, budget: int, **params: Any) -> list[list[int]]:
-    engine = RowEngine(target, drafter, budget=budget, max_rows=3, prefill_chunk=5)
-    made = [engine.add(prompt, **{"max_tokens": 24, **params}) for prompt in PROMPTS]
-    while engine.busy:
-        engine.step()
-    return [request.context.token_ids for request in made]
+    engine = Engine(target, drafter, budget=budget, prefill_chunk=5)
+    outputs: Any = engine.generate(PROMPTS, **{"max_tokens": 24, **params})
+    return [output.token_ids for output in outputs]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -56,7 +53,7 @@ def test_a_hybrid_may_draft_for_itself_and_most_is_accepted() -> None:
     model = tiny_hybrid("qwen3_5")
     engine = Engine(wrap_model(model), ModelDrafter(wrap_model(model), width=32), budget=6)
     output: Any = engine.generate(PROMPTS[0], max_tokens=40, temperature=0.0)
-    assert output.stats.num_steps < 20
+    assert output.stats.target_passes < 20
 
 
 @pytest.mark.parametrize("family", ["lfm2", "mamba2", "qwen3_next"])
@@ -123,17 +120,10 @@ def test_rows_begin_anew_at_the_states_that_were_kept(distance: int) -> None:
 
 def test_a_conversation_reads_only_what_is_new() -> None:
     target = wrap_model(tiny_hybrid("lfm2"))
-    engine = RowEngine(target, NgramDrafter(), budget=4, kv_cache=1 << 20)
-    first = engine.add(PROMPTS[1], max_tokens=20, temperature=0.0)
-    while engine.busy:
-        engine.step()
-    text = first.context.token_ids
-    again = engine.add([*text, 4, 5, 6], max_tokens=8, temperature=0.0)
-    while engine.busy:
-        engine.step()
-    assert again.stats.num_cached_tokens >= len(text) - 1
-    plain = RowEngine(target, budget=1)
-    want = plain.add([*text, 4, 5, 6], max_tokens=8, temperature=0.0)
-    while plain.busy:
-        plain.step()
-    assert again.context.token_ids == want.context.token_ids
+    engine = Engine(target, NgramDrafter(), budget=4, kv_cache=1 << 20)
+    first: Any = engine.generate(PROMPTS[1], max_tokens=20, temperature=0.0)
+    text = [*PROMPTS[1], *first.token_ids, 4, 5, 6]
+    again: Any = engine.generate(text, max_tokens=8, temperature=0.0)
+    assert again.stats.num_cached_tokens >= len(text) - 5
+    want: Any = Engine(target, budget=1).generate(text, max_tokens=8, temperature=0.0)
+    assert again.token_ids == want.token_ids

@@ -28,6 +28,9 @@ RECURRENT_LAYERS = frozenset(
 )
 """Types of layers that configurations of hybrids name beside full and sliding attention."""
 
+HIDDEN = "hidden_states"
+"""The argument of a recurrent module that is what it reads, [batch, tokens, width]."""
+
 
 def recurrent_modules(model: Any) -> dict[str, Any]:
     """Returns the modules of a model whose own code keeps a state in the cache, by name."""

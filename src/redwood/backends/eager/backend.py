@@ -192,7 +192,8 @@ def _run_group(
     logits = cached_logits(model, ids, positions, forward, kept)
     if forward.served == 0:
         raise UnsupportedError(
-            f"{type(model).__name__} does not use Transformers' attention interface"
+            f"{type(model).__name__} does not use Transformers' attention interface, nor does it "
+            "keep states in Transformers' cache"
         )
     if padded:
         return [logits[i, logits.shape[1] - count :] for i, count in enumerate(counts)]

@@ -29,6 +29,7 @@ from redwood.backends.eager.memory import Ahead, LayerMemory
 from redwood.errors import UnsupportedError
 from redwood.models._transformers import CacheHandle
 from redwood.models._transformers_states import (
+    HIDDEN,
     States,
     mapped_state,
     recurrent_modules,
@@ -91,10 +92,12 @@ class Recurrent:
     def _forward(self, name: str, module: Callable[..., Any], *args: Any, **given: Any) -> Any:
         """The module's forward, over the nodes of all rows: [lines, width of a line, width]."""
         names = [key for key, value in given.items() if isinstance(value, CacheHandle)]
-        in_place = "hidden_states" in given
-        hidden: Any = given.pop("hidden_states") if in_place else args[0] if args else None
-        if len(names) != 1 or len(args) != (not in_place) or not isinstance(hidden, Tensor):
-            raise UnsupportedError(f"{name} is called in a way that is not known: {sorted(given)}")
+        named = HIDDEN in given
+        hidden: Any = given.pop(HIDDEN) if named else args[0] if args else None
+        if len(names) != 1 or len(args) != (not named) or not isinstance(hidden, Tensor):
+            raise UnsupportedError(
+                f"{name} keeps a state, but is called otherwise than with hidden states and a cache"
+            )
         forward: Any = given[names[0]]
         if given.get("attention_mask") is not None:
             raise UnsupportedError(f"{name} asks for a mask, which a tree does not have")
@@ -102,9 +105,9 @@ class Recurrent:
 
         def call(inputs: Tensor, state: Any) -> Tensor:
             cache = self._states[name].cache_with(state)
-            whole = given | {names[0]: cache} | ({"hidden_states": inputs} if in_place else {})
+            whole = given | {names[0]: cache} | ({HIDDEN: inputs} if named else {})
             with small_blocks(self.modules[name], inputs.shape[1]):
-                made = module(**whole) if in_place else module(inputs, **whole)
+                made = module(**whole) if named else module(inputs, **whole)
             if not isinstance(made, Tensor) or made.shape[:2] != inputs.shape[:2]:
                 raise UnsupportedError(f"{name} answers something else than hidden states")
             return made
