@@ -109,7 +109,6 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "chunk_size": 8},
     ),
     "falcon_mamba": ("FalconMamba", {"state_size": 8}),
-    "bailing_hybrid": ("BailingHybrid", {}),
     "lara_mini": ("LaraMini", {}),
     "lfm3": ("Lfm3", {}),
     "kimi_linear": (

@@ -294,7 +294,7 @@ class EagerBackend:
         held = self._row(row)
         held.cut(length)
         tokens, known = held.recurrent.tokens[:length], held.recurrent.reusable(length)
-        if known == length:
+        if held.recurrent.holds(length):
             held.recurrent.keep(length, [])
         else:  # a state does not go back: what is behind the last one kept is read again
             held.length, held.recurrent = known, held.recurrent.copied(known)

@@ -135,9 +135,13 @@ class RowMemory:
             states = {name: memory.state for name, memory in self.layers.items()}
             self.marks.append(Mark(length, states))
 
+    def holds(self, length: int) -> bool:
+        """Whether no state has seen more than the first `length` tokens."""
+        return all(memory.at <= length for memory in self.layers.values())
+
     def reusable(self, length: int) -> int:
         """Returns how many of the first `length` tokens need not be read again to go on there."""
-        if all(memory.at <= length for memory in self.layers.values()):
+        if self.holds(length):
             return length
         return max((mark.length for mark in self.marks if mark.length <= length), default=0)
 
@@ -146,7 +150,7 @@ class RowMemory:
         made = RowMemory()
         made.tokens = self.tokens[:length]
         made.marks = [mark for mark in self.marks if mark.length <= length]
-        if all(memory.at <= length for memory in self.layers.values()):
+        if self.holds(length):
             made.layers = {name: memory.copied(length) for name, memory in self.layers.items()}
         elif length:
             for name, state in made.marks[-1].states.items():
