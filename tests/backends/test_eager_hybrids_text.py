@@ -16,6 +16,7 @@ from redwood.backends.eager.backend import EagerBackend
 from redwood.backends.load import load_eager, wrap_model
 from redwood.drafters.base import Drafter, ModelDrafter, NgramDrafter, NoDrafter, UnionDrafter
 from redwood.engine.text import Engine
+from redwood.models._transformers_states import state_bytes
 
 PROMPTS = [[5, 9, 17, 33, 5, 9, 17], [33, 65, 29, 2] * 5, [7]]
 FAMILIES = [
@@ -26,7 +27,7 @@ FAMILIES = [
 
 def _text(target: Any, drafter: Drafter, budget: int, **params: Any) -> list[list[int]]:
     engine = Engine(target, drafter, budget=budget, prefill_chunk=5)
-    outputs: Any = engine.generate(PROMPTS, **{"max_tokens": 24, **params})
+    outputs: Any = engine.generate(PROMPTS, **{"max_tokens": 16, **params})
     return [output.token_ids for output in outputs]
 
 
@@ -52,8 +53,8 @@ def test_text_with_any_drafter_equals_plain_decoding(family: str) -> None:
 def test_a_hybrid_may_draft_for_itself_and_most_is_accepted() -> None:
     model = tiny_hybrid("qwen3_5")
     engine = Engine(wrap_model(model), ModelDrafter(wrap_model(model), width=32), budget=6)
-    output: Any = engine.generate(PROMPTS[0], max_tokens=40, temperature=0.0)
-    assert output.stats.target_passes < 20
+    output: Any = engine.generate(PROMPTS[0], max_tokens=20, temperature=0.0)
+    assert output.stats.target_passes < 10
 
 
 @pytest.mark.parametrize("family", ["lfm2", "mamba2", "qwen3_next"])
@@ -114,8 +115,20 @@ def test_rows_begin_anew_at_the_states_that_were_kept(distance: int) -> None:
         torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
     kept = len(backend._row(row).recurrent.marks)
     assert kept == {0: 0, 8: 8, 20: 2}[distance]
-    backend.release(row)
-    assert backend.state_bytes == 3 * 4 * ((2 * 16 + 32) * 4 + 4 * 8 * 8)
+
+
+def test_memory_of_a_row_is_known_at_load_and_taken() -> None:
+    backend = wrap_model(tiny_hybrid("qwen3_next"))
+    state = 3 * 4 * ((2 * 16 + 32) * 4 + 4 * 8 * 8)  # 3 layers, float32: convolutions, matrices
+    assert (backend.state_bytes, backend.token_bytes) == (state, 2 * 2 * 2 * 16 * 4)
+    assert backend.row_bytes(1024) == 1024 * backend.token_bytes + 4 * state
+    backend.checkpoint_tokens = 16
+    row = _read(backend, [(5 * i) % 96 for i in range(64)])
+    held = {id(each): each for each in backend._row(row).recurrent.states()}
+    assert sum(map(state_bytes, held.values())) == 4 * state <= backend.row_bytes(64)
+    assert backend.pages([row]) == 4 + -(-4 * state // (64 * backend.token_bytes))
+    only = wrap_model(tiny_hybrid("mamba2"))
+    assert only.state_bytes and only.token_bytes == -(-only.state_bytes // 512)
 
 
 def test_a_conversation_reads_only_what_is_new() -> None:

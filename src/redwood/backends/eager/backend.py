@@ -225,7 +225,8 @@ class EagerBackend:
         self.recurrent = Recurrent(model)
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.token_bytes: int | None = None
-        """Bytes of keys and values of one token; None before the first row has ended."""
+        """Bytes of keys and values of one token; None before the first row has ended. Of a model
+        without any, those of the states that are kept."""
         self.state_bytes = None if self.recurrent.modules else 0
         """Bytes of the states of recurrent layers after a token; None before a row has ended."""
         self._rows: dict[int, Row] = {}
@@ -335,6 +336,11 @@ class EagerBackend:
         token = self.token_bytes or max((2 * row.token_bytes for row in held), default=0) or 1
         return slots - (-size // (token * self.page_slots))
 
+    def row_bytes(self, tokens: int) -> int:
+        """Returns the memory that a row of so many tokens comes to take, as far as it is known."""
+        kept = 2 + (tokens // self.checkpoint_tokens if self.checkpoint_tokens else 0)
+        return tokens * (self.token_bytes or 0) + kept * (self.state_bytes or 0)
+
     def park(self, row: int) -> None:
         """Does nothing: a row that only stays takes no more than its slots."""
         self._row(row)
@@ -343,9 +349,11 @@ class EagerBackend:
         """Forgets the row and frees its slots."""
         held = self._row(row)
         if held.layers or held.recurrent.layers:
-            self.token_bytes = 2 * held.token_bytes  # slots grow by doubling: half may be empty
             size = sum(memory.state_bytes for memory in held.recurrent.layers.values())
             self.state_bytes = max(self.state_bytes or 0, size)
+            # Slots grow by doubling: half may be empty. Where there are none, states are all.
+            each = -(-self.state_bytes // (self.checkpoint_tokens or 512))
+            self.token_bytes = 2 * held.token_bytes or each
         del self._rows[row]
 
     def _row(self, row: int) -> Row:

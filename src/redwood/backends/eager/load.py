@@ -99,9 +99,9 @@ def wrap_model(
         stock = stock_logits(model, natural_tokens(model))
         check_finite(stock.logits)
         model.set_attn_implementation(ATTENTION)
-        form = _form_of(model, structure.forms, stock, make, slots)
+        probed = _probed(model, structure.forms, stock, make, max(slots, PROBE_SLOTS))
         made = make(model, slots)
-        made.recurrent.form = form
+        made.recurrent.form = probed.recurrent.form
         together = together_of(made)
     except Exception as error:
         model.set_attn_implementation(before)
@@ -111,28 +111,30 @@ def wrap_model(
             f"{type(model).__name__} does not run with tree attention: {first_line(error)}"
         ) from error
     made = make(model, slots)
-    made.together, made.recurrent.form = together, form
+    made.together, made.recurrent.form = together, probed.recurrent.form
+    if made.recurrent.modules:  # what a row takes is known before the first one
+        made.token_bytes, made.state_bytes = probed.token_bytes, probed.state_bytes
     return made
 
 
-def _form_of(
+def _probed(
     model: PreTrainedModel,
     forms: Sequence[Form],
     stock: Stock,
     make: Callable[[PreTrainedModel, int], EagerBackend],
     slots: int,
-) -> Form:
-    """Returns the first of the forms in which the real thing is right; see `probe`."""
+) -> EagerBackend:
+    """Returns a backend with the first form in which the real thing is right; see `probe`."""
     for form in forms:
-        made = make(model, max(slots, PROBE_SLOTS))
+        made = make(model, slots)
         made.recurrent.form = form
         try:
             probe(made, stock)
-            return form
+            break
         except UnsupportedError:
             if form == forms[-1] or not made.recurrent.modules:
                 raise
-    return "any"
+    return made
 
 
 def _refuse_unsupported(config: Any) -> None:
