@@ -111,6 +111,10 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon_mamba": ("FalconMamba", {"state_size": 8}),
     "lara_mini": ("LaraMini", {}),
     "lfm3": ("Lfm3", {}),
+}
+"""By name: what the classes of a family are called, and its settings beside the usual ones."""
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "kimi_linear": (
         "KimiLinear",
         {
@@ -126,22 +130,47 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
             "v_head_dim": 16,
             "num_key_value_heads": 4,
         },
+        "does not run with tree attention",  # latents are no keys
     ),
-    "rwkv": ("Rwkv", {"attention_hidden_size": 32}),
-    "xlstm": ("xLSTM", {}),
-    "minimax": ("MiniMax", {"num_local_experts": 4, "block_size": 8}),
+    "rwkv": (
+        "Rwkv",
+        {"attention_hidden_size": 32},
+        "does not use Transformers' attention interface, nor does it keep states",
+    ),
+    "xlstm": ("xLSTM", {}, "no attribute 'rnn_state'"),
+    "minimax": (
+        "MiniMax",
+        {"num_local_experts": 4, "block_size": 8},
+        "uses cache of its own",
+    ),
     "recurrent_gemma": (
         "RecurrentGemma",
         {"lru_width": 32, "attention_window_size": 8, "num_key_value_heads": 1, "head_dim": 8},
+        "other logits in a tree than on its paths",  # its modules keep the states themselves
     ),
-    "zaya": ("Zaya", {}),
+    "zaya": ("Zaya", {}, "called otherwise than with hidden states and a cache"),
 }
-"""By name: what the classes of a family are called, and its settings beside the usual ones."""
+"""Likewise, families that are refused, and what is said."""
+
+if hasattr(transformers.Cache, "get_conv_state"):  # since about 5.20
+    FORMS = {
+        "falcon_mamba": "single",  # several tokens are read from nothing only
+        "jamba": "single",
+        "mamba": "single",
+        "nemotron_h": "several",  # one token is read without the limit of its time step
+        "zamba2": "several",
+    }
+else:  # the modules of older releases forget a state where they read several tokens
+    for _family in ("falcon_mamba", "lara_mini", "lfm3", "mamba", "nemotron_h", "olmo_hybrid"):
+        del HYBRIDS[_family]
+    for _family in ("kimi_linear", "recurrent_gemma", "zamba2", "zaya"):
+        (HYBRIDS if _family in HYBRIDS else REFUSED).pop(_family)
+    FORMS = {name: "any" if name.startswith("qwen") else "single" for name in HYBRIDS}
 
 
 def tiny_hybrid(family: str, seed: int = 0, **changes: Any) -> Any:
     """A random model in float32 whose logits are spread enough for arg-max to be clear."""
-    kind, settings = HYBRIDS[family]
+    kind, settings = (HYBRIDS.get(family) or REFUSED[family])[:2]
     for suffix in ("TextConfig", "Config"):
         made = getattr(transformers, kind + suffix, None)
         if made is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from eager_hybrids_kit import HYBRIDS, tiny_hybrid
+from eager_hybrids_kit import FORMS, HYBRIDS, REFUSED, tiny_hybrid
 from redwood.backends.base import AcceptedPath, Nodes
 from redwood.backends.cuda_graph.backend import with_graphs
 from redwood.backends.eager.backend import EagerBackend
@@ -17,26 +17,11 @@ from redwood.errors import UnsupportedError
 
 PROMPT = [5, 9, 17, 33, 65, 29, 2, 77, 54, 21]
 NEAR = {"atol": 1e-4, "rtol": 1e-4}
-REFUSED = {
-    "kimi_linear": "does not run with tree attention",  # latents are no keys
-    "minimax": "uses cache of its own",
-    "recurrent_gemma": "other logits in a tree than on its paths",  # states in the modules
-    "rwkv": "does not use Transformers' attention interface, nor does it keep states",
-    "xlstm": "no attribute 'rnn_state'",
-    "zaya": "called otherwise than with hidden states and a cache",
-}
-FORMS = {
-    "falcon_mamba": "single",  # several tokens are read from nothing only
-    "jamba": "single",
-    "mamba": "single",
-    "nemotron_h": "several",  # one token is read without the limit of its time step
-    "zamba2": "several",
-}
 
 _MADE: dict[str, tuple[Any, EagerBackend]] = {}
 
 
-@pytest.fixture(params=sorted(set(HYBRIDS) - set(REFUSED)))
+@pytest.fixture(params=sorted(HYBRIDS))
 def made(request: pytest.FixtureRequest) -> tuple[Any, EagerBackend]:
     """A model, and the backend around it."""
     family: str = request.param
@@ -200,7 +185,7 @@ def test_random_histories_equal_a_replay(made: tuple[Any, EagerBackend]) -> None
 def test_what_cannot_be_had_is_refused_with_the_reason(family: str) -> None:
     model = tiny_hybrid(family)
     before = model.config._attn_implementation
-    with pytest.raises(UnsupportedError, match=REFUSED[family]):
+    with pytest.raises(UnsupportedError, match=REFUSED[family][2]):
         wrap_model(model)
     assert model.config._attn_implementation == before
 

@@ -116,6 +116,10 @@ class CacheHandle:
         """Asked for where a module makes a mask; ours is made in the attention."""
         return 0, 0
 
+    def has_previous_state(self, *_: Any, **__: Any) -> bool:
+        """Asked for where recurrent layers might need a mask; with a state they need none."""
+        return True
+
 
 def cache_argument(model: Any) -> str:
     """Returns the argument of a model's forward that takes the cache.
