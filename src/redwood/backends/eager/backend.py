@@ -81,6 +81,7 @@ class _Forward(CacheHandle):
 
     def __init__(self, spans: list[_Span]) -> None:
         self.spans = spans
+        self.routes: dict[Any, Any] = {}  # of recurrent layers, for all of them
         self.served = 0  # layers that came through our attention, or are recurrent
 
 

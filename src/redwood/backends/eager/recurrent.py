@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from redwood.backends.eager.memory import Ahead, LayerMemory
 from redwood.errors import UnsupportedError
@@ -58,7 +59,7 @@ class _Job(NamedTuple):
 
 class _Done(NamedTuple):
     outputs: Tensor  # [paths, length, width]
-    state: Any  # after all inputs, of the first path; None: not known
+    state: Any  # after all inputs of the one path; None: not known
 
 
 class Recurrent:
@@ -112,15 +113,16 @@ class Recurrent:
                 raise UnsupportedError(f"{name} answers something else than hidden states")
             return made
 
-        return self._over_paths(name, forward.spans, hidden, partial(_advance, call, self.form))
+        return self._over_paths(name, forward, hidden, partial(_advance, call, self.form))
 
     def _over_paths(
         self,
         name: str,
-        spans: Sequence[_Span],
+        forward: Any,
         hidden: Tensor,
         advance: Callable[[list[_Job]], list[_Done]],
     ) -> Tensor:
+        spans: list[_Span] = forward.spans
         memories = []
         for span in spans:
             memory = span.row.recurrent.layers.get(name)
@@ -138,46 +140,53 @@ class Recurrent:
             late, advance([_Job(m.state, inputs[None]) for m, _, inputs in late]), strict=True
         ):
             memory.caught_up(done.state, length)
-        routes = [
-            _routes(span.row.parents, span.num_new, memory.ahead.count if memory.ahead else 0)
-            for memory, span in zip(memories, spans, strict=True)
-        ]
-        # A token that is committed, but not in the state yet, is read before each path.
-        before = [span.row.length - m.at for m, span in zip(memories, spans, strict=True)]
-        jobs = [
-            _Job(
-                memory.ahead.state if route.skipped and memory.ahead else memory.state,
-                _behind(memory.inputs, count, route.paths),
-            )
-            for memory, count, route in zip(memories, before, routes, strict=True)
-        ]
+        routes, jobs = list[_Routes](), list[_Job]()
+        for i, (memory, span) in enumerate(zip(memories, spans, strict=True)):
+            assert memory.inputs is not None
+            ahead = memory.ahead.count if memory.ahead else 0
+            # A token that is committed, but not in the state yet, is read before each path.
+            before = span.row.length - memory.at
+            key = (i, ahead, before, hidden.device)
+            route = forward.routes.get(key)  # most layers ask for the same
+            if route is None:
+                made = _routes(span.row.parents, span.num_new, ahead, before, hidden.device)
+                route = forward.routes[key] = made
+            start = memory.ahead.state if route.skipped and memory.ahead else memory.state
+            routes.append(route)
+            jobs.append(_Job(start, memory.inputs[route.index]))
         out: Tensor | None = None
-        for memory, span, count, route, done in zip(
-            memories, spans, before, routes, advance(jobs), strict=True
-        ):
+        for memory, span, route, done in zip(memories, spans, routes, advance(jobs), strict=True):
             if out is None:
                 out = done.outputs.new_zeros(*hidden.shape[:2], done.outputs.shape[-1])
-            path, place = torch.tensor(route.places, device=hidden.device).T
-            out[span.line, span.columns] = done.outputs[path, place + count]
+            out[span.line, span.columns] = done.outputs[route.path, route.place]
             if route.chain and done.state is not None:
-                memory.ahead = Ahead(count + route.chain, done.state)
+                memory.ahead = Ahead(route.chain, done.state)
         assert out is not None
         return out
 
 
 class _Routes(NamedTuple):
-    paths: list[list[int]]
-    """Provisional nodes from the first that is not skipped to a leaf, for each leaf."""
-    places: list[tuple[int, int]]
-    """Where the answer of each new node is: number of a path, place in it."""
+    index: Tensor
+    """Inputs of each path to a leaf, filled up behind its end: int64 [paths, longest]."""
+    path: Tensor
+    """Where the answer of each new node is: number of a path, int64 [new]."""
+    place: Tensor
+    """And its place in it, int64 [new]."""
     skipped: int
-    """Nodes, a chain, that all paths have begun with."""
+    """Nodes, a chain, that all paths have begun with, and that are left out."""
     chain: int
-    """Nodes of the one path, where it is all provisional nodes in order; else 0."""
+    """Inputs of the one path, where it is all there are in order; else 0."""
 
 
-def _routes(parents: Sequence[int], num_new: int, ahead: int) -> _Routes:
-    """The paths to the last nodes' leaves, without the first `ahead` nodes if all begin so."""
+def _routes(
+    parents: Sequence[int], num_new: int, ahead: int, before: int, device: torch.device
+) -> _Routes:
+    """The paths to the last nodes' leaves.
+
+    Args:
+        ahead: nodes that are left out if all paths begin with them.
+        before: inputs before the first node, which all paths begin with.
+    """
     first = len(parents) - num_new
     inner = set(parents[first:])
     paths = []
@@ -187,33 +196,30 @@ def _routes(parents: Sequence[int], num_new: int, ahead: int) -> _Routes:
             while parents[path[-1]] >= 0:
                 path.append(parents[path[-1]])
             paths.append(path[::-1])
-    chain = len(parents) if paths == [list(range(len(parents)))] else 0
+    chain = before + len(parents) if paths == [list(range(len(parents)))] else 0
     skipped = ahead if all(path[:ahead] == list(range(ahead)) for path in paths) else 0
-    paths = [path[skipped:] for path in paths]
+    paths = [[*range(before), *(before + node for node in path[skipped:])] for path in paths]
     places: dict[int, tuple[int, int]] = {}
     for number, path in enumerate(paths):
-        for place, node in enumerate(path):
-            places.setdefault(node, (number, place))
-    return _Routes(paths, [places[node] for node in range(first, len(parents))], skipped, chain)
-
-
-def _behind(inputs: Tensor | None, before: int, paths: Sequence[Sequence[int]]) -> Tensor:
-    """Inputs [paths, length of the longest, width]: the first `before`, and those of the paths.
-
-    Shorter ones are filled up behind their end.
-    """
-    assert inputs is not None
-    longest, first = max(map(len, paths)), list(range(before))
-    filled = [
-        [*first, *(before + node for node in path), *[0] * (longest - len(path))] for path in paths
-    ]
-    return inputs[torch.tensor(filled, device=inputs.device)]
+        for place, at in enumerate(path):
+            places.setdefault(at - before, (number, place))
+    longest = max(map(len, paths))
+    index = torch.tensor([path + [0] * (longest - len(path)) for path in paths], device=device)
+    found = torch.tensor([places[node] for node in range(first, len(parents))], device=device)
+    return _Routes(index, found[:, 0], found[:, 1], skipped, chain)
 
 
 def _advance(
     call: Callable[[Tensor, Any], Tensor], form: Form, jobs: Sequence[_Job]
 ) -> list[_Done]:
-    """Runs a module over jobs; those of one length share a call."""
+    """Runs a module over jobs; those of one length share a call, and trees are filled up to one."""
+    longest = max((job.inputs.shape[1] for job in jobs if len(job.inputs) > 1), default=0)
+    jobs = [
+        _Job(job.state, pad(job.inputs, (0, 0, 0, longest - job.inputs.shape[1])))
+        if len(job.inputs) > 1
+        else job
+        for job in jobs
+    ]
     kinds: dict[tuple[int, bool], list[int]] = {}
     for i, job in enumerate(jobs):
         kinds.setdefault((job.inputs.shape[1], bool(state_tensors(job.state))), []).append(i)
@@ -230,8 +236,10 @@ def _advance(
             outputs = call(torch.cat((inputs, inputs), 1) if doubled else inputs, state)
         at = 0
         for i, count in zip(numbers, counts, strict=True):
-            after = mapped_state([state], partial(_cut, at, len(inputs) > 1))
-            done[i] = _Done(outputs[at : at + count], None if doubled else after)
+            after = None
+            if count == 1 and not doubled:
+                after = mapped_state([state], partial(_cut, at, len(inputs) > 1))
+            done[i] = _Done(outputs[at : at + count], after)
             at += count
     return [each for each in done if each is not None]
 
