@@ -34,7 +34,12 @@ HIDDEN = "hidden_states"
 
 def recurrent_modules(model: Any) -> dict[str, Any]:
     """Returns the modules of a model whose own code keeps a state in the cache, by name."""
-    return {name: part for name, part in model.named_modules() if _keeps_state(type(part))}
+    found = {}
+    for name, part in model.named_modules():
+        kind: Any = type(part)
+        if _keeps_state(kind):
+            found[name] = part
+    return found
 
 
 @cache
@@ -63,10 +68,11 @@ class States:
     def __init__(self, config: Any, module: Any) -> None:
         from transformers import DynamicCache
 
-        self._layer = getattr(module, "layer_idx", None)
+        layer = getattr(module, "layer_idx", None)
+        self._layer = layer if isinstance(layer, int) else -1
         self._cache = DynamicCache(config=config)
         layers = getattr(self._cache, "layers", [])
-        known = isinstance(self._layer, int) and self._layer < len(layers)
+        known = 0 <= self._layer < len(layers)
         if not known or not hasattr(layers[self._layer], "conv_states"):
             raise UnsupportedError(
                 f"{type(module).__name__} keeps a state, but this Transformers has no place for it"

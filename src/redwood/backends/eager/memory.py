@@ -15,9 +15,9 @@ from redwood.models._transformers_states import state_bytes
 
 
 class Ahead(NamedTuple):
-    """The state after the first `count` provisional nodes, which are a chain."""
+    """The state after so many more tokens, if they are committed: the first nodes are a chain."""
 
-    count: int
+    tokens: int
     state: Any
 
 
@@ -51,7 +51,7 @@ class LayerMemory:
     def write(self, hidden: Tensor, start: int) -> None:
         """Keeps inputs [n, width] of the slots from `start` on; what was behind is dropped."""
         held, count = self.inputs, start - self.at
-        if self.ahead is not None and self.ahead.count > count:
+        if self.ahead is not None and self.ahead.tokens > count:
             self.ahead = None
         self.inputs = torch.cat((held[:count], hidden)) if held is not None else hidden.clone()
 
@@ -61,10 +61,10 @@ class LayerMemory:
             return
         old = length - self.at
         same = next((i for i, node in enumerate(nodes) if node != i), len(nodes))
-        if self.ahead is not None and self.ahead.count > old + same:
+        if self.ahead is not None and self.ahead.tokens > old + same:
             self.ahead = None
-        if self.ahead is not None and self.ahead.count == old + len(nodes):
-            self._advance(self.ahead.count, self.ahead.state)
+        if self.ahead is not None and self.ahead.tokens == old + len(nodes):
+            self._advance(self.ahead.tokens, self.ahead.state)
         elif same == len(nodes):
             self.inputs = self.inputs[: old + same]
         else:
@@ -82,8 +82,8 @@ class LayerMemory:
         The row has `length` committed tokens.
         """
         if self.ahead is not None and self.at < length:
-            if self.ahead.count <= length - self.at:
-                self._advance(self.ahead.count, self.ahead.state)
+            if self.ahead.tokens <= length - self.at:
+                self._advance(self.ahead.tokens, self.ahead.state)
             self.ahead = None
         if self.at == length:
             return None

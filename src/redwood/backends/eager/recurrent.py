@@ -143,7 +143,7 @@ class Recurrent:
         routes, jobs = list[_Routes](), list[_Job]()
         for i, (memory, span) in enumerate(zip(memories, spans, strict=True)):
             assert memory.inputs is not None
-            ahead = memory.ahead.count if memory.ahead else 0
+            ahead = memory.ahead.tokens if memory.ahead else 0
             # A token that is committed, but not in the state yet, is read before each path.
             before = span.row.length - memory.at
             key = (i, ahead, before, hidden.device)
@@ -153,7 +153,7 @@ class Recurrent:
                 route = forward.routes[key] = made
             start = memory.ahead.state if route.skipped and memory.ahead else memory.state
             routes.append(route)
-            jobs.append(_Job(start, memory.inputs[route.index]))
+            jobs.append(_Job(start, memory.inputs[route.inputs]))
         out: Tensor | None = None
         for memory, span, route, done in zip(memories, spans, routes, advance(jobs), strict=True):
             if out is None:
@@ -166,7 +166,7 @@ class Recurrent:
 
 
 class _Routes(NamedTuple):
-    index: Tensor
+    inputs: Tensor
     """Inputs of each path to a leaf, filled up behind its end: int64 [paths, longest]."""
     path: Tensor
     """Where the answer of each new node is: number of a path, int64 [new]."""
