@@ -246,7 +246,7 @@ def added_inputs(model: Any, input_ids: Tensor, config: Any, given: Mapping[str,
 def _length(cache: Any) -> int:
     try:
         length: int = cache.get_seq_length()
-    except ValueError:  # of a model without attention, which is refused where that is looked at
+    except ValueError:  # of a model without attention
         return 0
     return length
 
