@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+import redwood
 from conftest import save_model, tiny_tokenizer
-from eager_hybrids_kit import HYBRIDS, tiny_hybrid
+from eager_hybrids_kit import FORMS, HYBRIDS, tiny_hybrid
 from redwood import hf
 from redwood.backends.base import AcceptedPath, Nodes
 from redwood.backends.eager.backend import EagerBackend
@@ -72,6 +73,29 @@ def test_folders_load_with_packed_weights(family: str, tmp_path: Path) -> None:
     with torch.inference_mode():
         want = model(input_ids=torch.tensor([PROMPTS[1]])).logits[0]
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["granite_hybrid", "jamba", "qwen3_next", "zamba2"])
+def test_other_dtypes_serve_trees(family: str, dtype: torch.dtype) -> None:
+    model = tiny_hybrid(family).to(dtype)
+    backend = wrap_model(model)
+    assert backend.recurrent.form == FORMS.get(family, "any")
+    (logits,) = backend.extend([Nodes(backend.open(), [5, 9, 17, 33], [-1, 0, 0, 2])])
+    (path,) = backend.extend([Nodes(backend.open(), [5, 17, 33])])
+    limit = {torch.bfloat16: 0.2, torch.float16: 0.03}[dtype]
+    assert float((logits[3] - path[2]).abs().max()) < limit * float(path.float().std())
+
+
+def test_load_answers_with_and_without_drafts(tmp_path: Path) -> None:
+    folder = save_model(tmp_path, tiny_hybrid("falcon_h1", vocab_size=300), tiny_tokenizer())
+    texts = set()
+    for drafter in ("none", "ngram", "auto", str(folder)):
+        engine = redwood.load(str(folder), backend="eager", drafter=drafter)
+        output: Any = engine.generate("Tom went to the market.", max_tokens=12, temperature=0.0)
+        texts.add(tuple(output.token_ids))
+        engine.close()
+    assert len(texts) == 1
 
 
 # What stays of a row
