@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
+from math import gcd
 from typing import Any
 
 import torch
@@ -96,7 +97,9 @@ def _few_layers(config: Any) -> Iterator[Any]:
     kinds = list(getattr(config.get_text_config(), "layer_types", None) or ())
     first = sorted({kinds.index(kind) for kind in kinds} | {0, min(1, len(kinds) - 1)})
     if isinstance(getattr(config.get_text_config(), "num_attention_heads", None), int):
-        yield _narrowed(config, free_width=True)
+        made = _narrowed(config, free_width=True)
+        _fit_mamba(made.get_text_config(), config.get_text_config().hidden_size)
+        yield made
     for few in (first, list(range(len(kinds)))):
         made = _copied(config)
         text = made.get_text_config()
@@ -109,6 +112,18 @@ def _few_layers(config: Any) -> Iterator[Any]:
                     continue
             text.num_hidden_layers = len(few)
         yield made
+
+
+def _fit_mamba(text: Any, hidden: int) -> None:
+    """Fewer heads of Mamba-2 layers where they are as wide together as a multiple of the stream."""
+    names = ("mamba_expand", "mamba_n_heads", "mamba_d_head", "mamba_n_groups")
+    sizes = [getattr(text, name, None) for name in names]
+    if not all(type(size) is int for size in sizes):
+        return
+    expand, heads, each, groups = (int(size or 0) for size in sizes)
+    if heads * each == expand * hidden and getattr(text, "mamba_d_ssm", None) is None:
+        text.mamba_n_heads = max(1, expand * text.hidden_size // each)
+        text.mamba_n_groups = gcd(groups, text.mamba_n_heads)
 
 
 def _copied(config: Any) -> Any:
