@@ -48,7 +48,7 @@ test: lint native-check
 # Environments of their own, with the other packages as they are today (renewed once a day), or as
 # old as pyproject.toml allows. PyTorch is that of constraints.txt in both: see tools/versions.py.
 SURFACE := tests/test_transformers.py tests/test_versions.py tests/hf/test_hf*.py tests/backends/test_load.py \
-	tests/backends/test_backends.py tests/backends/test_parallel.py tests/backends/test_cuda_graph.py tests/backends/test_native.py \
+	tests/backends/test_backends.py tests/backends/test_eager_hybrids.py tests/backends/test_parallel.py tests/backends/test_cuda_graph.py tests/backends/test_native.py \
 	tests/models/test_models.py tests/models/test_gguf.py tests/backends/test_offload.py \
 	tests/datastore/test_datastore.py tests/bench/test_plotting.py tests/sampling/test_sampling.py tests/cli/test_cli.py \
 	tests/server/test_server_api.py tests/server/test_server_real.py tests/server/test_server_grammar.py \

@@ -14,7 +14,8 @@ from redwood import verify
 from redwood.algorithms.acceptance import AcceptanceTable, learn_below
 from redwood.algorithms.specinfer import merge_trees
 from redwood.backends.base import Nodes
-from redwood.backends.eager.backend import _Row, _Span
+from redwood.backends.eager.backend import _Span
+from redwood.backends.eager.slots import Row
 from redwood.backends.load import wrap_model
 from redwood.drafters.base import ModelDrafter, NgramDrafter, UnionDrafter
 from redwood.drafters.context import Context
@@ -85,7 +86,7 @@ def test_a_mask_of_the_last_nodes_shows_their_ancestors(size: int) -> None:
 @pytest.mark.parametrize("window", [None, 3, 20])
 def test_the_attention_mask_is_that_of_every_slot_by_itself(window: int | None) -> None:
     parents = random_parents(np.random.default_rng(1), 90, 0.1)
-    row = _Row()
+    row = Row()
     row.length = 11
     row.parents, row.depths = row.grown(Nodes(0, range(90), parents), 200)
     mask = _Span(row, Nodes(0, range(30), parents[-30:]), 0).mask(window, 2, torch.zeros(1))

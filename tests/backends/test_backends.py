@@ -294,11 +294,11 @@ def test_models_that_cannot_be_exact_are_refused_with_the_reason() -> None:
     ).eval()
     with pytest.raises(UnsupportedError, match="Bloom"):
         wrap_model(bloom)
-    mamba = transformers.MambaForCausalLM(
-        transformers.MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1)
+    rwkv = transformers.RwkvForCausalLM(
+        transformers.RwkvConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2)
     ).eval()
-    with pytest.raises(UnsupportedError, match="mamba has layers"):
-        wrap_model(mamba)
+    with pytest.raises(UnsupportedError, match="RwkvForCausalLM does not use .* interface, nor"):
+        wrap_model(rwkv)
     t5 = transformers.T5ForConditionalGeneration(
         transformers.T5Config(vocab_size=300, d_model=32, d_ff=64, num_layers=1, num_heads=4)
     )

@@ -309,8 +309,8 @@ def test_a_small_model_has_every_layer_of_a_large_one(kind: str) -> None:
 
 
 def test_gemma_2_is_compared_with_the_attention_that_knows_its_soft_cap() -> None:
-    assert check_structure(_random_model("gemma2")) == "eager"
-    assert check_structure(_random_model("llama")) == "sdpa"
+    assert check_structure(_random_model("gemma2")).attention == "eager"
+    assert check_structure(_random_model("llama")).attention == "sdpa"
 
 
 def test_a_make_that_cannot_be_small_is_checked_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,11 +116,11 @@ def test_sharded_models_are_refused(llama: Any, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_model_without_the_attention_interface_is_refused() -> None:
-    from transformers import MambaConfig, MambaForCausalLM
+    from transformers import RwkvConfig, RwkvForCausalLM
 
-    config = MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, state_size=4)
+    config = RwkvConfig(vocab_size=300, hidden_size=16, num_hidden_layers=2)
     with pytest.raises(UnsupportedError):
-        hf.tree_generate(MambaForCausalLM(config).eval(), **_one(), max_new_tokens=3)
+        hf.tree_generate(RwkvForCausalLM(config).eval(), **_one(), max_new_tokens=3)
 
 
 @pytest.mark.parametrize(

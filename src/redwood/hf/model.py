@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from redwood.backends.eager.backend import ATTENTION, EagerBackend, Together
 from redwood.backends.eager.load import wrap_model
+from redwood.backends.eager.recurrent import Form
 from redwood.models._transformers import attention_of, attentions_of, restore_attentions
 
 
@@ -20,6 +21,7 @@ class _Known:
         self.lock = RLock()  # one call at a time may replace its attention
         self.capacity = 0
         self.together: Together = "flat"
+        self.form: Form = "any"
         self.checked: set[tuple[object, ...]] = set()
 
 
@@ -41,10 +43,11 @@ def borrowed(model: Any) -> Iterator[EagerBackend]:
             if check not in known.checked and not (check[0] == ATTENTION and known.checked):
                 wrapped = wrap_model(model)
                 known.capacity, known.together = wrapped.capacity, wrapped.together
+                known.form = wrapped.recurrent.form
                 known.checked.add(check)
             model.set_attn_implementation(ATTENTION)
             made = EagerBackend(model, known.capacity)
-            made.together = known.together
+            made.together, made.recurrent.form = known.together, known.form
             yield made
         finally:
             restore_attentions(before)

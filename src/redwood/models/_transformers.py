@@ -116,6 +116,10 @@ class CacheHandle:
         """Asked for where a module makes a mask; ours is made in the attention."""
         return 0, 0
 
+    def has_previous_state(self, *_: Any, **__: Any) -> bool:
+        """Asked for where recurrent layers might need a mask; with a state they need none."""
+        return True
+
 
 def cache_argument(model: Any) -> str:
     """Returns the argument of a model's forward that takes the cache.
@@ -242,7 +246,7 @@ def added_inputs(model: Any, input_ids: Tensor, config: Any, given: Mapping[str,
 def _length(cache: Any) -> int:
     try:
         length: int = cache.get_seq_length()
-    except ValueError:  # of a model without attention, which is refused where that is looked at
+    except ValueError:  # of a model without attention
         return 0
     return length
 

@@ -356,6 +356,11 @@ def with_graphs(
     Raises:
         UnsupportedError: the model cannot be recorded, or its logits differ.
     """
+    if eager.recurrent.modules:
+        raise UnsupportedError(
+            f"{type(eager.model).__name__} has recurrent layers, which CUDA graphs do not run: "
+            "use --backend eager"
+        )
     made = CudaGraphBackend(eager, rows=rows, nodes=nodes, recorder=recorder)
     want, got = (_tree_logits(backend) for backend in (eager, made))
     worst, limit = distance(got, want), allowed(own_rounding(eager.model), eager.model.dtype)

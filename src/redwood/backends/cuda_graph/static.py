@@ -19,7 +19,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from redwood.backends.base import Nodes
 from redwood.backends.eager import backend as eager
-from redwood.backends.eager.backend import SlotIndex
+from redwood.backends.eager.slots import SlotIndex
 from redwood.backends.rows import RowState
 from redwood.errors import UnsupportedError
 from redwood.models._transformers import CacheHandle, attention_of, cached_logits

@@ -10,7 +10,7 @@ other as one text, and no position is computed for padding.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,77 +20,18 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from redwood.backends.base import AcceptedPath, Nodes
-from redwood.backends.rows import RowState, check_distinct
+from redwood.backends.eager.recurrent import Recurrent
+from redwood.backends.eager.slots import Row, SlotIndex, Slots
+from redwood.backends.rows import check_distinct, fill
 from redwood.errors import ArgumentError, UnsupportedError
 from redwood.models._transformers import CacheHandle, cached_logits
+from redwood.models._transformers_states import state_bytes
 from redwood.tree import ancestor_mask
 
 ATTENTION = "redwood"  # the name under which our attention is registered
-_FIRST_SLOTS = 256
 
 Together = Literal["flat", "padded", "apart"]
 """How rows share a forward: behind each other, padded to one length, or not at all."""
-
-
-class Slots(Protocol):
-    """A row as a forward sees it."""
-
-    length: int
-    parents: list[int]
-    depths: list[int]
-
-    def write(self, layer: int, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Stores keys and values [kv_heads, n, dim] from slot `start`; returns all up to there."""
-        ...
-
-
-class SlotIndex:
-    """Slots to copy from: their numbers go to a device once, for all its layers and rows."""
-
-    def __init__(self, sources: Sequence[int]) -> None:
-        self._sources = torch.tensor(sources)
-        self._there: dict[torch.device, Tensor] = {}
-
-    def on(self, device: torch.device) -> Tensor:
-        """Returns the numbers, int64, on this device."""
-        if device not in self._there:
-            self._there[device] = self._sources.to(device)
-        return self._there[device]
-
-
-class _Row(RowState):
-    """One sequence, with the slots of every layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}  # keys, values: [kv_heads, slots, dim]
-
-    @property
-    def slots(self) -> int:
-        """Slots that memory is taken for."""
-        return max((keys.shape[1] for keys, _ in self.layers.values()), default=0)
-
-    def write(self, layer: int, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Stores keys and values [kv_heads, n, dim] from slot `start`; returns all up to there."""
-        end = start + keys.shape[1]
-        held = self.layers.get(layer)
-        if held is None or held[0].shape[1] < end:
-            slots = max(_FIRST_SLOTS, 1 << (end - 1).bit_length())
-            grown = tuple(x.new_empty(x.shape[0], slots, x.shape[2]) for x in (keys, values))
-            for old, new in zip(held or (), grown, strict=False):
-                new[:, :start] = old[:, :start]
-            held = self.layers[layer] = (grown[0], grown[1])
-        held[0][:, start:end] = keys
-        held[1][:, start:end] = values
-        return held[0][:, :end], held[1][:, :end]
-
-    def pack(self, start: int, sources: slice, index: SlotIndex) -> None:
-        """Copies the slots index[sources], in order, to those from `start` on."""
-        end = start + sources.stop - sources.start
-        for keys, values in self.layers.values():
-            chosen = index.on(keys.device)[sources]
-            keys[:, start:end] = keys.index_select(1, chosen)
-            values[:, start:end] = values.index_select(1, chosen)
 
 
 class _Span:
@@ -140,7 +81,8 @@ class _Forward(CacheHandle):
 
     def __init__(self, spans: list[_Span]) -> None:
         self.spans = spans
-        self.served = 0  # layers that came through our attention
+        self.routes: dict[Any, Any] = {}  # of recurrent layers, for all of them
+        self.served = 0  # layers that came through our attention, or are recurrent
 
 
 def _attention(
@@ -251,7 +193,8 @@ def _run_group(
     logits = cached_logits(model, ids, positions, forward, kept)
     if forward.served == 0:
         raise UnsupportedError(
-            f"{type(model).__name__} does not use Transformers' attention interface"
+            f"{type(model).__name__} does not use Transformers' attention interface, nor does it "
+            "keep states in Transformers' cache"
         )
     if padded:
         return [logits[i, logits.shape[1] - count :] for i, count in enumerate(counts)]
@@ -273,14 +216,21 @@ class EagerBackend:
     """Slots of the unit that `pages` counts in; forked rows are copies and share none."""
     quantised = False
     """Whether activations are rounded to few bits on the way."""
+    checkpoint_tokens = 512
+    """Of recurrent layers: states are kept every so many tokens, so that rows may begin there anew;
+    each takes `state_bytes`. 0: none are kept."""
 
     def __init__(self, model: PreTrainedModel, capacity: int) -> None:
         self.model = model
         self.capacity = capacity
+        self.recurrent = Recurrent(model)
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.token_bytes: int | None = None
-        """Bytes of keys and values of one token; None before the first row has ended."""
-        self._rows: dict[int, _Row] = {}
+        """Bytes of keys and values of one token; None before the first row has ended. Of a model
+        without any, those of the states that are kept."""
+        self.state_bytes = None if self.recurrent.modules else 0
+        """Bytes of the states of recurrent layers after a token; None before a row has ended."""
+        self._rows: dict[int, Row] = {}
         self._next_row = 0
 
     @property
@@ -292,7 +242,7 @@ class EagerBackend:
     def open(self) -> int:
         """Returns a new, empty row."""
         self._next_row += 1
-        self._rows[self._next_row] = _Row()
+        self._rows[self._next_row] = Row()
         return self._next_row
 
     def length(self, row: int) -> int:
@@ -306,17 +256,24 @@ class EagerBackend:
         for nodes, (parents, depths) in zip(rows, grown, strict=True):
             row = self._row(nodes.row)
             row.parents, row.depths = parents, depths
+            row.recurrent.tokens += nodes.token_ids
         try:
-            return self._forward(rows)
+            logits = self._forward(rows)
         except BaseException:
             for nodes in rows:  # nothing was appended
                 row, n = self._row(nodes.row), len(nodes.token_ids)
                 row.parents, row.depths = row.parents[:-n], row.depths[:-n]
+                del row.recurrent.tokens[-n:]
             raise
+        for nodes in rows:
+            row = self._row(nodes.row)
+            row.recurrent.mark(row.length, self.checkpoint_tokens)
+        return logits
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[Nodes]) -> list[Tensor]:
-        return run_rows(self.model, [self._row(n.row) for n in rows], rows, self.together)
+        with self.recurrent.held_outside():
+            return run_rows(self.model, [self._row(n.row) for n in rows], rows, self.together)
 
     @torch.inference_mode()
     def commit(self, rows: Sequence[AcceptedPath]) -> None:
@@ -330,11 +287,20 @@ class EagerBackend:
             if sources:
                 row.pack(row.length + len(kept.nodes) - len(sources), slice(done, end), index)
             done = end
+            row.recurrent.keep(row.length, kept.nodes)
             row.keep(len(kept.nodes))
+            row.recurrent.mark(row.length, self.checkpoint_tokens)
 
     def truncate(self, row: int, length: int) -> None:
         """Drops provisional nodes and committed tokens past `length`."""
-        self._row(row).cut(length)
+        held = self._row(row)
+        held.cut(length)
+        tokens, known = held.recurrent.tokens[:length], held.recurrent.reusable(length)
+        if held.recurrent.holds(length):
+            held.recurrent.keep(length, [])
+        else:  # a state does not go back: what is behind the last one kept is read again
+            held.length, held.recurrent = known, held.recurrent.copied(known)
+            fill(self, row, tokens[known:])
 
     @torch.inference_mode()
     def fork(self, row: int, length: int) -> int:
@@ -346,16 +312,35 @@ class EagerBackend:
         held = self._row(row)
         if not 0 <= length <= held.length:
             raise ArgumentError(f"fork: length {length} is not in 0..{held.length}")
-        made = self.open()
+        made, known = self.open(), held.recurrent.reusable(length)
         copy = self._rows[made]
-        copy.length = length
-        for layer, (keys, values) in held.layers.items() if length else ():
-            copy.write(layer, keys[:, :length], values[:, :length], 0)
+        copy.length, copy.recurrent = known, held.recurrent.copied(known)
+        for layer, (keys, values) in held.layers.items() if known else ():
+            copy.write(layer, keys[:, :known], values[:, :known], 0)
+        fill(self, made, held.recurrent.tokens[known:length])
         return made
 
+    def reusable(self, row: int, length: int) -> int:
+        """Returns how many of a row's first `length` committed tokens a fork need not read again.
+
+        All of them without recurrent layers; else those up to the last kept state among them. A
+        fork of more is right, and reads the others.
+        """
+        return self._row(row).recurrent.reusable(length)
+
     def pages(self, rows: Sequence[int]) -> int:
-        """Returns how many times 64 slots these rows hold; none is shared."""
-        return sum(-(-self._row(row).slots // self.page_slots) for row in rows)
+        """Returns how many times 64 slots these rows hold, and states in such units."""
+        held = [self._row(row) for row in rows]
+        states = {id(state): state for row in held for state in row.recurrent.states()}
+        size = sum(map(state_bytes, states.values()))
+        slots = sum(-(-row.slots // self.page_slots) for row in held)
+        token = self.token_bytes or max((2 * row.token_bytes for row in held), default=0) or 1
+        return slots - (-size // (token * self.page_slots))
+
+    def row_bytes(self, tokens: int) -> int:
+        """Returns the memory that a row of so many tokens comes to take, as far as it is known."""
+        kept = 2 + (tokens // self.checkpoint_tokens if self.checkpoint_tokens else 0)
+        return tokens * (self.token_bytes or 0) + kept * (self.state_bytes or 0)
 
     def park(self, row: int) -> None:
         """Does nothing: a row that only stays takes no more than its slots."""
@@ -363,12 +348,16 @@ class EagerBackend:
 
     def release(self, row: int) -> None:
         """Forgets the row and frees its slots."""
-        held = self._row(row).layers.values()
-        if held:  # slots grow by doubling: at worst half of them are empty
-            self.token_bytes = 2 * sum(x[:, :1].nbytes for pair in held for x in pair)
+        held = self._row(row)
+        if held.layers or held.recurrent.layers:
+            size = sum(memory.state_bytes for memory in held.recurrent.layers.values())
+            self.state_bytes = max(self.state_bytes or 0, size)
+            # Slots grow by doubling: half may be empty. Where there are none, states are all.
+            each = -(-self.state_bytes // (self.checkpoint_tokens or 512))
+            self.token_bytes = 2 * held.token_bytes or each
         del self._rows[row]
 
-    def _row(self, row: int) -> _Row:
+    def _row(self, row: int) -> Row:
         if row not in self._rows:
             raise ArgumentError(f"row {row} is not open")
         return self._rows[row]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from redwood.backends.eager.backend import ATTENTION, EagerBackend
 from redwood.backends.eager.packing import pack_linears
 from redwood.backends.eager.probe import (
     PROBE_SLOTS,
+    Stock,
     check_structure,
     natural_tokens,
     probe,
     stock_logits,
 )
+from redwood.backends.eager.recurrent import Form
 from redwood.backends.eager.stock import (
     config_of,
     device_of,
@@ -29,9 +31,10 @@ from redwood.backends.eager.stock import (
 from redwood.backends.eager.together import together_of
 from redwood.errors import NumericalError, UnsupportedError
 from redwood.models._transformers import attention_of, check_version
+from redwood.models._transformers_states import RECURRENT_LAYERS
 from redwood.sampling import check_finite
 
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
+_LAYER_TYPES = {"full_attention", "sliding_attention"} | RECURRENT_LAYERS
 
 
 def load_eager(
@@ -87,12 +90,19 @@ def wrap_model(
     slots = slots_of(capacity, model.config)
     before = attention_of(model.config)
     try:
-        model.set_attn_implementation(check_structure(model))
+        if EagerBackend(model, slots).recurrent.modules and make is not EagerBackend:
+            raise UnsupportedError(
+                f"{type(model).__name__} has recurrent layers, which the eager backend alone runs"
+            )
+        structure = check_structure(model)
+        model.set_attn_implementation(structure.attention)
         stock = stock_logits(model, natural_tokens(model))
         check_finite(stock.logits)
         model.set_attn_implementation(ATTENTION)
-        probe(make(model, max(slots, PROBE_SLOTS)), stock)
-        together = together_of(make(model, slots))
+        probed = _probed(model, structure.forms, stock, make, max(slots, PROBE_SLOTS))
+        made = make(model, slots)
+        made.recurrent.form = probed.recurrent.form
+        together = together_of(made)
     except Exception as error:
         model.set_attn_implementation(before)
         if isinstance(error, UnsupportedError | NumericalError):
@@ -101,7 +111,29 @@ def wrap_model(
             f"{type(model).__name__} does not run with tree attention: {first_line(error)}"
         ) from error
     made = make(model, slots)
-    made.together = together
+    made.together, made.recurrent.form = together, probed.recurrent.form
+    if made.recurrent.modules:  # what a row takes is known before the first one
+        made.token_bytes, made.state_bytes = probed.token_bytes, probed.state_bytes
+    return made
+
+
+def _probed(
+    model: PreTrainedModel,
+    forms: Sequence[Form],
+    stock: Stock,
+    make: Callable[[PreTrainedModel, int], EagerBackend],
+    slots: int,
+) -> EagerBackend:
+    """Returns a backend with the first form in which the real thing is right; see `probe`."""
+    for form in forms:
+        made = make(model, slots)
+        made.recurrent.form = form
+        try:
+            probe(made, stock)
+            break
+        except UnsupportedError:
+            if form == forms[-1] or not made.recurrent.modules:
+                raise
     return made
 
 

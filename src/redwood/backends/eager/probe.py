@@ -22,6 +22,7 @@ from torch import Tensor
 
 from redwood.backends.base import AcceptedPath, Nodes
 from redwood.backends.eager.backend import ATTENTION, EagerBackend
+from redwood.backends.eager.recurrent import Form
 from redwood.backends.eager.small import small_models
 from redwood.errors import ModelError, UnsupportedError
 from redwood.models._transformers import plain_logits
@@ -59,6 +60,15 @@ class Stock(NamedTuple):
     """How far the same computation is from itself; see `distance`."""
 
 
+class Structure(NamedTuple):
+    """What small models of the same make have shown."""
+
+    attention: str
+    """Stock attention to compare the real one with."""
+    forms: tuple[Form, ...]
+    """In which its recurrent layers may be called, the best first; see `Form`."""
+
+
 def distance(got: Tensor, want: Tensor) -> float:
     """Returns the largest difference of a node's logits [nodes, V], in units of their spread.
 
@@ -69,11 +79,12 @@ def distance(got: Tensor, want: Tensor) -> float:
     return float(((got - want).square().mean(-1).sqrt() / spread).max())
 
 
-def check_structure(model: Any) -> str:
-    """Checks small models of the same make; returns the attention to compare the real one with.
+def check_structure(model: Any) -> Structure:
+    """Checks small models of the same make.
 
-    That is "sdpa", whose rounding is ours, unless this model's leaves something out there, such as
-    the soft cap of Gemma 2, or no small model can be made: then it is "eager".
+    The attention to compare the real one with is "sdpa", whose rounding is ours, unless this
+    model's leaves something out there, such as the soft cap of Gemma 2, or no small model can be
+    made: then it is "eager".
 
     Raises:
         UnsupportedError: a tree gets other logits than its paths, or never gets to our attention.
@@ -86,16 +97,18 @@ def check_structure(model: Any) -> str:
                 want = _small_stock(small, "eager")
             except Exception:
                 continue
-            off = _off(small, want)
+            off = {form: _off(small, want, form) for form in _forms(small)}
             break
         if off is None:
             if worst:
                 break  # this class does not run in float64
-            return kernel
+            return Structure(kernel, ("several", "single"))  # "any" could not be seen to be right
         assert small is not None
-        if off <= _STRUCTURE:
-            return "sdpa" if _has_sdpa(small, want) else "eager"
-        worst = max(worst, off)
+        right = [form for form, by in off.items() if by <= _STRUCTURE]
+        if right:
+            kernel = "sdpa" if _has_sdpa(small, want) else "eager"
+            return Structure(kernel, ("any",) if len(right) == len(off) else tuple(right))
+        worst = max(worst, *off.values())
     raise UnsupportedError(
         f"{type(model).__name__} gives other logits in a tree than on its paths (difference "
         f"{worst:.2g} of their spread on a small model of the same layers, limit {_STRUCTURE:g})"
@@ -115,9 +128,16 @@ def _small_stock(small: Any, attention: str) -> Stock:
     return stock
 
 
-def _off(small: Any, want: Stock) -> float:
+def _forms(small: Any) -> tuple[Form, ...]:
+    """Ways to go on from a state that are to be tried; where all are right, any is."""
+    return ("several", "single") if EagerBackend(small, PROBE_SLOTS).recurrent.modules else ("any",)
+
+
+def _off(small: Any, want: Stock, form: Form) -> float:
     small.set_attn_implementation(ATTENTION)
-    got = tree_logits(EagerBackend(small, PROBE_SLOTS), want.tokens)
+    backend = EagerBackend(small, PROBE_SLOTS)
+    backend.recurrent.form = form
+    got = tree_logits(backend, want.tokens)
     off = float((got - want.logits).abs().max()) / (float(want.logits.std()) or 1.0)
     return off if off == off else float("inf")
 
@@ -237,9 +257,15 @@ def own_rounding(model: Any) -> float:
 def tree_logits(backend: EagerBackend, tokens: Sequence[int]) -> Tensor:
     """Returns the logits of the tree behind the prompt, in one pass: float32 [nodes, V]."""
     row, prompt = backend.open(), len(tokens) - len(_PARENTS)
+    ends = [prompt]
+    if backend.recurrent.modules:  # from a state by several tokens, by one, and by what was kept
+        ends = sorted({max(1, prompt // 2), prompt // 2 + 1, prompt})
     try:
-        backend.extend([Nodes(row, tokens[:prompt], num_logits=1)])
-        backend.commit([AcceptedPath(row, range(prompt))])
+        for at in ends:
+            read = tokens[backend.length(row) : at]
+            more = read[:1] if len(ends) > 1 else []  # is not kept
+            backend.extend([Nodes(row, [*read, *more], num_logits=1)])
+            backend.commit([AcceptedPath(row, range(len(read)))])
         (logits,) = backend.extend([Nodes(row, tokens[prompt:], _PARENTS)])
     finally:
         backend.release(row)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
+from math import gcd
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from redwood.models._transformers import restore_attentions
+from redwood.models._transformers_states import recurrent_modules, tighten_limits
 
 _VOCAB, _HIDDEN, _INNER, _EXPERTS, _WINDOW = 256, 64, 128, 8, 5
 _MOST = 100_000_000  # parameters of a small model: 400 MB during the check
@@ -27,8 +29,8 @@ def small_models(
 ) -> Iterator[PreTrainedModel]:
     """Yields small models of the same class on the CPU, the smallest first; those that can be made.
 
-    Windows are shorter than the texts of the check, so that what they hide is missed, and soft caps
-    are low.
+    Windows are shorter than the texts of the check, so that what they hide is missed, soft caps are
+    low, and limits of time steps narrow.
 
     Args:
         model: only its class and configuration are looked at.
@@ -36,7 +38,8 @@ def small_models(
         dtype: of the weights.
         gain: of a layer's outputs over its inputs; with a small one rounding grows less.
     """
-    for config in _small_configs(model.config):
+    configs = _few_layers if recurrent_modules(model) else _small_configs
+    for config in configs(model.config):
         try:
             with torch.device("meta"):
                 size = sum(weight.numel() for weight in _make(model, config).parameters())
@@ -47,6 +50,7 @@ def small_models(
                 with torch.device("cpu"):
                     made = _make(model, config).to(dtype)
                 _draw(made, gain)
+                tighten_limits(made)
         except Exception:
             continue
         yield made.eval()
@@ -82,6 +86,44 @@ def _small_configs(config: Any) -> Iterator[Any]:
     made.get_text_config().num_hidden_layers = min(2, text.num_hidden_layers)
     if getattr(text, "layer_types", None) is None:
         yield made
+
+
+def _few_layers(config: Any) -> Iterator[Any]:
+    """Configurations of hybrids: a layer of each kind, with a narrow stream, or as wide as it was.
+
+    A width of a recurrent layer may have to fit another in ways of its own: such a narrow one does
+    not come into being, and the next is tried.
+    """
+    kinds = list(getattr(config.get_text_config(), "layer_types", None) or ())
+    first = sorted({kinds.index(kind) for kind in kinds} | {0, min(1, len(kinds) - 1)})
+    if isinstance(getattr(config.get_text_config(), "num_attention_heads", None), int):
+        made = _narrowed(config, free_width=True)
+        _fit_mamba(made.get_text_config(), config.get_text_config().hidden_size)
+        yield made
+    for few in (first, list(range(len(kinds)))):
+        made = _copied(config)
+        text = made.get_text_config()
+        _shrink(text, None)
+        if few != list(range(len(kinds))):
+            try:
+                text.layer_types = [kinds[i] for i in few]
+            except AttributeError:  # it is made of other settings
+                if len(set(kinds)) > 1:
+                    continue
+            text.num_hidden_layers = len(few)
+        yield made
+
+
+def _fit_mamba(text: Any, hidden: int) -> None:
+    """Fewer heads of Mamba-2 layers where they are as wide together as a multiple of the stream."""
+    names = ("mamba_expand", "mamba_n_heads", "mamba_d_head", "mamba_n_groups")
+    sizes = [getattr(text, name, None) for name in names]
+    if not all(type(size) is int for size in sizes):
+        return
+    expand, heads, each, groups = (int(size or 0) for size in sizes)
+    if heads * each == expand * hidden and getattr(text, "mamba_d_ssm", None) is None:
+        text.mamba_n_heads = max(1, expand * text.hidden_size // each)
+        text.mamba_n_groups = gcd(groups, text.mamba_n_heads)
 
 
 def _copied(config: Any) -> Any:
@@ -120,6 +162,19 @@ def _narrowed(config: Any, *, free_width: bool) -> Any:
     few_kv = min(kv_heads, 2)
     few = few_kv * min(max(1, heads // kv_heads), 2)
     width = min(hidden, _HIDDEN) if free_width else few * size
+    _shrink(text, width)
+    if getattr(text, "query_pre_attn_scalar", None):
+        text.query_pre_attn_scalar = size
+    text.num_attention_heads = few
+    if getattr(text, "num_key_value_heads", None):
+        text.num_key_value_heads = few_kv
+    text.hidden_size = width
+    return made
+
+
+def _shrink(text: Any, width: int | None) -> None:
+    """Fewer experts and narrower inner layers; a stream of `width`, None: as it was."""
+    hidden = text.hidden_size
     names = set(text.to_dict()) | set(getattr(text, "attribute_map", None) or ())
     for name in sorted(names):
         value = getattr(text, name, None)
@@ -133,12 +188,5 @@ def _narrowed(config: Any, *, free_width: bool) -> Any:
             setattr(text, name, min(value, _EXPERTS))
         elif "intermediate" in name or "ffn" in name or name in ("n_inner", "d_ff"):
             setattr(text, name, min(value, _INNER))
-        elif name == "query_pre_attn_scalar":
-            setattr(text, name, size)
-        elif value == hidden and ("hidden" in name or "embd" in name or "dim" in name):
+        elif width and value == hidden and any(p in name for p in ("hidden", "embd", "dim")):
             setattr(text, name, width)
-    text.num_attention_heads = few
-    if getattr(text, "num_key_value_heads", None):
-        text.num_key_value_heads = few_kv
-    text.hidden_size = width
-    return made

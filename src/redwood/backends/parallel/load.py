@@ -210,7 +210,12 @@ def _load_part(
         _check_stage(model, place)
         if model.device.type == "cpu":
             pack_linears(model)  # a layer of a tensor parallel model is more than its weights
-    return wrap_model(model, slots)
+    made = wrap_model(model, slots)
+    if made.recurrent.modules:
+        raise UnsupportedError(
+            f"{type(model).__name__} has recurrent layers, which are not split over processes"
+        )
+    return made
 
 
 @torch.inference_mode()
