@@ -50,8 +50,7 @@ class Constraints:
         """Returns what a request asks for.
 
         Raises:
-            ArgumentError: a schema that is wrong, or has keywords that cannot be kept; a call that
-                must be made, by a model for whose form there is no grammar.
+            ArgumentError: a schema that is wrong, or has keywords that cannot be kept.
         """
         wanted = request.response_format
         thinking = self._chats.think_tags if isinstance(request, ChatRequest) else None
@@ -62,21 +61,13 @@ class Constraints:
                 return Constraint()
             return Constraint(self._grammars.compile(wanted), awaited)
         if request.must_call:
-            if form.before is None:
-                raise ArgumentError(
-                    f"tool_choice: calls of the form {form.name} cannot be forced; use auto"
-                )
             return Constraint(self._calls(request, form), awaited, eager=True)
         if wanted.type != "text":
-            if form.before is None:
-                raise ArgumentError(
-                    f"response_format: not together with tools in the form {form.name}"
-                )
             answer = (
                 {"type": "object"} if wanted.json_schema is None else wanted.json_schema.schema_
             )
             return Constraint(self._calls(request, form, answer=answer), awaited, eager=True)
-        if form.before is None or self._chats.token_of(form.opening) is None:
+        if self._chats.token_of(form.opening) is None:
             return Constraint()
         try:
             grammar = self._calls(request, form, opened=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from redwood.errors import ArgumentError
+from redwood.server.tools import bodies
 from redwood.server.tools.gemma import FunctionGemmaParser, Gemma4Parser
 from redwood.server.tools.harmony import TAGS, HarmonyParser
 from redwood.server.tools.hermes import HermesParser
@@ -14,6 +15,7 @@ from redwood.server.tools.leading import LlamaParser, PythonicParser
 from redwood.server.tools.mistral import MistralParser
 from redwood.server.tools.parser import Schemas, ToolParser
 from redwood.server.tools.qwen3_coder import Qwen3CoderParser
+from redwood.server.tools.rules import Rules
 
 
 @dataclass(frozen=True)
@@ -27,20 +29,28 @@ class ToolFormat:
         tags: texts that the parser must see, also where they are special tokens.
         opening: the tag that begins a call; "": none.
         before: what stands between the opening tag and the arguments of a call of this tool: tags
-            and other text. None: no grammar can be made.
+            and other text.
         after: what stands behind the arguments.
         between: what stands between two calls; None: there is one call at most.
+        around: what stands before the first call and behind the last.
+        body: makes rules for the arguments of a tool by its schema; None: they are JSON.
+        reasoning: makes rules for what may come before calls that must be made.
+        before_answer: what stands before an answer that is no call.
         described: the template knows no tools; `generic` describes them in a message.
     """
 
     name: str
     parser: type[ToolParser]
     speaks: Callable[[str], bool]
+    before: Callable[[str], Sequence[str]]
     tags: tuple[str, ...] = ()
     opening: str = ""
-    before: Callable[[str], Sequence[str]] | None = None
     after: tuple[str, ...] = ()
     between: tuple[str, ...] | None = ("\n",)
+    around: tuple[str, str] = ("", "")
+    body: Callable[[Rules, str, Mapping[str, Any]], str] | None = None
+    reasoning: Callable[[Rules], str] | None = None
+    before_answer: tuple[str, ...] = ()
     described: bool = False
 
     def reader(self, tools: Schemas, *, eager: bool) -> ToolParser:
@@ -83,6 +93,9 @@ _QWEN3_CODER = ToolFormat(
     lambda template: "<function=" in template and "<parameter=" in template,
     tags=("<tool_call>", "</tool_call>", "<function=", "</function>"),
     opening="<tool_call>",
+    before=lambda name: ("\n", "<function=", f"{name}>\n"),
+    after=("</function>", "\n", "</tool_call>"),
+    body=bodies.tagged_parameters,
 )
 _MISTRAL_LIST = ToolFormat(
     "mistral-list",
@@ -109,6 +122,10 @@ _GEMMA4 = ToolFormat(
     lambda template: "<|tool_call>" in template,
     tags=("<|tool_call>", "<tool_call|>", '<|"|>'),
     opening="<|tool_call>",
+    before=lambda name: (f"call:{name}",),
+    after=("<tool_call|>",),
+    between=(),
+    body=bodies.gemma4_arguments,
 )
 _FUNCTION_GEMMA = ToolFormat(
     "functiongemma",
@@ -116,12 +133,26 @@ _FUNCTION_GEMMA = ToolFormat(
     lambda template: "<start_function_call>" in template,
     tags=("<start_function_call>", "<end_function_call>", "<escape>"),
     opening="<start_function_call>",
+    before=lambda name: (f"call:{name}",),
+    after=("<end_function_call>",),
+    between=(),
+    body=bodies.function_gemma_arguments,
 )
 _HARMONY = ToolFormat(
     "harmony",
     HarmonyParser,
     lambda template: "<|channel|>" in template and "<|message|>" in template,
     tags=TAGS,
+    before=lambda name: (
+        "<|channel|>",
+        f"commentary to=functions.{name} ",
+        "<|constrain|>",
+        "json",
+        "<|message|>",
+    ),
+    between=None,  # a call ends the answer
+    reasoning=bodies.harmony_reasoning,
+    before_answer=("<|channel|>", "final", "<|message|>"),
 )
 _LLAMA = ToolFormat(
     "llama3-json",
@@ -137,6 +168,11 @@ _PYTHONIC = ToolFormat(
     PythonicParser,
     lambda template: "func_name1(params_name1=" in template,
     tags=PythonicParser.tags,
+    before=lambda name: (f"{name}(",),
+    after=(")",),
+    between=(", ",),
+    around=("[", "]"),
+    body=bodies.python_arguments,
 )
 
 FORMATS: Mapping[str, ToolFormat] = {

@@ -59,6 +59,10 @@ class HarmonyParser(ToolParser):
         return self._take()
 
     def _step(self) -> bool:
+        if self._state == "arguments" and not self._scan.done:
+            end = self._stream(self._buffer)  # a tag inside a string is part of it
+            self._buffer = self._buffer[end:]
+            return self._scan.done
         place, tag = first_tag(self._buffer, TAGS)
         if place:
             self._add(self._buffer[:place])
@@ -129,12 +133,12 @@ class HarmonyParser(ToolParser):
         self._thought = ""
         self._state = "between"
 
-    def _stream(self, text: str) -> None:
-        if self._scan.done:
-            return
-        end = self._scan.feed(text)
+    def _stream(self, text: str) -> int:
+        """Hands on arguments; returns how much of the text they are."""
+        end = 0 if self._scan.done else self._scan.feed(text)
         if end:
             self._parts.append(CallArguments(self._index, text[:end]))
+        return end
 
     def _think(self, text: str) -> None:
         text = self._thought + text

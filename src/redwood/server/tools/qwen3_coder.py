@@ -18,6 +18,7 @@ import json
 import re
 from typing import Any
 
+from redwood.server.tools.json_text import is_string_open
 from redwood.server.tools.parser import Call, NoCall, Schemas, TaggedParser
 
 _NAME = re.compile(r"\s*([^>\s]*)\s*>")
@@ -39,18 +40,51 @@ class Qwen3CoderParser(TaggedParser):
         properties = properties_of(self._tools, name)
         arguments: dict[str, Any] = {}
         while (opened := _PARAMETER.match(body, place)) is not None:
-            end = body.find(_CLOSE, opened.end())
+            key, start = opened.group(1).strip(), opened.end()
+            end = _end_of_value(body, start, properties.get(key))
             if end < 0:
                 raise NoCall("a parameter has no end")
-            key = opened.group(1).strip()
-            arguments[key] = _value(body[opened.end() : end], properties.get(key))
+            arguments[key] = _value(body[start:end], properties.get(key))
             place = end + len(_CLOSE)
         if body[place:].strip():
             raise NoCall("there is text between the parameters")
         return [self._checked(name, arguments)]
 
     def _open_string(self, body: str) -> bool:
-        return body.rfind("<parameter=") > body.rfind(_CLOSE)
+        if body.rfind("<parameter=") > body.rfind(_CLOSE):
+            return True
+        found = _NAME.match(body)
+        if found is None:
+            return False
+        properties, place = properties_of(self._tools, found.group(1)), found.end()
+        while (opened := _PARAMETER.match(body, place)) is not None:
+            start, schema = opened.end(), properties.get(opened.group(1).strip())
+            end = _end_of_value(body, start, schema)
+            text = body[start:].lstrip()
+            if text[:1] in ('{', '[', '"') and not takes_text(schema) and is_string_open(text):
+                return True
+            if end < 0:
+                return False
+            place = end + len(_CLOSE)
+        return False
+
+
+_JSON = json.JSONDecoder()
+_CLOSED = re.compile(r"\s*" + _CLOSE)
+
+
+def _end_of_value(body: str, start: int, schema: Any) -> int:
+    """Where the closing tag of a value begins, which a string inside of JSON may hold; -1: there is
+    none."""
+    if not takes_text(schema):
+        place = start + len(body[start:]) - len(body[start:].lstrip())
+        try:
+            _, end = _JSON.raw_decode(body, place)
+        except (ValueError, RecursionError):
+            end = -1
+        if end >= 0 and (closed := _CLOSED.match(body, end)) is not None:
+            return closed.end() - len(_CLOSE)
+    return body.find(_CLOSE, start)
 
 
 def properties_of(tools: Schemas, name: str) -> dict[str, Any]:

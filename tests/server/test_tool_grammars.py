@@ -1,0 +1,163 @@
+"""Forced calls, form by form: random texts of the grammar are read, and fit the schema."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from conftest import tiny_tokenizer
+from redwood.server.grammar import Grammars
+from redwood.server.tools.formats import FORMATS
+from redwood.server.tools.grammars import calls_grammar
+from redwood.server.tools.parts import CallArguments, CallEnd, CallStart, Malformed, Text
+from schema_kit import fits, walked
+from tools_kit import read
+
+TEXT = {"type": "string"}
+COLOURS = ["red", "it's", 'a "b"', "x\ny", "", "雪🌲", "\\n"]
+
+
+def record(*needed: str, **properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(needed),
+        "additionalProperties": False,
+    }
+
+
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "nothing": {"type": "object", "properties": {}},
+    "texts": record("a", a=TEXT, b=TEXT),
+    "last": record("c", a=TEXT, b={"type": "integer"}, c=TEXT, d={"type": "boolean"}),
+    "optional": record(a={"type": "null"}, b={"type": "number"}, c={"type": "boolean"}),
+    "bounds": record(
+        *"abcd",
+        a={"type": "string", "minLength": 2, "maxLength": 4},
+        b={"type": "integer", "minimum": 3, "maximum": 12},
+        c={"type": "number", "minimum": -1, "maximum": 1},
+        d={"type": "integer", "minimum": 5},
+    ),
+    "chosen": record(
+        *"abcd",
+        a={"enum": COLOURS},
+        b={"enum": ["x", 1, None, True, [1, "a"], {"k": 2}]},
+        c={"const": 7},
+        d={"type": "string", "enum": ["p", 3]},
+    ),
+    "shapes": record(
+        *"abcd",
+        a={"type": "string", "pattern": "^[a-c]{2}-\\d+$"},
+        b={"type": "string", "pattern": "/x|y"},
+        c={"type": "string", "format": "date"},
+        d={"type": "string", "pattern": "b", "maxLength": 6},
+    ),
+    "lists": record(
+        *"abc",
+        a={"type": "array", "items": TEXT, "minItems": 1, "maxItems": 3},
+        b={"type": "array", "items": {"type": "integer"}},
+        c={"type": "array", "prefixItems": [TEXT, {"type": "boolean"}], "minItems": 2},
+    ),
+    "nested": record(
+        *"ab",
+        a=record("y", x={"type": "integer"}, y=TEXT, z=record(q={"type": "null"})),
+        b={"type": "array", "items": record("k", k={"enum": ["u", "v"]}), "maxItems": 2},
+    ),
+    "several": record(
+        *"abc",
+        a={"type": ["string", "null"]},
+        b={"anyOf": [{"type": "integer"}, {"type": "array", "items": TEXT}]},
+        c={"oneOf": [{"type": "boolean"}, {"type": "string", "maxLength": 3}]},
+    ),
+    "free": {"type": "object", "properties": {"a": {}, "m": {"type": "object"}}, "required": ["a"]},
+    "map": record("a", a={"type": "object", "additionalProperties": {"type": "integer"}}),
+    "refers": {
+        **record("a", a={"$ref": "#/$defs/pair"}, b={"$ref": "#/$defs/pair"}),
+        "$defs": {
+            "pair": {"type": "array", "items": {"$ref": "#/$defs/n"}, "maxItems": 2},
+            "n": {"type": "integer"},
+        },
+    },
+}
+CLOSERS = ['"', "'", "\n</parameter>\n", '<|"|>', "<escape>", "]", "}", ")", "</function>"]
+CLOSERS += ["<|end|>", "\n</tool_call>", "<tool_call|>", "1", "a", "a-", "b", "2", "/x"]
+ARE_TOKENS = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|tool_call>"]
+ARE_TOKENS += ["<tool_call|>", '<|"|>', "<start_function_call>", "<end_function_call>", "<escape>"]
+ARE_TOKENS += [f"<|{name}|>" for name in "start channel constrain message end call return".split()]
+
+
+class Vocabulary:
+    """A tokenizer, with tags as tokens or without, and its grammars."""
+
+    def __init__(self, *, tags: bool) -> None:
+        self.tokenizer = tiny_tokenizer(320)
+        if tags:
+            self.tokenizer.add_tokens(ARE_TOKENS)
+        self.grammars = Grammars(self.tokenizer, len(self.tokenizer), [1])
+        self._added = self.tokenizer.get_added_vocab()
+
+    def spelled(self, tag: str) -> str:
+        return f"<[{self._added[tag]}]>" if tag in self._added else json.dumps(tag)
+
+    def grammar(self, form: str, tools: dict[str, Any], **more: Any) -> str:
+        options = {"opened": False, "several": False, **more}
+        text = calls_grammar(FORMATS[form], tools, self.spelled, **options)
+        return self.grammars.compile_lark(text, "tools")
+
+    def text(self, tokens: list[int]) -> str:
+        return str(self.tokenizer.decode(tokens))
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tags", "text"])
+def vocabulary(request: pytest.FixtureRequest) -> Iterator[Vocabulary]:
+    yield Vocabulary(tags=request.param)
+
+
+def check(form: str, tools: dict[str, Any], text: str) -> int:
+    """Reads an answer of calls; returns how many."""
+    for eager in (True, *([False] if form != "harmony" else [])):  # its tags end a held call
+        for pieces in ([text], list(text)):
+            parts = read(FORMATS[form].reader(tools, eager=eager), pieces)
+            assert not [p for p in parts if isinstance(p, Malformed | Text)], (text, parts)
+            names = [part.name for part in parts if isinstance(part, CallStart)]
+            values = [json.loads(p.text) for p in parts if isinstance(p, CallArguments)]
+            assert len(names) == sum(isinstance(part, CallEnd) for part in parts) > 0
+            for name, value in zip(names, values, strict=True):
+                assert fits(value, tools[name]), (text, value)
+    return len(names)
+
+
+NEW = ["qwen3-coder", "pythonic", "gemma4", "functiongemma", "harmony"]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+@pytest.mark.parametrize("form", NEW)
+def test_every_text_of_the_grammar_is_a_call_that_fits(
+    vocabulary: Vocabulary, form: str, schema: str
+) -> None:
+    tools = {"f_1": SCHEMAS[schema]}
+    grammar = vocabulary.grammar(form, tools)
+    rng, ended = random.Random(f"{form} {schema}"), 0
+    for _ in range(12):
+        processor = vocabulary.grammars.processor(grammar, 0)
+        made = walked(rng, processor, vocabulary.tokenizer, CLOSERS, 1, 400)
+        if made is not None:
+            ended += 1
+            assert check(form, tools, vocabulary.text(made)) == 1
+    assert ended >= 4
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_several_calls_of_several_tools(vocabulary: Vocabulary, form: str) -> None:
+    tools = {"one": SCHEMAS["bounds"], "two": SCHEMAS["optional"], "three": SCHEMAS["nothing"]}
+    grammar, counts, rng = vocabulary.grammar(form, tools, several=True), set(), random.Random(form)
+    for _ in range(30):
+        processor = vocabulary.grammars.processor(grammar, 0)
+        made = walked(rng, processor, vocabulary.tokenizer, CLOSERS, 1, 600)
+        if made is not None:
+            counts.add(check(form, tools, vocabulary.text(made)))
+    assert 1 in counts and (FORMATS[form].between is None or max(counts) > 1)
