@@ -91,14 +91,21 @@ def _keeps(value: Any, name: str, want: Any, schema: Any, root: Any) -> bool:
 
 
 def walked(
-    rng: random.Random, processor: Any, tokenizer: Any, closers: Sequence[str], eos: int, most: int
+    rng: random.Random,
+    processor: Any,
+    tokenizer: Any,
+    closers: Sequence[str],
+    eos: int,
+    most: int,
+    start: Sequence[int] = (),
 ) -> list[int] | None:
     """A random text of a grammar, None if it did not end within `most` tokens.
 
     Args:
         closers: texts that end values, tried more often than chance would.
+        start: tokens of the text that are there already.
     """
-    text: list[int] = []
+    text = list(start)
     width = len(tokenizer)
     while len(text) < most:
         if rng.random() < 0.3 + len(text) / most:

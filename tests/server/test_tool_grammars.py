@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from conftest import tiny_tokenizer
+from redwood.server.delayed import BareCalls, DelayedGrammar
 from redwood.server.grammar import Grammars
+from redwood.server.tools.bare import bare_grammars
 from redwood.server.tools.formats import FORMATS
 from redwood.server.tools.grammars import calls_grammar
 from redwood.server.tools.parts import CallArguments, CallEnd, CallStart, Malformed, Text
@@ -87,6 +90,7 @@ CLOSERS = ['"', "'", "\n</parameter>\n", '<|"|>', "<escape>", "]", "}", ")", "</
 CLOSERS += ["<|end|>", "\n</tool_call>", "<tool_call|>", "1", "a", "a-", "b", "2", "/x"]
 ARE_TOKENS = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|tool_call>"]
 ARE_TOKENS += ["<tool_call|>", '<|"|>', "<start_function_call>", "<end_function_call>", "<escape>"]
+ARE_TOKENS += ["<|python_tag|>", "<|python_start|>", "<|python_end|>"]
 ARE_TOKENS += [f"<|{name}|>" for name in "start channel constrain message end call return".split()]
 
 
@@ -161,3 +165,83 @@ def test_several_calls_of_several_tools(vocabulary: Vocabulary, form: str) -> No
         if made is not None:
             counts.add(check(form, tools, vocabulary.text(made)))
     assert 1 in counts and (FORMATS[form].between is None or max(counts) > 1)
+
+
+BEGUN = {
+    "hermes": ['{"name": "f_1", "arguments":', ' {\n "name" : "f_1",\n "arguments": '],
+    "llama3-json": ['{"name": "f_1", "parameters": ', '<|python_tag|>{"name":"f_1","parameters":'],
+    "pythonic": ["[f_1(", "[ f_1(", "<|python_start|>[f_1("],
+    "harmony": [
+        "<|channel|>commentary to=functions.f_1 <|constrain|>json<|message|>",
+        "<|channel|>analysis<|message|>Well.<|end|><|start|>assistant to=functions.f_1"
+        "<|channel|>commentary json<|message|>",
+    ],
+}
+FREE = {
+    "hermes": [
+        '{"name": "f_1"',
+        '{"name": "f_2", "arguments":',
+        'So: {"name": "f_1", "arguments":',
+    ],
+    "llama3-json": ['{"name": "f_1", "age": ', "[f_1("],
+    "pythonic": ["[f_1", "[f_2(", "See [f_1(", '["f_1("'],
+    "harmony": ["<|channel|>commentary to=f_1", "<|channel|>final<|message|>to=functions.f_1 {"],
+}
+
+
+def delayed(vocabulary: Vocabulary, form: str, schema: Any, *, several: bool = False) -> Any:
+    """As for a request whose calls may be made, for one tool, f_1."""
+    made = FORMATS[form]
+    assert made.bare is not None
+    grammars = bare_grammars(
+        form, made.bare, made.body, {"f_1": schema}, vocabulary.spelled, several=several
+    )
+    text = vocabulary.grammars.compile_lark(grammars["f_1"], "tools")
+
+    def make(name: str, length: int) -> Any:
+        assert name == "f_1"
+        return vocabulary.grammars.processor(text, length)
+
+    calls = BareCalls(made.bare.pattern(["f_1"]), made.bare.leads, make)
+    return DelayedGrammar(make, vocabulary.grammars.bytes_of, [""], 0, None, calls)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", BEGUN)
+@pytest.mark.parametrize("schema", ["bounds", "chosen", "nested", "free"])
+def test_a_call_without_a_tag_is_kept_once_it_has_begun(
+    vocabulary: Vocabulary, form: str, schema: str
+) -> None:
+    tools, rng, ended = {"f_1": SCHEMAS[schema]}, random.Random(f"{form} {schema}"), 0
+    for text in BEGUN[form]:
+        if "python_" in text and "<|python_tag|>" not in vocabulary.tokenizer.get_added_vocab():
+            continue
+        start = vocabulary.tokenizer(text, add_special_tokens=False)["input_ids"]
+        for _ in range(6):
+            processor = delayed(vocabulary, form, SCHEMAS[schema], several=True)
+            assert not bound(processor, vocabulary, start[:1])
+            assert bound(processor, vocabulary, start)
+            assert processor.accepts([], start) == len(start)
+            made = walked(rng, processor, vocabulary.tokenizer, CLOSERS, 1, 500, start)
+            if made is not None:
+                ended += 1
+                parts = read(FORMATS[form].reader(tools, eager=False), [vocabulary.text(made)])
+                values = [json.loads(p.text) for p in parts if isinstance(p, CallArguments)]
+                assert values and all(fits(value, tools["f_1"]) for value in values), parts
+                assert not [p for p in parts if isinstance(p, Malformed | Text)], parts
+    assert ended >= 3
+
+
+def bound(processor: Any, vocabulary: Vocabulary, answer: list[int]) -> bool:
+    width = len(vocabulary.tokenizer)
+    row = processor(torch.tensor([answer], dtype=torch.long), torch.zeros(1, width))
+    return not bool(torch.isfinite(row).all())
+
+
+@pytest.mark.parametrize("form", FREE)
+def test_what_may_be_any_answer_stays_free(vocabulary: Vocabulary, form: str) -> None:
+    for text in FREE[form]:
+        answer = vocabulary.tokenizer(text, add_special_tokens=False)["input_ids"]
+        processor = delayed(vocabulary, form, SCHEMAS["bounds"])
+        for end in range(len(answer) + 1):
+            assert not bound(processor, vocabulary, answer[:end])
+        assert processor.accepts([], answer) == len(answer) and not processor.ahead(answer, [], 9)

@@ -100,8 +100,18 @@ def _json(rules: Rules, schema: Any, root: Schema, where: str) -> str:
         whole = {**whole, **kept}
         if not all(ref.startswith(_REFERRED) for ref in _references(whole)):
             raise rules.refused(where, "$ref to another place than $defs")
-    guided = {**whole, "x-guidance": {"whitespace_pattern": WHITESPACE}}
-    return rules.add(f"%json {json.dumps(guided)}")
+    return rules.add(f"%json {json.dumps(guided(whole))}")
+
+
+def object_schema(schema: Schema) -> dict[str, Any]:
+    """Returns a schema of parameters for a grammar; arguments are an object whether it says so or
+    not."""
+    return guided({"type": "object", **schema})
+
+
+def guided(schema: Schema) -> dict[str, Any]:
+    """Returns a schema for a grammar, with the white space that JSON may have."""
+    return {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}}
 
 
 WHITESPACE = r"( |\n[ \t]{0,24})?"

@@ -8,6 +8,7 @@ from typing import Any
 
 from redwood.errors import ArgumentError
 from redwood.server.tools import bodies
+from redwood.server.tools.bare import Bare, json_object, python_list
 from redwood.server.tools.gemma import FunctionGemmaParser, Gemma4Parser
 from redwood.server.tools.harmony import TAGS, HarmonyParser
 from redwood.server.tools.hermes import HermesParser
@@ -35,6 +36,7 @@ class ToolFormat:
         around: what stands before the first call and behind the last.
         body: makes rules for the arguments of a tool by its schema; None: they are JSON.
         reasoning: makes rules for what may come before calls that must be made.
+        bare: calls without the opening tag, where it is sure that one has begun; None: it is not.
         before_answer: what stands before an answer that is no call.
         described: the template knows no tools; `generic` describes them in a message.
     """
@@ -51,6 +53,7 @@ class ToolFormat:
     body: Callable[[Rules, str, Mapping[str, Any]], str] | None = None
     reasoning: Callable[[Rules], str] | None = None
     before_answer: tuple[str, ...] = ()
+    bare: Bare | None = None
     described: bool = False
 
     def reader(self, tools: Schemas, *, eager: bool) -> ToolParser:
@@ -75,6 +78,7 @@ _HERMES = ToolFormat(
     opening="<tool_call>",
     before=lambda name: (f'\n{{"name": "{name}", "arguments": ',),
     after=("}\n", "</tool_call>"),
+    bare=json_object("arguments"),
 )
 _GENERIC = ToolFormat(
     "generic",
@@ -84,6 +88,7 @@ _GENERIC = ToolFormat(
     opening=_HERMES.opening,
     before=_HERMES.before,
     after=_HERMES.after,
+    bare=_HERMES.bare,
     described=True,
 )
 
@@ -153,6 +158,10 @@ _HARMONY = ToolFormat(
     between=None,  # a call ends the answer
     reasoning=bodies.harmony_reasoning,
     before_answer=("<|channel|>", "final", "<|message|>"),
+    bare=Bare(
+        r"to=(?:functions\.)?NAMES(?=[\s<])(?:(?!<\|(?:message|end|call|return)\|>).)*<\|message\|>\s*\Z",
+        leads=False,
+    ),
 )
 _LLAMA = ToolFormat(
     "llama3-json",
@@ -162,6 +171,7 @@ _LLAMA = ToolFormat(
     before=lambda name: (f'{{"name": "{name}", "parameters": ',),
     after=("}",),
     between=None,
+    bare=json_object("parameters", between=r"[ \t\n]{0,8};[ \t\n]{0,8}", tags=LlamaParser.explicit),
 )
 _PYTHONIC = ToolFormat(
     "pythonic",
@@ -173,6 +183,7 @@ _PYTHONIC = ToolFormat(
     between=(", ",),
     around=("[", "]"),
     body=bodies.python_arguments,
+    bare=python_list(("<|python_start|>",), ("<|python_end|>",)),
 )
 
 FORMATS: Mapping[str, ToolFormat] = {

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from redwood.server.tools.bodies import WHITESPACE
+from redwood.server.tools.bodies import guided, object_schema
 from redwood.server.tools.formats import ToolFormat
 from redwood.server.tools.rules import Rules, Spelled, quoted
 
@@ -36,7 +36,7 @@ def calls_grammar(
     rules = Rules(form.name, spelled)
     names = []
     for number, (name, schema) in enumerate(tools.items()):
-        made = f"%json {json.dumps(_object(schema))}"
+        made = f"%json {json.dumps(object_schema(schema))}"
         if form.body is not None:
             made = form.body(rules, name, schema)
         pieces = [*_all(form, form.before(name), spelled), f"a{number}"]
@@ -54,7 +54,7 @@ def calls_grammar(
     start = " ".join([*begin, *first, *end])
     if answer is not None:
         start += " | " + " ".join([*_all(form, form.before_answer, spelled), "answer"])
-        rules.put(f"answer: %json {json.dumps(_guided(answer))}")
+        rules.put(f"answer: %json {json.dumps(guided(answer))}")
     if form.reasoning is not None:
         start = f"{form.reasoning(rules)} ({start})"
     return "\n".join([f"start: {start}", *rules.lines])
@@ -62,12 +62,3 @@ def calls_grammar(
 
 def _all(form: ToolFormat, pieces: Sequence[str], spelled: Spelled) -> list[str]:
     return [spelled(each) if each in form.tags else quoted(each) for each in pieces if each]
-
-
-def _object(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema of parameters; arguments are an object whether it says so or not."""
-    return _guided({"type": "object", **schema})
-
-
-def _guided(schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}}

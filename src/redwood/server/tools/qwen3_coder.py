@@ -61,7 +61,7 @@ class Qwen3CoderParser(TaggedParser):
             start, schema = opened.end(), properties.get(opened.group(1).strip())
             end = _end_of_value(body, start, schema)
             text = body[start:].lstrip()
-            if text[:1] in ('{', '[', '"') and not takes_text(schema) and is_string_open(text):
+            if text[:1] in ("{", "[", '"') and not takes_text(schema) and is_string_open(text):
                 return True
             if end < 0:
                 return False
