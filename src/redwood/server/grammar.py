@@ -199,9 +199,9 @@ class GrammarProcessor:
             return [self._end(1.0)]
         layout = self._layouts.after(answer, path)
         walker = Walker(self._matcher, self._tokenizer, self._signs, layout, most)
-        chain = walker.chain(self._layouts.end_chance(layout))
+        chains = walker.chains(self._layouts.end_chance(layout))
         self._check()
-        return [chain] if chain.token_ids else []
+        return chains
 
     def _end(self, chance: float) -> Chain:
         """The usual end-of-sequence token."""
