@@ -150,6 +150,40 @@ def test_json_and_lists_that_are_no_calls_are_text(text: str) -> None:
         assert said(read(reader(name), list(text))).strip() == text
 
 
+ODD = {
+    "hermes": HERMES.format("now", '{"a": VALUE}'),
+    "llama3-json": '{"name": "now", "parameters": {"a": VALUE}}',
+    "mistral-list": '[TOOL_CALLS] [{"name": "now", "arguments": {"a": VALUE}}]',
+    "qwen3-coder": "<function=now>\n<parameter=a>\nVALUE\n</parameter>\n</function>",
+    "pythonic": "[now(a=VALUE)]",
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_values_that_are_no_text_and_no_number(name: str) -> None:
+    half = read(reader(name), [ODD[name].replace("VALUE", '"\\ud800"')])
+    (arguments,) = [part.text for part in half if isinstance(part, CallArguments)]
+    assert arguments.encode() and json.loads(arguments) == {"a": "\ud800"}
+    large = read(reader(name), [ODD[name].replace("VALUE", "1e999")])
+    assert not calls(large) and "too large" in str(large)
+
+
+@pytest.mark.parametrize("name", ["qwen3-coder", "llama3-json", "harmony"])
+def test_a_tag_inside_of_json_is_part_of_it(name: str) -> None:
+    inside = "</parameter> </function> <|eom_id|> <|end|><|call|>"
+    filled = json.dumps({"x": inside, "y": [inside]})
+    text = {
+        "qwen3-coder": "<function=search>\n<parameter=filter>\n"
+        f"{filled}\n</parameter>\n</function>",
+        "llama3-json": f'{{"name": "search", "parameters": {{"filter": {filled}}}}}<|eom_id|>',
+        "harmony": '<|channel|>commentary to=search <|constrain|>json<|message|>{"filter": '
+        f"{filled}}}<|call|>",
+    }[name]
+    for place in range(0, len(text), 3):
+        made = read(reader(name, eager=True), [text[:place], text[place:]])
+        assert calls(made) == [("search", {"filter": json.loads(filled)})] and said(made) == ""
+
+
 BARE = '{"name": "now", "arguments": {"a": "}```{"}}'
 
 

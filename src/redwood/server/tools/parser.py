@@ -132,7 +132,7 @@ class ToolParser(ABC):
             raise NoCall(f"there is no tool {name[:64]!r}")
         if not isinstance(arguments, dict):
             raise NoCall("the arguments are not a JSON object")
-        return Call(name, json.dumps(arguments, ensure_ascii=False))
+        return Call(name, dumped(arguments))
 
     def _checked_text(self, name: Any, arguments: str) -> Call:
         """A call whose arguments are JSON text, which is kept as it is."""
@@ -329,6 +329,23 @@ def without_tags(text: str, tags: tuple[str, ...]) -> str:
         before = text
         for tag in tags:
             text = text.replace(tag, "")
+    return text
+
+
+def dumped(arguments: Any) -> str:
+    """Returns arguments as JSON text that can be encoded.
+
+    Raises:
+        NoCall: a number in them is infinite, as 1e999 is.
+    """
+    try:
+        text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise NoCall("a number in the arguments is too large") from None
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a character, which is text as an escape only
+        return json.dumps(arguments)
     return text
 
 

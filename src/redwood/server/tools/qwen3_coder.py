@@ -18,7 +18,6 @@ import json
 import re
 from typing import Any
 
-from redwood.server.tools.json_text import is_string_open
 from redwood.server.tools.parser import Call, NoCall, Schemas, TaggedParser
 
 _NAME = re.compile(r"\s*([^>\s]*)\s*>")
@@ -41,7 +40,7 @@ class Qwen3CoderParser(TaggedParser):
         arguments: dict[str, Any] = {}
         while (opened := _PARAMETER.match(body, place)) is not None:
             key, start = opened.group(1).strip(), opened.end()
-            end = _end_of_value(body, start, properties.get(key))
+            end = self._end_of_value(body, start, properties.get(key))
             if end < 0:
                 raise NoCall("a parameter has no end")
             arguments[key] = _value(body[start:end], properties.get(key))
@@ -54,37 +53,35 @@ class Qwen3CoderParser(TaggedParser):
         if body.rfind("<parameter=") > body.rfind(_CLOSE):
             return True
         found = _NAME.match(body)
-        if found is None:
+        if found is None or not self._eager:
             return False
         properties, place = properties_of(self._tools, found.group(1)), found.end()
         while (opened := _PARAMETER.match(body, place)) is not None:
-            start, schema = opened.end(), properties.get(opened.group(1).strip())
-            end = _end_of_value(body, start, schema)
-            text = body[start:].lstrip()
-            if text[:1] in ("{", "[", '"') and not takes_text(schema) and is_string_open(text):
-                return True
+            schema = properties.get(opened.group(1).strip())
+            end = self._end_of_value(body, opened.end(), schema)
             if end < 0:
-                return False
+                return True
             place = end + len(_CLOSE)
         return False
+
+    def _end_of_value(self, body: str, start: int, schema: Any) -> int:
+        """Where the closing tag of a value begins, which a string in JSON may hold; -1: there
+        is none, or none yet."""
+        if not takes_text(schema):
+            place = start + len(body[start:]) - len(body[start:].lstrip())
+            try:
+                _, end = _JSON.raw_decode(body, place)
+            except (ValueError, RecursionError):
+                end = -1
+            if end >= 0 and (closed := _CLOSED.match(body, end)) is not None:
+                return closed.end() - len(_CLOSE)
+            if self._eager:  # a grammar has made it: it is JSON, and goes on
+                return -1
+        return body.find(_CLOSE, start)
 
 
 _JSON = json.JSONDecoder()
 _CLOSED = re.compile(r"\s*" + _CLOSE)
-
-
-def _end_of_value(body: str, start: int, schema: Any) -> int:
-    """Where the closing tag of a value begins, which a string inside of JSON may hold; -1: there is
-    none."""
-    if not takes_text(schema):
-        place = start + len(body[start:]) - len(body[start:].lstrip())
-        try:
-            _, end = _JSON.raw_decode(body, place)
-        except (ValueError, RecursionError):
-            end = -1
-        if end >= 0 and (closed := _CLOSED.match(body, end)) is not None:
-            return closed.end() - len(_CLOSE)
-    return body.find(_CLOSE, start)
 
 
 def properties_of(tools: Schemas, name: str) -> dict[str, Any]:
