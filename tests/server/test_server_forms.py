@@ -43,7 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("form", SIGNS)
 def test_a_call_that_must_be_made_fits_in_every_form(folder: Path, form: str) -> None:
     engine = redwood.load(str(folder), "ngram", backend="eager", budget=6)
-    shown = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    shown = "{% for t in tools or [] %}{{ t.function.name }} {% endfor %}"
+    shown += "{% for m in messages %}{{ m.role }}:{{ m.content }}{% endfor %}"
     engine.tokenizer.chat_template = f"{{# {SIGNS[form]} #}}{shown}"
     live, whole = Live(engine), 0
     try:

@@ -101,6 +101,9 @@ class Grammars:
         problem = LLMatcher.validate_grammar(grammar, self._tokenizer)
         if problem:
             raise ArgumentError(f"{field}: {' '.join(problem.split())[:300]}")
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+        if matcher.is_error():  # its parser has limits that no validation looks at
+            raise ArgumentError(f"{field}: {' '.join(matcher.get_error().split())[:300]}")
         return grammar
 
     def processor(self, grammar: str, prompt_length: int) -> GrammarProcessor:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from typing import Any, ClassVar, NamedTuple
 
+from redwood.server.tools.kinds import apart, kinds_of, listed_kinds
 from redwood.server.tools.rules import Rules, quoted
 
 _UNKEPT = (
@@ -38,6 +39,9 @@ _WHOLE = "-?(?:0|[1-9][0-9]{0,17})"
 _REAL = rf"{_WHOLE}(?:\.[0-9]{{1,17}})?(?:[eE][+-]?[0-9]{{1,2}})?"
 _LIMIT = 10**15  # of numbers of which the schema bounds one side only
 _MOST_ITEMS = 1000
+_MOST_OPTIONAL, _MOST_WAYS = 200, 500
+"""Members that may be left out, and choices: each of them is a way that the parser follows at once,
+and it has 2000."""
 _FREE_LEVELS = 4  # of values that a schema leaves free
 
 
@@ -120,10 +124,10 @@ class Literals(ABC):
         kinds = schema.get("type", self._kind(schema))
         if kinds is None:
             return self._free(_FREE_LEVELS)
-        made = [self._typed(kind, schema, where) for kind in _listed(kinds)]
+        made = [self._typed(kind, schema, where) for kind in listed_kinds(kinds)]
         if not made:
             raise self.rules.refused(where, "type []")
-        return self._either(made)
+        return self._either(made, where)
 
     def members(self, schema: Mapping[str, Any], where: str) -> Members:
         """Returns the members of an object of this schema; raises as `value`."""
@@ -142,6 +146,8 @@ class Literals(ABC):
                 if others is False:
                     raise self.rules.refused(where, f"required {key!r}")
                 listed.append(Member(key, others, True))
+        if sum(not member.needed for member in listed) > _MOST_OPTIONAL:
+            raise self.rules.refused(where, f"more than {_MOST_OPTIONAL} optional properties")
         least, most = schema.get("minProperties", 0), schema.get("maxProperties")
         sure = sum(member.needed for member in listed)
         if least > max(sure, 0 if listed else 1):
@@ -164,16 +170,31 @@ class Literals(ABC):
             f"{self.value(each.schema, f'{where}.{each.key}')}"
             for each in members.listed
         ]
-        behind, rest = [""], ""  # what may stand behind the members from the last on
-        for pair, each in zip(pairs[::-1], members.listed[::-1], strict=True):
-            more = f"{quoted(self.comma)} {pair}"
-            rest = self.rules.add(f"{more} {rest}" if each.needed else f"({more})? {rest}")
-            behind.append(rest)
-        first = next((i for i, each in enumerate(members.listed) if each.needed), None)
-        count = len(pairs) if first is None else first + 1
-        choices = [f"{pairs[i]} {behind[len(pairs) - 1 - i]}" for i in range(count)]
-        made = self.rules.add(" | ".join(choices))
-        return f"({made})?" if first is None else made
+        needed = [each.needed for each in members.listed]
+        made = self._first(pairs, needed)
+        return made if any(needed) else f"({made})?"
+
+    def _first(self, pairs: Sequence[str], needed: Sequence[bool]) -> str:
+        """One pair or more, the first without a comma before it. Halves, since a parser of rules
+        that stand in each other one by one would need a stack as deep."""
+        if len(pairs) == 1:
+            return pairs[0]
+        half = len(pairs) // 2
+        left = (
+            f"{self._first(pairs[:half], needed[:half])} {self._more(pairs[half:], needed[half:])}"
+        )
+        if any(needed[:half]):
+            return self.rules.add(left)
+        return self.rules.add(f"{left} | {self._first(pairs[half:], needed[half:])}")
+
+    def _more(self, pairs: Sequence[str], needed: Sequence[bool]) -> str:
+        """Pairs with commas before them, those that are not needed or not."""
+        if len(pairs) == 1:
+            pair = f"{quoted(self.comma)} {pairs[0]}"
+            return pair if needed[0] else f"({pair})?"
+        half = len(pairs) // 2
+        left = self._more(pairs[:half], needed[:half])
+        return self.rules.add(f"{left} {self._more(pairs[half:], needed[half:])}")
 
     def _check(self, schema: Mapping[str, Any], where: str) -> None:
         for name in _UNKEPT:
@@ -221,9 +242,9 @@ class Literals(ABC):
             raise self.rules.refused(where, f"{name} with {beside[0]}" if beside else name)
         if name == "allOf" and len(parts) > 1:
             raise self.rules.refused(where, name)
-        if name == "oneOf" and not _apart(parts):
+        if name == "oneOf" and not apart(parts):
             raise self.rules.refused(where, "oneOf of values that are not of different types")
-        return self._either([self.value(part, where) for part in parts])
+        return self._either([self.value(part, where) for part in parts], where)
 
     def _chosen(self, schema: Mapping[str, Any], where: str) -> str:
         beside = [name for name in schema if name in _known() and name not in ("const", "enum")]
@@ -231,11 +252,11 @@ class Literals(ABC):
         choices = [schema["const"]] if "const" in schema else schema["enum"]
         if wanted or ("const" in schema and "enum" in schema) or not isinstance(choices, list):
             raise self.rules.refused(where, f"enum with {wanted[0]}" if wanted else "enum")
-        kinds = _listed(schema.get("type", list(_KINDS)))
-        fitting = [each for each in choices if any(kind in kinds for kind in _kinds_of(each))]
+        kinds = listed_kinds(schema.get("type", list(_KINDS)))
+        fitting = [each for each in choices if any(kind in kinds for kind in kinds_of(each))]
         if not fitting:
             raise self.rules.refused(where, "enum without a value of its type")
-        return self._either([self.fixed(each, where) for each in fitting])
+        return self._either([self.fixed(each, where) for each in fitting], where)
 
     def fixed(self, value: Any, where: str) -> str:
         """Returns the expression of one value; raises as `value`."""
@@ -332,8 +353,10 @@ class Literals(ABC):
             made.append(f'"{{" {self._repeated(pair, 0, None)} "}}"')
         return self.rules.add(" | ".join(made))
 
-    def _either(self, made: Sequence[str]) -> str:
+    def _either(self, made: Sequence[str], where: str) -> str:
         made = list(dict.fromkeys(made))
+        if len(made) > _MOST_WAYS:
+            raise self.rules.refused(where, f"a choice of more than {_MOST_WAYS}")
         return made[0] if len(made) == 1 else self.rules.add(" | ".join(made))
 
 
@@ -341,53 +364,6 @@ def _known() -> set[str]:
     """Keywords that say something about values."""
     names = {name for each in _KINDS.values() for name in each}
     return names | {*_COMBINING, *_UNKEPT, "type", "enum", "const"}
-
-
-def _listed(kinds: Any) -> list[Any]:
-    return kinds if isinstance(kinds, list) else [kinds]
-
-
-def _kinds_of(value: Any) -> list[str]:
-    """The types that a value is of."""
-    match value:
-        case None:
-            return ["null"]
-        case bool():
-            return ["boolean"]
-        case int():
-            return ["integer", "number"]
-        case float():
-            return ["number", *(["integer"] if value.is_integer() else [])]
-        case str():
-            return ["string"]
-        case list():
-            return ["array"]
-    return ["object"]
-
-
-def _apart(parts: Sequence[Any]) -> bool:
-    """Whether no value fits two of these schemas: their types differ, or each has values of its
-    own."""
-    seen = set[str]()
-    fixed = all(isinstance(part, dict) and {"const", "enum"} & part.keys() for part in parts)
-    for part in parts:
-        if not isinstance(part, dict) or not (fixed or "type" in part):
-            return False
-        if fixed:
-            values = [part["const"]] if "const" in part else part["enum"]
-            mine = {json.dumps(_plain(value), sort_keys=True) for value in values}
-        else:
-            mine = set(map(str, _listed(part["type"])))
-            mine |= {"integer"} if "number" in mine else set()
-        if not mine or mine & seen:
-            return False
-        seen |= mine
-    return True
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON schema compares it: 1.0 is 1."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _with(comma: str, made: Sequence[str]) -> str:

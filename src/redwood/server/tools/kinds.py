@@ -1,0 +1,55 @@
+"""The types of JSON schema: which a value is of, and whether schemas share a value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+
+def listed_kinds(kinds: Any) -> list[Any]:
+    """Returns the types that a schema's `type` names."""
+    return kinds if isinstance(kinds, list) else [kinds]
+
+
+def kinds_of(value: Any) -> list[str]:
+    """Returns the types that a value is of."""
+    match value:
+        case None:
+            return ["null"]
+        case bool():
+            return ["boolean"]
+        case int():
+            return ["integer", "number"]
+        case float():
+            return ["number", *(["integer"] if value.is_integer() else [])]
+        case str():
+            return ["string"]
+        case list():
+            return ["array"]
+    return ["object"]
+
+
+def apart(parts: Sequence[Any]) -> bool:
+    """Returns whether no value fits two of these schemas: types differ, or each has values of its
+    own."""
+    seen = set[str]()
+    fixed = all(isinstance(part, dict) and {"const", "enum"} & part.keys() for part in parts)
+    for part in parts:
+        if not isinstance(part, dict) or not (fixed or "type" in part):
+            return False
+        if fixed:
+            values = [part["const"]] if "const" in part else part["enum"]
+            mine = {json.dumps(_plain(value), sort_keys=True) for value in values}
+        else:
+            mine = set(map(str, listed_kinds(part["type"])))
+            mine |= {"integer"} if "number" in mine else set()
+        if not mine or mine & seen:
+            return False
+        seen |= mine
+    return True
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON schema compares it: 1.0 is 1."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
