@@ -104,8 +104,13 @@ class Layout:
             if found:
                 return found[-1]
         alike = [space for (before, _), space in self._seen.items() if before == self._before]
-        if not alike and (self._before == ord(",") or (self._before in _OPEN and sign in _OPEN)):
-            alike = [space for (before, _), space in self._seen.items() if before in _OPEN]
+        opened = [space for (before, _), space in self._seen.items() if before in _OPEN]
+        if not alike and self._before in _OPEN and sign in _OPEN:
+            alike = opened
+        if not alike and self._before == ord(","):  # a line for each member, or as behind a colon
+            alike = [space for space in opened if b"\n" in space] or [
+                space for (before, _), space in self._seen.items() if before == ord(":")
+            ]
         if not alike and self._before in _OPEN and not self._seen:
             return b"\n"  # the first gap of all: most models indent
         return alike[-1] if alike else _TYPICAL.get(self._before, b"")
