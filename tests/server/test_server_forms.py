@@ -131,6 +131,7 @@ for _name, _schema in BLOWN.items():
     _schema["properties"]["q"] = _schema["properties"]["p"]
 LARGE = {
     **HOSTILE,
+    "many": {"properties": {f"p{i}": {"type": "string"} for i in range(2500)}},
     "doubling": {**of({"$ref": "#/$defs/d0"}), "$defs": {**BLOWN, "d40": {"type": "null"}}},
     "long": of({"type": "string", "minLength": 60_000, "maxLength": 10**9}),
     "wide": of({"type": "array", "minItems": 900, "items": {"type": "integer"}}),

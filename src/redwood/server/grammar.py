@@ -21,6 +21,7 @@ from redwood.errors import ArgumentError, RedwoodError
 from redwood.sampling.constraint import Chain
 from redwood.server.grammar_ahead import Layouts, Signs, Walker
 from redwood.server.schema import ResponseFormat
+from redwood.server.tools.kinds import check_width
 
 _WHITESPACE = r"( |\n[ \t]{0,24})?"
 """White space allowed between the tokens of JSON. Bounded: a small model may otherwise never stop
@@ -73,6 +74,7 @@ class Grammars:
         schema: dict[str, Any] = {"type": "object"}
         if wanted.json_schema is not None:
             schema = wanted.json_schema.schema_
+        check_width(schema, "response_format")
         try:
             text = json.dumps(schema, allow_nan=False)
             grammar: str = LLMatcher.grammar_from_json_schema(

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from redwood.server.tools.kinds import check_width
 from redwood.server.tools.literals import Literals
 from redwood.server.tools.qwen3_coder import takes_text
 from redwood.server.tools.rules import Rules, quoted
@@ -94,6 +95,7 @@ def tagged_parameters(rules: Rules, name: str, schema: Schema) -> str:
 
 def _json(rules: Rules, schema: Any, root: Schema, where: str) -> str:
     """A value in JSON, with the definitions of the whole schema if it names one."""
+    check_width(root, "tools")
     whole = schema if isinstance(schema, dict) else {"anyOf": [schema]}
     if '"$ref"' in json.dumps(schema):
         kept = {name: root[name] for name in ("$defs", "definitions") if name in root}
@@ -105,7 +107,8 @@ def _json(rules: Rules, schema: Any, root: Schema, where: str) -> str:
 
 def object_schema(schema: Schema) -> dict[str, Any]:
     """Returns a schema of parameters for a grammar; arguments are an object whether it says so or
-    not."""
+    not. Raises ArgumentError where it is too wide."""
+    check_width(schema, "tools")
     return guided({"type": "object", **schema})
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-from redwood.server.tools.json_text import ObjectScan
+from redwood.server.tools.json_text import ObjectScan, is_string_open
 from redwood.server.tools.leading import first_tag
 from redwood.server.tools.parser import NoCall, Schemas, ToolParser, without_tags
 from redwood.server.tools.parts import CallArguments, Part, Reasoning
@@ -69,6 +69,9 @@ class HarmonyParser(ToolParser):
         self._buffer = self._buffer[place + len(tag) :]
         if not tag:
             return False
+        if self._state == "call" and is_string_open(self._body):
+            self._body += tag
+            return True
         if tag == "<|message|>" and self._state == "header":
             self._open()
         elif self._state == "header" and tag in ("<|channel|>", "<|constrain|>"):

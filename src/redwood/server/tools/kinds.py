@@ -6,6 +6,33 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from redwood.errors import ArgumentError
+
+_MOST_OPTIONAL = 450
+"""Members that may be left out: the parser follows four ways for each, and has 2000."""
+
+
+def check_width(schema: Any, field: str) -> None:
+    """Raises ArgumentError where an object of a schema has too many members that may be left out.
+
+    Args:
+        field: of the request, for the error.
+    """
+    waiting = [schema]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            properties, needed = value.get("properties"), value.get("required")
+            if isinstance(properties, dict):
+                names = set(map(str, needed)) if isinstance(needed, list) else set()
+                if len(properties.keys() - names) > _MOST_OPTIONAL:
+                    raise ArgumentError(
+                        f"{field}: an object has more than {_MOST_OPTIONAL} optional properties"
+                    )
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+
 
 def listed_kinds(kinds: Any) -> list[Any]:
     """Returns the types that a schema's `type` names."""

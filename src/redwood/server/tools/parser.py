@@ -7,6 +7,7 @@ cut, keeps the text around them, and asks a subclass what stands between them.
 from __future__ import annotations
 
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -333,20 +334,29 @@ def without_tags(text: str, tags: tuple[str, ...]) -> str:
 
 
 def dumped(arguments: Any) -> str:
-    """Returns arguments as JSON text that can be encoded.
+    """Returns arguments as JSON text that can be encoded and read anywhere.
 
-    Raises:
-        NoCall: a number in them is infinite, as 1e999 is.
+    A number beyond the range of doubles, such as 1e999, becomes the largest of them.
     """
     try:
         text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
     except ValueError:
-        raise NoCall("a number in the arguments is too large") from None
+        text = json.dumps(_finite(arguments), ensure_ascii=False, allow_nan=False)
     try:
         text.encode()
     except UnicodeEncodeError:  # half of a character, which is text as an escape only
-        return json.dumps(arguments)
+        return json.dumps(json.loads(text))
     return text
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    if isinstance(value, float):
+        return max(-sys.float_info.max, min(value, sys.float_info.max))
+    return value
 
 
 def loads(text: str) -> Any:
