@@ -245,3 +245,29 @@ def test_what_may_be_any_answer_stays_free(vocabulary: Vocabulary, form: str) ->
         for end in range(len(answer) + 1):
             assert not bound(processor, vocabulary, answer[:end])
         assert processor.accepts([], answer) == len(answer) and not processor.ahead(answer, [], 9)
+
+
+@pytest.mark.parametrize(
+    ("schema", "written", "allowed"),
+    [
+        (TEXT, "abc\n</parameter>", True),
+        (TEXT, "abc</parameter>", True),
+        (TEXT, "</parameter>", True),
+        (TEXT, "\n\n</parameter>", True),
+        (TEXT, "x</parameter\n</parameter>", True),
+        (TEXT, "a</parameter> b\n</parameter>", False),
+        ({**TEXT, "minLength": 4}, "abc\n</parameter>", False),
+        ({**TEXT, "minLength": 4}, "abcd</parameter>", True),
+        ({**TEXT, "maxLength": 3}, "abcd</parameter>", False),
+    ],
+)
+def test_where_a_parameters_text_ends(
+    vocabulary: Vocabulary, schema: dict[str, Any], written: str, allowed: bool
+) -> None:
+    tools = {"f_1": record("a", a=schema)}
+    processor = vocabulary.grammars.processor(vocabulary.grammar("qwen3-coder", tools), 0)
+    text = f"<tool_call>\n<function=f_1>\n<parameter=a>\n{written}\n</function>\n</tool_call>"
+    ids = vocabulary.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert (processor.accepts([], ids) == len(ids)) == allowed
+    if allowed:
+        assert check("qwen3-coder", tools, text) == 1

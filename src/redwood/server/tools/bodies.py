@@ -50,7 +50,10 @@ class _TaggedValues(Literals):
         """As `Literals.string`; the closing tag belongs to it."""
         text, _ = _raw(self.rules, schema, where, _CLOSE)
         term = self.rules.add(text, kind="terminal")
-        return self.rules.add(f"{term} {quoted(_END)}", kind="lazy")
+        # the line break before the tag may be left out, where the text has none there that counts
+        unbroken = self.rules.add(rf"{term} & ~/(?s:.*)\n/", kind="terminal")
+        whole = f'({term} "\\n" | {unbroken}) {quoted(_END[1:])}'
+        return self.rules.add(self.rules.add(whole, kind="terminal"), kind="lazy")
 
     def text(self, value: str, where: str) -> str:
         """As `Literals.text`; likewise."""
