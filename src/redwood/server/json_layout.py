@@ -104,11 +104,11 @@ class Layout:
             if found:
                 return found[-1]
         alike = [space for (before, _), space in self._seen.items() if before == self._before]
-        opened = [space for (before, _), space in self._seen.items() if before in _OPEN]
+        openings = [space for (before, _), space in self._seen.items() if before in _OPEN]
         if not alike and self._before in _OPEN and sign in _OPEN:
-            alike = opened
+            alike = openings
         if not alike and self._before == ord(","):  # a line for each member, or as behind a colon
-            alike = [space for space in opened if b"\n" in space] or [
+            alike = [space for space in openings if b"\n" in space] or [
                 space for (before, _), space in self._seen.items() if before == ord(":")
             ]
         if not alike and self._before in _OPEN and not self._seen:
