@@ -224,8 +224,9 @@ def test_draining_refuses_and_cutting_tells() -> None:
         while not made.num_open:
             await asyncio.sleep(0.001)
         made.draining = True
-        refused = await _asked(made, "/v1/completions")
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+        for path in ("/v1/completions", "/v1/responses", "/v1/messages"):
+            refused = await _asked(made, path)
+            assert refused.status_code == 503 and "is stopping" in refused.text
         assert (await _asked(made, "/ready")).json()["status"] == "shutting_down"
         await asyncio.sleep(0.01)
         assert made.cut() == 1

@@ -90,7 +90,16 @@ HERMES = '<tool_call>{{"name": "{}", "arguments": {}}}</tool_call>'
         ("mistral", "[TOOL_CALLS]nothing[ARGS]{}", "no tool 'nothing'"),
         ("mistral", "[TOOL_CALLS]now and then", "no arguments"),
         ("mistral", '[TOOL_CALLS]now[ARGS]{"a": 1', "have no end"),
+        ("mistral", "[TOOL_CALLS]now[CALL_ID]one and two[ARGS]{}", "no arguments"),
+        ("mistral", "[TOOL_CALLS]now[CALL_ID]{1}[ARGS]{}", "no arguments"),
+        ("mistral", "[TOOL_CALLS]now[CALL_ID]a1[CALL_ID]a2[ARGS]{}", "no arguments"),
         ("mistral-list", "[TOOL_CALLS] []", "no call"),
+        (
+            "mistral-list",
+            '[TOOL_CALLS] [{"name": "now", "arguments": {}, "id": {"say": "x"}}]',
+            "says something else",
+        ),
+        ("hermes", '<tool_call>{"name": "now", "type": "x"}</tool_call>', "says something else"),
         ("gemma4", "<|tool_call>call:nothing{}<tool_call|>", "no tool 'nothing'"),
         ("gemma4", '<|tool_call>call:now{a:<|"|>b}<tool_call|>', "no end"),
         ("gemma4", "<|tool_call>call:now{a:" + "[" * 500 + "<tool_call|>", "too deep"),
@@ -118,6 +127,15 @@ def test_text_around_calls_is_kept_and_parted() -> None:
     assert said(made) == "One.\nTwo.\nThree.\n" and len(calls(made)) == 2
 
 
+@pytest.mark.parametrize("own", ["", "a1b2c3d4e", " a1 ", "\\n"])
+def test_an_id_of_the_models_own_is_left_out(own: str) -> None:
+    text = f'[TOOL_CALLS]now[CALL_ID]{own}[ARGS]{{"a": 1}}[TOOL_CALLS]now[ARGS]{{}}'
+    for eager in (False, True):
+        for place in range(len(text)):
+            made = read(reader("mistral", eager=eager), [text[:place], text[place:]])
+            assert calls(made) == [("now", {"a": 1}), ("now", {})] and said(made) == ""
+
+
 def test_text_without_calls_stays_as_it_is() -> None:
     for name in FORMATS:
         for text in (" a\n b \n\n", "1 < 2", "", "\n", "A [link](x) {y}."):
@@ -130,6 +148,40 @@ def test_text_without_calls_stays_as_it_is() -> None:
 def test_json_and_lists_that_are_no_calls_are_text(text: str) -> None:
     for name in ("llama3-json", "pythonic"):
         assert said(read(reader(name), list(text))).strip() == text
+
+
+ODD = {
+    "hermes": HERMES.format("now", '{"a": VALUE}'),
+    "llama3-json": '{"name": "now", "parameters": {"a": VALUE}}',
+    "mistral-list": '[TOOL_CALLS] [{"name": "now", "arguments": {"a": VALUE}}]',
+    "qwen3-coder": "<function=now>\n<parameter=a>\nVALUE\n</parameter>\n</function>",
+    "pythonic": "[now(a=VALUE)]",
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_values_that_are_no_text_and_no_number(name: str) -> None:
+    half = read(reader(name), [ODD[name].replace("VALUE", '"\\ud800"')])
+    (arguments,) = [part.text for part in half if isinstance(part, CallArguments)]
+    assert arguments.encode() and json.loads(arguments) == {"a": "\ud800"}
+    large = read(reader(name), [ODD[name].replace("VALUE", "1e999")])
+    assert calls(large) == [("now", {"a": 1.7976931348623157e308})]
+
+
+@pytest.mark.parametrize("name", ["qwen3-coder", "llama3-json", "harmony"])
+def test_a_tag_inside_of_json_is_part_of_it(name: str) -> None:
+    inside = "</parameter> </function> <|eom_id|> <|end|><|call|>"
+    filled = json.dumps({"x": inside, "y": [inside]})
+    text = {
+        "qwen3-coder": "<function=search>\n<parameter=filter>\n"
+        f"{filled}\n</parameter>\n</function>",
+        "llama3-json": f'{{"name": "search", "parameters": {{"filter": {filled}}}}}<|eom_id|>',
+        "harmony": '<|channel|>commentary to=search <|constrain|>json<|message|>{"filter": '
+        f"{filled}}}<|call|>",
+    }[name]
+    for place in range(0, len(text), 3):
+        made = read(reader(name, eager=True), [text[:place], text[place:]])
+        assert calls(made) == [("search", {"filter": json.loads(filled)})] and said(made) == ""
 
 
 BARE = '{"name": "now", "arguments": {"a": "}```{"}}'
@@ -244,6 +296,10 @@ def pieces_of(rng: random.Random, text: str) -> list[str]:
     return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
 
+OWN_IDS = re.compile(r'"id": "[^"]*"|\[CALL_ID\]\s*[^\s\[\]{}]+(?=\s*\[ARGS\])')
+"""The model's own ids, in both of Mistral's forms: they are not used."""
+
+
 def fuzz(rng: random.Random) -> None:
     form, case = rng.choice(FIXTURES)
     text = mutated(rng, form, form.write(case))
@@ -259,7 +315,7 @@ def fuzz(rng: random.Random) -> None:
             continue
         arguments = "".join(p.text for p in whole if isinstance(p, CallArguments))
         names = "".join(p.name for p in whole if isinstance(p, CallStart))
-        kept = re.sub(r'"id": "[^"]*"', "", text)  # the model's own ids are not used
+        kept = OWN_IDS.sub("", text)
         for mark in MARKS:
             assert mark not in kept or mark in shown + arguments + names, (form.name, text)
         for each in whole:

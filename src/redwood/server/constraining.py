@@ -13,9 +13,10 @@ from typing import Any
 
 from redwood.errors import ArgumentError
 from redwood.server.chats import Chats
-from redwood.server.delayed import DelayedGrammar
+from redwood.server.delayed import BareCalls, DelayedGrammar
 from redwood.server.grammar import Grammars
 from redwood.server.schema import ChatRequest, Request
+from redwood.server.tools.bare import Bare, bare_grammars
 from redwood.server.tools.formats import ToolFormat
 from redwood.server.tools.grammars import calls_grammar
 
@@ -26,13 +27,16 @@ class Constraint:
 
     Args:
         grammar: from `Grammars.compile`, None: the answer is free.
-        awaited: texts that come before it.
+        awaited: texts that come before it; the last is "" where nothing but a call without a tag
+            begins one.
+        bare: the grammars of calls without a tag, by tool, and what such a call begins with.
         eager: every call that an answer holds is right.
     """
 
     grammar: str | None = None
     awaited: tuple[str, ...] = ()
     eager: bool = False
+    bare: tuple[Bare, Mapping[str, str]] | None = None
 
 
 class Constraints:
@@ -50,8 +54,7 @@ class Constraints:
         """Returns what a request asks for.
 
         Raises:
-            ArgumentError: a schema that is wrong, or has keywords that cannot be kept; a call that
-                must be made, by a model for whose form there is no grammar.
+            ArgumentError: a schema that is wrong, or has keywords that cannot be kept.
         """
         wanted = request.response_format
         thinking = self._chats.think_tags if isinstance(request, ChatRequest) else None
@@ -62,27 +65,37 @@ class Constraints:
                 return Constraint()
             return Constraint(self._grammars.compile(wanted), awaited)
         if request.must_call:
-            if form.before is None:
-                raise ArgumentError(
-                    f"tool_choice: calls of the form {form.name} cannot be forced; use auto"
-                )
             return Constraint(self._calls(request, form), awaited, eager=True)
         if wanted.type != "text":
-            if form.before is None:
-                raise ArgumentError(
-                    f"response_format: not together with tools in the form {form.name}"
-                )
             answer = (
                 {"type": "object"} if wanted.json_schema is None else wanted.json_schema.schema_
             )
             return Constraint(self._calls(request, form, answer=answer), awaited, eager=True)
-        if form.before is None or self._chats.token_of(form.opening) is None:
-            return Constraint()
         try:
-            grammar = self._calls(request, form, opened=True)
+            return self._of_free(request, form, awaited)
         except ArgumentError:  # a schema that cannot be kept: calls are read as they come
             return Constraint()
-        return Constraint(grammar, (*awaited, form.opening), eager=True)
+
+    def _of_free(
+        self, request: ChatRequest, form: ToolFormat, awaited: tuple[str, ...]
+    ) -> Constraint:
+        """Of calls that may be made: from the opening tag on, or from where one has begun."""
+        tagged = self._chats.token_of(form.opening) is not None
+        grammar = self._calls(request, form, opened=True) if tagged else ""
+        bare = None
+        if form.bare is not None:
+            several = request.parallel_tool_calls
+            made = bare_grammars(
+                form.name, form.bare, form.body, tools_of(request), self._spelled, several=several
+            )
+            checked = {
+                text: self._grammars.compile_lark(text, "tools") for text in set(made.values())
+            }
+            bare = form.bare, {name: checked[text] for name, text in made.items()}
+        if not tagged and bare is None:
+            return Constraint()
+        opening = form.opening if tagged else ""
+        return Constraint(grammar, (*awaited, opening), eager=tagged, bare=bare)
 
     def processor(self, constraint: Constraint, prompt: Sequence[int], request: Request) -> Any:
         """Returns a logits processor for one answer."""
@@ -100,20 +113,35 @@ class Constraints:
                     rest = constraint.awaited[1:]
                     if not rest:
                         return grammars.processor(grammar, len(prompt))
-                    return self._delayed(grammar, rest, prompt, None)
-        return self._delayed(grammar, constraint.awaited, prompt, unless)
+                    return self._delayed(constraint, rest, prompt, None)
+        return self._delayed(constraint, constraint.awaited, prompt, unless)
 
     def _delayed(
-        self, grammar: str, awaited: tuple[str, ...], prompt: Sequence[int], unless: int | None
+        self,
+        constraint: Constraint,
+        awaited: tuple[str, ...],
+        prompt: Sequence[int],
+        unless: int | None,
     ) -> DelayedGrammar:
-        ready = [self._grammars.processor(grammar, len(prompt))]
+        grammar = constraint.grammar
+        assert grammar is not None
+        ready = [self._grammars.processor(grammar, len(prompt))] if grammar else []
 
         def make(length: int) -> Any:
             if ready:
                 return ready.pop().moved(length)
             return self._grammars.processor(grammar, length)
 
-        return DelayedGrammar(make, self._grammars.bytes_of, awaited, len(prompt), unless)
+        calls = None
+        if constraint.bare is not None:
+            bare, made = constraint.bare
+
+            def begun(tool: str, length: int) -> Any:
+                return self._grammars.processor(made[tool], length)
+
+            calls = BareCalls(bare.pattern(made), bare.leads, begun)
+        bytes_of = self._grammars.bytes_of
+        return DelayedGrammar(make, bytes_of, awaited, len(prompt), unless, calls)
 
     def _calls(
         self,
@@ -125,7 +153,7 @@ class Constraints:
     ) -> str:
         text = calls_grammar(
             form,
-            {tool.function.name: tool.function.parameters for tool in request.callable_tools},
+            tools_of(request),
             self._spelled,
             opened=opened,
             several=request.parallel_tool_calls,
@@ -138,3 +166,8 @@ class Constraints:
         if token is not None:
             return f"<[{token}]>"
         return json.dumps(tag)
+
+
+def tools_of(request: ChatRequest) -> dict[str, dict[str, Any]]:
+    """Returns the schemas of the tools that an answer may call, by name."""
+    return {tool.function.name: tool.function.parameters for tool in request.callable_tools}

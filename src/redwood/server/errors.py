@@ -146,3 +146,14 @@ def anthropic_body(error: ApiError, request_id: str | None = None) -> dict[str, 
     kind = _ANTHROPIC.get(error.status, "api_error" if error.status >= 500 else _ANTHROPIC[400])
     body: dict[str, Any] = {"type": "error", "error": {"type": kind, "message": error.message}}
     return body if request_id is None else {**body, "request_id": request_id}
+
+
+def responses_event(error: ApiError, number: int) -> dict[str, Any]:
+    """Returns an error as the event that ends a stream of /v1/responses.
+
+    Args:
+        number: of the event in the stream, from 0.
+    """
+    said = error.body["error"]
+    told = {"type": "error", "code": said["code"], "message": said["message"]}
+    return {**told, "param": said["param"], "sequence_number": number}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from redwood.server.errors import ApiError
-from redwood.server.generation import Event
-from redwood.server.tools.parts import Part
+if TYPE_CHECKING:  # a router frames its errors, and loads no engine
+    from redwood.server.errors import ApiError
+    from redwood.server.generation import Event
+    from redwood.server.tools.parts import Part
 
 
 class Stream(Protocol):

@@ -21,6 +21,7 @@ from redwood.errors import ArgumentError, RedwoodError
 from redwood.sampling.constraint import Chain
 from redwood.server.grammar_ahead import Layouts, Signs, Walker
 from redwood.server.schema import ResponseFormat
+from redwood.server.tools.kinds import check_width
 
 _WHITESPACE = r"( |\n[ \t]{0,24})?"
 """White space allowed between the tokens of JSON. Bounded: a small model may otherwise never stop
@@ -73,6 +74,7 @@ class Grammars:
         schema: dict[str, Any] = {"type": "object"}
         if wanted.json_schema is not None:
             schema = wanted.json_schema.schema_
+        check_width(schema, "response_format")
         try:
             text = json.dumps(schema, allow_nan=False)
             grammar: str = LLMatcher.grammar_from_json_schema(
@@ -101,6 +103,9 @@ class Grammars:
         problem = LLMatcher.validate_grammar(grammar, self._tokenizer)
         if problem:
             raise ArgumentError(f"{field}: {' '.join(problem.split())[:300]}")
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+        if matcher.is_error():  # its parser has limits that no validation looks at
+            raise ArgumentError(f"{field}: {' '.join(matcher.get_error().split())[:300]}")
         return grammar
 
     def processor(self, grammar: str, prompt_length: int) -> GrammarProcessor:
@@ -199,9 +204,9 @@ class GrammarProcessor:
             return [self._end(1.0)]
         layout = self._layouts.after(answer, path)
         walker = Walker(self._matcher, self._tokenizer, self._signs, layout, most)
-        chain = walker.chain(self._layouts.end_chance(layout))
+        chains = walker.chains(self._layouts.end_chance(layout))
         self._check()
-        return [chain] if chain.token_ids else []
+        return chains
 
     def _end(self, chance: float) -> Chain:
         """The usual end-of-sequence token."""

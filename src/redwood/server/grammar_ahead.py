@@ -4,7 +4,8 @@ Bytes that a grammar forces may be spelled by several tokens, since a token may 
 free behind them; and JSON leaves white space free. So three kinds of tokens are expected: certain
 ones, the only ones that the mask allows; the tokenizer's own spelling of forced bytes, with the
 white space of the text's layout between them; and, inside of strings and numbers, the end of the
-value where what follows that end is known.
+value where what follows that end is known. Where all of that ends before a few signs, one of which
+must come (a choice, true or false, another item or the end of a list), each way is followed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ _MOST_PIECES = 24  # of expected text, each of which may take a mask
 _SPELLING = 0.97  # chance that forced bytes are spelled as the tokenizer would
 _KNOWN, _UNKNOWN = 0.96, 0.5  # that white space is as the layout says
 _LAST = 0.9  # that the last token expected does not reach further
+_MOST_WAYS = 8  # signs of which one must come, each of which is followed
+_DIGIT_CHANCES = (0.24, 0.16, 0.12, 0.1, 0.1, 0.06, 0.05, 0.06, 0.05, 0.06)
+_FIRST_DIGITS = dict(zip(b"1234567890", _DIGIT_CHANCES, strict=True))
+_ANOTHER = 0.6  # that a list goes on
 # Rates at which a string, or a number, ends behind its first, second, ... token.
 _STRING_ENDS = (0.02, 0.25, 0.25, 0.2, 0.15, 0.1)
 _NUMBER_ENDS = (0.3, 0.5, 0.6)
@@ -116,8 +121,8 @@ class Walker:
         self._layout, self._most = layout, most
         self._taken = 0
 
-    def chain(self, end_chance: float) -> Chain:
-        """Returns what is expected.
+    def chains(self, end_chance: float) -> list[Chain]:
+        """Returns what is expected, several ways if they part behind what is forced.
 
         Args:
             end_chance: that the string or number ends where the walk begins.
@@ -132,14 +137,43 @@ class Walker:
                 self._layout.read(self._tokenizer.decode_bytes(sure))
             pieces = self._pieces()
             if not pieces and not tokens:
-                pieces = self._ended(end_chance)
-            if pieces and len(tokens) < self._most:
-                spelled = _spelled(self._tokenizer, pieces)
-                tokens += spelled.token_ids
-                chances += spelled.chances
-            return Chain(tokens[: self._most], chances[: self._most])
+                pieces, known = self._ended(end_chance)
+            else:
+                known = True
+            ways = self._ways(pieces) if len(tokens) < self._most else []
+            if not ways and known:
+                ways = [pieces]
+            return [
+                Chain([*tokens, *ids][: self._most], [*chances, *each][: self._most])
+                for ids, each in (_spelled(self._tokenizer, way) for way in ways)
+                if tokens or ids
+            ]
         finally:
             self._matcher.rollback(self._taken)
+
+    def _ways(self, pieces: list[_Piece]) -> list[list[_Piece]]:
+        """The pieces, and behind them each sign that may come and what it forces; none where many
+        may come, or one."""
+        if self._matcher.is_stopped() or self._layout.in_number:
+            return []
+        signs = self._signs.allowed(self._matcher.compute_logit_bias())
+        number = len(signs) > _MOST_WAYS and _DIGITS.issuperset(signs)
+        if number:  # a digit begins it, small ones more often than others
+            signs = sorted(set(signs) & _FIRST_DIGITS.keys())
+        elif not 1 < len(signs) <= _MOST_WAYS:
+            return []
+        taken, layout, made = self._taken, self._layout, list[list[_Piece]]()
+        for sign in signs:
+            self._layout = layout.fork()
+            piece = self._spaced(sign)
+            share = _FIRST_DIGITS[sign] if number else _share(sign, signs)
+            piece = piece._replace(chance=piece.chance * share)
+            if self._read(piece):
+                made.append([*pieces, piece, *([] if number else self._pieces())])
+            self._matcher.rollback(self._taken - taken)
+            self._taken = taken
+        self._layout = layout
+        return made
 
     def _take(self, tokens: Sequence[int]) -> bool:
         count = self._matcher.try_consume_tokens(list(tokens))
@@ -167,24 +201,26 @@ class Walker:
             size += len(piece.text)
         return pieces
 
-    def _ended(self, chance: float) -> list[_Piece]:
-        """The end of a string or number, if what follows it is known."""
+    def _ended(self, chance: float) -> tuple[list[_Piece], bool]:
+        """The end of a string or number, and whether what follows it is known."""
         if chance <= 0.0:
-            return []
+            return [], False
         if self._layout.in_string:
             first = _Piece(b'"', chance)
         else:
             signs = self._signs.allowed(self._matcher.compute_logit_bias())
             ends = [sign for sign in signs if sign in _ENDS]
             if len(ends) != 1:
-                return []
+                return [], False
             first = self._spaced(ends[0])._replace(chance=chance)
         if not self._read(first):
-            return []
+            return [], False
         more = self._pieces()
-        return [first, *more] if more or self._matcher.is_stopped() else []
+        return [first, *more], bool(more) or self._matcher.is_stopped()
 
     def _spaced(self, sign: int, *, space_only: bool = False) -> _Piece:
+        if self._layout.in_string:
+            return _Piece(bytes([sign]), 1.0)
         space, known = self._layout.space_before(sign)
         text = space if space_only else space + bytes([sign])
         return _Piece(text, _KNOWN if known else _UNKNOWN)
@@ -200,6 +236,13 @@ class Walker:
             return False
         self._layout.read(text)
         return True
+
+
+def _share(sign: int, signs: Sequence[int]) -> float:
+    """The chance of one of the signs that may come."""
+    if len(signs) == 2 and ord(",") in signs:
+        return _ANOTHER if sign == ord(",") else 1.0 - _ANOTHER
+    return 1.0 / len(signs)
 
 
 def _spelled(tokenizer: LLTokenizer, pieces: Sequence[_Piece]) -> Chain:

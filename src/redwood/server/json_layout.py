@@ -85,18 +85,35 @@ class Layout:
         space = self._seen.get((self._before, _kind(sign)))
         known = space is not None
         if space is None:
-            alike = [s for (before, _), s in self._seen.items() if before == self._before]
-            if self._before == ord(",") and not alike:
-                alike = [s for (before, _), s in self._seen.items() if before in _OPEN]
-            if not alike and self._before in _OPEN and not self._seen:
-                space = b"\n"  # the first gap of all: most models indent
-            else:
-                space = alike[-1] if alike else _TYPICAL.get(self._before, b"")
+            space = self._guessed(sign)
         if b"\n" in space:
             space = b"\n" + self._unit * (self._depth - (sign in _CLOSE))
         if not space.startswith(self._space):
-            return b"", False
+            if b"\n" in self._space:  # a line was broken where none was before
+                space = b"\n" + self._unit * (self._depth - (sign in _CLOSE))
+            if not space.startswith(self._space):
+                return b"", False
+            known = False
         return space[len(self._space) :], known
+
+    def _guessed(self, sign: int) -> bytes:
+        """White space between two signs that did not follow each other so far."""
+        if sign in _CLOSE:  # as behind what it closes
+            opened = _OPEN[_CLOSE.index(sign)]
+            found = [space for (before, _), space in self._seen.items() if before == opened]
+            if found:
+                return found[-1]
+        alike = [space for (before, _), space in self._seen.items() if before == self._before]
+        openings = [space for (before, _), space in self._seen.items() if before in _OPEN]
+        if not alike and self._before in _OPEN and sign in _OPEN:
+            alike = openings
+        if not alike and self._before == ord(","):  # a line for each member, or as behind a colon
+            alike = [space for space in openings if b"\n" in space] or [
+                space for (before, _), space in self._seen.items() if before == ord(":")
+            ]
+        if not alike and self._before in _OPEN and not self._seen:
+            return b"\n"  # the first gap of all: most models indent
+        return alike[-1] if alike else _TYPICAL.get(self._before, b"")
 
 
 def _kind(sign: int) -> int:

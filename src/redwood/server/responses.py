@@ -13,6 +13,8 @@ from redwood.server.errors import ApiError, anthropic_body
 
 ANTHROPIC = "/v1/messages"
 """Paths that begin so have Anthropic's errors."""
+CODE_HEADER = "x-error-code"
+"""Has the code of an error in Anthropic's shape, which has no field for it."""
 
 
 def json_response(
@@ -25,7 +27,8 @@ def json_response(
 
 def error_response(error: ApiError, scope: Scope) -> Response:
     """Returns an error as a response, in the shape of the API that was called."""
-    body = error.body
+    body, headers = error.body, error.headers
     if scope["path"].startswith(ANTHROPIC):
         body = anthropic_body(error, scope["record"].request_id)
-    return json_response(body, error.status, error.headers)
+        headers = {**headers, CODE_HEADER: error.code}
+    return json_response(body, error.status, headers)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from redwood.server.errors import ApiError
+from redwood.server.errors import ApiError, responses_event
 from redwood.server.framing import named_event
 from redwood.server.generation import Event
 from redwood.server.responses_request import NamedChoice, ResponsesRequest
@@ -259,9 +259,7 @@ class ResponsesStream:
 
     def failed(self, error: ApiError) -> bytes:
         """Returns the event of an error in mid-stream."""
-        said = error.body["error"]
-        told = {"type": "error", "code": said["code"], "message": said["message"]}
-        return self._numbered({**told, "param": said["param"]})
+        return self._numbered(responses_event(error, self._number))
 
     def _of_response(self, kind: str, response: dict[str, Any] | None = None) -> bytes:
         return self._numbered({"type": f"response.{kind}", "response": response or self._head})

@@ -11,10 +11,9 @@ Repeating is safe, also for sampled text: the client has seen nothing of the los
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, contextmanager
 from typing import Any, Protocol
 
 from starlette.requests import ClientDisconnect, Request
@@ -24,13 +23,14 @@ from redwood.server.auth import Keys
 from redwood.server.errors import ApiError, unavailable
 from redwood.server.metrics import Metrics
 from redwood.server.middleware import OuterMiddleware
+from redwood.server.replicas.endings import Ending, code_of
 from redwood.server.replicas.engines import Call
 from redwood.server.replicas.gathered import Counts, Page, metrics_page, state_page
 from redwood.server.responses import error_response
 from redwood.server.settings import Settings
-from redwood.server.streaming import DONE, ClientLeft, until_left
+from redwood.server.streaming import ClientLeft, until_left
 
-_ANSWERS = ("/v1/chat/completions", "/v1/completions")
+_ANSWERS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 _RETRY_CODES = frozenset({"shutting_down", "engine_dead"})  # error codes: repeat on another engine
 _OUTER_HEADERS = frozenset(
     {b"x-request-id", b"x-content-type-options", b"referrer-policy", b"x-frame-options"}
@@ -140,7 +140,7 @@ class Router:
             body,
             tuple(scope["client"]) if scope.get("client") else None,
         )
-        reply = _Reply(send)
+        reply = _Reply(send, Ending(scope["path"], scope["record"].request_id))
         try:
             with self._open():
                 await until_left(receive, self._ask(call, reply))
@@ -218,11 +218,11 @@ class _Reply:
     keep-alive comments; `complete`: everything was sent.
     """
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, send: Send, ending: Ending) -> None:
+        self._send, self._ending = send, ending
         self._start: Message | None = None
         self._held: list[bytes] = []
-        self.begun = self.answered = self.complete = self._done_sent = False
+        self.begun = self.answered = self.complete = False
 
     def forget(self) -> None:
         """Drops what a lost engine sent and the client has not got."""
@@ -249,30 +249,32 @@ class _Reply:
 
     async def finish(self) -> bool:
         """Completes a stream of which only the end is missing; returns whether all was sent."""
-        if self._done_sent and not self.complete:
+        if self._ending.seen and not self.complete:
             self.complete = True
             await self._put(b"", more=False)
         return self.complete
 
     async def end(self, error: ApiError) -> None:
         """Ends a stream, which has begun, with an error event."""
-        await self._put(error.event, more=True)
+        if not self._ending.seen:
+            await self._put(self._ending.failed(error), more=True)
         await self._put(b"", more=False)
 
     async def _pass_on(self, body: bytes, more: bool) -> None:
         await self._begin()
         self.answered = self.answered or not body.startswith(b":")
         self.complete = not more
-        self._done_sent = self._done_sent or body.endswith(DONE)
+        self._ending.follow(body)
         await self._put(body, more=more)
 
     async def _give(self, body: bytes) -> None:
         assert self._start is not None
-        if self._start["status"] == 503 and _code(body) in _RETRY_CODES:
-            raise ReplicaLost(_code(body))
+        status, code = self._start["status"], code_of(self._start, body)
+        if status == 503 and code in _RETRY_CODES:
+            raise ReplicaLost(code)
         self.complete = True
         if self.begun:  # as a stream: a lost engine had sent a keep-alive comment
-            await self._put(b"data: " + body + b"\n\n", more=True)
+            await self._put(self._ending.refused(status, body), more=True)
             await self._put(b"", more=False)
             return
         await self._begin()
@@ -293,12 +295,6 @@ def _is_stream(start: Message) -> bool:
         name == b"content-type" and value.startswith(b"text/event-stream")
         for name, value in start["headers"]
     )
-
-
-def _code(body: bytes) -> str:
-    with suppress(ValueError, KeyError, TypeError):
-        return str(json.loads(body)["error"]["code"])
-    return ""
 
 
 def _with_id(scope: Scope) -> tuple[tuple[bytes, bytes], ...]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from redwood.errors import ArgumentError
+from redwood.server.tools import bodies
+from redwood.server.tools.bare import Bare, json_object, python_list
 from redwood.server.tools.gemma import FunctionGemmaParser, Gemma4Parser
 from redwood.server.tools.harmony import TAGS, HarmonyParser
 from redwood.server.tools.hermes import HermesParser
@@ -14,6 +16,7 @@ from redwood.server.tools.leading import LlamaParser, PythonicParser
 from redwood.server.tools.mistral import MistralParser
 from redwood.server.tools.parser import Schemas, ToolParser
 from redwood.server.tools.qwen3_coder import Qwen3CoderParser
+from redwood.server.tools.rules import Rules
 
 
 @dataclass(frozen=True)
@@ -27,20 +30,30 @@ class ToolFormat:
         tags: texts that the parser must see, also where they are special tokens.
         opening: the tag that begins a call; "": none.
         before: what stands between the opening tag and the arguments of a call of this tool: tags
-            and other text. None: no grammar can be made.
+            and other text.
         after: what stands behind the arguments.
         between: what stands between two calls; None: there is one call at most.
+        around: what stands before the first call and behind the last.
+        body: makes rules for the arguments of a tool by its schema; None: they are JSON.
+        reasoning: makes rules for what may come before calls that must be made.
+        bare: calls without the opening tag, where it is sure that one has begun; None: it is not.
+        before_answer: what stands before an answer that is no call.
         described: the template knows no tools; `generic` describes them in a message.
     """
 
     name: str
     parser: type[ToolParser]
     speaks: Callable[[str], bool]
+    before: Callable[[str], Sequence[str]]
     tags: tuple[str, ...] = ()
     opening: str = ""
-    before: Callable[[str], Sequence[str]] | None = None
     after: tuple[str, ...] = ()
     between: tuple[str, ...] | None = ("\n",)
+    around: tuple[str, str] = ("", "")
+    body: Callable[[Rules, str, Mapping[str, Any]], str] | None = None
+    reasoning: Callable[[Rules], str] | None = None
+    before_answer: tuple[str, ...] = ()
+    bare: Bare | None = None
     described: bool = False
 
     def reader(self, tools: Schemas, *, eager: bool) -> ToolParser:
@@ -65,6 +78,7 @@ _HERMES = ToolFormat(
     opening="<tool_call>",
     before=lambda name: (f'\n{{"name": "{name}", "arguments": ',),
     after=("}\n", "</tool_call>"),
+    bare=json_object("arguments"),
 )
 _GENERIC = ToolFormat(
     "generic",
@@ -74,6 +88,7 @@ _GENERIC = ToolFormat(
     opening=_HERMES.opening,
     before=_HERMES.before,
     after=_HERMES.after,
+    bare=_HERMES.bare,
     described=True,
 )
 
@@ -83,6 +98,9 @@ _QWEN3_CODER = ToolFormat(
     lambda template: "<function=" in template and "<parameter=" in template,
     tags=("<tool_call>", "</tool_call>", "<function=", "</function>"),
     opening="<tool_call>",
+    before=lambda name: ("\n", "<function=", f"{name}>\n"),
+    after=("</function>", "\n", "</tool_call>"),
+    body=bodies.tagged_parameters,
 )
 _MISTRAL_LIST = ToolFormat(
     "mistral-list",
@@ -109,6 +127,10 @@ _GEMMA4 = ToolFormat(
     lambda template: "<|tool_call>" in template,
     tags=("<|tool_call>", "<tool_call|>", '<|"|>'),
     opening="<|tool_call>",
+    before=lambda name: (f"call:{name}",),
+    after=("<tool_call|>",),
+    between=(),
+    body=bodies.gemma4_arguments,
 )
 _FUNCTION_GEMMA = ToolFormat(
     "functiongemma",
@@ -116,12 +138,30 @@ _FUNCTION_GEMMA = ToolFormat(
     lambda template: "<start_function_call>" in template,
     tags=("<start_function_call>", "<end_function_call>", "<escape>"),
     opening="<start_function_call>",
+    before=lambda name: (f"call:{name}",),
+    after=("<end_function_call>",),
+    between=(),
+    body=bodies.function_gemma_arguments,
 )
 _HARMONY = ToolFormat(
     "harmony",
     HarmonyParser,
     lambda template: "<|channel|>" in template and "<|message|>" in template,
     tags=TAGS,
+    before=lambda name: (
+        "<|channel|>",
+        f"commentary to=functions.{name} ",
+        "<|constrain|>",
+        "json",
+        "<|message|>",
+    ),
+    between=None,  # a call ends the answer
+    reasoning=bodies.harmony_reasoning,
+    before_answer=("<|channel|>", "final", "<|message|>"),
+    bare=Bare(
+        r"to=(?:functions\.)?NAMES(?=[\s<])(?:(?!<\|(?:message|end|call|return)\|>).)*<\|message\|>\s*\Z",
+        leads=False,
+    ),
 )
 _LLAMA = ToolFormat(
     "llama3-json",
@@ -131,12 +171,19 @@ _LLAMA = ToolFormat(
     before=lambda name: (f'{{"name": "{name}", "parameters": ',),
     after=("}",),
     between=None,
+    bare=json_object("parameters", between=r"[ \t\n]{0,8};[ \t\n]{0,8}", tags=LlamaParser.explicit),
 )
 _PYTHONIC = ToolFormat(
     "pythonic",
     PythonicParser,
     lambda template: "func_name1(params_name1=" in template,
     tags=PythonicParser.tags,
+    before=lambda name: (f"{name}(",),
+    after=(")",),
+    between=(", ",),
+    around=("[", "]"),
+    body=bodies.python_arguments,
+    bare=python_list(("<|python_start|>",), ("<|python_end|>",)),
 )
 
 FORMATS: Mapping[str, ToolFormat] = {

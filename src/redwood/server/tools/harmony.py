@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-from redwood.server.tools.json_text import ObjectScan
+from redwood.server.tools.json_text import ObjectScan, is_string_open
 from redwood.server.tools.leading import first_tag
 from redwood.server.tools.parser import NoCall, Schemas, ToolParser, without_tags
 from redwood.server.tools.parts import CallArguments, Part, Reasoning
@@ -59,12 +59,19 @@ class HarmonyParser(ToolParser):
         return self._take()
 
     def _step(self) -> bool:
+        if self._state == "arguments" and not self._scan.done:
+            end = self._stream(self._buffer)  # a tag inside a string is part of it
+            self._buffer = self._buffer[end:]
+            return self._scan.done
         place, tag = first_tag(self._buffer, TAGS)
         if place:
             self._add(self._buffer[:place])
         self._buffer = self._buffer[place + len(tag) :]
         if not tag:
             return False
+        if self._state == "call" and is_string_open(self._body):
+            self._body += tag
+            return True
         if tag == "<|message|>" and self._state == "header":
             self._open()
         elif self._state == "header" and tag in ("<|channel|>", "<|constrain|>"):
@@ -129,12 +136,12 @@ class HarmonyParser(ToolParser):
         self._thought = ""
         self._state = "between"
 
-    def _stream(self, text: str) -> None:
-        if self._scan.done:
-            return
-        end = self._scan.feed(text)
+    def _stream(self, text: str) -> int:
+        """Hands on arguments; returns how much of the text they are."""
+        end = 0 if self._scan.done else self._scan.feed(text)
         if end:
             self._parts.append(CallArguments(self._index, text[:end]))
+        return end
 
     def _think(self, text: str) -> None:
         text = self._thought + text

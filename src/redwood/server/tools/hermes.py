@@ -147,5 +147,17 @@ def named_arguments(value: object) -> tuple[object, object]:
         raise NoCall("the call has other fields than name and arguments")
     if "arguments" in value and "parameters" in value:
         raise NoCall("the call has arguments and parameters")
+    if not (
+        _is_id(value.get("id"))
+        and _is_id(value.get("index"))
+        and value.get("type", "function") == "function"
+        and value.get("function", value.get("name")) == value.get("name")
+    ):
+        raise NoCall("the call has a field that says something else")
     arguments = value.get("arguments", value.get("parameters", {}))
     return value.get("name"), loads(arguments) if isinstance(arguments, str) else arguments
+
+
+def _is_id(value: object) -> bool:
+    """Whether a value numbers a call at most, so that nothing is lost where it is left out."""
+    return value is None or isinstance(value, int) or (isinstance(value, str) and "\n" not in value)

@@ -85,10 +85,18 @@ class LeadingParser(ToolParser):
         try:
             if not complete:
                 raise NoCall("the answer was cut inside the call")
-            for call in self._read(body):
+            for call in self._calls(body):
                 self._called(call)
         except NoCall as error:
             self._refuse(body, str(error))
+
+    def _calls(self, body: str) -> list[Call]:
+        """The calls in what is held back: a tag inside a string is part of it, others are left
+        out."""
+        try:
+            return self._read(_between_tags(self._buffer, self.tags))
+        except NoCall:
+            return self._read(body)
 
 
 class LlamaParser(LeadingParser):
@@ -157,6 +165,16 @@ def first_tag(text: str, tags: tuple[str, ...]) -> tuple[int, str]:
         if any(tag.startswith(text[place:]) for tag in tags):
             return place, ""
     return len(text), ""
+
+
+def _between_tags(text: str, tags: tuple[str, ...]) -> str:
+    """A text without the tags at its beginning and end."""
+    before = None
+    while before != text:
+        before = text = text.strip()
+        for tag in tags:
+            text = text.removeprefix(tag).removesuffix(tag)
+    return text
 
 
 def _named(value: Any) -> tuple[object, object]:

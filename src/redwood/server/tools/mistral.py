@@ -12,16 +12,30 @@ from redwood.server.tools.hermes import named_arguments
 from redwood.server.tools.json_text import ObjectScan
 from redwood.server.tools.parser import Call, NoCall, TaggedParser, loads
 
-_ARGS = "[ARGS]"
-_NAME = re.compile(r"\s*([^\s\[\]{}]+)\s*(?:\[CALL_ID\][^\[]*)?\[ARGS\]\s*(?=\{)")
-_BEGINNING = re.compile(r"\s*[^\s\[\]{}]*\s*(?:\[(?:C(?:A(?:L.*)?)?|A(?:R(?:G(?:S\]?\s*)?)?)?)?)?$")
+_ARGS, _ID = "[ARGS]", "[CALL_ID]"
+_WORD = r"[^\s\[\]{}]"  # a name's, or an id's: whatever else stands there is text, and no call
+_NAME = re.compile(
+    rf"\s*({_WORD}+)\s*(?:{re.escape(_ID)}\s*{_WORD}*\s*)?{re.escape(_ARGS)}\s*(?=\{{)"
+)
+
+
+def _begun(text: str, then: str = "") -> str:
+    """A pattern for a beginning of `text`, and for all of it with `then` behind it."""
+    for sign in reversed(text):
+        then = f"(?:{re.escape(sign)}{then})?"
+    return then
+
+
+_ARGS_BEGUN = _begun(_ARGS, r"\s*")
+_ID_BEGUN = _begun(_ID, rf"\s*{_WORD}*\s*{_ARGS_BEGUN}")
+_BEGINNING = re.compile(rf"\s*{_WORD}*\s*(?:{_ARGS_BEGUN}|{_ID_BEGUN})\Z")
 
 
 class MistralParser(TaggedParser):
     """See the module."""
 
     opening, closing = "[TOOL_CALLS]", ""
-    others = (_ARGS, "[CALL_ID]")
+    others = (_ARGS, _ID)
 
     def _head(self, body: str) -> tuple[str, int] | None:
         found = _NAME.match(body)

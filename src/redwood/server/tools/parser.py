@@ -7,6 +7,7 @@ cut, keeps the text around them, and asks a subclass what stands between them.
 from __future__ import annotations
 
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -132,7 +133,7 @@ class ToolParser(ABC):
             raise NoCall(f"there is no tool {name[:64]!r}")
         if not isinstance(arguments, dict):
             raise NoCall("the arguments are not a JSON object")
-        return Call(name, json.dumps(arguments, ensure_ascii=False))
+        return Call(name, dumped(arguments))
 
     def _checked_text(self, name: Any, arguments: str) -> Call:
         """A call whose arguments are JSON text, which is kept as it is."""
@@ -330,6 +331,32 @@ def without_tags(text: str, tags: tuple[str, ...]) -> str:
         for tag in tags:
             text = text.replace(tag, "")
     return text
+
+
+def dumped(arguments: Any) -> str:
+    """Returns arguments as JSON text that can be encoded and read anywhere.
+
+    A number beyond the range of doubles, such as 1e999, becomes the largest of them.
+    """
+    try:
+        text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(arguments), ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a character, which is text as an escape only
+        return json.dumps(json.loads(text))
+    return text
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    if isinstance(value, float):
+        return max(-sys.float_info.max, min(value, sys.float_info.max))
+    return value
 
 
 def loads(text: str) -> Any:

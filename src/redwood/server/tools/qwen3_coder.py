@@ -39,18 +39,49 @@ class Qwen3CoderParser(TaggedParser):
         properties = properties_of(self._tools, name)
         arguments: dict[str, Any] = {}
         while (opened := _PARAMETER.match(body, place)) is not None:
-            end = body.find(_CLOSE, opened.end())
+            key, start = opened.group(1).strip(), opened.end()
+            end = self._end_of_value(body, start, properties.get(key))
             if end < 0:
                 raise NoCall("a parameter has no end")
-            key = opened.group(1).strip()
-            arguments[key] = _value(body[opened.end() : end], properties.get(key))
+            arguments[key] = _value(body[start:end], properties.get(key))
             place = end + len(_CLOSE)
         if body[place:].strip():
             raise NoCall("there is text between the parameters")
         return [self._checked(name, arguments)]
 
     def _open_string(self, body: str) -> bool:
-        return body.rfind("<parameter=") > body.rfind(_CLOSE)
+        if body.rfind("<parameter=") > body.rfind(_CLOSE):
+            return True
+        found = _NAME.match(body)
+        if found is None or not self._eager:
+            return False
+        properties, place = properties_of(self._tools, found.group(1)), found.end()
+        while (opened := _PARAMETER.match(body, place)) is not None:
+            schema = properties.get(opened.group(1).strip())
+            end = self._end_of_value(body, opened.end(), schema)
+            if end < 0:
+                return True
+            place = end + len(_CLOSE)
+        return False
+
+    def _end_of_value(self, body: str, start: int, schema: Any) -> int:
+        """Where the closing tag of a value begins, which a string in JSON may hold; -1: there
+        is none, or none yet."""
+        if not takes_text(schema):
+            place = start + len(body[start:]) - len(body[start:].lstrip())
+            try:
+                _, end = _JSON.raw_decode(body, place)
+            except (ValueError, RecursionError):
+                end = -1
+            if end >= 0 and (closed := _CLOSED.match(body, end)) is not None:
+                return closed.end() - len(_CLOSE)
+            if self._eager:  # a grammar has made it: it is JSON, and goes on
+                return -1
+        return body.find(_CLOSE, start)
+
+
+_JSON = json.JSONDecoder()
+_CLOSED = re.compile(r"\s*" + _CLOSE)
 
 
 def properties_of(tools: Schemas, name: str) -> dict[str, Any]:
