@@ -76,10 +76,14 @@ class Fields:
         """Returns a switch; absent is off."""
         return bool(self.get(name, False))
 
+    def stated(self) -> dict[str, Any]:
+        """Returns the configuration as it would be written to a file."""
+        return dict(self._config.to_dict())
+
     def refuse_unread(self) -> None:
         """Raises UnsupportedError for a field that Transformers' model may compute with, that was
         not read here, and that does not hold its default."""
-        stated, kind = self._config.to_dict(), type(self._config)
+        stated, kind = self.stated(), type(self._config)
         try:
             default = kind().to_dict()
         except Exception:  # a class that cannot be made without arguments says no defaults

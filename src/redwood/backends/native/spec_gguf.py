@@ -20,6 +20,7 @@ from redwood.backends.native.spec import (
     check_capacity,
     check_spec,
 )
+from redwood.backends.native.spec_gemma import layers_of_gguf
 from redwood.errors import ModelError
 from redwood.models._gguf import GGUFFile
 from redwood.models._gguf_parts import GGUFModel
@@ -29,8 +30,9 @@ _BIGGEST = {"gemma2": 46, "gemma3": 62}
 
 
 _PATTERNS = {"gemma2": 2, "gemma3": 6, "phi3": 0, "gptoss": 2, "cohere2": 4, "exaone4": 4}
+_PATTERNS |= {"gemma3n": 5}
 """Every so many layers one is not sliding, where a file does not say it; 0: all slide."""
-_NORMALISED = ("mixtral", "qwen3moe", "gptoss")
+_NORMALISED = ("mixtral", "qwen3moe", "gptoss", "gemma4")
 """Mixtures whose weights add up to 1, which no key says."""
 
 
@@ -54,14 +56,22 @@ def spec_from_gguf(file: GGUFFile | GGUFModel, capacity: int | None = None) -> D
     if layers > MOST_LAYERS:
         raise keys.fault("block_count", f"{layers} cannot be right")
     hidden = keys.count("embedding_length")
-    head_dim = keys.count("attention.key_length", hidden // heads)
-    for name in ("value_length", "key_length_swa", "value_length_swa"):
-        keys.refuse_other(f"attention.{name}", head_dim)
     windows = _windows(keys, layers)
+    if arch == "gemma4":
+        head_dim = keys.count("attention.key_length_swa")
+        keys.refuse_other("attention.value_length", keys.count("attention.key_length"))
+        keys.refuse_other("attention.value_length_swa", head_dim)
+    else:
+        head_dim = keys.count("attention.key_length", hidden // heads)
+        for name in ("value_length", "key_length_swa", "value_length_swa"):
+            keys.refuse_other(f"attention.{name}", head_dim)
     ropes = ropes_of(keys, head_dim, capacity, windows)
     traits: dict[str, Any] = {"qk_norm": False, "post_norms": False}
     traits |= {**family.traits, **family.gguf_traits}
     experts = _experts(keys, layers)
+    per_layer: dict[str, Any] = {}
+    if arch in ("gemma3n", "gemma4"):
+        per_layer = layers_of_gguf(keys, tensors, windows, head_dim)
     epsilon = "layer_norm" if traits.get("layer_norm") else "layer_norm_rms"
     gelu = gemma or not traits.get("gated", True)
     spec = DecoderSpec(
@@ -70,9 +80,13 @@ def spec_from_gguf(file: GGUFFile | GGUFModel, capacity: int | None = None) -> D
         hidden=hidden,
         layers=layers,
         heads=heads,
-        kv_heads=keys.count("attention.head_count_kv", heads),
+        kv_heads=(per_layer.get("kv_heads_of") or (keys.count("attention.head_count_kv", heads),))[0],
         head_dim=head_dim,
-        ffn=keys.count("feed_forward_length", experts.ffn if experts else None),
+        ffn=(
+            max(per_layer["ffns"])
+            if per_layer
+            else keys.count("feed_forward_length", experts.ffn if experts else None)
+        ),
         context=keys.count("context_length"),
         norm_eps=float32(keys.number(f"attention.{epsilon}_epsilon")),
         activation="gelu_tanh" if gelu else "silu",
@@ -81,7 +95,7 @@ def spec_from_gguf(file: GGUFFile | GGUFModel, capacity: int | None = None) -> D
             keys.number("attn_logit_softcapping", 50.0) if arch == "gemma2" else 0
         ),
         logit_softcap=float32(
-            keys.number("final_logit_softcapping", 30.0 if arch == "gemma2" else 0.0)
+            keys.number("final_logit_softcapping", 0.0 if arch == "gemma3" or not gemma else 30.0)
         ),
         embedding_scale=float32(math.sqrt(hidden)) if gemma else 1.0,
         windows=windows,
@@ -93,6 +107,7 @@ def spec_from_gguf(file: GGUFFile | GGUFModel, capacity: int | None = None) -> D
         logit_scale=float32(keys.number("logit_scale") if traits.get("parallel") else 1.0),
         mlp_bias=bool(family.mlp_bias) and "blk.0.ffn_up.bias" in tensors,
         experts=experts,
+        **per_layer,
         **traits,
     )
     return check_spec(spec, file.path)
@@ -111,7 +126,7 @@ def _rope_of_layer(family: str, windows: tuple[int, ...], ropes: int) -> tuple[i
 def _experts(keys: Keys, layers: int) -> Experts | None:
     """The mixture of experts that a file states, or None."""
     family = keys.family
-    if not FAMILIES[family].experts:
+    if not FAMILIES[family].experts or (family == "gemma4" and not keys.get("expert_count")):
         return None
     used, gating = keys.count("expert_used_count"), keys.get("expert_gating_func")
     # 1 is softmax, and 3 softmax over the chosen ones: the same once they add up to 1.
@@ -138,6 +153,7 @@ def _experts(keys: Keys, layers: int) -> Experts | None:
         normalise=normalised,
         scale=float32(keys.number("expert_weights_scale", 0.0) or 1.0),
         biases=family == "gptoss",
+        beside=family == "gemma4",
         **shared,
     )
 
@@ -153,6 +169,8 @@ def _attention_scale(keys: Keys, hidden: int, heads: int, head_dim: int, layers:
     given = keys.number("attention.scale", 0.0)
     if given:
         return given
+    if keys.family in ("gemma3n", "gemma4"):
+        return 1.0
     if _BIGGEST.get(keys.family) == layers:
         return 1 / math.sqrt(hidden // heads)
     return 1 / math.sqrt(head_dim)
