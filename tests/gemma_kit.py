@@ -160,15 +160,17 @@ def gemma_settings(model: Any) -> dict[str, Any]:
     config = model.config
     layers = config.num_hidden_layers
     slides = [kind == _S for kind in config.layer_types]
+    of = [config.per_layer_config[layer] for layer in range(layers)]
+    local, full = (of[slides.index(kind)] for kind in (True, False))
     settings = {
         "block_count": layers,
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
         "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": config.num_key_value_heads,
-        "attention.key_length": config.head_dim,
-        "attention.value_length": config.head_dim,
+        "attention.head_count_kv": local.num_key_value_heads,
+        "attention.key_length": full.head_dim,
+        "attention.value_length": full.head_dim,
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
         "attention.sliding_window": config.sliding_window,
         "attention.sliding_window_pattern": slides,
@@ -186,17 +188,14 @@ def gemma_settings(model: Any) -> dict[str, Any]:
             for share in config.activation_sparsity_pattern
         ]
         return settings
-    of = [config.per_layer_config[layer] for layer in range(layers)]
-    full = of[slides.index(False)].head_dim
     settings |= {
-        "attention.key_length": full,
-        "attention.value_length": full,
-        "attention.key_length_swa": config.head_dim,
-        "attention.value_length_swa": config.head_dim,
-        "attention.head_count_kv": [each.num_key_value_heads for each in of],
-        "rope.dimension_count": full,
-        "rope.dimension_count_swa": config.head_dim,
+        "attention.key_length_swa": local.head_dim,
+        "attention.value_length_swa": local.head_dim,
+        "rope.dimension_count": full.head_dim,
+        "rope.dimension_count_swa": local.head_dim,
     }
+    if local.num_key_value_heads != full.num_key_value_heads:
+        settings["attention.head_count_kv"] = [each.num_key_value_heads for each in of]
     if config.use_double_wide_mlp:
         own, width = layers - config.num_kv_shared_layers, config.intermediate_size
         settings["feed_forward_length"] = [width * (1 + (i >= own)) for i in range(layers)]

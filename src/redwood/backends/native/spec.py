@@ -257,12 +257,16 @@ def check_layers(spec: DecoderSpec, where: Path) -> None:
     for layer, source in enumerate(spec.sources):
         fits = 0 <= source <= layer and spec.sources[source] == source
         if not fits or spec.heads_of(source) != spec.heads_of(layer):
-            raise ModelError(f"{where}: layer {layer} cannot read keys and values of layer {source}")
+            raise ModelError(
+                f"{where}: layer {layer} cannot read keys and values of layer {source}"
+            )
     streams = spec.streams
     if streams is not None and not (
         2 <= streams.count <= MOST_STREAMS and 0 <= streams.active < streams.count and spec.ple
     ):
-        raise ModelError(f"{where}: {streams} with per-layer embeddings of {spec.ple} make no sense")
+        raise ModelError(
+            f"{where}: {streams} with per-layer embeddings of {spec.ple} make no sense"
+        )
 
 
 def _check_experts(experts: Experts, layers: int, where: Path) -> None:

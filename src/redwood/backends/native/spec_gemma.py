@@ -101,10 +101,13 @@ def _two_sizes(fields: Fields, kinds: list[str], head_dim: int) -> dict[str, Any
             "layer, which is not computed here"
         )
     same = fields.flag("attention_k_eq_v")
+    own = len(kinds) - _whole(fields, "num_kv_shared_layers")
     return {
         "kv_heads_of": tuple(heads),
         "head_dims": tuple(dims),
-        "keys_as_values": tuple(same and kind == "full_attention" for kind in kinds),
+        "keys_as_values": tuple(
+            same and kind == "full_attention" and layer < own for layer, kind in enumerate(kinds)
+        ),
     }
 
 
@@ -169,7 +172,10 @@ def layers_of_gguf(
     """
     layers, shared = len(windows), keys.get("attention.shared_kv_layers") or 0
     ple = keys.get("embedding_length_per_layer_input") or 0
-    for name, value in (("attention.shared_kv_layers", shared), ("embedding_length_per_layer_input", ple)):
+    for name, value in (
+        ("attention.shared_kv_layers", shared),
+        ("embedding_length_per_layer_input", ple),
+    ):
         if type(value) is not int or not 0 <= value < 1 << 31:
             raise keys.fault(name, f"{str(value)[:80]} must be a whole number")
     kinds = ["sliding" if window else "full" for window in windows]
@@ -189,7 +195,9 @@ def layers_of_gguf(
         made["kv_heads_of"] = keys.counts("attention.head_count_kv", layers)
         # As llama.cpp has it: where a full layer has no weights of values, they are the keys.
         made["keys_as_values"] = tuple(
-            not window and f"blk.{layer}.attn_v.weight" not in tensors
+            not window
+            and made["sources"][layer] == layer
+            and f"blk.{layer}.attn_v.weight" not in tensors
             for layer, window in enumerate(windows)
         )
         made["layer_scaled"] = "blk.0.layer_output_scale.weight" in tensors
@@ -199,8 +207,10 @@ def layers_of_gguf(
     if cutoffs is None:  # llama.cpp's constants
         cutoffs = [float32(NormalDist().inv_cdf(float32(0.95)))] * min(10, layers)
         cutoffs += [-math.inf] * (layers - len(cutoffs))
-    if not isinstance(cutoffs, list) or len(cutoffs) != layers or any(
-        type(cut) is not float or math.isnan(cut) or cut == math.inf for cut in cutoffs
+    if (
+        not isinstance(cutoffs, list)
+        or len(cutoffs) != layers
+        or any(type(cut) is not float or math.isnan(cut) or cut == math.inf for cut in cutoffs)
     ):
         raise keys.fault("activation_sparsity_scale", f"{str(cutoffs)[:80]} does not fit")
     laurel = tensors.get("blk.0.laurel_l.weight")

@@ -80,7 +80,9 @@ def spec_from_gguf(file: GGUFFile | GGUFModel, capacity: int | None = None) -> D
         hidden=hidden,
         layers=layers,
         heads=heads,
-        kv_heads=(per_layer.get("kv_heads_of") or (keys.count("attention.head_count_kv", heads),))[0],
+        kv_heads=(per_layer.get("kv_heads_of") or (keys.count("attention.head_count_kv", heads),))[
+            0
+        ],
         head_dim=head_dim,
         ffn=(
             max(per_layer["ffns"])
@@ -137,7 +139,9 @@ def _experts(keys: Keys, layers: int) -> Experts | None:
     for name in ("expert_group_count", "expert_group_used_count"):
         if keys.get(name) not in (None, 0, 1):
             raise keys.refused(name, f"is not defined for {keys.architecture}")
-    dense = keys.count("feed_forward_length", keys.get("expert_feed_forward_length"))
+    dense = 0  # of gemma4 its layers say
+    if family != "gemma4":
+        dense = keys.count("feed_forward_length", keys.get("expert_feed_forward_length"))
     width = dense if family in ("mixtral", "olmoe", "gptoss") else dense // used
     shared: dict[str, Any] = {}
     if family == "qwen2moe":
