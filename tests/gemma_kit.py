@@ -38,6 +38,8 @@ _FOUR: dict[str, Any] = {
     "hidden_size_per_layer_input": 0,
     "final_logit_softcapping": 8.0,
 }
+_UNIFIED = {key: value for key, value in _FOUR.items() if "per_layer" not in key}
+_UNIFIED |= {"num_kv_shared_layers": 2, "use_double_wide_mlp": True}
 _EMBEDDED = {"hidden_size_per_layer_input": 12, "vocab_size_per_layer_input": 96}
 _SHARED = {"num_kv_shared_layers": 2, "use_double_wide_mlp": True}
 _SAME = {"attention_k_eq_v": True, "num_global_key_value_heads": 1}
@@ -47,6 +49,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma4-embedded": ("Gemma4", {**_FOUR, **_EMBEDDED, **_SHARED}),  # as E2B and E4B
     "gemma4-dense": ("Gemma4", {**_FOUR, **_SAME}),  # as 31B
     "gemma4-mixture": ("Gemma4", {**_FOUR, **_SAME, **_EXPERTS}),  # as 26B-A4B
+    "gemma4-unified": ("Gemma4Unified", _UNIFIED),  # as 12B
     "gemma4-all": ("Gemma4", {**_FOUR, **_EMBEDDED, **_SHARED, **_SAME, **_EXPERTS}),
     "gemma3n": (
         "Gemma3n",
@@ -142,7 +145,7 @@ def gemma_tensors(model: Any) -> dict[str, np.ndarray[Any, Any]]:
         if values:
             made[f"{name}.weight"] = torch.stack(values).numpy().copy()
     config = model.config
-    if config.model_type == "gemma4_text":
+    if config.model_type != "gemma3n_text":
         dim = config.per_layer_config[config.layer_types.index(_F)].head_dim
         rope = config.rope_parameters[_F]
         turning = int(dim * rope["partial_rotary_factor"] / 2)
@@ -175,7 +178,7 @@ def gemma_settings(model: Any) -> dict[str, Any]:
         "attention.sliding_window": config.sliding_window,
         "attention.sliding_window_pattern": slides,
         "attention.shared_kv_layers": config.num_kv_shared_layers,
-        "embedding_length_per_layer_input": config.hidden_size_per_layer_input,
+        "embedding_length_per_layer_input": getattr(config, "hidden_size_per_layer_input", 0),
         "final_logit_softcapping": config.final_logit_softcapping,
         "rope.freq_base": config.rope_parameters[_F]["rope_theta"],
         "rope.freq_base_swa": config.rope_parameters[_S]["rope_theta"],
@@ -199,7 +202,7 @@ def gemma_settings(model: Any) -> dict[str, Any]:
     if config.use_double_wide_mlp:
         own, width = layers - config.num_kv_shared_layers, config.intermediate_size
         settings["feed_forward_length"] = [width * (1 + (i >= own)) for i in range(layers)]
-    if config.enable_moe_block:
+    if getattr(config, "enable_moe_block", False):
         settings["expert_count"] = config.num_experts
         settings["expert_used_count"] = config.top_k_experts
         settings["expert_feed_forward_length"] = config.moe_intermediate_size
@@ -216,5 +219,5 @@ def save_gemma(path: Path, model: Any, kind: str = "F32", **changes: Any) -> Pat
             if x.ndim > 1 and "_inp" not in name and "altup" not in name and "laurel" not in name:
                 raw, held = stored(x.reshape(-1, x.shape[-1]), kind)
                 tensors[name] = raw.reshape(*x.shape[:-1], -1), held
-    architecture = model.config.model_type.removesuffix("_text")
+    architecture = "gemma3n" if model.config.model_type == "gemma3n_text" else "gemma4"
     return write_gguf(path, architecture, settings, tensors)

@@ -148,6 +148,14 @@ FAMILIES: dict[str, Family] = {
         names={**_GEMMA_NAMES, **PER_LAYER, **GEMMA4_EXPERTS, "layer_scale": "layer_scalar"},
         gguf_names={f"shared_{part}": f"ffn_{part}.weight" for part in ("gate", "up", "down")},
     ),
+    "gemma4unified": Family(  # Gemma 4 12B; as GGUF files it is gemma4
+        *("gemma4_unified_text", "Gemma4UnifiedForCausalLM", "", _GEMMA_TRAITS),
+        images=("gemma4_unified", "Gemma4UnifiedForConditionalGeneration", ""),
+        bias="attention_bias",
+        output_bias=True,
+        windows="layer_types",
+        names={**_GEMMA_NAMES, "layer_scale": "layer_scalar"},
+    ),
     "phi3": Family(
         *("phi3", "Phi3ForCausalLM", "phi3"),
         windows="all",
@@ -314,7 +322,7 @@ FAMILIES: dict[str, Family] = {
         names=_POST_ONLY,
     ),
 }
-GEMMA = ("gemma2", "gemma3", "gemma3n", "gemma4")
+GEMMA = ("gemma2", "gemma3", "gemma3n", "gemma4", "gemma4unified")
 NORMS_LESS_ONE = ("gemma2", "gemma3")
 """Families whose folders keep norms less 1."""
 

@@ -46,7 +46,7 @@ def layers_of(fields: Fields, head_dim: int) -> dict[str, Any]:
     if made["ple"]:
         made["ple_vocab"] = fields.count("vocab_size_per_layer_input")
     fields.get("vocab_size_per_layer_input")
-    if fields.get("model_type") == "gemma4_text":
+    if fields.get("model_type") != "gemma3n_text":
         if made["ple"] and made["ple_vocab"] < fields.count("vocab_size"):
             raise ModelError(
                 f"{fields.where}: vocab_size_per_layer_input {made['ple_vocab']} leaves tokens out"

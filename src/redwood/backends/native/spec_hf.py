@@ -80,7 +80,7 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
     biased = family.bias == "always" or (bool(family.bias) and fields.flag(family.bias))
     scalar = fields.get("query_pre_attn_scalar") if gemma else head_dim
     layers: dict[str, Any] = {}
-    if architecture in ("gemma3n", "gemma4"):  # queries and keys are normed; no scale
+    if family.traits.get("value_norm"):  # queries and keys are normed; no scale
         scalar, layers = 1.0, layers_of(fields, head_dim)
     windows = _windows(fields, family)
     turning = latent.turning if latent else head_dim
@@ -232,7 +232,7 @@ def _ropes(
     """Which rotary frequencies each layer uses, and all of them; `dims`: of each layer's heads."""
     given, family = fields.get("rope_parameters"), FAMILIES[architecture]
     kinds = ("full_attention", "sliding_attention")
-    if architecture in ("gemma3", "gemma3n", "gemma4", "olmo3"):
+    if architecture in ("gemma3", "olmo3") or family.traits.get("value_norm"):
         stated = _layer_types(fields)
         of = {kind: dim for kind, dim in zip(stated, dims, strict=True)}
         ropes = [
@@ -272,8 +272,7 @@ def _rope(
     share = parameters.get("partial_rotary_factor", 1.0)
     if type(share) not in (int, float) or not 0 < share <= 1:
         raise ModelError(f"{where}: partial_rotary_factor {share!r} must be above 0, at most 1")
-    proportional = family.model_type == "gemma4_text" and parameters["rope_type"] == "proportional"
-    if proportional:
+    if family.traits.get("value_norm") and parameters["rope_type"] == "proportional":
         share = 1.0  # of the components, all of which it has a frequency for
     if not family.partial and share != 1.0:
         raise UnsupportedError(
