@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +15,8 @@ from gemma_kit import MODELS, gemma_model, save_gemma, with_images
 from redwood.backends.base import Nodes
 from redwood.backends.eager.load import wrap_model
 from redwood.backends.native.load import load_native
-from redwood.backends.native.weights import open_folder, open_gguf
-from redwood.errors import ModelError, RedwoodError, UnsupportedError
+from redwood.backends.native.weights import open_folder
+from redwood.errors import UnsupportedError
 
 pytest.importorskip("redwood._native", reason="installed without a compiler")
 

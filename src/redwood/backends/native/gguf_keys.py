@@ -29,11 +29,9 @@ _EXPERTS = {
     *("expert_weights_scale", "expert_weights_norm", "expert_gating_func"),
     *("expert_group_count", "expert_group_used_count"),
 }
-_LAYERS = {
-    *("embedding_length_per_layer_input", "attention.shared_kv_layers"),
-    *("altup.active_idx", "altup.num_inputs", "activation_sparsity_scale"),
-}
-"""What Gemma 3n and Gemma 4 have beside others."""
+_LAYERS = {"embedding_length_per_layer_input", "attention.shared_kv_layers"}
+_STREAMS = {"altup.active_idx", "altup.num_inputs", "activation_sparsity_scale"}
+"""What Gemma 3n and Gemma 4 have beside others, and Gemma 3n alone."""
 
 
 class Keys:
@@ -119,7 +117,7 @@ class Keys:
         if self.architecture == family.images[2]:  # what images alone need
             known = known | {"rope.dimension_sections", "n_deepstack_layers"}
         if family.traits.get("value_norm"):
-            known = known | _LAYERS
+            known = known | _LAYERS | (_STREAMS if self.family == "gemma3n" else set())
         if family.traits.get("parallel"):
             known = known | {"logit_scale"}
         for key in metadata:

@@ -30,7 +30,7 @@ MATRICES = (
     *("ple_embed", "ple_model", "ple_gate", "ple_proj", "altup_proj", "altup_unembed"),
     *("laurel_left", "laurel_right"),
 )
-"""Roles that are packed matrices; the others are held in float32, vectors but for a few small ones."""
+"""Roles that are packed matrices; the others are held in float32: vectors, and a few small ones."""
 LANES = 16
 """Rows of a packed block: each expert begins with a block of its own."""
 

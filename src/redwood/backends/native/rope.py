@@ -64,8 +64,8 @@ def make_rope(
     PyTorch may be off by one unit in the last place, elsewhere on each processor.
 
     Args:
-        parameters: "rope_type" default, proportional, linear, llama3, yarn or longrope; "rope_theta"; and what
-            the type needs.
+        parameters: "rope_type" default, proportional, linear, llama3, yarn or longrope;
+            "rope_theta"; and what the type needs.
         rotary_dim: components of a head that turn.
         context: max_position_embeddings.
         capacity: positions that will be used; None: `context`. longrope has one set of
