@@ -146,7 +146,7 @@ def gemma_tensors(model: Any) -> dict[str, np.ndarray[Any, Any]]:
             made[f"{name}.weight"] = torch.stack(values).numpy().copy()
     config = model.config
     if config.model_type != "gemma3n_text":
-        dim = config.per_layer_config[config.layer_types.index(_F)].head_dim
+        _, dim = heads_of(config, config.layer_types.index(_F))
         rope = config.rope_parameters[_F]
         turning = int(dim * rope["partial_rotary_factor"] / 2)
         factors = [1.0] * turning + [1e30] * (dim // 2 - turning)
@@ -158,22 +158,33 @@ def gemma_tensors(model: Any) -> dict[str, np.ndarray[Any, Any]]:
     return made
 
 
+def heads_of(config: Any, layer: int) -> tuple[int, int]:
+    """Key-value heads of a layer, and their size."""
+    if hasattr(config, "per_layer_config"):
+        of = config.per_layer_config[layer]
+        return of.num_key_value_heads, of.head_dim
+    full = config.layer_types[layer] == _F  # Transformers before 5.24
+    same = full and getattr(config, "attention_k_eq_v", False)
+    kv_heads = (same and config.num_global_key_value_heads) or config.num_key_value_heads
+    return kv_heads, (full and getattr(config, "global_head_dim", 0)) or config.head_dim
+
+
 def gemma_settings(model: Any) -> dict[str, Any]:
     """The settings that llama.cpp's converter writes of a model."""
     config = model.config
     layers = config.num_hidden_layers
     slides = [kind == _S for kind in config.layer_types]
-    of = [config.per_layer_config[layer] for layer in range(layers)]
-    local, full = (of[slides.index(kind)] for kind in (True, False))
+    kv_heads = [heads_of(config, layer)[0] for layer in range(layers)]
+    local, full = (heads_of(config, slides.index(kind))[1] for kind in (True, False))
     settings = {
         "block_count": layers,
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
         "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": local.num_key_value_heads,
-        "attention.key_length": full.head_dim,
-        "attention.value_length": full.head_dim,
+        "attention.head_count_kv": kv_heads[slides.index(True)],
+        "attention.key_length": full,
+        "attention.value_length": full,
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
         "attention.sliding_window": config.sliding_window,
         "attention.sliding_window_pattern": slides,
@@ -192,13 +203,13 @@ def gemma_settings(model: Any) -> dict[str, Any]:
         ]
         return settings
     settings |= {
-        "attention.key_length_swa": local.head_dim,
-        "attention.value_length_swa": local.head_dim,
-        "rope.dimension_count": full.head_dim,
-        "rope.dimension_count_swa": local.head_dim,
+        "attention.key_length_swa": local,
+        "attention.value_length_swa": local,
+        "rope.dimension_count": full,
+        "rope.dimension_count_swa": local,
     }
-    if local.num_key_value_heads != full.num_key_value_heads:
-        settings["attention.head_count_kv"] = [each.num_key_value_heads for each in of]
+    if len(set(kv_heads)) > 1:
+        settings["attention.head_count_kv"] = kv_heads
     if config.use_double_wide_mlp:
         own, width = layers - config.num_kv_shared_layers, config.intermediate_size
         settings["feed_forward_length"] = [width * (1 + (i >= own)) for i in range(layers)]

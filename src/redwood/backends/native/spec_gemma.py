@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from statistics import NormalDist
+from types import SimpleNamespace
 from typing import Any
 
 from redwood.backends.native.config_fields import Fields
@@ -87,11 +88,17 @@ def _sources(where: Any, kinds: list[str], layers: int, shared: int) -> tuple[in
 
 def _two_sizes(fields: Fields, kinds: list[str], head_dim: int) -> dict[str, Any]:
     """Gemma 4: full layers may have other heads, and values that are keys."""
-    config = fields.get("per_layer_config")
+    config, same = fields.get("per_layer_config"), fields.flag("attention_k_eq_v")
+    # Transformers before 5.24 has settings of full layers in place of those of each layer.
+    full = {
+        "head_dim": fields.get("global_head_dim"),
+        "num_key_value_heads": fields.get("num_global_key_value_heads") if same else None,
+    }
     kv_heads = fields.count("num_key_value_heads")
     heads, dims = [], []
-    for layer in range(len(kinds)):
-        of = config[layer] if config is not None else None
+    for layer, kind in enumerate(kinds):
+        named = {k: v for k, v in full.items() if v and kind == "full_attention"}
+        of = SimpleNamespace(**named) if config is None else config[layer]
         heads.append(_of_layer(fields, of, layer, "num_key_value_heads", kv_heads))
         dims.append(_of_layer(fields, of, layer, "head_dim", head_dim))
     odd = {name for layer in _overrides(fields) for name in layer} - _BY_LAYER
@@ -100,7 +107,6 @@ def _two_sizes(fields: Fields, kinds: list[str], head_dim: int) -> dict[str, Any
             f"{fields.where}: per_layer_config sets {', '.join(sorted(map(str, odd)))} layer by "
             "layer, which is not computed here"
         )
-    same = fields.flag("attention_k_eq_v")
     own = len(kinds) - _whole(fields, "num_kv_shared_layers")
     return {
         "kv_heads_of": tuple(heads),
