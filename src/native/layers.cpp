@@ -113,11 +113,12 @@ void Decoder::project(Work& w, const Layer& layer) {
                 values = round_up(layer.kv_heads * layer.value_dim, kLanes);
   if (!layer.kv_a.data) {
     const int64_t low = round_up(layer.laurel_left.rows, kLanes);
-    std::vector<Work::Out> outs{{s.q, heads, false}};
-    if (layer.k.data) outs.push_back({s.k, kv, false});
-    if (layer.v.data) outs.push_back({s.v, values, false});
-    if (layer.laurel_left.data) outs.push_back({s.low, low, false});
-    w.multiply(n, s.x, hidden, outs.data(), [](int64_t, int64_t) {});
+    Work::Out outs[4] = {{s.q, heads, false}};
+    int count = 1;
+    if (layer.k.data) outs[count++] = {s.k, kv, false};
+    if (layer.v.data) outs[count++] = {s.v, values, false};
+    if (layer.laurel_left.data) outs[count] = {s.low, low, false};
+    w.multiply(n, s.x, hidden, outs, [](int64_t, int64_t) {});
     if (!layer.laurel_right.data) return;
     w.prepare(n, s.low, low, [](int64_t) {});
     return w.multiply(n, s.low, low, {{s.laurel, hidden, false}});
