@@ -1,5 +1,6 @@
 // A decoder-only transformer over paged slots: rows of tokens and, after them, trees of nodes.
 #pragma once
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -10,6 +11,7 @@
 namespace redwood {
 
 constexpr int kMostExperts = 1024;
+constexpr int kMostStreams = 8;
 
 struct Matrix {
   Format format = Format::kF32;
@@ -26,7 +28,20 @@ struct Experts {
   Vector router_bias;        // [experts], added to the scores
   Vector choice_bias;        // [experts], added for the choice alone
   Vector gate_bias, up_bias, down_bias;
+  Vector scale;              // [experts]: multiplies the weights of those chosen
+  // Norms of what router and experts read, where they stand beside a dense MLP: both read the residual,
+  // and a norm of each follows before their sum is normed as an MLP is.
+  Vector router_norm, norm, post_norm, dense_post_norm;
   explicit operator bool() const { return router.data != nullptr; }
+  bool beside() const { return !norm.empty(); }
+};
+
+// What the streams of a layer say of each other (AltUp, arXiv 2301.13310): `router` [streams, hidden] of
+// the normed active one gives modalities; `predict` [streams, streams, streams] of these mixes the
+// streams before the layer, `correct` [streams, streams] spreads what the layer changed.
+struct AltUp {
+  Vector norm, router, predict, correct;
+  Vector scale;  // [hidden], of the active stream before per-layer embeddings; or none
 };
 
 struct Layer {
@@ -42,9 +57,24 @@ struct Layer {
   Matrix q_a, kv_a, k_b, v_b;
   Vector q_a_norm, kv_a_norm;
   Matrix gate, up, down;  // of the shared expert where there are experts; no gate: up alone
+  float cutoff = -std::numeric_limits<float>::infinity();  // the gate is what lies so many deviations above its mean
   Experts experts;
   int64_t window = 0;     // 0: all positions are seen
   int rope = 0;           // -1: no positions
+  int64_t kv_heads = 0, head_dim = 0, value_dim = 0;
+  int source = 0;           // whose keys and values it reads: its own, or an earlier layer's
+  bool value_norm = false;  // values are normed, by no weight
+  float scale = 1.0f;       // multiplies the residual behind the layer
+  // A residual of low rank beside attention (Laurel): x + norm(right left x) of the normed residual.
+  Matrix laurel_left, laurel_right;
+  Vector laurel_norm;
+  // Per-layer embeddings: norm(proj(act(gate h) * embedding)) is added behind the MLP.
+  Matrix ple_gate, ple_proj;
+  Vector ple_norm;
+  AltUp altup;
+
+  // No weights make values: they are the keys, before norm and positions.
+  bool values_are_keys() const { return k.data && !v.data; }
 };
 
 // How rows are given to experts.
@@ -64,8 +94,7 @@ struct Rope {
 };
 
 struct Model {
-  int64_t hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab = 0;
-  int64_t value_dim = 0;  // of a head's values
+  int64_t hidden = 0, heads = 0, vocab = 0;
   int64_t latent = 0;     // width of latents; 0: keys and values are projected
   int64_t query_latent = 0;  // of queries' own; 0: they are projected
   int64_t outputs = 0;  // tokens with a score: the first of the vocabulary, or all
@@ -82,6 +111,15 @@ struct Model {
   std::vector<Rope> ropes;
   Matrix embed, head;
   Vector output_norm, output_norm_bias;
+  // Per-layer embeddings, `ple` wide: rows of `ple_embed` [tokens, layers * ple], and what `ple_model`
+  // makes of the embedding.
+  int64_t ple = 0;
+  Matrix ple_embed, ple_model;
+  Vector ple_norm;
+  // Streams of residuals, of which `active` goes through the layers; 0: one residual.
+  int64_t streams = 0, active = 0;
+  Matrix altup_proj;                 // of the embedding to the other streams, one after the other
+  std::vector<Matrix> altup_unembed;  // of the other streams
 };
 
 // New nodes of one row, appended to its provisional ones.
@@ -125,7 +163,9 @@ class Decoder {
   void embed(Task& task, int64_t node);
   void project(Work& work, const Layer& layer);
   void attention(Work& work, const Layer& layer, int index);
-  void residual(Work& work, const float* x, int64_t stride, const Vector& bias, const Vector& norm_weight);
+  void residual(Work& work, const float* x, int64_t stride, const Vector& bias, const Vector& norm_weight,
+                float scale);
+  void add_scaled(float* x, const float* y, float scale) const;
   void gated(Work& work, const Layer& layer);
   void experts(Work& work, const Layer& layer);
   void place(Task& task, const Layer& layer, int index, int64_t node, int64_t which);
@@ -137,6 +177,21 @@ class Decoder {
   void route(Task& task, const Layer& layer, int64_t node, int thread);
   void group(const Task& task, Groups& groups) const;
   void combine(Task& task, const Layer& layer, int64_t node, const Groups& groups);
+  void experts_beside(Work& work, const Layer& layer);
+  void chosen_experts(Work& work, const Layer& layer);
+
+  // gemma.cpp
+  void begin_streams(Work& work);
+  float* stream_of(Task& task, int64_t stream, int64_t node) const;
+  void per_layer_inputs(Task& task, int64_t node, int thread);
+  void per_layer(Work& work, const Layer& layer, int64_t index);
+  void modalities(const Layer& layer, const float* x, float* normed, float* out) const;
+  void predict(Task& task, const Layer& layer, int64_t node);
+  void correct(Task& task, const Layer& layer, int64_t node);
+  void add_laurel(Task& task, const Layer& layer, int64_t node);
+  void cut_gate(const Layer& layer, float* gate) const;
+  void end_streams(Work& work);
+  void merge_streams(Task& task, int64_t node, int64_t row);
 
   Model model_;
   const Kernels* kernels_;
@@ -144,6 +199,7 @@ class Decoder {
   CacheShape shape_;
   std::vector<Product> products_;  // of a pass, in order
   std::vector<float> ones_;
+  int64_t widest_head_ = 0;  // components of a key or value, padded to 16
   std::unique_ptr<Scratch> scratch_;
   std::vector<int32_t> tails_;  // of the nodes of the present call
   std::mutex one_;

@@ -77,10 +77,10 @@ inline bool norms_all_heads(const Layer& layer, int64_t head_dim) {
 
 struct Decoder::Scratch {
   std::vector<WeightStream> streams;  // per thread
-  std::vector<float> stores[18];
+  std::vector<float> stores[23];
   // 0: the normed residual; 1: what attention and MLP made of it; 2: what the experts did.
   Quantised inputs[3];
-  std::vector<std::vector<float>> scores, outs, queries, choices;  // per thread
+  std::vector<std::vector<float>> scores, outs, queries, choices, looked_up;  // per thread
   std::vector<Quantised> gathered;      // per thread: rows of one expert
   std::vector<std::vector<float>> rows;  // per thread: the same as floats
   std::vector<Groups> groups;           // per thread, all alike
@@ -89,6 +89,8 @@ struct Decoder::Scratch {
   float *h, *x, *q, *k, *v, *mixed, *gate, *up, *y;
   float *latents, *expanded;  // of keys and values; the parts of keys that do not turn
   float* asked;               // latents of queries
+  // [nodes, layers * ple]; [streams, nodes, hidden]; [nodes, rank]; [nodes, hidden]; [nodes, others * hidden]
+  float *ple, *residuals, *low, *laurel, *others;
   float *router, *shared_switch, *shared, *expert_gate, *expert_up, *expert_y;
 };
 
@@ -205,7 +207,7 @@ struct Decoder::Work {
 
   // The next product. `after` is called with outputs [first, last) of it, when they are done.
   template <class After>
-  void multiply(int rows, const float* x, int64_t x_stride, std::initializer_list<Out> outs, After after) {
+  void multiply(int rows, const float* x, int64_t x_stride, const Out* outs, After after) {
     const uint64_t inputs = task.inputs + product;
     const Product& p = decoder.products_[product++];
     const Quantised& in = task.s.inputs[p.input.buffer];
@@ -213,13 +215,13 @@ struct Decoder::Work {
     const auto cut = [&](int t) { return p.cuts[static_cast<size_t>(t)]; };
     task.share(phase, thread, p.align, p.most, cut, [&](int64_t first, int64_t last, bool own) {
       parts(p, first, last, [&](size_t i, int64_t from, int64_t to) {
-        blocks(*p.matrices[i], in, x, x_stride, rows, inputs, outs.begin()[i], from, to, own ? &ahead : nullptr);
+        blocks(*p.matrices[i], in, x, x_stride, rows, inputs, outs[i], from, to, own ? &ahead : nullptr);
       });
       after(first * kLanes, round_up(last, p.align) * kLanes);
     });
   }
   void multiply(int rows, const float* x, int64_t x_stride, std::initializer_list<Out> outs) {
-    multiply(rows, x, x_stride, outs, [](int64_t, int64_t) {});
+    multiply(rows, x, x_stride, outs.begin(), [](int64_t, int64_t) {});
   }
 };
 

@@ -73,7 +73,7 @@ void Decoder::route(Task& task, const Layer& layer, int64_t node, int thread) {
   }
   for (int64_t k = 0; k < r.used; ++k) {
     if (r.normalise) shares[k] /= sum;
-    shares[k] *= r.scale;
+    shares[k] *= layer.experts.scale.empty() ? r.scale : layer.experts.scale[static_cast<size_t>(chosen[k])];
   }
 }
 
@@ -176,25 +176,55 @@ void Decoder::experts(Work& w, const Layer& layer) {
   Task& task = w.task;
   Scratch& s = task.s;
   const Experts& e = layer.experts;
-  const Routing& r = model_.routing;
   const int n = task.count;
-  const int64_t hidden = round_up(model_.hidden, kLanes), ffn = round_up(r.ffn, kLanes);
-  const int64_t threads = task.pool.size();
-  const auto part = [](const Vector& v, int64_t at) { return v.empty() ? nullptr : v.data() + at; };
-
-  const int64_t scores = round_up(r.experts, kLanes);
+  const int64_t hidden = round_up(model_.hidden, kLanes), scores = round_up(model_.routing.experts, kLanes);
+  if (e.beside()) return experts_beside(w, layer);
   if (e.shared_switch.data) {
     w.multiply(n, s.x, hidden, {{s.router, scores, false}, {s.shared_switch, kLanes, false}});
   } else {
     w.multiply(n, s.x, hidden, {{s.router, scores, false}});
   }
   w.each(n, [&](int64_t i) { route(task, layer, i, w.thread); });
-  Groups& g = s.groups[static_cast<size_t>(w.thread)];
-  group(task, g);
   if (layer.up.data) {
     gated(w, layer);
     w.multiply(n, s.gate, round_up(layer.up.rows, kLanes), {{s.shared, hidden, false}});
   }
+  chosen_experts(w, layer);
+}
+
+// Experts beside a dense MLP: three norms of the residual are read, by the MLP, the router and the experts.
+void Decoder::experts_beside(Work& w, const Layer& layer) {
+  Task& task = w.task;
+  Scratch& s = task.s;
+  const Experts& e = layer.experts;
+  const int n = task.count;
+  const int64_t hidden = round_up(model_.hidden, kLanes);
+  gated(w, layer);
+  w.multiply(n, s.gate, round_up(layer.up.rows, kLanes), {{s.shared, hidden, false}});
+  w.prepare(n, s.x, hidden, [&](int64_t i) { norm(s.h + i * hidden, e.router_norm, {}, s.x + i * hidden); });
+  w.multiply(n, s.x, hidden, {{s.router, round_up(model_.routing.experts, kLanes), false}});
+  Input read;
+  read.serve(e.gate), read.serve(e.up);
+  w.each(n, [&](int64_t i) {
+    route(task, layer, i, w.thread);
+    norm(s.h + i * hidden, e.norm, {}, s.x + i * hidden);
+    quantise(task, read, s.x, hidden, i, 0, std::numeric_limits<int64_t>::max());
+  });
+  chosen_experts(w, layer);
+}
+
+// Adds to the residual what the chosen experts say of s.x, and the shared one in s.shared.
+void Decoder::chosen_experts(Work& w, const Layer& layer) {
+  Task& task = w.task;
+  Scratch& s = task.s;
+  const Experts& e = layer.experts;
+  const Routing& r = model_.routing;
+  const int n = task.count;
+  const int64_t hidden = round_up(model_.hidden, kLanes), ffn = round_up(r.ffn, kLanes);
+  const int64_t threads = task.pool.size();
+  const auto part = [](const Vector& v, int64_t at) { return v.empty() ? nullptr : v.data() + at; };
+  Groups& g = s.groups[static_cast<size_t>(w.thread)];
+  group(task, g);
 
   const auto cuts = [&](int64_t blocks, int64_t align, int64_t bytes) {
     const int64_t each = round_up(blocks, align);
@@ -286,8 +316,10 @@ void Decoder::combine(Task& task, const Layer& layer, int64_t node, const Groups
     }
     for (int64_t i = 0; i < n; ++i) y[i] += share * out[i];
   }
+  if (e.beside()) norm(y, e.post_norm, {}, y);
   if (layer.up.data) {
-    const float* shared = s.shared + node * hidden;
+    float* shared = s.shared + node * hidden;
+    if (e.beside()) norm(shared, e.dense_post_norm, {}, shared);
     float by = 1.0f;
     if (e.shared_switch.data) {
       const float x = s.shared_switch[node * kLanes];
@@ -297,7 +329,7 @@ void Decoder::combine(Task& task, const Layer& layer, int64_t node, const Groups
     for (int64_t i = 0; i < n; ++i) y[i] += by * shared[i];
   }
   if (!layer.post_ffn_norm.empty()) norm(y, layer.post_ffn_norm, {}, y);
-  kernels_->add(s.h + node * hidden, y, n);
+  add_scaled(s.h + node * hidden, y, model_.ple ? 1.0f : layer.scale);
 }
 
 }  // namespace redwood

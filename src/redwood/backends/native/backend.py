@@ -8,6 +8,7 @@ then not change one token of what plain decoding on this backend says (`docs/nat
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -101,7 +102,7 @@ class NativeBackend:
         config = {
             name: getattr(spec, name)
             for name in (
-                *("hidden", "heads", "kv_heads", "head_dim", "vocab_size", "norm_eps"),
+                *("hidden", "heads", "vocab_size", "norm_eps", "value_norm", "ple", "ple_vocab"),
                 *("attention_scale", "attention_softcap", "logit_softcap", "embedding_scale"),
                 *(
                     "latent",
@@ -116,7 +117,7 @@ class NativeBackend:
         }
         config |= _experts(spec) | {
             "outputs": outputs,
-            "value_dim": spec.values,
+            **_of_layers(spec),
             "ffns": [spec.width(layer) for layer in range(spec.layers)],
             "gelu": spec.activation == "gelu_tanh",
             "half_cache": kv == "f16",
@@ -270,9 +271,13 @@ class NativeBackend:
     @property
     def token_bytes(self) -> int:
         """Memory that keys and values of one token take."""
-        padded = -(-self.spec.values // _LANES) * _LANES  # as values are
-        heads = self.spec.layers * self.spec.kv_heads
-        return heads * (self.spec.head_dim + padded) * self._number_bytes
+        numbers = 0
+        for layer in range(self.spec.layers):
+            kv_heads, head_dim, value_dim = self.spec.heads_of(layer)
+            padded = -(-value_dim // _LANES) * _LANES  # as values are
+            own = self.spec.source(layer) == layer
+            numbers += kv_heads * (head_dim + padded) if own else 0
+        return numbers * self._number_bytes
 
     @property
     def cache_bytes(self) -> int:
@@ -283,6 +288,22 @@ class NativeBackend:
         if row not in self._rows:
             raise ArgumentError(f"row {row} is not open")
         return self._rows[row]
+
+
+def _of_layers(spec: DecoderSpec) -> dict[str, object]:
+    """What layers have each for themselves, and their streams of residuals."""
+    heads, streams = [spec.heads_of(layer) for layer in range(spec.layers)], spec.streams
+    return {
+        "kv_heads": [kv_heads for kv_heads, _, _ in heads],
+        "head_dims": [head_dim for _, head_dim, _ in heads],
+        "value_dims": [value_dim for _, _, value_dim in heads],
+        "sources": [spec.source(layer) for layer in range(spec.layers)],
+        "values_are_keys": any(spec.keys_as_values),
+        "cutoffs": list(spec.cutoffs) or [-math.inf] * spec.layers,
+        "streams": streams.count if streams else 0,
+        "active_stream": streams.active if streams else 0,
+        "laurel_rank": streams.rank if streams else 0,
+    }
 
 
 def _experts(spec: DecoderSpec) -> dict[str, object]:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from redwood.backends.native.gemma_names import ALTUP, GEMMA4_EXPERTS, PER_LAYER
+
 _QKV, _GATE_UP = ("q", "k", "v"), ("gate", "up")
 
 
@@ -82,6 +84,7 @@ _MOE = {
     "expert_down": "mlp.experts.{}.down_proj.weight",
 }
 _SHARED = {f"shared_{r}": f"mlp.shared_experts.{r}_proj.weight" for r in ("gate", "up", "down")}
+_GEMMA_TRAITS = {"post_norms": True, "qk_norm": True, "value_norm": True}
 _GLM_NAMES = {
     "post_attn_norm": "post_self_attn_layernorm.weight",
     "post_ffn_norm": "post_mlp_layernorm.weight",
@@ -126,6 +129,32 @@ FAMILIES: dict[str, Family] = {
         output_bias=True,
         windows="layer_types",
         names=_GEMMA_NAMES,
+    ),
+    "gemma3n": Family(
+        *("gemma3n_text", "Gemma3nForCausalLM", "gemma3n", _GEMMA_TRAITS),
+        images=("gemma3n", "Gemma3nForConditionalGeneration", ""),
+        bias="attention_bias",
+        output_bias=True,
+        windows="layer_types",
+        names={**_GEMMA_NAMES, **PER_LAYER, **ALTUP},
+    ),
+    "gemma4": Family(
+        *("gemma4_text", "Gemma4ForCausalLM", "gemma4", _GEMMA_TRAITS),
+        images=("gemma4", "Gemma4ForConditionalGeneration", ""),
+        bias="attention_bias",
+        output_bias=True,
+        windows="layer_types",
+        experts="gemma4",
+        names={**_GEMMA_NAMES, **PER_LAYER, **GEMMA4_EXPERTS, "layer_scale": "layer_scalar"},
+        gguf_names={f"shared_{part}": f"ffn_{part}.weight" for part in ("gate", "up", "down")},
+    ),
+    "gemma4unified": Family(  # Gemma 4 12B; as GGUF files it is gemma4
+        *("gemma4_unified_text", "Gemma4UnifiedForCausalLM", "", _GEMMA_TRAITS),
+        images=("gemma4_unified", "Gemma4UnifiedForConditionalGeneration", ""),
+        bias="attention_bias",
+        output_bias=True,
+        windows="layer_types",
+        names={**_GEMMA_NAMES, "layer_scale": "layer_scalar"},
     ),
     "phi3": Family(
         *("phi3", "Phi3ForCausalLM", "phi3"),
@@ -307,7 +336,9 @@ FAMILIES: dict[str, Family] = {
         names=_POST_ONLY,
     ),
 }
-GEMMA = ("gemma2", "gemma3")
+GEMMA = ("gemma2", "gemma3", "gemma3n", "gemma4", "gemma4unified")
+NORMS_LESS_ONE = ("gemma2", "gemma3")
+"""Families whose folders keep norms less 1."""
 LATENT = ("deepseek2", "deepseek3", "glm4moelite")
 """Families of latent attention."""
 

@@ -41,6 +41,9 @@ _LATENT = {
     *(f"attention.{name}" for name in ("key_length_mla", "value_length_mla")),
     "rope.scaling.yarn_log_multiplier",
 }
+_LAYERS = {"embedding_length_per_layer_input", "attention.shared_kv_layers"}
+_STREAMS = {"altup.active_idx", "altup.num_inputs", "activation_sparsity_scale"}
+"""What Gemma 3n and Gemma 4 have beside others, and Gemma 3n alone."""
 
 
 class Keys:
@@ -89,6 +92,17 @@ class Keys:
             raise self.fault(name, f"{value!r} must be a whole number of at least 1")
         return value
 
+    def counts(self, name: str, layers: int, default: int | None = None) -> tuple[int, ...]:
+        """Returns a whole number of at least 1 for each layer; a single one counts for all."""
+        values = self.get(name)
+        if not isinstance(values, list):
+            return (self.count(name, default),) * layers
+        if len(values) != layers or any(
+            type(value) is not int or not 1 <= value < 1 << 31 for value in values
+        ):
+            raise self.fault(name, f"{str(values)[:80]} is no list of {layers} whole numbers")
+        return tuple(values)
+
     def number(self, name: str, default: float | None = None) -> float:
         """Returns a finite number."""
         value = self.get(name)
@@ -118,6 +132,8 @@ class Keys:
             known = known | _LATENT
         if self.architecture == family.images[2]:  # what images alone need
             known = known | {"rope.dimension_sections", "n_deepstack_layers"}
+        if family.traits.get("value_norm"):
+            known = known | _LAYERS | (_STREAMS if self.family == "gemma3n" else set())
         if family.traits.get("parallel"):
             known = known | {"logit_scale"}
         for key in metadata:

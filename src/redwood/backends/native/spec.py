@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from redwood.backends.native.rope import Rope, float32
+from redwood.backends.native.rope import MOST_HEAD_DIM, Rope, float32
 from redwood.errors import ModelError, check_count
 
 MOST_LAYERS = 4096
@@ -17,6 +17,7 @@ MOST_LAYERS = 4096
 MOST_EXPERTS = 1024
 LATENT_EPS = float32(1e-6)
 """Of the norms of latents, whatever a model sets for its other norms."""
+MOST_STREAMS = 8
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Experts:
         biases: router and experts have biases.
         shared_ffn: width of an expert that every token has; 0: none.
         shared_switch: the sigmoid of a row of weights multiplies that expert.
+        beside: they stand beside a dense MLP, each behind norms of its own; a learned factor
+            multiplies the weight of each expert.
     """
 
     count: int
@@ -52,6 +55,23 @@ class Experts:
     biases: bool = False
     shared_ffn: int = 0
     shared_switch: bool = False
+    beside: bool = False
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Several residuals, of which one goes through the layers (AltUp, arXiv 2301.13310).
+
+    Attributes:
+        count, active: of the residuals, and which of them.
+        rank: of the residual of low rank beside attention (Laurel).
+        scaled: a vector multiplies the active one before a layer's embedding is added.
+    """
+
+    count: int
+    active: int
+    rank: int
+    scaled: bool = True
 
 
 @dataclass(frozen=True)
@@ -94,6 +114,16 @@ class DecoderSpec:
         latent_eps: of the norms of latents.
         unread_layers: layers past the others that files hold and that are not computed, such as
             those that draft.
+        kv_heads_of, head_dims, ffns: [layers], where layers differ; empty: all are alike.
+        sources: [layers], the layer whose keys and values one reads, itself or an earlier one.
+        keys_as_values: [layers]; True: no weights make values, they are the keys before their norm.
+        value_norm: RMS norm of each head of values, without weights.
+        layer_scaled: a number multiplies the residual behind each layer.
+        ple, ple_vocab: width of the embeddings that each layer has of its own, 0: none; tokens
+            that have them.
+        cutoffs: [layers], how many standard deviations above its mean the gate of an MLP begins to
+            count; -inf: all of it counts.
+        streams: None: one residual.
     """
 
     architecture: str
@@ -136,11 +166,32 @@ class DecoderSpec:
     query_latent: int = 0
     latent_eps: float = LATENT_EPS
     unread_layers: int = 0
+    kv_heads_of: tuple[int, ...] = ()
+    head_dims: tuple[int, ...] = ()
+    ffns: tuple[int, ...] = ()
+    sources: tuple[int, ...] = ()
+    keys_as_values: tuple[bool, ...] = ()
+    value_norm: bool = False
+    layer_scaled: bool = False
+    ple: int = 0
+    ple_vocab: int = 0
+    cutoffs: tuple[float, ...] = ()
+    streams: Streams | None = None
 
     @property
     def values(self) -> int:
         """Components of a head's values."""
         return self.value_dim or self.head_dim
+
+    def heads_of(self, layer: int) -> tuple[int, int, int]:
+        """Key-value heads of a layer, and components of a key and of a value."""
+        kv_heads = self.kv_heads_of[layer] if self.kv_heads_of else self.kv_heads
+        head_dim = self.head_dims[layer] if self.head_dims else self.head_dim
+        return kv_heads, head_dim, self.value_dim or head_dim
+
+    def source(self, layer: int) -> int:
+        """The layer whose keys and values a layer reads."""
+        return self.sources[layer] if self.sources else layer
 
     def has_experts(self, layer: int) -> bool:
         """Whether the MLP of a layer is a mixture of experts."""
@@ -148,9 +199,9 @@ class DecoderSpec:
 
     def width(self, layer: int) -> int:
         """Width of the MLP that every token has in a layer; 0: none."""
-        if self.experts is not None and self.experts.layers[layer]:
+        if self.experts is not None and self.experts.layers[layer] and not self.experts.beside:
             return self.experts.shared_ffn
-        return self.ffn
+        return self.ffns[layer] if self.ffns else self.ffn
 
 
 def check_capacity(capacity: int | None) -> None:
@@ -168,10 +219,11 @@ def check_spec(spec: DecoderSpec, where: Path) -> DecoderSpec:
     for name in counts:
         if getattr(spec, name) < 1:
             raise ModelError(f"{where}: {name} {getattr(spec, name)} must be at least 1")
-    if spec.heads % spec.kv_heads:
-        raise ModelError(
-            f"{where}: {spec.heads} heads do not share {spec.kv_heads} key-value heads evenly"
-        )
+    for kv_heads in {spec.kv_heads, *spec.kv_heads_of}:
+        if kv_heads < 1 or spec.heads % kv_heads:
+            raise ModelError(
+                f"{where}: {spec.heads} heads do not share {kv_heads} key-value heads evenly"
+            )
     floats = {"norm_eps": spec.norm_eps, "attention_scale": spec.attention_scale}
     floats |= {"embedding_scale": spec.embedding_scale, "logit_scale": spec.logit_scale}
     floats |= {"glu_alpha": spec.glu_alpha}
@@ -186,15 +238,44 @@ def check_spec(spec: DecoderSpec, where: Path) -> DecoderSpec:
         raise ModelError(f"{where}: the windows {spec.windows} do not fit {spec.layers} layers")
     if spec.experts is not None:
         _check_experts(spec.experts, spec.layers, where)
-    for rope in spec.ropes:
-        if not 2 <= rope.rotary_dim <= spec.head_dim:
+    check_layers(spec, where)
+    for index, rope in enumerate(spec.ropes):
+        heads = [spec.heads_of(layer)[1] for layer in range(spec.layers)]
+        turned = [dim for dim, of in zip(heads, spec.rope_of_layer, strict=True) if of == index]
+        smallest = min(turned, default=MOST_HEAD_DIM)
+        if not 2 <= rope.rotary_dim <= smallest:
             raise ModelError(
                 f"{where}: rotary positions of {rope.rotary_dim} components do not fit a head of "
-                f"{spec.head_dim}"
+                f"{smallest}"
             )
         if not all(0 <= freq < math.inf for freq in rope.inv_freq):
             raise ModelError(f"{where}: the rotary frequencies are not all finite and positive")
     return spec
+
+
+def check_layers(spec: DecoderSpec, where: Path) -> None:
+    """Raises ModelError if what is said layer by layer does not fit together."""
+    for name in ("kv_heads_of", "head_dims", "ffns", "sources", "keys_as_values", "cutoffs"):
+        values = getattr(spec, name)
+        if values and len(values) != spec.layers:
+            raise ModelError(f"{where}: {name} {str(values)[:80]} do not fit {spec.layers} layers")
+    if any(not 1 <= dim <= MOST_HEAD_DIM for dim in spec.head_dims):
+        raise ModelError(f"{where}: heads of {str(spec.head_dims)[:80]} components")
+    if any(width < 1 for width in spec.ffns) or any(math.isnan(cut) for cut in spec.cutoffs):
+        raise ModelError(f"{where}: MLPs of widths {str(spec.ffns)[:80]}, {str(spec.cutoffs)[:80]}")
+    for layer, source in enumerate(spec.sources):
+        fits = 0 <= source <= layer and spec.sources[source] == source
+        if not fits or spec.heads_of(source) != spec.heads_of(layer):
+            raise ModelError(
+                f"{where}: layer {layer} cannot read keys and values of layer {source}"
+            )
+    streams = spec.streams
+    if streams is not None and not (
+        2 <= streams.count <= MOST_STREAMS and 0 <= streams.active < streams.count and spec.ple
+    ):
+        raise ModelError(
+            f"{where}: {streams} with per-layer embeddings of {spec.ple} make no sense"
+        )
 
 
 def _check_experts(experts: Experts, layers: int, where: Path) -> None:

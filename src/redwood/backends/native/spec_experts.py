@@ -77,6 +77,22 @@ def _gpt_oss(fields: Fields) -> Experts:
     )
 
 
+def _gemma4(fields: Fields) -> Experts | None:
+    used, width = fields.get("top_k_experts"), fields.get("moe_intermediate_size")
+    count = fields.get("num_experts")
+    if not fields.flag("enable_moe_block"):
+        return None
+    if None in (count, used, width):
+        raise ModelError(f"{fields.where}: enable_moe_block without num_experts and their sizes")
+    return Experts(
+        count=fields.count("num_experts"),
+        used=fields.count("top_k_experts"),
+        ffn=fields.count("moe_intermediate_size"),
+        layers=_all(fields),
+        beside=True,
+    )
+
+
 def _deepseek(fields: Fields) -> Experts:
     """DeepSeek V3's router: sigmoids, a bias for the choice, groups of their two best."""
     for name, known in (("scoring_func", "sigmoid"), ("topk_method", "noaux_tc")):
@@ -162,4 +178,5 @@ _WAYS = {
     "gpt_oss": _gpt_oss,
     "deepseek": _deepseek,
     "deepseek2": _deepseek2,
+    "gemma4": _gemma4,
 }

@@ -7,6 +7,7 @@ not known here is refused, since it may change what the model computes.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from redwood.backends.native.families import FAMILIES, GEMMA, LATENT
@@ -25,6 +26,7 @@ from redwood.backends.native.spec import (
     check_capacity,
     check_spec,
 )
+from redwood.backends.native.spec_gemma import layers_of_gguf
 from redwood.errors import ModelError
 from redwood.models._gguf import GGUFFile
 from redwood.models._gguf_parts import GGUFModel
@@ -34,8 +36,9 @@ _BIGGEST = {"gemma2": 46, "gemma3": 62}
 
 
 _PATTERNS = {"gemma2": 2, "gemma3": 6, "phi3": 0, "gptoss": 2, "cohere2": 4, "exaone4": 4}
+_PATTERNS |= {"gemma3n": 5}
 """Every so many layers one is not sliding, where a file does not say it; 0: all slide."""
-_NORMALISED = ("mixtral", "qwen3moe", "gptoss")
+_NORMALISED = ("mixtral", "qwen3moe", "gptoss", "gemma4")
 """Mixtures whose weights add up to 1, which no key says."""
 
 
@@ -62,19 +65,26 @@ def spec_from_gguf(file: GGUFFile | GGUFModel, capacity: int | None = None) -> D
     layers -= unread
     hidden = keys.count("embedding_length")
     latent = latent_of_keys(keys, heads) if arch in LATENT else None
-    if latent is None:
+    windows = _windows(keys, layers)
+    if latent is not None:
+        head_dim = latent.head_dim
+    elif arch == "gemma4":
+        head_dim = keys.count("attention.key_length_swa")
+        keys.refuse_other("attention.value_length", keys.count("attention.key_length"))
+        keys.refuse_other("attention.value_length_swa", head_dim)
+    else:
         head_dim = keys.count("attention.key_length", hidden // heads)
         for name in ("value_length", "key_length_swa", "value_length_swa"):
             keys.refuse_other(f"attention.{name}", head_dim)
-    else:
-        head_dim = latent.head_dim
-    windows = _windows(keys, layers)
     ropes = ropes_of(keys, latent.turning if latent else head_dim, capacity, windows)
     traits: dict[str, Any] = {"qk_norm": False, "post_norms": False}
     traits |= {**family.traits, **family.gguf_traits}
     if arch == "glm4moe":
         traits["qk_norm"] = "blk.0.attn_q_norm.weight" in tensors
     experts = _experts(keys, layers)
+    per_layer: dict[str, Any] = {}
+    if arch in ("gemma3n", "gemma4"):
+        per_layer = layers_of_gguf(keys, tensors, windows, head_dim)
     epsilon = "layer_norm" if traits.get("layer_norm") else "layer_norm_rms"
     gelu = gemma or not traits.get("gated", True)
     spec = DecoderSpec(
@@ -83,9 +93,13 @@ def spec_from_gguf(file: GGUFFile | GGUFModel, capacity: int | None = None) -> D
         hidden=hidden,
         layers=layers,
         heads=heads,
-        kv_heads=heads if latent else keys.count("attention.head_count_kv", heads),
+        kv_heads=heads if latent else _kv_heads(keys, per_layer, heads),
         head_dim=head_dim,
-        ffn=keys.count("feed_forward_length", experts.ffn if experts else None),
+        ffn=(
+            max(per_layer["ffns"])
+            if per_layer
+            else keys.count("feed_forward_length", experts.ffn if experts else None)
+        ),
         context=keys.count("context_length"),
         norm_eps=float32(keys.number(f"attention.{epsilon}_epsilon")),
         activation="gelu_tanh" if gelu else "silu",
@@ -98,7 +112,7 @@ def spec_from_gguf(file: GGUFFile | GGUFModel, capacity: int | None = None) -> D
             keys.number("attn_logit_softcapping", 50.0) if arch == "gemma2" else 0
         ),
         logit_softcap=float32(
-            keys.number("final_logit_softcapping", 30.0 if arch == "gemma2" else 0.0)
+            keys.number("final_logit_softcapping", 0.0 if arch == "gemma3" or not gemma else 30.0)
         ),
         embedding_scale=float32(math.sqrt(hidden)) if gemma else 1.0,
         windows=windows,
@@ -114,6 +128,7 @@ def spec_from_gguf(file: GGUFFile | GGUFModel, capacity: int | None = None) -> D
         value_dim=latent.value_dim if latent else 0,
         query_latent=latent.query_width if latent else 0,
         unread_layers=unread,
+        **per_layer,
         **traits,
     )
     return check_spec(spec, file.path)
@@ -129,10 +144,15 @@ def _rope_of_layer(family: str, windows: tuple[int, ...], ropes: int) -> tuple[i
     return (0,) * len(windows)
 
 
+def _kv_heads(keys: Keys, per_layer: Mapping[str, Any], heads: int) -> int:
+    of_layers = per_layer.get("kv_heads_of")
+    return of_layers[0] if of_layers else keys.count("attention.head_count_kv", heads)
+
+
 def _experts(keys: Keys, layers: int) -> Experts | None:
     """The mixture of experts that a file states, or None."""
     family = keys.family
-    if not FAMILIES[family].experts:
+    if not FAMILIES[family].experts or (family == "gemma4" and not keys.get("expert_count")):
         return None
     if FAMILIES[family].experts in ("deepseek", "deepseek2"):
         return experts_with_shared(keys, layers)
@@ -145,7 +165,9 @@ def _experts(keys: Keys, layers: int) -> Experts | None:
     for name in ("expert_group_count", "expert_group_used_count"):
         if keys.get(name) not in (None, 0, 1):
             raise keys.refused(name, f"is not defined for {keys.architecture}")
-    dense = keys.count("feed_forward_length", keys.get("expert_feed_forward_length"))
+    dense = 0  # of gemma4 its layers say
+    if family != "gemma4":
+        dense = keys.count("feed_forward_length", keys.get("expert_feed_forward_length"))
     width = dense if family in ("mixtral", "olmoe", "gptoss") else dense // used
     shared: dict[str, Any] = {}
     if family == "qwen2moe":
@@ -161,6 +183,7 @@ def _experts(keys: Keys, layers: int) -> Experts | None:
         normalise=normalised,
         scale=float32(keys.number("expert_weights_scale", 0.0) or 1.0),
         biases=family == "gptoss",
+        beside=family == "gemma4",
         **shared,
     )
 
@@ -176,6 +199,8 @@ def _attention_scale(keys: Keys, hidden: int, heads: int, head_dim: int, layers:
     given = keys.number("attention.scale", 0.0)
     if given:
         return given
+    if keys.family in ("gemma3n", "gemma4"):
+        return 1.0
     if _BIGGEST.get(keys.family) == layers:
         return 1 / math.sqrt(hidden // heads)
     return 1 / math.sqrt(head_dim)

@@ -23,6 +23,7 @@ from redwood.backends.native.families import (
 from redwood.backends.native.rope import Rope, float32, make_rope
 from redwood.backends.native.spec import MOST_LAYERS, DecoderSpec, check_capacity, check_spec
 from redwood.backends.native.spec_experts import experts_of, unread_layers
+from redwood.backends.native.spec_gemma import layers_of
 from redwood.backends.native.spec_latent import latent_of
 from redwood.errors import ModelError, UnsupportedError
 
@@ -85,9 +86,13 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
     gemma = architecture in GEMMA
     biased = family.bias == "always" or (bool(family.bias) and fields.flag(family.bias))
     scalar = fields.get("query_pre_attn_scalar") if gemma else head_dim
+    layers: dict[str, Any] = {}
+    if family.traits.get("value_norm"):  # queries and keys are normed; no scale
+        scalar, layers = 1.0, layers_of(fields, head_dim)
     windows = _windows(fields, family)
     turning = latent.turning if latent else head_dim
-    rope_of_layer, ropes = _ropes(fields, architecture, turning, windows, capacity)
+    dims = layers.get("head_dims") or (turning,) * len(windows)
+    rope_of_layer, ropes = _ropes(fields, architecture, dims, windows, capacity)
     softcap = fields.softcap("attn_logit_softcapping") if architecture == "gemma2" else 0
     traits: dict[str, Any] = {"qk_norm": False, "post_norms": False, **family.traits}
     experts = experts_of(fields, family)
@@ -106,7 +111,7 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
         heads=heads,
         kv_heads=fields.count("num_key_value_heads"),
         head_dim=head_dim,
-        ffn=fields.count("intermediate_size"),
+        ffn=max(layers["ffns"]) if layers else fields.count("intermediate_size"),
         context=fields.count("max_position_embeddings"),
         norm_eps=float32(fields.get(family.eps)),
         activation=_activation(fields, gemma),
@@ -129,6 +134,7 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
         value_dim=latent.value_dim if latent else 0,
         query_latent=latent.query_width if latent else 0,
         unread_layers=unread_layers(fields) if family.experts == "deepseek" else 0,
+        **layers,
         **traits,
     )
     fields.refuse_unread()
@@ -167,7 +173,8 @@ def _refuse_switches(fields: Fields, family: Family) -> None:
     where, kind = fields.where, fields.get("model_type")
     if not family.mlp_bias and fields.get("mlp_bias"):
         raise UnsupportedError(f"{where}: biases in the MLP (mlp_bias) are not supported")
-    if fields.get("use_bidirectional_attention"):
+    # "vision": of images alone, which are not read.
+    if fields.get("use_bidirectional_attention") not in (None, False, "vision"):
         raise UnsupportedError(f"{where}: bidirectional attention is not supported")
     if kind == "gemma3_text" and fields.get("attn_logit_softcapping") is not None:
         raise UnsupportedError(
@@ -229,17 +236,22 @@ def _layer_types(fields: Fields) -> list[str]:
 def _ropes(
     fields: Fields,
     architecture: str,
-    head_dim: int,
+    dims: tuple[int, ...],
     windows: tuple[int, ...],
     capacity: int | None,
 ) -> tuple[tuple[int, ...], tuple[Rope, ...]]:
-    """Which rotary frequencies each layer uses, and all of them."""
+    """Which rotary frequencies each layer uses, and all of them; `dims`: of each layer's heads."""
     given, family = fields.get("rope_parameters"), FAMILIES[architecture]
     kinds = ("full_attention", "sliding_attention")
-    if architecture in ("gemma3", "olmo3"):
-        ropes = [_rope(fields, given.get(kind), family, head_dim, capacity) for kind in kinds]
-        return tuple(kinds.index(kind) for kind in _layer_types(fields)), tuple(ropes)
-    rope = _rope(fields, given, family, head_dim, capacity)
+    if architecture in ("gemma3", "olmo3") or family.traits.get("value_norm"):
+        stated = _layer_types(fields)
+        of = {kind: dim for kind, dim in zip(stated, dims, strict=True)}
+        ropes = [
+            _rope(fields, given.get(kind), family, of.get(kind, dims[0]), capacity)
+            for kind in kinds
+        ]
+        return tuple(kinds.index(kind) for kind in stated), tuple(ropes)
+    rope = _rope(fields, given, family, dims[0], capacity)
     return _positions(fields, family, windows), (rope,)
 
 
@@ -271,6 +283,8 @@ def _rope(
     share = parameters.get("partial_rotary_factor", 1.0)
     if type(share) not in (int, float) or not 0 < share <= 1:
         raise ModelError(f"{where}: partial_rotary_factor {share!r} must be above 0, at most 1")
+    if family.traits.get("value_norm") and parameters["rope_type"] == "proportional":
+        share = 1.0  # of the components, all of which it has a frequency for
     if not family.partial and share != 1.0:
         raise UnsupportedError(
             f"{where}: partial_rotary_factor {share} is not defined for {family.model_type}"

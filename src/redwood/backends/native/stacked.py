@@ -11,6 +11,7 @@ import numpy as np
 
 from redwood.backends.native.roles import Shape
 from redwood.backends.native.safetensors_file import Bytes, Stored
+from redwood.backends.native.spec import DecoderSpec
 from redwood.errors import ModelError, UnsupportedError
 from redwood.models._gguf import BLOCKS
 
@@ -50,7 +51,10 @@ def chunks(
 _IMAGES = tuple(
     f"{prefix}{part}."
     for prefix in ("", "model.")
-    for part in ("visual", "vision_tower", "multi_modal_projector")
+    for part in (
+        *("visual", "vision_tower", "multi_modal_projector"),
+        *("audio_tower", "embed_vision", "embed_audio"),
+    )
 )
 _TEXT = ("model.language_model.", "language_model.model.")
 
@@ -68,6 +72,26 @@ def text_part(stored: Mapping[str, Stored]) -> dict[str, Stored]:
             continue
         found[name.removeprefix("language_model.")] = tensor
     return found
+
+
+def without_shared(
+    stored: Mapping[str, Stored],
+    spec: DecoderSpec,
+    layer_name: str,
+    name: str,
+    parts: tuple[str, ...],
+) -> dict[str, Stored]:
+    """Returns the tensors but for keys and values of layers that read those of earlier ones.
+
+    Files of Gemma 3n keep such tensors; Transformers and llama.cpp leave them unread, too.
+    """
+    unread = {
+        f"{layer_name.format(layer)}{name.format(part)}.weight"
+        for layer in range(spec.layers)
+        for part in parts
+        if spec.source(layer) != layer
+    }
+    return {key: tensor for key, tensor in stored.items() if key not in unread}
 
 
 def stacked_experts(where: Path, stored: Mapping[str, Stored], name: str, shape: Shape) -> Places:
@@ -91,7 +115,7 @@ def folder_experts(
     stem, _, part = name.partition(".experts.")
     fused = f"{stem}.experts." + ("down_proj" if role == "expert_down" else "gate_up_proj")
     if fused in stored:
-        return _fused(where, stored, fused, role, shape)
+        return fused_experts(where, stored, fused, role, shape)
     names = tuple(name.format(expert) for expert in range(shape.experts))
     tensors = [_tensor(where, stored, each, (shape.rows, shape.cols)) for each in names]
     kinds = {tensor.kind for tensor in tensors}
@@ -103,7 +127,9 @@ def folder_experts(
     return Places(names, tensors[0].kind, partial(_joined, loads))
 
 
-def _fused(where: Path, stored: Mapping[str, Stored], name: str, role: str, shape: Shape) -> Places:
+def fused_experts(
+    where: Path, stored: Mapping[str, Stored], name: str, role: str, shape: Shape
+) -> Places:
     """[experts, gate and then up, inputs], or [experts, outputs, inputs] of the second product."""
     parts = 1 if role == "expert_down" else 2
     which = int(role == "expert_up")

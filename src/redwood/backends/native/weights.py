@@ -19,7 +19,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from redwood.backends.native.families import GEMMA
+from redwood.backends.native.families import NORMS_LESS_ONE
 from redwood.backends.native.latent_weights import expanded, gguf_expanded
 from redwood.backends.native.roles import (
     GLOBAL_ROLES,
@@ -39,8 +39,10 @@ from redwood.backends.native.stacked import (
     Places,
     chunks,
     folder_experts,
+    fused_experts,
     stacked_experts,
     text_part,
+    without_shared,
 )
 from redwood.errors import ArgumentError, ModelError, UnsupportedError
 from redwood.models._gguf import BLOCKS
@@ -150,6 +152,7 @@ def open_gguf(path: Path, capacity: int | None = None) -> WeightSource:
             for name, tensor in file.tensors.items()
             if name not in _GGUF_CONSUMED and not name.endswith(".attn_rot_embd.weight")
         }
+        stored = without_shared(stored, spec, "blk.{}.", "attn_{}", ("k", "v", "k_norm"))
         weights = _assign(spec, stored, path, partial(_gguf_weight, path), r"blk\.(\d+)\.")
     except BaseException:
         file.close()
@@ -171,12 +174,14 @@ def open_folder(path: Path, capacity: int | None = None) -> WeightSource:
         }
         if family_of(spec).images[0]:
             stored = text_part(stored)
+        roles = ("k_proj", "v_proj", "k_norm", "v_norm")
+        stored = without_shared(stored, spec, "model.layers.{}.", "self_attn.{}", roles)
         if spec.tied and "lm_head.weight" in stored:
             spec = _untied_if_different(spec, stored)
         weights = _assign(
             spec, stored, path, partial(_folder_weight, path), r"model\.layers\.(\d+)\."
         )
-        if spec.architecture in GEMMA:
+        if spec.architecture in NORMS_LESS_ONE:
             weights = {
                 key: replace(weight, add=1.0) if key[0].endswith("norm") else weight
                 for key, weight in weights.items()
@@ -222,6 +227,10 @@ def _weight(spec: DecoderSpec, role: str, shape: Shape, places: Places) -> Weigh
             weight = replace(weight, load=partial(_reordered, weight, _halves(spec, role)))
         if role in ("output_norm", "output_norm_bias"):
             weight = replace(weight, times=spec.logit_scale)
+        if role == "router_norm":
+            weight = replace(weight, times=spec.hidden**-0.5)
+        if role == "altup_router_norm":
+            weight = replace(weight, times=1 / spec.hidden)
         return weight
     turned = places.neighbours and role in ("q", "k", "kv_a")
     order = _halves(spec, role) if turned else places.order
@@ -275,6 +284,9 @@ def _gguf_weight(
     name = gguf_name(spec, role, layer)
     if role in ("k_b", "v_b"):
         return gguf_expanded(where, spec, stored, name, role)
+    both = f"{prefix}ffn_gate_up_exps.weight"
+    if role in ("expert_gate", "expert_up") and both in stored:
+        return fused_experts(where, stored, both, role, shape)
     if shape.experts > 1:
         return stacked_experts(where, stored, name, shape)
     if role == "shared_switch":
