@@ -63,7 +63,6 @@ BAD: list[tuple[str, _Tensors, dict[str, Any], type[RedwoodError], str]] = [
     ("gemma3n", {}, {"altup_num_inputs": 3}, ModelError, "has shape"),
     ("gemma3n", {}, {"altup_active_idx": 4}, ModelError, "make no sense"),
     ("gemma3n", {}, {"laurel_rank": 0}, ModelError, "laurel_rank 0"),
-    ("gemma3n", {}, {"altup_correct_scale": False}, UnsupportedError, "correct_output_scale"),
     ("gemma3n", {}, {"intermediate_size": 64}, ModelError, "has shape (48, 32)"),
     ("gemma3n", {COEFS: torch.ones(16, 3)}, {}, ModelError, f"'{COEFS}' has shape (16, 3)"),
 ]
