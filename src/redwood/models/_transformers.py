@@ -165,7 +165,7 @@ def cached_logits(
         # Named ones: of a number of last ones Transformers drops the others in layers that share
         # keys and values, before attention, which is ours.
         width = token_ids.shape[1]
-        kept = torch.arange(width - kept, width, device=token_ids.device)
+        kept = token_ids.new_tensor(list(range(width - kept, width)))
     usual = {"use_cache": True, "logits_to_keep": kept}
     given |= {name: value for name, value in usual.items() if _takes(kind, name)}
     logits: Tensor = model(input_ids=token_ids, **given).logits
