@@ -63,7 +63,6 @@ BAD: list[tuple[str, _Tensors, dict[str, Any], type[RedwoodError], str]] = [
     ("gemma3n", {}, {"altup_num_inputs": 3}, ModelError, "has shape"),
     ("gemma3n", {}, {"altup_active_idx": 4}, ModelError, "make no sense"),
     ("gemma3n", {}, {"laurel_rank": 0}, ModelError, "laurel_rank 0"),
-    ("gemma3n", {}, {"altup_correct_scale": False}, UnsupportedError, "correct_output_scale"),
     ("gemma3n", {}, {"intermediate_size": 64}, ModelError, "has shape (48, 32)"),
     ("gemma3n", {COEFS: torch.ones(16, 3)}, {}, ModelError, f"'{COEFS}' has shape (16, 3)"),
 ]
@@ -107,10 +106,10 @@ def test_other_families_have_layers_that_are_alike(
 
 BAD_GGUF: list[tuple[str, dict[str, Any], type[RedwoodError], str]] = [
     ("gemma4-all", {"attention.shared_kv_layers": 7}, ModelError, "of which 7 share keys"),
-    ("gemma4-all", {"attention.shared_kv_layers": -1}, ModelError, "shared_kv_layers -1"),
+    ("gemma4-all", {"attention.shared_kv_layers": 2.5}, ModelError, "shared_kv_layers 2.5"),
     ("gemma4-all", {"attention.shared_kv_layers": 1}, ModelError, "lacks the tensor"),
     ("gemma4-all", {"embedding_length_per_layer_input": 13}, ModelError, "per_layer_token_embd"),
-    ("gemma4-all", {"embedding_length_per_layer_input": 0}, UnsupportedError, "per_layer"),
+    ("gemma4-all", {"embedding_length_per_layer_input": 0}, UnsupportedError, "inp_gate"),
     ("gemma4-all", {"feed_forward_length": [64] * 6}, ModelError, "no list of 7 whole numbers"),
     ("gemma4-all", {"feed_forward_length": 64}, ModelError, "has shape (128, 32)"),
     ("gemma4-all", {"attention.head_count_kv": [3] * 7}, ModelError, "do not share 3"),

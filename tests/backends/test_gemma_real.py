@@ -36,7 +36,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_answers_sensibly_and_trees_change_no_token(weights: Path) -> None:
     prompts = {
-        "The capital of France is": "Paris",
+        "Paris is the capital of": "France",
         "One, two, three, four, five,": "six",
         "Paris is in France. Rome is in Italy. Berlin is in": "Germany",
     }

@@ -83,7 +83,8 @@ def without_shared(
 ) -> dict[str, Stored]:
     """Returns the tensors but for keys and values of layers that read those of earlier ones.
 
-    Files of Gemma 3n keep such tensors; Transformers and llama.cpp leave them unread, too.
+    Files of Gemma 3n keep such tensors, and a scale that a setting switches off; Transformers
+    leaves them unread, too.
     """
     unread = {
         f"{layer_name.format(layer)}{name.format(part)}.weight"
@@ -91,6 +92,8 @@ def without_shared(
         for part in parts
         if spec.source(layer) != layer
     }
+    if spec.streams and not spec.streams.scaled:
+        unread |= {f"{layer_name.format(i)}altup.correct_output_scale" for i in range(spec.layers)}
     return {key: tensor for key, tensor in stored.items() if key not in unread}
 
 

@@ -287,7 +287,7 @@ def _gguf_weight(
     both = f"{prefix}ffn_gate_up_exps.weight"
     if role in ("expert_gate", "expert_up") and both in stored:
         return fused_experts(where, stored, both, role, shape)
-    if shape.experts > 1:
+    if shape.experts > 1 or role in ("altup_proj", "altup_unembed"):
         return stacked_experts(where, stored, name, shape)
     if role == "shared_switch":
         shape = Shape(0, shape.cols)  # kept as a vector
@@ -310,7 +310,7 @@ def _folder_weight(
     name = folder_name(spec, role, layer)
     if role in ("k_b", "v_b"):
         return expanded(where, spec, stored, name, role)
-    if shape.experts > 1:
+    if shape.experts > 1 or "{}" in name:
         return folder_experts(where, stored, name, role, shape)
     places = chunks(where, stored, name, shape, 0, shape.rows)
     return places._replace(neighbours=family.neighbours)
