@@ -8,10 +8,41 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "elementary.h"
 #include "pack.h"
 
 namespace redwood {
 namespace {
+
+// A recurrent layer: `matrix` and `vector` find its weights by role.
+template <class Matrices, class Vectors>
+Recurrent make_recurrent(const Model& m, Recurrent::Kind kind, bool log_decay, Matrices matrix, Vectors vector) {
+  const Recurrence& size = m.recurrence;
+  Recurrent r;
+  r.kind = kind;
+  const int64_t values = size.heads * size.value_dim;
+  const int64_t mix = kind == Recurrent::kDelta ? size.channels : 3 * size.channels;
+  r.mix = matrix("mix", mix, m.hidden);
+  r.mix_bias = vector("mix_bias", mix, false);
+  const Vector conv = vector("conv", size.channels * size.width, true);  // [channels, width]
+  r.conv.resize(conv.size());
+  for (int64_t c = 0; c < size.channels; ++c) {
+    for (int64_t t = 0; t < size.width; ++t) {
+      r.conv[static_cast<size_t>(t * size.channels + c)] = conv[static_cast<size_t>(c * size.width + t)];
+    }
+  }
+  r.conv_bias = vector("conv_bias", size.channels, false);
+  if (kind != Recurrent::kDelta) return r;
+  r.gate = matrix("out_gate", values, m.hidden);
+  r.beta = matrix("beta", size.heads, m.hidden), r.alpha = matrix("alpha", size.heads, m.hidden);
+  r.dt_bias = vector("dt_bias", size.heads, true), r.decay = vector("decay", size.heads, true);
+  r.norm = vector("state_norm", size.value_dim, true);
+  for (float& decay : r.decay) {
+    if (log_decay) decay = static_cast<float>(-exp_of(decay));
+    require(decay <= 0.0f, "a recurrent layer whose state grows");
+  }
+  return r;
+}
 
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
@@ -74,6 +105,24 @@ Model make_model(nb::dict config, nb::dict matrices, nb::dict vectors, std::vect
             "experts that cannot be chosen");
   }
 
+  const auto kinds = nb::cast<std::vector<std::string>>(config["recurrent"]);  // of the layers; "": attention
+  require(kinds.size() == windows.size(), "layers without a kind");
+  if (std::any_of(kinds.begin(), kinds.end(), [](const std::string& kind) { return !kind.empty(); })) {
+    Recurrence& s = m.recurrence;
+    s.width = size(number("conv_width")), s.channels = size(number("conv_channels"));
+    s.heads = number("state_heads"), s.key_heads = number("state_key_heads");
+    s.key_dim = number("state_key_dim"), s.value_dim = number("state_value_dim");
+    s.tiled = flag("state_tiled"), s.every = number("checkpoint_tokens");
+    require(s.width <= kMostWidth, "a convolution that is too wide");
+    require(s.every >= 0, "a negative distance of checkpoints");
+    if (s.heads) {
+      for (int64_t n : {s.heads, s.key_heads, s.key_dim, s.value_dim}) size(n);
+      require(s.heads % s.key_heads == 0, "heads of states are no multiple of their key heads");
+      require(s.channels == 2 * s.key_heads * s.key_dim + s.heads * s.value_dim, "channels that fit no heads");
+    }
+  }
+  const bool log_decay = flag("log_decay");
+
   auto matrix = [&](const std::string& name, int64_t rows, int64_t cols, bool needed = true) {
     if (!needed && !matrices.contains(name.c_str())) return Matrix{};
     require(matrices.contains(name.c_str()), "no weights " + name);
@@ -103,14 +152,27 @@ Model make_model(nb::dict config, nb::dict matrices, nb::dict vectors, std::vect
     require(l.window >= 0, "a negative window");
     require(l.rope >= -1 && l.rope < static_cast<int>(m.ropes.size()), "a rope that is not there");
     const std::string at = std::to_string(i) + ".";
-    l.q = matrix(at + "q", heads, m.hidden), l.o = matrix(at + "o", m.hidden, m.heads * m.value_dim);
-    if (m.latent) {
+    if (!kinds[i].empty()) {
+      const bool delta = kinds[i] == "delta";
+      require(delta || kinds[i] == "short_conv", "a recurrent layer of unknown kind " + kinds[i]);
+      const Recurrence& s = m.recurrence;
+      require(delta == (s.heads > 0), "recurrent layers of several kinds");
+      l.recurrent = make_recurrent(
+          m, delta ? Recurrent::kDelta : Recurrent::kShortConv, log_decay,
+          [&](const char* role, int64_t rows, int64_t cols) { return matrix(at + role, rows, cols); },
+          [&](const char* role, int64_t count, bool needed) { return vector(at + role, {count}, needed); });
+      l.o = matrix(at + "o", m.hidden, delta ? s.heads * s.value_dim : s.channels);
+    } else {
+      l.q = matrix(at + "q", heads, m.hidden), l.o = matrix(at + "o", m.hidden, m.heads * m.value_dim);
+      l.o_gate = matrix(at + "o_gate", heads, m.hidden, false);
+    }
+    if (m.latent && !l.recurrent.kind) {
       require(l.rope >= 0 && m.heads == m.kv_heads, "latents want positions, and keys of every head");
       const int64_t turning = 2 * static_cast<int64_t>(m.ropes[static_cast<size_t>(l.rope)].inv_freq.size());
       l.kv_a = matrix(at + "kv_a", m.latent + turning, m.hidden);
       l.kv_b = matrix(at + "kv_b", m.heads * (m.head_dim - turning + m.value_dim), m.latent);
       l.kv_a_norm = vector(at + "kv_a_norm", {m.latent}, true);
-    } else {
+    } else if (!l.recurrent.kind) {
       l.k = matrix(at + "k", kv, m.hidden), l.v = matrix(at + "v", values, m.hidden);
     }
     if (const int64_t ffn = widths[i]; ffn != 0) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "formats.h"
+#include "states.h"
 
 namespace redwood {
 
@@ -20,6 +21,7 @@ constexpr int64_t kPage = 64;
 struct CacheShape {
   int64_t layers = 0, kv_heads = 0, head_dim = 0, value_dim = 0;  // value_dim: padded to 16
   int64_t item = 2;                                               // bytes of a number
+  std::shared_ptr<const StatesShape> states = nullptr;  // of recurrent layers; `layers` are those of attention
 
   int64_t key_bytes() const { return kPage * head_dim * item; }
   int64_t head_bytes() const { return key_bytes() + kPage * value_dim * item; }
@@ -28,7 +30,9 @@ struct CacheShape {
 
 class Row {
  public:
-  explicit Row(const CacheShape& shape) : shape_(shape) {}
+  explicit Row(const CacheShape& shape) : states(shape.states), shape_(shape) {}
+
+  States states;
 
   // Allocates pages for this many slots.
   void reserve(int64_t slots) {
@@ -52,6 +56,7 @@ class Row {
   void share(const Row& other, int64_t slots) {
     const auto count = static_cast<std::ptrdiff_t>((slots + kPage - 1) / kPage);
     pages_.assign(other.pages_.begin(), other.pages_.begin() + count);
+    if (states) states.share(other.states, slots);
   }
 
   // Adds its pages to a set.
@@ -79,6 +84,7 @@ class Row {
   void shrink(int64_t slots) {
     const size_t keep = static_cast<size_t>((slots + kPage - 1) / kPage);
     if (keep < pages_.size()) pages_.resize(keep);
+    if (states) states.cut(slots);
   }
 
   int64_t slots() const { return static_cast<int64_t>(pages_.size()) * kPage; }

@@ -26,15 +26,20 @@ T* lines(std::vector<T>& store, int64_t count) {
 Decoder::Decoder(Model model, const Kernels* kernels, std::shared_ptr<Pool> pool)
     : model_(std::move(model)), kernels_(kernels), pool_(std::move(pool)),
       scratch_(std::make_unique<Scratch>()) {
-  shape_ = {static_cast<int64_t>(model_.layers.size()), model_.kv_heads, model_.head_dim,
-            round_up(model_.value_dim, kLanes), model_.half_cache ? 2 : 4};
+  int with_keys = 0;
+  for (Layer& l : model_.layers) l.cache = l.recurrent.kind ? -1 : with_keys++;
+  shape_ = {with_keys, model_.kv_heads, model_.head_dim, round_up(model_.value_dim, kLanes),
+            model_.half_cache ? 2 : 4};
+  shape_states();
   Scratch& s = *scratch_;
   const Routing& routing = model_.routing;
   const int64_t heads = model_.heads * model_.head_dim, kv = model_.kv_heads * model_.head_dim;
   const int64_t values = model_.kv_heads * model_.value_dim;
   int64_t ffn = 0;
   for (const Layer& l : model_.layers) ffn = std::max(ffn, l.up.rows);
-  const int64_t widest = round_up(std::max({model_.hidden, heads, ffn, model_.latent}), kSuper);
+  const Recurrence& recurrence = model_.recurrence;
+  const int64_t mixed = std::max(heads, std::max(recurrence.channels, recurrence.heads * recurrence.value_dim));
+  const int64_t widest = round_up(std::max({model_.hidden, mixed, ffn, model_.latent}), kSuper);
   const int64_t parts = kNodes * routing.used;  // rows of all experts together
   auto floats = [&](int i, int64_t rows, int64_t width) {
     return lines(s.stores[i], rows * round_up(width, kLanes));
@@ -44,7 +49,7 @@ Decoder::Decoder(Model model, const Kernels* kernels, std::shared_ptr<Pool> pool
   s.q = floats(2, kNodes, heads);
   s.k = floats(3, kNodes, kv);
   s.v = floats(4, kNodes, values);
-  s.mixed = floats(5, kNodes, heads);
+  s.mixed = floats(5, kNodes, mixed);
   s.gate = floats(6, kNodes, ffn);
   s.up = floats(7, kNodes, ffn);
   s.y = floats(8, kNodes, model_.hidden);
@@ -91,6 +96,24 @@ Decoder::Decoder(Model model, const Kernels* kernels, std::shared_ptr<Pool> pool
       g.counts.resize(static_cast<size_t>(routing.experts));
     }
   }
+  bool gated = false;
+  int64_t mix = 0, record = 0;
+  for (const Layer& l : model_.layers) gated |= l.o_gate.data != nullptr, mix = std::max(mix, l.recurrent.mix.rows);
+  const auto recurrent = [&](int i, int64_t width) {
+    return lines(s.recurrent_stores[i], kNodes * round_up(width, kLanes));
+  };
+  if (gated) s.o_gate = recurrent(0, heads);
+  if (shape_.states) {
+    for (const RecurrentShape& r : shape_.states->layers) record = std::max(record, r.record());
+    s.mix = recurrent(1, mix);
+    s.out_gate = recurrent(2, recurrence.heads * recurrence.value_dim);
+    s.alpha = recurrent(3, recurrence.heads);
+    s.beta = recurrent(4, recurrence.heads);
+    s.led = recurrent(5, record);
+    s.recurrent_q = recurrent(6, recurrence.key_heads * recurrence.key_dim);
+    s.recurred = recurrent(7, recurrence.heads * round_up(recurrence.value_dim, kLanes));
+    s.slots.resize(threads);
+  }
   ones_.assign(static_cast<size_t>(std::max({ffn, routing.experts, int64_t{1}})), 1.0f);
   s.scores.resize(threads);
   s.outs.resize(threads);
@@ -111,7 +134,9 @@ void Decoder::plan() {
   for (const Layer& l : model_.layers) {
     const Experts& e = l.experts;
     const std::vector<const Matrix*> readers{&l.gate, &l.up, &e.gate, &e.up, &e.router, &e.shared_switch};
-    add({&l.q, &l.k, &l.v, &l.kv_a}, 0, model_.parallel ? readers : std::vector<const Matrix*>{});
+    const Recurrent& r = l.recurrent;
+    add({&r.mix, &r.gate, &r.beta, &r.alpha, &l.q, &l.k, &l.v, &l.o_gate, &l.kv_a}, 0,
+        model_.parallel ? readers : std::vector<const Matrix*>{});
     if (l.kv_b.data) add({&l.kv_b}, 1);
     add({&l.o}, 1);
     if (e) add({&e.router, &e.shared_switch}, 0, readers);
@@ -178,12 +203,19 @@ void Decoder::grow_tables(int64_t positions) {
 
 void Decoder::extend(const std::vector<Append>& rows, float* logits, int64_t stride) {
   std::lock_guard<std::mutex> one(one_);
+  if (!shape_.states) return run(rows, logits, stride);
+  std::vector<Append> all(rows);
+  for (Append& a : all) begin(a);
+  run(all, logits, stride);
+}
+
+void Decoder::run(const std::vector<Append>& rows, float* logits, int64_t stride) {
   std::vector<Node> nodes;
   tails_.clear();
   int64_t answers = 0, furthest = 0;
   for (const Append& a : rows) {
     const int64_t total = a.held + a.count;
-    a.row->own(a.length + a.held);
+    if (!a.stored) a.row->own(a.length + a.held);
     a.row->reserve(a.length + total);
     int32_t chain = 0;  // the provisional nodes begin with a chain of this many
     while (chain < total && a.parents[chain] == chain - 1) ++chain;
@@ -200,9 +232,14 @@ void Decoder::extend(const std::vector<Append>& rows, float* logits, int64_t str
     }
   }
   grow_tables(furthest);
-  for (size_t at = 0; at < nodes.size(); at += kNodes) {
-    const int count = static_cast<int>(std::min<size_t>(kNodes, nodes.size() - at));
-    forward(nodes.data() + at, count, logits, stride);
+  for (size_t at = 0; at < nodes.size();) {
+    size_t end = std::min<size_t>(nodes.size(), at + kNodes);
+    for (size_t i = at; shape_.states && i < end; ++i) {  // states are kept between passes
+      const Node& n = nodes[i];
+      if (n.from->leads && n.from->row->states.next_checkpoint(n.slot) == n.slot + 1) end = i + 1;
+    }
+    forward(nodes.data() + at, static_cast<int>(end - at), logits, stride);
+    at = end;
   }
 }
 
@@ -212,8 +249,12 @@ void Decoder::forward(const Node* nodes, int count, float* logits, int64_t strid
   for (int i = 0; i < count; ++i) {
     if (nodes[i].logits >= 0) task.scored.push_back(nodes + i);
     slots = std::max(slots, nodes[i].slot + 1);
+    if (!shape_.states) continue;
+    if (i == 0 || nodes[i].from != nodes[i - 1].from) task.spans.push_back({nodes[i].from, i, i});
+    ++task.spans.back().last;
   }
   task.slots = slots;
+  for (Span& span : task.spans) prepare_span(span, nodes);
   for (size_t t = 0; t < scratch_->scores.size(); ++t) {  // here, where running out is no disaster
     scratch_->scores[t].resize(static_cast<size_t>(kTile * round_up(slots + 1, kLanes)));
     scratch_->outs[t].resize(static_cast<size_t>(kTile * shape_.value_dim));
@@ -225,6 +266,7 @@ void Decoder::forward(const Node* nodes, int count, float* logits, int64_t strid
   static std::atomic<uint64_t> inputs{1};
   task.inputs = inputs.fetch_add(products_.size(), std::memory_order_relaxed);
   pool_->run([&](int thread) { work(task, thread); });
+  for (const Span& span : task.spans) end_span(span);
 }
 
 // Inputs [first, last) of a row for a product, as its formats want them; `first` begins a unit of theirs.

@@ -100,7 +100,8 @@ void Decoder::project(Work& w, const Layer& layer) {
                 kv = round_up(m.kv_heads * m.head_dim, kLanes),
                 values = round_up(m.kv_heads * m.value_dim, kLanes);
   if (!layer.kv_a.data) {
-    return w.multiply(n, s.x, hidden, {{s.q, heads, false}, {s.k, kv, false}, {s.v, values, false}});
+    return w.multiply(n, s.x, hidden, {{s.q, heads, false}, {s.k, kv, false}, {s.v, values, false},
+                                       {s.o_gate, heads, false}});
   }
   const int64_t turning = layer.kv_a.rows - m.latent, still = m.head_dim - turning;
   const int64_t latents = round_up(layer.kv_a.rows, kLanes), expanded = round_up(layer.kv_b.rows, kLanes);
@@ -166,8 +167,11 @@ void Decoder::attention(Work& w, const Layer& layer, int index) {
       place(task, layer, index, node, m.heads + m.kv_heads + head);
     }
     attend(task, layer, index, head, static_cast<int>(first), static_cast<int>(last), w.thread);
-    for (int64_t node = first; whole && node < last; ++node) {
-      quantise(task, w.input(), s.mixed, mixed, node, head * width, (head + 1) * width);
+    for (int64_t node = first; node < last; ++node) {
+      if (layer.o_gate.data) {
+        kernels_->sigmoid(s.o_gate + node * heads + head * width, width, s.mixed + node * mixed + head * width);
+      }
+      if (whole) quantise(task, w.input(), s.mixed, mixed, node, head * width, (head + 1) * width);
     }
   });
   if (!whole) w.prepare(n, s.mixed, mixed, [](int64_t) {});
@@ -187,7 +191,11 @@ void Decoder::work(Task& task, int thread) {
   w.each(n, [&](int64_t i) { embed(task, i); });
   for (size_t l = 0; l < m.layers.size(); ++l) {
     const Layer& layer = m.layers[l];
-    attention(w, layer, static_cast<int>(l));
+    if (layer.recurrent.kind) {
+      recurrent(w, layer, static_cast<int>(l));
+    } else {
+      attention(w, layer, layer.cache);
+    }
     if (!m.parallel) {
       w.prepare(n, s.x, hidden, [&](int64_t i) {
         norm(s.h + i * hidden, layer.ffn_norm, layer.ffn_norm_bias, s.x + i * hidden);

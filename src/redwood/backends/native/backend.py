@@ -24,6 +24,9 @@ from redwood.errors import ArgumentError, UnsupportedError, check_process
 
 _LANES = 16  # the decoder writes logits in blocks of this many columns
 
+CHECKPOINT_TOKENS = 512
+"""From one kept state of recurrent layers to the next, where nobody says otherwise."""
+
 Packed = Mapping[str, tuple[str, NDArray[np.uint8]]]
 """Matrices by name ("3.q", "embed", "output"): their format and bytes, see `packed`."""
 
@@ -58,6 +61,8 @@ class NativeBackend:
             rare tokens, which a byte-pair vocabulary has at its end: the head is then cheaper.
         output_ids: int64, ascending: score these tokens alone; `matrices` has their rows as its
             "output". Not together with `outputs`.
+        checkpoint_tokens: of recurrent layers, states are kept every so many tokens, so that rows may
+            begin there anew; each takes `state_bytes`. 0: none are kept.
 
     Attributes:
         num_embeddings: tokens it can read; `vocab_size` are those it scores, one a column.
@@ -90,6 +95,7 @@ class NativeBackend:
         isa: str = "auto",
         outputs: int | None = None,
         output_ids: NDArray[np.int64] | None = None,
+        checkpoint_tokens: int = CHECKPOINT_TOKENS,
     ) -> None:
         matrices, outputs = dict(matrices), spec.vocab_size if outputs is None else outputs
         self.output_ids: Tensor | None = None
@@ -106,7 +112,7 @@ class NativeBackend:
                 *("latent", "layer_norm", "parallel", "glu_limit", "glu_alpha"),
             )
         }
-        config |= _experts(spec) | {
+        config |= _experts(spec) | _recurrent(spec, checkpoint_tokens) | {
             "outputs": outputs,
             "value_dim": spec.values,
             "ffns": [spec.width(layer) for layer in range(spec.layers)],
@@ -205,10 +211,21 @@ class NativeBackend:
         return made
 
     def pages(self, rows: Sequence[int]) -> int:
-        """Returns how many pages these rows hold, shared ones counted once."""
+        """Returns how many pages these rows hold, shared ones counted once; states count as pages."""
         for row in rows:
             self._row(row)
-        return int(self._decoder.pages(list(rows)))
+        pages = int(self._decoder.pages(list(rows)))
+        states = int(self._decoder.states(list(rows))) * self.state_bytes
+        return pages - (-states // self.page_bytes)
+
+    def reusable(self, row: int, length: int) -> int:
+        """Returns how many of a row's first `length` committed tokens a fork need not read again.
+
+        All of them without recurrent layers; else as far as the last kept state among them. A fork
+        of more tokens is right, and reads the others once more before its next nodes.
+        """
+        self._row(row)
+        return int(self._decoder.reusable(row, length))
 
     def park(self, row: int) -> None:
         """Does nothing: a row that only stays takes no more than its pages."""
@@ -263,12 +280,22 @@ class NativeBackend:
     def token_bytes(self) -> int:
         """Memory that keys and values of one token take."""
         padded = -(-self.spec.values // _LANES) * _LANES  # as values are
-        heads = self.spec.layers * self.spec.kv_heads
+        heads = self.spec.attention_layers * self.spec.kv_heads
         return heads * (self.spec.head_dim + padded) * self._number_bytes
 
     @property
+    def state_bytes(self) -> int:
+        """Memory of the states of recurrent layers after a token; 0: there are none."""
+        return int(self._decoder.state_bytes)
+
+    @property
+    def node_bytes(self) -> int:
+        """Memory of a provisional node beside its keys and values: what it does to states."""
+        return int(self._decoder.record_bytes)
+
+    @property
     def cache_bytes(self) -> int:
-        """Memory that keys and values of all rows take."""
+        """Memory that keys, values and states of all rows take."""
         return int(self._decoder.cache_bytes)
 
     def _row(self, row: int) -> RowState:
@@ -292,6 +319,25 @@ def _experts(spec: DecoderSpec) -> dict[str, object]:
         "expert_groups": experts.groups,
         "expert_groups_used": experts.groups_used,
         "expert_two_best": experts.two_best,
+    }
+
+
+def _recurrent(spec: DecoderSpec, checkpoint_tokens: int) -> dict[str, object]:
+    """What the decoder wants to know of recurrent layers."""
+    made = spec.recurrent
+    if made is None:
+        return {"recurrent": [""] * spec.layers, "log_decay": False}
+    return {
+        "recurrent": [made.kind if recurrent else "" for recurrent in made.layers],
+        "log_decay": made.log_decay,
+        "conv_width": made.width,
+        "conv_channels": made.channels,
+        "state_heads": made.heads,
+        "state_key_heads": made.key_heads,
+        "state_key_dim": made.key_dim,
+        "state_value_dim": made.value_dim,
+        "state_tiled": made.tiled,
+        "checkpoint_tokens": checkpoint_tokens,
     }
 
 

@@ -29,6 +29,15 @@ _EXPERTS = {
     *("expert_weights_scale", "expert_weights_norm", "expert_gating_func"),
     *("expert_group_count", "expert_group_used_count"),
 }
+_RECURRENT = {
+    "": set[str](),
+    "short_conv": {"shortconv.l_cache"},
+    "delta": {
+        *("ssm.conv_kernel", "ssm.state_size", "ssm.group_count", "ssm.time_step_rank"),
+        *("ssm.inner_size", "full_attention_interval", "nextn_predict_layers"),
+        "rope.dimension_sections",  # of a text all positions are the same
+    },
+}
 
 
 class Keys:
@@ -77,6 +86,24 @@ class Keys:
             raise self.fault(name, f"{value!r} must be a whole number of at least 1")
         return value
 
+    def layers(self) -> int:
+        """Returns the layers that a text goes through; those that only draft are left out."""
+        count, drafting = self.count("block_count"), self.get("nextn_predict_layers") or 0
+        if type(drafting) is not int or not 0 <= drafting < count:
+            raise self.fault("nextn_predict_layers", f"{drafting!r} does not fit {count} blocks")
+        return count - drafting
+
+    def kv_heads(self, heads: int) -> int:
+        """Returns the key-value heads of layers with attention; others may state 0 of them."""
+        name = "attention.head_count_kv"
+        value = self.get(name)
+        if not isinstance(value, list) or not FAMILIES[self.family].recurrent:
+            return self.count(name, heads)
+        stated = {count for count in value if count != 0}
+        if len(stated) != 1 or type(count := stated.pop()) is not int or not 1 <= count < 1 << 31:
+            raise self.fault(name, f"{str(value)[:80]} must state one number of heads, and zeros")
+        return count
+
     def number(self, name: str, default: float | None = None) -> float:
         """Returns a finite number."""
         value = self.get(name)
@@ -99,7 +126,7 @@ class Keys:
         if metadata.get("general.type") not in (None, "", "model"):
             raise UnsupportedError(f"{self.file.path} is a {metadata['general.type']}, no model")
         family = FAMILIES[self.family]
-        known = _KNOWN | (_EXPERTS if family.experts else set())
+        known = _KNOWN | (_EXPERTS if family.experts else set()) | _RECURRENT[family.recurrent]
         if self.architecture == family.images[2]:  # what images alone need
             known = known | {"rope.dimension_sections", "n_deepstack_layers"}
         if family.traits.get("parallel"):

@@ -16,10 +16,13 @@ LAYER_ROLES = (
     *("gate", "up", "down", "gate_bias", "up_bias", "down_bias", "post_ffn_norm"),
     *("expert_gate", "expert_up", "expert_down"),
     *("expert_gate_bias", "expert_up_bias", "expert_down_bias"),
+    *("o_gate", "mix", "mix_bias", "out_gate", "beta", "alpha"),
+    *("conv", "conv_bias", "dt_bias", "decay", "state_norm"),
 )
 MATRICES = (
     *("q", "kv_a", "kv_b", "k", "v", "o", "gate", "up", "down", "embed", "output"),
     *("router", "shared_switch", "expert_gate", "expert_up", "expert_down"),
+    *("o_gate", "mix", "out_gate", "beta", "alpha"),
 )
 """Roles that are matrices; the others are vectors in float32."""
 LANES = 16
@@ -49,31 +52,14 @@ def _global_shapes(spec: DecoderSpec) -> dict[str, Shape]:
 
 
 def _layer_shapes(spec: DecoderSpec, layer: int) -> dict[str, Shape]:
-    q, kv, hidden = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, spec.hidden
+    hidden = spec.hidden
     norm = Shape(0, hidden)
-    made = {"q": Shape(q, hidden), "o": Shape(hidden, spec.heads * spec.values)}
-    if spec.latent:
-        turning = spec.ropes[0].rotary_dim
-        made["kv_a"] = Shape(spec.latent + turning, hidden)
-        made["kv_a_norm"] = Shape(0, spec.latent)
-        made["kv_b"] = Shape(spec.heads * (spec.head_dim - turning + spec.values), spec.latent)
-    else:
-        made |= {"k": Shape(kv, hidden), "v": Shape(kv, hidden)}
+    made = _recurrent_shapes(spec) if spec.is_recurrent(layer) else _attention_shapes(spec)
     before = ("attn_norm",) if spec.parallel else ("attn_norm", "ffn_norm")
     for role in before if spec.pre_norms else ():
         made[role] = norm
         if spec.norm_bias:
             made[f"{role}_bias"] = norm
-    if spec.attention_bias:
-        made |= {"q_bias": Shape(0, q), "k_bias": Shape(0, kv), "v_bias": Shape(0, kv)}
-    if spec.qk_norm:
-        whole = spec.qk_norm_whole
-        made["q_norm"] = Shape(0, q if whole else spec.head_dim)
-        made["k_norm"] = Shape(0, kv if whole else spec.head_dim)
-    if spec.sinks:
-        made["sinks"] = Shape(0, spec.heads)
-    if spec.output_bias:
-        made["o_bias"] = norm
     if spec.post_norms:
         made |= {"post_attn_norm": norm, "post_ffn_norm": norm}
     width, dense = spec.width(layer), not spec.has_experts(layer)
@@ -85,6 +71,49 @@ def _layer_shapes(spec: DecoderSpec, layer: int) -> dict[str, Shape]:
             made |= {"up_bias": Shape(0, width), "down_bias": norm}
             made |= {"gate_bias": Shape(0, width)} if spec.gated else {}
     return made if dense else made | _expert_shapes(spec)
+
+
+def _attention_shapes(spec: DecoderSpec) -> dict[str, Shape]:
+    q, kv, hidden = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, spec.hidden
+    made = {"q": Shape(q, hidden), "o": Shape(hidden, spec.heads * spec.values)}
+    if spec.latent:
+        turning = spec.ropes[0].rotary_dim
+        made["kv_a"] = Shape(spec.latent + turning, hidden)
+        made["kv_a_norm"] = Shape(0, spec.latent)
+        made["kv_b"] = Shape(spec.heads * (spec.head_dim - turning + spec.values), spec.latent)
+    else:
+        made |= {"k": Shape(kv, hidden), "v": Shape(kv, hidden)}
+    if spec.attention_gate:
+        made["o_gate"] = Shape(q, hidden)
+    if spec.attention_bias:
+        made |= {"q_bias": Shape(0, q), "k_bias": Shape(0, kv), "v_bias": Shape(0, kv)}
+    if spec.qk_norm:
+        whole = spec.qk_norm_whole
+        made["q_norm"] = Shape(0, q if whole else spec.head_dim)
+        made["k_norm"] = Shape(0, kv if whole else spec.head_dim)
+    if spec.sinks:
+        made["sinks"] = Shape(0, spec.heads)
+    if spec.output_bias:
+        made["o_bias"] = Shape(0, hidden)
+    return made
+
+
+def _recurrent_shapes(spec: DecoderSpec) -> dict[str, Shape]:
+    recurrent, hidden = spec.recurrent, spec.hidden
+    assert recurrent is not None
+    channels, heads = recurrent.channels, recurrent.heads
+    made = {"conv": Shape(0, channels * recurrent.width)}
+    if recurrent.kind == "short_conv":
+        made |= {"mix": Shape(3 * channels, hidden), "o": Shape(hidden, channels)}
+        if recurrent.bias:
+            made |= {"mix_bias": Shape(0, 3 * channels), "conv_bias": Shape(0, channels)}
+            made["o_bias"] = Shape(0, hidden)
+        return made
+    values = heads * recurrent.value_dim
+    made |= {"mix": Shape(channels, hidden), "out_gate": Shape(values, hidden)}
+    made |= {role: Shape(heads, hidden) for role in ("beta", "alpha")}
+    made |= {role: Shape(0, heads) for role in ("dt_bias", "decay")}
+    return made | {"state_norm": Shape(0, recurrent.value_dim), "o": Shape(hidden, values)}
 
 
 def _expert_shapes(spec: DecoderSpec) -> dict[str, Shape]:
@@ -158,6 +187,8 @@ def family_of(spec: DecoderSpec) -> Family:
 
 
 def _shared(spec: DecoderSpec, role: str, layer: int | None) -> str:
+    if layer is not None and spec.is_recurrent(layer) and role in ("o", "o_bias"):
+        return f"state_{role}"
     mixture = layer is not None and spec.has_experts(layer)
     return f"shared_{role}" if mixture and role in ("gate", "up", "down") else role
 

@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from redwood.backends.native.rope import Rope
-from redwood.errors import ModelError, check_count
+from redwood.errors import ModelError, UnsupportedError, check_count
 
 MOST_LAYERS = 4096
 """Far above any model: what is made per layer stays small for damaged files."""
 MOST_EXPERTS = 1024
+MOST_WIDTH = 16
+"""Tokens that a short convolution sees."""
+MOST_STATE = 4096
+"""Heads of a recurrent layer, and components of their keys and values."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,35 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class Recurrent:
+    """The layers that have a state in the place of attention over all tokens.
+
+    Attributes:
+        kind: "short_conv": a convolution of gated inputs; "delta": gated delta nets, a convolution
+            and then a matrix per head.
+        layers: [layers]; False: the layer has attention.
+        width: tokens that the convolution sees, its own counted.
+        channels: of the convolution.
+        heads, key_heads, key_dim, value_dim: of the matrices [key_dim, value_dim]; 0: none.
+        tiled: head h has the key of head h modulo key_heads; else neighbours share one.
+        log_decay: files hold the logarithm of what decays, not what decays itself, negative.
+        bias: projections and convolution have biases.
+    """
+
+    kind: str
+    layers: tuple[bool, ...]
+    width: int
+    channels: int
+    heads: int = 0
+    key_heads: int = 0
+    key_dim: int = 0
+    value_dim: int = 0
+    tiled: bool = False
+    log_decay: bool = False
+    bias: bool = False
+
+
+@dataclass(frozen=True)
 class DecoderSpec:
     """A decoder-only model, without its weights. Floats are float32 values.
 
@@ -88,6 +121,8 @@ class DecoderSpec:
         experts: None: all layers have dense MLPs.
         value_dim: components of a head's values; 0: as of its keys.
         latent: keys and values are made from a latent of this width; 0: from the residual.
+        attention_gate: the sigmoid of a projection multiplies what attention says.
+        recurrent: None: all layers have attention.
     """
 
     architecture: str
@@ -127,11 +162,22 @@ class DecoderSpec:
     experts: Experts | None = None
     value_dim: int = 0
     latent: int = 0
+    attention_gate: bool = False
+    recurrent: Recurrent | None = None
 
     @property
     def values(self) -> int:
         """Components of a head's values."""
         return self.value_dim or self.head_dim
+
+    def is_recurrent(self, layer: int) -> bool:
+        """Whether a layer has a state in the place of attention."""
+        return self.recurrent is not None and self.recurrent.layers[layer]
+
+    @property
+    def attention_layers(self) -> int:
+        """Layers with keys and values."""
+        return sum(not self.is_recurrent(layer) for layer in range(self.layers))
 
     def has_experts(self, layer: int) -> bool:
         """Whether the MLP of a layer is a mixture of experts."""
@@ -177,6 +223,8 @@ def check_spec(spec: DecoderSpec, where: Path) -> DecoderSpec:
         raise ModelError(f"{where}: the windows {spec.windows} do not fit {spec.layers} layers")
     if spec.experts is not None:
         _check_experts(spec.experts, spec.layers, where)
+    if spec.recurrent is not None:
+        _check_recurrent(spec.recurrent, spec.layers, where)
     for rope in spec.ropes:
         if not 2 <= rope.rotary_dim <= spec.head_dim:
             raise ModelError(
@@ -186,6 +234,35 @@ def check_spec(spec: DecoderSpec, where: Path) -> DecoderSpec:
         if not all(0 <= freq < math.inf for freq in rope.inv_freq):
             raise ModelError(f"{where}: the rotary frequencies are not all finite and positive")
     return spec
+
+
+def _check_recurrent(recurrent: Recurrent, layers: int, where: Path) -> None:
+    if len(recurrent.layers) != layers or not any(recurrent.layers):
+        raise ModelError(f"{where}: the recurrent layers do not fit {layers} layers")
+    if all(recurrent.layers):
+        raise UnsupportedError(f"{where}: a model without any attention is not supported here")
+    if not 1 < recurrent.width <= MOST_WIDTH:
+        raise ModelError(
+            f"{where}: a convolution over {recurrent.width} tokens; 2 to {MOST_WIDTH} are supported"
+        )
+    if recurrent.kind == "short_conv":
+        return
+    for name in ("heads", "key_heads", "key_dim", "value_dim"):
+        if not 1 <= getattr(recurrent, name) <= MOST_STATE:
+            raise ModelError(
+                f"{where}: recurrent layers: {name} {getattr(recurrent, name)} must be in "
+                f"1..{MOST_STATE}"
+            )
+    if recurrent.heads % recurrent.key_heads:
+        raise ModelError(
+            f"{where}: recurrent layers: {recurrent.heads} heads do not share "
+            f"{recurrent.key_heads} key heads evenly"
+        )
+    keys = 2 * recurrent.key_heads * recurrent.key_dim
+    if recurrent.channels != keys + recurrent.heads * recurrent.value_dim:
+        raise ModelError(
+            f"{where}: recurrent layers: {recurrent.channels} channels are not those of the heads"
+        )
 
 
 def _check_experts(experts: Experts, layers: int, where: Path) -> None:

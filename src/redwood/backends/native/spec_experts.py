@@ -34,7 +34,7 @@ def _qwen(fields: Fields) -> Experts | None:
         return None
     mixed = tuple(i not in dense and (i + 1) % step == 0 for i in range(layers))
     shared: dict[str, Any] = {}
-    if fields.get("model_type") == "qwen2_moe":
+    if fields.get("model_type") in ("qwen2_moe", "qwen3_next"):
         shared = {"shared_ffn": fields.count("shared_expert_intermediate_size")}
         shared["shared_switch"] = True
     return Experts(
@@ -45,6 +45,17 @@ def _qwen(fields: Fields) -> Experts | None:
         # Qwen3-VL's text part has no such setting, and always does it.
         normalise=fields.get("model_type") == "qwen3_vl_moe_text" or fields.flag("norm_topk_prob"),
         **shared,
+    )
+
+
+def _qwen35(fields: Fields) -> Experts:
+    return Experts(
+        count=fields.count("num_experts"),
+        used=fields.count("num_experts_per_tok"),
+        ffn=fields.count("moe_intermediate_size"),
+        layers=_all(fields),
+        shared_ffn=fields.count("shared_expert_intermediate_size"),
+        shared_switch=True,
     )
 
 
@@ -129,6 +140,7 @@ def _with_shared(fields: Fields, **more: Any) -> Experts:
 
 _WAYS = {
     "qwen": _qwen,
+    "qwen35": _qwen35,
     "mixtral": _mixtral,
     "olmoe": _olmoe,
     "gpt_oss": _gpt_oss,

@@ -20,6 +20,7 @@ from redwood.backends.native.spec import (
     check_capacity,
     check_spec,
 )
+from redwood.backends.native.spec_recurrent import recurrent_of_gguf
 from redwood.errors import ModelError
 from redwood.models._gguf import GGUFFile
 from redwood.models._gguf_parts import GGUFModel
@@ -30,7 +31,7 @@ _BIGGEST = {"gemma2": 46, "gemma3": 62}
 
 _PATTERNS = {"gemma2": 2, "gemma3": 6, "phi3": 0, "gptoss": 2, "cohere2": 4, "exaone4": 4}
 """Every so many layers one is not sliding, where a file does not say it; 0: all slide."""
-_NORMALISED = ("mixtral", "qwen3moe", "gptoss")
+_NORMALISED = ("mixtral", "qwen3moe", "gptoss", "qwen3next", "qwen35moe")
 """Mixtures whose weights add up to 1, which no key says."""
 
 
@@ -50,7 +51,7 @@ def spec_from_gguf(file: GGUFFile | GGUFModel, capacity: int | None = None) -> D
     keys.refuse()
     arch, gemma = keys.family, keys.family in GEMMA
     family, tensors = FAMILIES[arch], file.tensors
-    layers, heads = keys.count("block_count"), keys.count("attention.head_count")
+    layers, heads = keys.layers(), keys.count("attention.head_count")
     if layers > MOST_LAYERS:
         raise keys.fault("block_count", f"{layers} cannot be right")
     hidden = keys.count("embedding_length")
@@ -70,7 +71,7 @@ def spec_from_gguf(file: GGUFFile | GGUFModel, capacity: int | None = None) -> D
         hidden=hidden,
         layers=layers,
         heads=heads,
-        kv_heads=keys.count("attention.head_count_kv", heads),
+        kv_heads=keys.kv_heads(heads),
         head_dim=head_dim,
         ffn=keys.count("feed_forward_length", experts.ffn if experts else None),
         context=keys.count("context_length"),
@@ -93,6 +94,7 @@ def spec_from_gguf(file: GGUFFile | GGUFModel, capacity: int | None = None) -> D
         logit_scale=float32(keys.number("logit_scale") if traits.get("parallel") else 1.0),
         mlp_bias=bool(family.mlp_bias) and "blk.0.ffn_up.bias" in tensors,
         experts=experts,
+        recurrent=recurrent_of_gguf(keys, family, layers),
         **traits,
     )
     return check_spec(spec, file.path)
@@ -125,7 +127,7 @@ def _experts(keys: Keys, layers: int) -> Experts | None:
     dense = keys.count("feed_forward_length", keys.get("expert_feed_forward_length"))
     width = dense if family in ("mixtral", "olmoe", "gptoss") else dense // used
     shared: dict[str, Any] = {}
-    if family == "qwen2moe":
+    if family in ("qwen2moe", "qwen3next", "qwen35moe"):
         shared = {"shared_ffn": keys.count("expert_shared_feed_forward_length", dense)}
         shared["shared_switch"] = True
     elif keys.get("expert_shared_count") or keys.get("expert_shared_feed_forward_length"):

@@ -17,6 +17,7 @@ from redwood.backends.native.rope import Rope, float32, make_rope
 from redwood.backends.native.spec import MOST_LAYERS, DecoderSpec, check_capacity, check_spec
 from redwood.backends.native.spec_experts import experts_of
 from redwood.backends.native.spec_latent import latent_of
+from redwood.backends.native.spec_recurrent import ffn_of, recurrent_of
 from redwood.errors import ModelError, UnsupportedError
 
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -97,10 +98,10 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
         heads=heads,
         kv_heads=fields.count("num_key_value_heads"),
         head_dim=head_dim,
-        ffn=fields.count("intermediate_size"),
+        ffn=ffn_of(fields, family),
         context=fields.count("max_position_embeddings"),
         norm_eps=float32(fields.get(family.eps)),
-        activation=_activation(fields, gemma),
+        activation=family.activation or _activation(fields, gemma),
         attention_scale=float32(
             (latent.scale if latent else 1.0) / math.sqrt(scalar) if scalar > 0 else 0
         ),
@@ -116,6 +117,7 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
         logit_scale=float32(fields.number("logit_scale") if traits.get("parallel") else 1.0),
         mlp_bias=bool(family.mlp_bias) and fields.flag(family.mlp_bias),
         experts=experts,
+        recurrent=recurrent_of(fields, family),
         latent=latent.width if latent else 0,
         value_dim=latent.value_dim if latent else 0,
         **traits,

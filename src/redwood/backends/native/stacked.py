@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from redwood.backends.native.roles import Shape
 from redwood.backends.native.safetensors_file import Bytes, Stored
@@ -20,13 +21,14 @@ class Places(NamedTuple):
 
     `names`: the tensors that hold them. `load` returns the rows of all experts one after the other,
     uint8, in the format `kind`. `neighbours`: rows of queries and keys stand as rotary positions
-    that turn neighbours want them.
+    that turn neighbours want them. `order`: which of them are the rows of the weight; None: all.
     """
 
     names: tuple[str, ...]
     kind: str
     load: Callable[[], Bytes]
     neighbours: bool = False
+    order: NDArray[np.int32] | None = None
 
 
 def chunks(
@@ -38,7 +40,7 @@ def chunks(
         numbers that are not computed here; both name the tensor.
     """
     rows, cols = shape.rows, shape.cols
-    tensor = _tensor(where, stored, name, (total, cols) if rows else (cols,))
+    tensor = tensor_of(where, stored, name, (total, cols) if rows else (cols,))
     load = tensor.load
     if rows != total:
         size = _row_bytes(tensor.kind, cols)
@@ -72,7 +74,7 @@ def text_part(stored: Mapping[str, Stored]) -> dict[str, Stored]:
 def stacked_experts(where: Path, stored: Mapping[str, Stored], name: str, shape: Shape) -> Places:
     """All experts in one tensor, [experts, rows, cols] or [experts, cols]; errors as `chunks`."""
     full = (shape.experts, shape.rows, shape.cols) if shape.rows else (shape.experts, shape.cols)
-    tensor = _tensor(where, stored, name, full)
+    tensor = tensor_of(where, stored, name, full)
     return Places((name,), tensor.kind, tensor.load)
 
 
@@ -92,7 +94,7 @@ def folder_experts(
     if fused in stored:
         return _fused(where, stored, fused, role, shape)
     names = tuple(name.format(expert) for expert in range(shape.experts))
-    tensors = [_tensor(where, stored, each, (shape.rows, shape.cols)) for each in names]
+    tensors = [tensor_of(where, stored, each, (shape.rows, shape.cols)) for each in names]
     kinds = {tensor.kind for tensor in tensors}
     if len(kinds) > 1:
         raise UnsupportedError(
@@ -111,7 +113,7 @@ def _fused(where: Path, stored: Mapping[str, Stored], name: str, role: str, shap
         shape_there = (count, cols, parts, rows)
         turned = partial(_turned, stored[name], shape_there, which, halves=True)
         return Places((name,), stored[name].kind, turned)
-    tensor = _tensor(where, stored, name, (count, parts * rows, cols))
+    tensor = tensor_of(where, stored, name, (count, parts * rows, cols))
     load: Callable[[], Bytes] = tensor.load
     if parts > 1:
         load = partial(_slices, tensor.load, (count, parts), which)
@@ -125,7 +127,7 @@ def _gpt_oss(
     which = int(role.startswith("expert_up"))
     count, rows, cols = shape.experts, shape.rows, shape.cols
     if not rows:  # biases
-        tensor = _tensor(where, stored, name, (count, parts * cols))
+        tensor = tensor_of(where, stored, name, (count, parts * cols))
         return Places((name,), tensor.kind, partial(_every, tensor, (count, cols, parts), which))
     blocks, scales = f"{name}_blocks", f"{name}_scales"
     if blocks in stored or scales in stored:
@@ -134,21 +136,22 @@ def _gpt_oss(
                 f"{where}: the tensor {blocks!r} has rows of {cols}, not of blocks of 32"
             )
         full = (count, parts * rows, cols // 32)
-        quants = _tensor(where, stored, blocks, (*full, 16), bytes_only=True)
-        powers = _tensor(where, stored, scales, full, bytes_only=True)
+        quants = tensor_of(where, stored, blocks, (*full, 16), bytes_only=True)
+        powers = tensor_of(where, stored, scales, full, bytes_only=True)
         load = partial(_mxfp4, quants.load, powers.load, (count, rows, parts, cols // 32), which)
         return Places((blocks, scales), "MXFP4", load)
-    tensor = _tensor(where, stored, name, (count, cols, parts * rows))
+    tensor = tensor_of(where, stored, name, (count, cols, parts * rows))
     return Places((name,), tensor.kind, partial(_turned, tensor, (count, cols, rows, parts), which))
 
 
-def _tensor(
+def tensor_of(
     where: Path,
     stored: Mapping[str, Stored],
     name: str,
     shape: tuple[int, ...],
     bytes_only: bool = False,
 ) -> Stored:
+    """Returns a tensor of this shape; errors as `chunks`."""
     if name not in stored:
         raise ModelError(f"{where} lacks the tensor {name!r}")
     tensor = stored[name]

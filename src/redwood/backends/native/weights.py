@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redwood.backends.native.families import GEMMA
+from redwood.backends.native.recurrent import special_places
 from redwood.backends.native.roles import (
     GLOBAL_ROLES,
     LANES,
@@ -149,6 +150,10 @@ def open_gguf(path: Path, capacity: int | None = None) -> WeightSource:
             for name, tensor in file.tensors.items()
             if name not in _GGUF_CONSUMED and not name.endswith(".attn_rot_embd.weight")
         }
+        drafting = file.metadata.get(f"{file.metadata['general.architecture']}.nextn_predict_layers")
+        if drafting:  # what `Keys.layers` leaves out
+            gone = tuple(f"blk.{spec.layers + layer}." for layer in range(int(drafting)))
+            stored = {name: held for name, held in stored.items() if not name.startswith(gone)}
         weights = _assign(spec, stored, path, partial(_gguf_weight, path), r"blk\.(\d+)\.")
     except BaseException:
         file.close()
@@ -170,18 +175,23 @@ def open_folder(path: Path, capacity: int | None = None) -> WeightSource:
         }
         if family_of(spec).images[0]:
             stored = text_part(stored)
+        if family_of(spec).ignored:
+            gone = family_of(spec).ignored
+            stored = {name: held for name, held in stored.items() if not name.startswith(gone)}
         if spec.tied and "lm_head.weight" in stored:
             spec = _untied_if_different(spec, stored)
         weights = _assign(
             spec, stored, path, partial(_folder_weight, path), r"model\.layers\.(\d+)\."
         )
-        if spec.architecture in GEMMA:
-            weights = {
-                key: replace(weight, add=1.0) if key[0].endswith("norm") else weight
-                for key, weight in weights.items()
-            }
+        if spec.architecture in GEMMA or family_of(spec).centred:
+            weights = {key: _centred(key[0], weight) for key, weight in weights.items()}
         return WeightSource(spec, weights, stack.pop_all().close)
     raise AssertionError  # an ExitStack of ours swallows nothing
+
+
+def _centred(role: str, weight: Weight) -> Weight:
+    is_centred = role.endswith("norm") and role != "state_norm"
+    return replace(weight, add=1.0) if is_centred else weight
 
 
 _Find: TypeAlias = Callable[[DecoderSpec, Mapping[str, Stored], str, int | None, Shape], Places]
@@ -222,7 +232,7 @@ def _weight(spec: DecoderSpec, role: str, shape: Shape, places: Places) -> Weigh
             weight = replace(weight, times=spec.logit_scale)
         return weight
     turned = places.neighbours and role in ("q", "k", "kv_a")
-    order = _halves(spec, role) if turned else None
+    order = _halves(spec, role) if turned else places.order
     rows = shape.rows * shape.experts
     if shape.experts > 1 and shape.rows % LANES:  # whole blocks; rows after the last stand unread
         padded = -(-shape.rows // LANES) * LANES
@@ -273,6 +283,9 @@ def _gguf_weight(
     name = gguf_name(spec, role, layer)
     if shape.experts > 1:
         return stacked_experts(where, stored, name, shape)
+    special = special_places(where, spec, stored, name, role, shape, family.gguf_grouped)
+    if special is not None:
+        return special
     if role == "shared_switch":
         shape = Shape(0, shape.cols)  # kept as a vector
     places = chunks(where, stored, name, shape, 0, shape.rows)
@@ -294,6 +307,9 @@ def _folder_weight(
     name = folder_name(spec, role, layer)
     if shape.experts > 1:
         return folder_experts(where, stored, name, role, shape)
+    special = special_places(where, spec, stored, name, role, shape, family.grouped)
+    if special is not None:
+        return special
     places = chunks(where, stored, name, shape, 0, shape.rows)
     return places._replace(neighbours=family.neighbours)
 
