@@ -37,6 +37,19 @@ def admitted(
     return joined
 
 
+def extra_tokens(target: Backend, drafter: Drafter, tokens: int) -> int:
+    """Returns what rows of so many tokens take beside keys and values, as tokens: states."""
+    extra = each = 0
+    models = [part.backend for part in parts_of(drafter) if isinstance(part, ModelDrafter)]
+    for backend in (target, *models):
+        size = int(getattr(backend, "token_bytes", None) or 0)
+        each += size
+        if getattr(backend, "state_bytes", 0):
+            row_bytes: Callable[[int], int] = backend.row_bytes  # type: ignore[attr-defined]
+            extra += row_bytes(tokens) - tokens * size
+    return -(-extra // max(1, each))
+
+
 def chunks(
     prefilling: Iterable[Request], length: Callable[[int], int], budget: int
 ) -> list[tuple[Request, Nodes]]:

@@ -128,6 +128,7 @@ class NativeBackend:
             )
         except ValueError as error:
             raise ArgumentError(f"native backend: {error}") from error
+        self.checkpoint_tokens = checkpoint_tokens
         self.spec, self.kv, self._number_bytes = spec, kv, 2 if kv == "f16" else 4
         self.vocab_size = outputs
         self.num_embeddings = spec.vocab_size
@@ -259,6 +260,8 @@ class NativeBackend:
             ArgumentError: pages of another size, too many or too few of them.
         """
         state = self._row(row)
+        if self.state_bytes:
+            raise ArgumentError("restore: pages do not hold the states of recurrent layers")
         if state.parents or state.length % self.page_slots:
             raise ArgumentError("restore: pages go behind full ones")
         for page in pages:
@@ -292,6 +295,16 @@ class NativeBackend:
     def node_bytes(self) -> int:
         """Memory of a provisional node beside its keys and values: what it does to states."""
         return int(self._decoder.record_bytes)
+
+    def row_bytes(self, tokens: int, nodes: int = 16) -> int:
+        """Memory that a row of `tokens` tokens comes to need, with trees of `nodes` nodes.
+
+        With recurrent layers: keys and values, two states (a prompt's is written beside the last one),
+        those that are kept, and what the nodes of a tree do to them.
+        """
+        every = self.checkpoint_tokens
+        states = (2 + (tokens // every if every else 0)) * self.state_bytes
+        return tokens * self.token_bytes + states + nodes * self.node_bytes
 
     @property
     def cache_bytes(self) -> int:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from redwood import models
 from redwood.backends.base import Nodes
 from redwood.backends.native import packed as packed_files
-from redwood.backends.native.backend import NativeBackend, extension
+from redwood.backends.native.backend import CHECKPOINT_TOKENS, NativeBackend, extension
 from redwood.backends.native.weights import WeightSource, open_folder, open_gguf
 from redwood.errors import ArgumentError, CapacityError, check_count
 from redwood.models.mapping import mapped
@@ -39,6 +39,7 @@ def load_native(
     isa: str = "auto",
     name: str | None = None,
     outputs: int | NDArray[np.int64] | None = None,
+    checkpoint_tokens: int | None = None,
 ) -> NativeBackend:
     """Returns the native backend for a GGUF file, or for the safetensors of a folder.
 
@@ -57,11 +58,14 @@ def load_native(
         outputs: tokens that it scores, the first ones, or these ids (ascending), whose rows of the
             head are then packed apart; see `NativeBackend`. Those past the model's are left out.
         name: under which `redwood models` knows the model; None: its path.
+        checkpoint_tokens: of models with recurrent layers, states are kept every so many tokens, see
+            `NativeBackend`; None: 512.
 
     Raises:
         UnsupportedError: no extension, or a model that is not computed here, with the reason.
         ArgumentError: unknown weights or kv, requantising what is quantised already.
-        CapacityError: a capacity below 2 or beyond the model's context.
+        CapacityError: a capacity below 2 or beyond the model's context, or one whose kept states do
+            not fit into memory.
         ModelError: damaged files, or not enough disk space for the packed ones.
         NumericalError: logits that are NaN or infinite.
     """
@@ -71,6 +75,8 @@ def load_native(
         raise CapacityError(f"capacity {capacity} must be a whole number of at least 2")
     if outputs is not None and not isinstance(outputs, np.ndarray):
         check_count("outputs", outputs)
+    if checkpoint_tokens is not None:
+        check_count("checkpoint_tokens", checkpoint_tokens, least=0)
     if threads is None:
         threads = default_threads()
     with open_folder(folder, capacity) if gguf is None else open_gguf(gguf, capacity) as source:
@@ -103,10 +109,25 @@ def load_native(
             threads=threads,
             cpus=cpus,
             isa=isa,
+            checkpoint_tokens=CHECKPOINT_TOKENS if checkpoint_tokens is None else checkpoint_tokens,
             **chosen,
         )
+    if capacity is not None:
+        _check_memory(backend)
     _probe(backend)
     return backend
+
+
+def _check_memory(backend: NativeBackend) -> None:
+    """Refuses a capacity whose kept states alone are more than this machine's memory."""
+    every, have = backend.checkpoint_tokens, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    kept = backend.capacity // every if every else 0
+    if kept * backend.state_bytes > have:
+        raise CapacityError(
+            f"capacity {backend.capacity}: {kept} kept states of recurrent layers, "
+            f"{backend.state_bytes >> 20} MiB each, are more than the memory of {have >> 20} MiB: "
+            "lower the capacity or raise checkpoint_tokens"
+        )
 
 
 def _rows_of_head(
