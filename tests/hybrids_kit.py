@@ -75,7 +75,10 @@ _NAMES = [
     ("self_attn.out_proj", "attn_output"),
     *((f"self_attn.{part}_layernorm", f"attn_{part}_norm") for part in "qk"),
     *((f"self_attn.{part}_norm", f"attn_{part}_norm") for part in "qk"),
-    *((f"feed_forward.{k}.", f"ffn_{v}.") for k, v in (("w1", "gate"), ("w2", "down"), ("w3", "up"))),
+    *(
+        (f"feed_forward.{k}.", f"ffn_{v}.")
+        for k, v in (("w1", "gate"), ("w2", "down"), ("w3", "up"))
+    ),
     ("conv.conv.", "shortconv.conv."),
     *((f".conv.{part}.", f".shortconv.{part}.") for part in ("in_proj", "out_proj")),
     ("linear_attn.in_proj_qkv.", "attn_qkv."),
@@ -99,7 +102,9 @@ _NAMES = [
 def _tiled(value: torch.Tensor, config: Any, dim: int, first: int, size: int) -> torch.Tensor:
     """Value heads as llama.cpp's converter orders them: one of every key head, and so on."""
     keys, heads = config.linear_num_key_heads, config.linear_num_value_heads
-    order = torch.arange(heads * size).reshape(keys, heads // keys, size).transpose(0, 1).reshape(-1)
+    order = (
+        torch.arange(heads * size).reshape(keys, heads // keys, size).transpose(0, 1).reshape(-1)
+    )
     whole = torch.cat((torch.arange(first), first + order))
     return value.index_select(dim, whole)
 

@@ -1,4 +1,4 @@
-"""Rows with states: random extends, commits, truncations and forks against a replay from nothing."""
+"""Rows with states: random extends, commits, truncations and forks against a replay."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ def grow(walk: Walk, rng: np.random.Generator) -> tuple[Nodes, int]:
     return Nodes(walk.row, tokens, parents, wanted), wanted
 
 
-def act(backend: NativeBackend, walks: list[Walk], replay: Replay, rng: np.random.Generator) -> None:
+def act(
+    backend: NativeBackend, walks: list[Walk], replay: Replay, rng: np.random.Generator
+) -> None:
     what, walk = rng.random(), walks[int(rng.integers(0, len(walks)))]
     if what < 0.5:
         some = [w for w in walks if w is walk or rng.random() < 0.3]

@@ -61,8 +61,8 @@ class NativeBackend:
             rare tokens, which a byte-pair vocabulary has at its end: the head is then cheaper.
         output_ids: int64, ascending: score these tokens alone; `matrices` has their rows as its
             "output". Not together with `outputs`.
-        checkpoint_tokens: of recurrent layers, states are kept every so many tokens, so that rows may
-            begin there anew; each takes `state_bytes`. 0: none are kept.
+        checkpoint_tokens: of recurrent layers, states are kept every so many tokens, so that rows
+            may begin there anew; each takes `state_bytes`. 0: none are kept.
 
     Attributes:
         num_embeddings: tokens it can read; `vocab_size` are those it scores, one a column.
@@ -112,16 +112,20 @@ class NativeBackend:
                 *("latent", "layer_norm", "parallel", "glu_limit", "glu_alpha"),
             )
         }
-        config |= _experts(spec) | _recurrent(spec, checkpoint_tokens) | {
-            "outputs": outputs,
-            "value_dim": spec.values,
-            "ffns": [spec.width(layer) for layer in range(spec.layers)],
-            "gelu": spec.activation == "gelu_tanh",
-            "half_cache": kv == "f16",
-            "windows": list(spec.windows),
-            "rope_of_layer": list(spec.rope_of_layer),
-            "ropes": [(list(rope.inv_freq), rope.attention_factor) for rope in spec.ropes],
-        }
+        config |= (
+            _experts(spec)
+            | _recurrent(spec, checkpoint_tokens)
+            | {
+                "outputs": outputs,
+                "value_dim": spec.values,
+                "ffns": [spec.width(layer) for layer in range(spec.layers)],
+                "gelu": spec.activation == "gelu_tanh",
+                "half_cache": kv == "f16",
+                "windows": list(spec.windows),
+                "rope_of_layer": list(spec.rope_of_layer),
+                "ropes": [(list(rope.inv_freq), rope.attention_factor) for rope in spec.ropes],
+            }
+        )
         try:
             self._decoder = extension().Decoder(
                 config, matrices, dict(vectors), threads, list(cpus), isa
@@ -212,7 +216,7 @@ class NativeBackend:
         return made
 
     def pages(self, rows: Sequence[int]) -> int:
-        """Returns how many pages these rows hold, shared ones counted once; states count as pages."""
+        """Returns how many pages these rows hold, shared ones counted once, states as pages."""
         for row in rows:
             self._row(row)
         pages = int(self._decoder.pages(list(rows)))
@@ -299,7 +303,7 @@ class NativeBackend:
     def row_bytes(self, tokens: int, nodes: int = 16) -> int:
         """Memory that a row of `tokens` tokens comes to need, with trees of `nodes` nodes.
 
-        With recurrent layers: keys and values, two states (a prompt's is written beside the last one),
+        With recurrent layers: keys and values, two states (a prompt's is written beside the last),
         those that are kept, and what the nodes of a tree do to them.
         """
         every = self.checkpoint_tokens

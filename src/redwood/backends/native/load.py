@@ -58,8 +58,8 @@ def load_native(
         outputs: tokens that it scores, the first ones, or these ids (ascending), whose rows of the
             head are then packed apart; see `NativeBackend`. Those past the model's are left out.
         name: under which `redwood models` knows the model; None: its path.
-        checkpoint_tokens: of models with recurrent layers, states are kept every so many tokens, see
-            `NativeBackend`; None: 512.
+        checkpoint_tokens: of models with recurrent layers, states are kept every so many tokens,
+            see `NativeBackend`; None: 512.
 
     Raises:
         UnsupportedError: no extension, or a model that is not computed here, with the reason.
@@ -120,7 +120,10 @@ def load_native(
 
 def _check_memory(backend: NativeBackend) -> None:
     """Refuses a capacity whose kept states alone are more than this machine's memory."""
-    every, have = backend.checkpoint_tokens, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    every, have = (
+        backend.checkpoint_tokens,
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+    )
     kept = backend.capacity // every if every else 0
     if kept * backend.state_bytes > have:
         raise CapacityError(

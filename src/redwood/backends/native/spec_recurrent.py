@@ -90,9 +90,7 @@ def recurrent_of_gguf(keys: Keys, family: Family, layers: int) -> Recurrent | No
     return _delta(states, keys.count("ssm.conv_kernel"), sizes, tiled=tiled)
 
 
-def _delta(
-    layers: tuple[bool, ...], width: int, sizes: dict[str, int], **more: Any
-) -> Recurrent:
+def _delta(layers: tuple[bool, ...], width: int, sizes: dict[str, int], **more: Any) -> Recurrent:
     keys = 2 * sizes["key_heads"] * sizes["key_dim"]
     channels = keys + sizes["heads"] * sizes["value_dim"]
     return Recurrent(kind="delta", layers=layers, width=width, channels=channels, **sizes, **more)

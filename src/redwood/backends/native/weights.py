@@ -150,7 +150,9 @@ def open_gguf(path: Path, capacity: int | None = None) -> WeightSource:
             for name, tensor in file.tensors.items()
             if name not in _GGUF_CONSUMED and not name.endswith(".attn_rot_embd.weight")
         }
-        drafting = file.metadata.get(f"{file.metadata['general.architecture']}.nextn_predict_layers")
+        drafting = file.metadata.get(
+            f"{file.metadata['general.architecture']}.nextn_predict_layers"
+        )
         if drafting:  # what `Keys.layers` leaves out
             gone = tuple(f"blk.{spec.layers + layer}." for layer in range(int(drafting)))
             stored = {name: held for name, held in stored.items() if not name.startswith(gone)}
