@@ -6,8 +6,8 @@ Writes a GGUF file of that model's true shape with random weights, cut to some l
 vocabulary where it is told so. The shape is that of its configuration as far as it is known here:
 24 layers, of which every fourth has attention (8 heads of 256, 2 of keys and values), 16 heads with
 states of 128 x 128, hidden 2048, MLPs of 6144; the size of its drafting layer, 116 MiB in bf16,
-agrees. Times are of chains behind a context, `extend` alone; `commit_ms` is what keeping a chain of n nodes
-takes then. Memory: what `row_bytes` says of a row, and what it holds.
+agrees. Times are of chains behind a context, `extend` alone; `commit_ms` is what keeping a chain of
+n nodes takes then. Memory: what `row_bytes` says of a row, and what it holds.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ import torch
 from test_families import check_logits, rewritten
 from test_native import check_bitwise, folder_of
 
-from hybrids_kit import GGUF, HYBRIDS, hybrid_model, save_hybrid
+from decoder_kit import tiny_model
+from hybrids_kit import GGUF, HYBRIDS, hybrid_model, hybrid_settings, save_hybrid
 from redwood.backends.base import Nodes
 from redwood.backends.native.backend import extension
 from redwood.backends.native.load import load_native
 from redwood.backends.native.weights import open_folder, open_gguf
-from redwood.errors import CapacityError, ModelError, RedwoodError, UnsupportedError
+from redwood.errors import ArgumentError, CapacityError, ModelError, RedwoodError, UnsupportedError
 
 pytest.importorskip("redwood._native", reason="installed without a compiler")
 
@@ -165,6 +168,11 @@ def test_a_capacity_whose_states_do_not_fit(tmp_path: Path) -> None:
         load_native(folder, None, capacity=1 << 30, checkpoint_tokens=1)
 
 
+def test_states_are_kept_where_there_are_any(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="qwen3 models have no recurrent layers"):
+        load_native(folder_of(tmp_path, tiny_model("qwen3")), None, checkpoint_tokens=64)
+
+
 def test_the_state_of_a_file_may_not_grow(tmp_path: Path) -> None:
     model = hybrid_model("qwen35")
     path = save_hybrid(tmp_path / "m.gguf", "qwen35", model)
@@ -176,3 +184,30 @@ def test_the_state_of_a_file_may_not_grow(tmp_path: Path) -> None:
     path.write_bytes(raw.replace(first.tobytes(), (-first).tobytes()))
     with pytest.raises(RedwoodError, match="state grows"):
         load_native(tmp_path, path, threads=1)
+
+
+VALUES = (None, 0, -1, 1, 7, 2**31, 10**40, 0.5, math.nan, "x", [], [1], [0, 2], True)
+
+
+@pytest.mark.parametrize("name", ["lfm2", "qwen35"])
+def test_any_value_of_any_setting_is_read_or_refused(name: str, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, hybrid_model(name))
+    config = folder / "config.json"
+    fields = json.loads(config.read_text())
+    for key in fields:
+        for value in VALUES:
+            config.write_text(json.dumps({**fields, key: value}))
+            with contextlib.suppress(ModelError, UnsupportedError):
+                open_folder(folder).close()
+
+
+@pytest.mark.parametrize("name", ["lfm2", "qwen35"])
+def test_any_value_of_any_gguf_setting_is_read_or_refused(name: str, tmp_path: Path) -> None:
+    model, path = hybrid_model(name), tmp_path / "m.gguf"
+    for key in hybrid_settings(name, model):
+        for value in VALUES:
+            if isinstance(value, int) and not 0 <= value < 2**32 or value == []:
+                continue  # no such number, and lists of nothing have no type
+            save_hybrid(path, name, model, **{key: value})
+            with contextlib.suppress(ModelError, UnsupportedError):
+                open_gguf(path).close()

@@ -70,17 +70,19 @@ def load_native(
         NumericalError: logits that are NaN or infinite.
     """
     extension()
-    check_options(weights, kv, threads, cpus)
+    check_options(weights, kv, threads, cpus, checkpoint_tokens)
     if capacity is not None and (type(capacity) is not int or capacity < 2):
         raise CapacityError(f"capacity {capacity} must be a whole number of at least 2")
     if outputs is not None and not isinstance(outputs, np.ndarray):
         check_count("outputs", outputs)
-    if checkpoint_tokens is not None:
-        check_count("checkpoint_tokens", checkpoint_tokens, least=0)
     if threads is None:
         threads = default_threads()
     with open_folder(folder, capacity) if gguf is None else open_gguf(gguf, capacity) as source:
         context = source.spec.context
+        if checkpoint_tokens is not None and source.spec.recurrent is None:
+            raise ArgumentError(
+                f"checkpoint_tokens: {source.spec.architecture} models have no recurrent layers"
+            )
         if capacity is not None and capacity > context:
             raise CapacityError(
                 f"capacity {capacity} must be between 2 and the context of {context}"
@@ -158,7 +160,11 @@ def _probe(backend: NativeBackend) -> None:
 
 
 def check_options(
-    weights: str = "auto", kv: str = "auto", threads: int | None = None, cpus: Sequence[int] = ()
+    weights: str = "auto",
+    kv: str = "auto",
+    threads: int | None = None,
+    cpus: Sequence[int] = (),
+    checkpoint_tokens: int | None = None,
 ) -> None:
     """Raises ArgumentError for what `load_native` could not use with any model."""
     if weights not in packed_files.WEIGHTS:
@@ -169,6 +175,8 @@ def check_options(
         check_count("threads", threads)
         if threads > _MAX_THREADS:
             raise ArgumentError(f"threads {threads} must be at most {_MAX_THREADS}")
+    if checkpoint_tokens is not None:
+        check_count("checkpoint_tokens", checkpoint_tokens, least=0)
     if not isinstance(cpus, Sequence):
         raise ArgumentError(f"cpus {cpus!r} must be a list of processors")
     usable = _processors()

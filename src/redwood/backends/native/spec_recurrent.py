@@ -51,7 +51,10 @@ def ffn_of(fields: Fields, family: Family) -> int:
         return ffn
     ffn = int(2 * ffn / 3)
     if multiplier is not None:
-        ffn = int(fields.number("block_ffn_dim_multiplier") * ffn)
+        wanted = fields.number("block_ffn_dim_multiplier") * ffn
+        if not 1 <= wanted < 1 << 31:
+            raise ModelError(f"{fields.where}: block_ffn_dim_multiplier makes MLPs of {wanted}")
+        ffn = int(wanted)
         ffn = multiple * ((ffn + multiple - 1) // multiple)
     return ffn
 
