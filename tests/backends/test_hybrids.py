@@ -47,10 +47,11 @@ def test_value_heads_that_share_a_key(tmp_path: Path) -> None:
         check_logits(load_native(folder, path, kv="f32", threads=3), model)
 
 
-# Routers of mixtures turn a rounding into another expert within some hundred tokens.
+# Weights so large as elsewhere here, and routers of mixtures, blow roundings up over some hundred
+# tokens: both answers are then as far from those in double precision as from each other.
 @pytest.mark.parametrize("name", ["lfm2", "qwen35"])
 def test_a_long_prompt_gives_the_logits_of_transformers(name: str, tmp_path: Path) -> None:
-    model = hybrid_model(name)
+    model = hybrid_model(name, initializer_range=0.1)
     backend = load_native(folder_of(tmp_path, model), None, kv="f32", threads=2)
     text = [int(t) for t in torch.randint(0, 96, (700,))]
     (logits,) = backend.extend([Nodes(backend.open(), text)])
