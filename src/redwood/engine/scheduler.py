@@ -44,8 +44,8 @@ def extra_tokens(target: Backend, drafter: Drafter, tokens: int) -> int:
     for backend in (target, *models):
         size = int(getattr(backend, "token_bytes", None) or 0)
         each += size
-        if getattr(backend, "state_bytes", 0):
-            row_bytes: Callable[[int], int] = backend.row_bytes  # type: ignore[attr-defined]
+        row_bytes: Callable[[int], int] | None = getattr(backend, "row_bytes", None)
+        if row_bytes is not None:
             extra += row_bytes(tokens) - tokens * size
     return -(-extra // max(1, each))
 
