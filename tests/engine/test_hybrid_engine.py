@@ -64,7 +64,9 @@ def test_every_drafter_says_what_plain_decoding_says(
 @pytest.mark.parametrize("name", ["lfm2", "qwen35"])
 def test_histories_with_reuse(name: str, tmp_path: Path) -> None:
     target = loaded(name, tmp_path, every=16)
-    _on_natives(target, 10, lambda rng: [rng.randrange(90) for _ in range(rng.randint(20, 160))])
+    most = 900 + 4 * extra_tokens(target, NgramDrafter(), 200)
+    prompts = [[random.Random(i).randrange(90) for _ in range(160)] for i in range(2)]
+    _on_natives(target, 10, lambda rng: prompts[rng.randrange(2)][: rng.randint(20, 160)], most)
 
 
 def test_a_second_turn_reads_only_what_is_new(tmp_path: Path) -> None:
