@@ -336,7 +336,7 @@ const Kernels* table(const char* name) {
       softcap,
       sigmoid,
       convolve,
-      recur,
+      recur<Pair>,
   };
   return &kernels;
 }

@@ -25,15 +25,19 @@ void convolve(const float* const* inputs, const float* weights, const float* bia
   }
 }
 
-// Four sums by index modulo 4 in each lane, so that additions do not wait for each other.
-struct Lanes16 {
-  V8 sum[4][2];
-  Lanes16() {
-    for (auto& s : sum) s[0] = s[1] = set1(0.0f);
-  }
-  V8 total(int half) const { return add(add(sum[0][half], sum[2][half]), add(sum[1][half], sum[3][half])); }
+// 16 floats in two registers; wider sets have a type of one.
+struct Pair {
+  V8 low, high;
+  static Pair read(const float* x) { return {load(x), load(x + 8)}; }
+  static Pair all(float x) { return {set1(x), set1(x)}; }
+  void write(float* x) const { store(x, low), store(x + 8, high); }
+  friend Pair operator+(Pair a, Pair b) { return {add(a.low, b.low), add(a.high, b.high)}; }
+  friend Pair operator-(Pair a, Pair b) { return {sub(a.low, b.low), sub(a.high, b.high)}; }
+  friend Pair operator*(Pair a, Pair b) { return {mul(a.low, b.low), mul(a.high, b.high)}; }
+  static Pair fused(Pair a, Pair b, Pair c) { return {fma(a.low, b.low, c.low), fma(a.high, b.high, c.high)}; }
 };
 
+// Calls body(i, i modulo 4) for i below n: four sums, so that additions do not wait for each other.
 template <class Body>
 inline void fours(int64_t n, Body body) {
   int64_t i = 0;
@@ -44,35 +48,31 @@ inline void fours(int64_t n, Body body) {
   for (int r = 0; i < n; ++i, ++r) body(i, r);
 }
 
-void recur(const Recur& s) {
-  const V8 by = set1(s.decay), beta = set1(s.beta);
-  V8 low = load(s.value), high = load(s.value + 8);
+// `Wide`: 16 floats. `SAYS`: an answer is wanted.
+template <class Wide, bool SAYS>
+inline void recur_one(const Recur& s) {
+  const Wide by = Wide::all(s.decay), none = Wide::all(0.0f);
+  Wide value = Wide::read(s.value);
   if (s.correct) {
-    Lanes16 known;
+    Wide known[4] = {none, none, none, none};
     fours(s.key_dim, [&](int64_t i, int r) {
-      const float* from = s.from + i * kLanes;
-      const V8 key = set1(s.key[i]);
-      known.sum[r][0] = fma(mul(load(from), by), key, known.sum[r][0]);
-      known.sum[r][1] = fma(mul(load(from + 8), by), key, known.sum[r][1]);
+      known[r] = Wide::fused(Wide::read(s.from + i * kLanes) * by, Wide::all(s.key[i]), known[r]);
     });
-    low = sub(low, known.total(0)), high = sub(high, known.total(1));
+    value = value - ((known[0] + known[2]) + (known[1] + known[3]));
   }
-  low = mul(low, beta), high = mul(high, beta);
-  Lanes16 out;
+  value = value * Wide::all(s.beta);
+  Wide out[4] = {none, none, none, none};
   fours(s.key_dim, [&](int64_t i, int r) {
-    const float* from = s.from + i * kLanes;
-    const V8 key = set1(s.key[i]);
-    const V8 a = fma(low, key, mul(load(from), by)), b = fma(high, key, mul(load(from + 8), by));
-    store(s.to + i * kLanes, a);
-    store(s.to + i * kLanes + 8, b);
-    if (!s.query) return;
-    const V8 query = set1(s.query[i]);
-    out.sum[r][0] = fma(a, query, out.sum[r][0]);
-    out.sum[r][1] = fma(b, query, out.sum[r][1]);
+    const Wide next = Wide::fused(value, Wide::all(s.key[i]), Wide::read(s.from + i * kLanes) * by);
+    next.write(s.to + i * kLanes);
+    if constexpr (SAYS) out[r] = Wide::fused(next, Wide::all(s.query[i]), out[r]);
   });
-  if (!s.query) return;
-  store(s.out, out.total(0));
-  store(s.out + 8, out.total(1));
+  if constexpr (SAYS) ((out[0] + out[2]) + (out[1] + out[3])).write(s.out);
+}
+
+template <class Wide>
+void recur(const Recur& s) {
+  s.query ? recur_one<Wide, true>(s) : recur_one<Wide, false>(s);
 }
 
 }  // namespace

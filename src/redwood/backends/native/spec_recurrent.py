@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from redwood.backends.native.config_fields import Fields
 from redwood.backends.native.families import Family
 from redwood.backends.native.gguf_keys import Keys
@@ -93,10 +91,28 @@ def recurrent_of_gguf(keys: Keys, family: Family, layers: int) -> Recurrent | No
     return _delta(states, keys.count("ssm.conv_kernel"), sizes, tiled=tiled)
 
 
-def _delta(layers: tuple[bool, ...], width: int, sizes: dict[str, int], **more: Any) -> Recurrent:
-    keys = 2 * sizes["key_heads"] * sizes["key_dim"]
-    channels = keys + sizes["heads"] * sizes["value_dim"]
-    return Recurrent(kind="delta", layers=layers, width=width, channels=channels, **sizes, **more)
+def _delta(
+    layers: tuple[bool, ...],
+    width: int,
+    sizes: dict[str, int],
+    *,
+    tiled: bool = False,
+    log_decay: bool = False,
+) -> Recurrent:
+    heads, key_heads = sizes["heads"], sizes["key_heads"]
+    key_dim, value_dim = sizes["key_dim"], sizes["value_dim"]
+    return Recurrent(
+        kind="delta",
+        layers=layers,
+        width=width,
+        channels=2 * key_heads * key_dim + heads * value_dim,
+        heads=heads,
+        key_heads=key_heads,
+        key_dim=key_dim,
+        value_dim=value_dim,
+        tiled=tiled,
+        log_decay=log_decay,
+    )
 
 
 def _layers(fields: Fields, kind: str) -> tuple[bool, ...]:

@@ -153,8 +153,8 @@ def open_gguf(path: Path, capacity: int | None = None) -> WeightSource:
         drafting = file.metadata.get(
             f"{file.metadata['general.architecture']}.nextn_predict_layers"
         )
-        if drafting:  # what `Keys.layers` leaves out
-            gone = tuple(f"blk.{spec.layers + layer}." for layer in range(int(drafting)))
+        if isinstance(drafting, int) and drafting:  # what `Keys.layers` leaves out
+            gone = tuple(f"blk.{spec.layers + layer}." for layer in range(drafting))
             stored = {name: held for name, held in stored.items() if not name.startswith(gone)}
         weights = _assign(spec, stored, path, partial(_gguf_weight, path), r"blk\.(\d+)\.")
     except BaseException:
