@@ -30,7 +30,7 @@ void Decoder::place(Task& task, const Layer& layer, int index, int64_t node, int
     kernels_->rotate(x, rope.cos.data() + n.position * half, rope.sin.data() + n.position * half,
                      half);
   }
-  if (kind == 0) return;
+  if (kind == 0 || n.from->stored) return;
   const Row& row = *n.from->row;
   if (kind == 2) {
     uint8_t* to = row.values(index, head, n.slot);

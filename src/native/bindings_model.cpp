@@ -9,10 +9,68 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "elementary.h"
 #include "pack.h"
 
 namespace redwood {
 namespace {
+
+// What multiplies parts of Mamba-2's first projection, and its input.
+struct Scales {
+  float input, gate, value, key, query, time;
+};
+
+// Takes multipliers into what follows the projection. W (ax) + b = a (W x + b / a): all of it is a product
+// without bias, times a scale.
+void scale_mamba(const Recurrence& size, const Scales& scales, const Vector& time_bias, Recurrent& r) {
+  const int64_t values = size.heads * size.value_dim, keys = size.key_heads * size.key_dim;
+  for (int64_t c = 0; c < size.channels; ++c) {
+    const float part = c < values ? scales.value : c < values + keys ? scales.key : scales.query;
+    for (int64_t t = 0; t < size.width; ++t) r.conv[static_cast<size_t>(t * size.channels + c)] *= part * scales.input;
+  }
+  for (float& bias : r.mix_bias) bias /= scales.input;
+  for (float& bias : r.gate_bias) bias *= scales.gate;
+  for (size_t h = 0; h < time_bias.size(); ++h) r.dt_bias[h] += scales.time * time_bias[h];
+}
+
+// A recurrent layer: `matrix` and `vector` find its weights by role.
+template <class Matrices, class Vectors>
+Recurrent make_recurrent(const Model& m, Recurrent::Kind kind, bool log_decay, const Scales& scales, Matrices matrix,
+                         Vectors vector) {
+  const Recurrence& size = m.recurrence;
+  Recurrent r;
+  r.kind = kind;
+  const int64_t values = size.heads * size.value_dim;
+  const int64_t mix = kind == Recurrent::kShortConv ? 3 * size.channels : size.channels;
+  r.out = matrix("state_o", m.hidden, kind == Recurrent::kShortConv ? size.channels : values);
+  r.out_bias = vector("state_o_bias", m.hidden, false);
+  r.mix = matrix("mix", mix, m.hidden);
+  r.mix_bias = vector("mix_bias", mix, false);
+  const Vector conv = vector("conv", size.channels * size.width, true);  // [channels, width]
+  r.conv.resize(conv.size());
+  for (int64_t c = 0; c < size.channels; ++c) {
+    for (int64_t t = 0; t < size.width; ++t) {
+      r.conv[static_cast<size_t>(t * size.channels + c)] = conv[static_cast<size_t>(c * size.width + t)];
+    }
+  }
+  r.conv_bias = vector("conv_bias", size.channels, false);
+  if (kind == Recurrent::kShortConv) return r;
+  r.gate = matrix("out_gate", values, m.hidden), r.alpha = matrix("alpha", size.heads, m.hidden);
+  r.dt_bias = vector("dt_bias", size.heads, true), r.decay = vector("decay", size.heads, true);
+  if (kind == Recurrent::kDelta) {
+    r.beta = matrix("beta", size.heads, m.hidden);
+    r.norm = vector("state_norm", size.value_dim, true);
+  } else {
+    r.norm = vector("state_norm", values, false), r.skip = vector("skip", size.heads, true);
+    r.gate_bias = vector("out_gate_bias", values, false);
+    scale_mamba(size, scales, vector("alpha_bias", size.heads, false), r);
+  }
+  for (float& decay : r.decay) {
+    if (log_decay) decay = static_cast<float>(-exp_of(decay));
+    require(decay <= 0.0f, "a recurrent layer whose state grows");
+  }
+  return r;
+}
 
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
@@ -49,9 +107,11 @@ Model make_model(nb::dict config, nb::dict matrices, nb::dict vectors, std::vect
   m.eps = real("norm_eps"), m.attention_scale = real("attention_scale");
   m.attention_softcap = real("attention_softcap"), m.logit_softcap = real("logit_softcap");
   m.embedding_scale = real("embedding_scale"), m.latent_eps = real("latent_eps");
+  m.attention_out = real("attention_out"), m.state_out = real("state_out");
+  m.mlp_out = real("mlp_out"), m.mlp_gate = real("mlp_gate");
   m.glu_limit = real("glu_limit"), m.glu_alpha = real("glu_alpha");
   const auto flag = [&](const char* key) { return nb::cast<bool>(config[key]); };
-  m.gelu = flag("gelu"), m.half_cache = flag("half_cache");
+  m.gelu = flag("gelu"), m.squared = flag("squared"), m.half_cache = flag("half_cache");
   m.layer_norm = flag("layer_norm"), m.parallel = flag("parallel");
   const auto windows = nb::cast<std::vector<int64_t>>(config["windows"]);
   const auto rope_of = nb::cast<std::vector<int>>(config["rope_of_layer"]);
@@ -80,6 +140,33 @@ Model make_model(nb::dict config, nb::dict matrices, nb::dict vectors, std::vect
                 r.used <= r.experts / r.groups * r.groups_used,
             "experts that cannot be chosen");
   }
+
+  const auto kinds = nb::cast<std::vector<std::string>>(config["recurrent"]);  // of the layers; "": none
+  const auto attends = nb::cast<std::vector<bool>>(config["attention"]);
+  require(kinds.size() == windows.size() && attends.size() == windows.size(), "layers without a kind");
+  Scales scales{1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f};
+  if (std::any_of(kinds.begin(), kinds.end(), [](const std::string& kind) { return !kind.empty(); })) {
+    Recurrence& s = m.recurrence;
+    s.width = size(number("conv_width")), s.channels = size(number("conv_channels"));
+    s.heads = number("state_heads"), s.key_heads = number("state_key_heads");
+    s.key_dim = number("state_key_dim"), s.value_dim = number("state_value_dim");
+    s.tiled = flag("state_tiled"), s.every = number("checkpoint_tokens");
+    s.norm_first = flag("state_norm_first");
+    s.least_time = real("least_time"), s.most_time = real("most_time");
+    scales = {real("state_input"), real("state_gate"), real("state_value"),
+              real("state_key"), real("state_query"), real("state_time")};
+    s.gate_scale = scales.input * scales.gate, s.time_scale = scales.input * scales.time;
+    require(scales.input != 0.0f, "a recurrent layer without input");
+    require(0.0f <= s.least_time && s.least_time <= s.most_time, "limits of time that leave none");
+    require(s.width <= kMostWidth, "a convolution that is too wide");
+    require(s.every >= 0, "a negative distance of checkpoints");
+    if (s.heads) {
+      for (int64_t n : {s.heads, s.key_heads, s.key_dim, s.value_dim}) size(n);
+      require(s.heads % s.key_heads == 0, "heads of states are no multiple of their key heads");
+      require(s.channels == 2 * s.key_heads * s.key_dim + s.heads * s.value_dim, "channels that fit no heads");
+    }
+  }
+  const bool log_decay = flag("log_decay");
 
   auto matrix = [&](const std::string& name, int64_t rows, int64_t cols, bool needed = true) {
     if (!needed && !matrices.contains(name.c_str())) return Matrix{};
@@ -118,14 +205,29 @@ Model make_model(nb::dict config, nb::dict matrices, nb::dict vectors, std::vect
     l.source = static_cast<int>(sources[i]);
     if (!own) {
       const Layer& from = m.layers[static_cast<size_t>(l.source)];
-      require(from.source == l.source && from.kv_heads == l.kv_heads && from.head_dim == l.head_dim &&
-                  from.value_dim == l.value_dim, "keys and values of another size than these heads");
+      require(attends[static_cast<size_t>(l.source)] && from.source == l.source && from.kv_heads == l.kv_heads &&
+                  from.head_dim == l.head_dim && from.value_dim == l.value_dim, "keys and values of another size than these heads");
     }
     const int64_t heads = m.heads * l.head_dim, kv = l.kv_heads * l.head_dim, values = l.kv_heads * l.value_dim;
     const std::string at = std::to_string(i) + ".";
-    l.q = matrix(at + "q", heads, m.query_latent ? m.query_latent : m.hidden);
-    l.o = matrix(at + "o", m.hidden, m.heads * l.value_dim);
-    if (m.latent) {
+    if (!kinds[i].empty()) {
+      const auto kind = kinds[i] == "delta" ? Recurrent::kDelta
+                        : kinds[i] == "mamba" ? Recurrent::kMamba : Recurrent::kShortConv;
+      require(kind != Recurrent::kShortConv || kinds[i] == "short_conv",
+              "a recurrent layer of unknown kind " + kinds[i]);
+      require((kind != Recurrent::kShortConv) == (m.recurrence.heads > 0), "recurrent layers of several kinds");
+      l.recurrent = make_recurrent(
+          m, kind, log_decay, scales,
+          [&](const char* role, int64_t rows, int64_t cols) { return matrix(at + role, rows, cols); },
+          [&](const char* role, int64_t count, bool needed) { return vector(at + role, {count}, needed); });
+    }
+    if (attends[i]) {
+      l.q = matrix(at + "q", heads, m.query_latent ? m.query_latent : m.hidden);
+      l.o = matrix(at + "o", m.hidden, m.heads * l.value_dim);
+      l.o_gate = matrix(at + "o_gate", heads, m.hidden, false);
+      require(!l.o_gate.data || (!m.latent && l.value_dim == l.head_dim), "gates of another size than values");
+    }
+    if (m.latent && attends[i]) {
       require(own && l.rope >= 0 && m.heads == l.kv_heads, "latents want positions, and keys of every head");
       const int64_t turning = 2 * static_cast<int64_t>(m.ropes[static_cast<size_t>(l.rope)].inv_freq.size());
       require(turning < l.head_dim, "keys that turn as a whole");
@@ -137,7 +239,7 @@ Model make_model(nb::dict config, nb::dict matrices, nb::dict vectors, std::vect
         l.q_a = matrix(at + "q_a", m.query_latent, m.hidden);
         l.q_a_norm = vector(at + "q_a_norm", {m.query_latent}, true);
       }
-    } else if (own) {
+    } else if (attends[i] && own) {
       l.k = matrix(at + "k", kv, m.hidden);
       l.v = matrix(at + "v", values, m.hidden, l.value_dim != l.head_dim || !flag("values_are_keys"));
     }
@@ -155,7 +257,7 @@ Model make_model(nb::dict config, nb::dict matrices, nb::dict vectors, std::vect
       const int64_t ffn = round_up(r.ffn, kLanes), hidden = round_up(m.hidden, kLanes);
       Experts& e = l.experts;
       e.router = matrix(at + "router", r.experts, m.hidden);
-      e.gate = matrix(at + "expert_gate", r.experts * ffn, m.hidden);
+      e.gate = matrix(at + "expert_gate", r.experts * ffn, m.hidden, false);
       e.up = matrix(at + "expert_up", r.experts * ffn, m.hidden);
       e.down = matrix(at + "expert_down", r.experts * hidden, r.ffn);
       e.shared_switch = matrix(at + "shared_switch", 1, m.hidden, false);
@@ -172,7 +274,9 @@ Model make_model(nb::dict config, nb::dict matrices, nb::dict vectors, std::vect
       require(!e.beside() || (l.up.data && !m.parallel), "experts beside no dense MLP");
       require(l.gate_bias.empty() && l.up_bias.empty() && l.down_bias.empty(), "a shared expert with biases");
     }
-    require(l.experts || widths[i], "a layer without MLP");
+    require(l.experts || widths[i] || l.recurrent.kind || attends[i], "an empty layer");
+    require(!m.latent || !l.recurrent.kind || !attends[i], "latents beside a recurrent layer");
+    require(!(m.parallel || m.ple) || l.experts || widths[i], "a layer without MLP");
     l.attn_norm = vector(at + "attn_norm", {m.hidden});
     l.attn_norm_bias = vector(at + "attn_norm_bias", {m.hidden});
     l.ffn_norm = vector(at + "ffn_norm", {m.hidden});
@@ -204,7 +308,8 @@ Model make_model(nb::dict config, nb::dict matrices, nb::dict vectors, std::vect
       l.altup = {vector(at + "altup_router_norm", {m.hidden}, true), vector(at + "altup_router", {n * m.hidden}, true),
                  vector(at + "altup_predict", {n * n * n}, true), vector(at + "altup_correct", {n * n}, true),
                  vector(at + "altup_scale", {m.hidden})};
-      require(!m.latent && !m.parallel && !l.experts && !l.attn_norm.empty(), "streams with parts of other models");
+      require(!m.latent && !m.parallel && !l.experts && !l.recurrent.kind && !l.attn_norm.empty(),
+              "streams with parts of other models");
     }
     m.layers.push_back(std::move(l));
   }

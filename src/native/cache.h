@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "formats.h"
+#include "states.h"
 
 namespace redwood {
 
@@ -29,8 +30,9 @@ struct CacheLayer {
 };
 
 struct CacheShape {
-  std::vector<CacheLayer> layers;
+  std::vector<CacheLayer> layers;  // of the model
   int64_t bytes = 0;
+  std::shared_ptr<const StatesShape> states = nullptr;  // of recurrent layers
 
   void add(int64_t kv_heads, int64_t head_dim, int64_t value_dim, int64_t item) {
     layers.push_back({kv_heads, head_dim, value_dim, bytes, item});
@@ -42,7 +44,9 @@ struct CacheShape {
 
 class Row {
  public:
-  explicit Row(const CacheShape& shape) : shape_(shape) {}
+  explicit Row(const CacheShape& shape) : states(shape.states), shape_(shape) {}
+
+  States states;
 
   // Allocates pages for this many slots.
   void reserve(int64_t slots) {
@@ -66,6 +70,7 @@ class Row {
   void share(const Row& other, int64_t slots) {
     const auto count = static_cast<std::ptrdiff_t>((slots + kPage - 1) / kPage);
     pages_.assign(other.pages_.begin(), other.pages_.begin() + count);
+    if (states) states.share(other.states, slots);
   }
 
   // Adds its pages to a set.
@@ -93,6 +98,7 @@ class Row {
   void shrink(int64_t slots) {
     const size_t keep = static_cast<size_t>((slots + kPage - 1) / kPage);
     if (keep < pages_.size()) pages_.resize(keep);
+    if (states) states.cut(slots);
   }
 
   int64_t slots() const { return static_cast<int64_t>(pages_.size()) * kPage; }

@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -21,6 +22,20 @@ struct Decoder::Node {
   // Its path is the first `run` provisional nodes, in order, and then those of `tail`, itself last.
   int64_t run, tail;  // tail: where its own part begins in the list of all tails
   int32_t token;
+};
+
+// A step of a tree's recurrence: the state of slot `from`, -1 being that before the tree, after a node
+// goes to slot `to`. `task`: the node in the pass; -1: it was there before.
+struct Decoder::Move {
+  int32_t node, task, from, to;
+};
+
+// Nodes [first, last) of a pass, of one row.
+struct Decoder::Span {
+  const Append* from;
+  int first, last;
+  std::vector<Move> moves = {};  // but for chains whose states are written ahead
+  int slots = 0;                 // that they take
 };
 
 // What quantises rows of input, and for which formats.
@@ -75,6 +90,16 @@ inline bool norms_all_heads(const Layer& layer, int64_t head_dim) {
   return static_cast<int64_t>(layer.q_norm.size()) > head_dim;
 }
 
+// Keeps the last `taps` inputs of those in `tail` and the ones behind them.
+template <class Input>
+void move_tail(float* tail, int64_t taps, int64_t channels, int64_t count, Input input) {
+  const int64_t stay = std::max<int64_t>(0, taps - count);
+  std::memmove(tail, tail + (taps - stay) * channels, static_cast<size_t>(stay * channels) * sizeof(float));
+  for (int64_t t = stay; t < taps; ++t) {
+    std::copy_n(input(count - taps + t), channels, tail + t * channels);
+  }
+}
+
 struct Decoder::Scratch {
   std::vector<WeightStream> streams;  // per thread
   std::vector<float> stores[23];
@@ -91,6 +116,11 @@ struct Decoder::Scratch {
   float* asked;               // latents of queries
   // [nodes, layers * ple]; [streams, nodes, hidden]; [nodes, rank]; [nodes, hidden]; [nodes, others * hidden]
   float *ple, *residuals, *low, *laurel, *others;
+  float* o_gate;
+  // Of recurrent layers: products, records of chains whose states are written ahead, queries, answers.
+  float *mix, *out_gate, *alpha, *beta, *led, *recurrent_q, *recurred;
+  std::vector<float> recurrent_stores[8];
+  std::vector<std::vector<float>> slots;  // per thread: states within a tree
   float *router, *shared_switch, *shared, *expert_gate, *expert_up, *expert_y;
 };
 
@@ -106,6 +136,7 @@ struct Decoder::Task {
   std::vector<std::atomic<int64_t>> counters;
   uint64_t inputs = 0;  // the number of the first product's
   int64_t slots = 0;    // of the longest row
+  std::vector<Span> spans = {};  // where there are recurrent layers
 
   // Cuts items between the threads; each takes its own, a quarter of them or `most` at a time and in
   // order, and then what others have left: then all wait. Every thread calls this with the same

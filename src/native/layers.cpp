@@ -45,7 +45,17 @@ void Decoder::activate(float* gate, float* up, const float* gate_bias, const flo
       up[i] = ((up[i] > limit ? limit : up[i] < -limit ? -limit : up[i]) + 1.0f) / alpha;
     }
   }
-  kernels_->gate(gate, up, count, model_.gelu, gate);
+  if (const float by = model_.mlp_gate; by != 1.0f) {
+    for (int64_t i = 0; i < count; ++i) gate[i] *= by;
+  }
+  if (model_.squared) {
+    for (int64_t i = 0; i < count; ++i) gate[i] = gate[i] < 0.0f ? 0.0f : gate[i] * gate[i] * up[i];
+  } else {
+    kernels_->gate(gate, up, count, model_.gelu, gate);
+  }
+  if (const float by = model_.mlp_out; by != 1.0f) {
+    for (int64_t i = 0; i < count; ++i) gate[i] *= by;
+  }
 }
 
 // Adds the next product to the residual, through a norm where the model has one.
@@ -113,10 +123,11 @@ void Decoder::project(Work& w, const Layer& layer) {
                 values = round_up(layer.kv_heads * layer.value_dim, kLanes);
   if (!layer.kv_a.data) {
     const int64_t low = round_up(layer.laurel_left.rows, kLanes);
-    Work::Out outs[4] = {{s.q, heads, false}};
+    Work::Out outs[5] = {{s.q, heads, false}};
     int count = 1;
     if (layer.k.data) outs[count++] = {s.k, kv, false};
     if (layer.v.data) outs[count++] = {s.v, values, false};
+    if (layer.o_gate.data) outs[count++] = {s.o_gate, heads, false};
     if (layer.laurel_left.data) outs[count] = {s.low, low, false};
     w.multiply(n, s.x, hidden, outs, [](int64_t, int64_t) {});
     if (!layer.laurel_right.data) return;
@@ -169,10 +180,12 @@ void Decoder::attention(Work& w, const Layer& layer, int index) {
     per = std::max<int64_t>(1, std::min<int64_t>(per, n + 1) / 2);
     tiles = (n + per - 1) / per;
   }
-  w.prepare(n, s.x, hidden, [&](int64_t i) {
-    if (m.streams) predict(task, layer, i);
-    norm(s.h + i * hidden, layer.attn_norm, layer.attn_norm_bias, s.x + i * hidden);
-  });
+  if (!layer.recurrent.kind) {  // else it has been done for the recurrent layer beside
+    w.prepare(n, s.x, hidden, [&](int64_t i) {
+      if (m.streams) predict(task, layer, i);
+      norm(s.h + i * hidden, layer.attn_norm, layer.attn_norm_bias, s.x + i * hidden);
+    });
+  }
   project(w, layer);
   if (norms_all_heads(layer, dim)) {
     w.each(n, [&](int64_t i) {
@@ -199,8 +212,15 @@ void Decoder::attention(Work& w, const Layer& layer, int index) {
       for (int64_t k = 0; k < kinds; ++k) place(task, layer, index, node, m.heads + k * kv_heads + head);
     }
     attend(task, layer, layer.source, head, static_cast<int>(first), static_cast<int>(last), w.thread);
-    for (int64_t node = first; whole && node < last; ++node) {
-      quantise(task, w.input(), s.mixed, mixed, node, head * width, (head + 1) * width);
+    for (int64_t node = first; node < last; ++node) {
+      if (layer.o_gate.data) {
+        kernels_->sigmoid(s.o_gate + node * heads + head * width, width, s.mixed + node * mixed + head * width);
+      }
+      if (m.attention_out != 1.0f) {
+        float* said = s.mixed + node * mixed + head * width;
+        for (int64_t d = 0; d < width; ++d) said[d] *= m.attention_out;
+      }
+      if (whole) quantise(task, w.input(), s.mixed, mixed, node, head * width, (head + 1) * width);
     }
   });
   if (!whole) w.prepare(n, s.mixed, mixed, [](int64_t) {});
@@ -225,7 +245,9 @@ void Decoder::work(Task& task, int thread) {
   }
   for (size_t l = 0; l < m.layers.size(); ++l) {
     const Layer& layer = m.layers[l];
-    attention(w, layer, static_cast<int>(l));
+    if (layer.recurrent.kind) recurrent(w, layer, static_cast<int>(l));
+    if (layer.q.data) attention(w, layer, static_cast<int>(l));
+    if (!layer.up.data && !layer.experts) continue;
     if (!m.parallel) {
       w.prepare(n, s.x, hidden, [&](int64_t i) {
         if (layer.laurel_right.data) add_laurel(task, layer, i);

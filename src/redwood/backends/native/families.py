@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from redwood.backends.native.gemma_names import ALTUP, GEMMA4_EXPERTS, PER_LAYER
+from redwood.backends.native.hybrids import hybrids
+from redwood.backends.native.mambas import mambas
 
 _QKV, _GATE_UP = ("q", "k", "v"), ("gate", "up")
 
@@ -32,11 +34,17 @@ class Family:
         windows: which layers see a window: "none", "all" (if one is set), or those that
             "layer_types" names.
         window_switch: setting without which there is no window.
-        positionless: layers without rotary positions: "" (none), "full_attention" (those beside
-            windows), or the setting that lists 1 for layers with positions.
+        positionless: layers without rotary positions: "" (none), "all", "full_attention" (those
+            beside windows), or the setting that lists 1 for layers with positions, or says "rope".
         eps: setting of the norms' epsilon.
         partial: a share of a head turns (partial_rotary_factor).
         experts: how settings state a mixture of experts; see `spec_experts`.
+        recurrent: kind of the recurrent layers, if there are any; see `spec_recurrent`.
+        activation: of the MLP, where no setting says it.
+        centred: safetensors hold norms less 1, but for those of recurrent layers' states.
+        grouped, gguf_grouped: recurrent layers stack by key head what files of other families hold
+            apart, all of it or what decays and writes.
+        ignored: how names of tensors begin that the text's logits do not need.
         neighbours: rotary positions turn neighbours, and files hold rows in that order.
         gguf_neighbours: so do GGUF files.
         names, gguf_names: where roles are kept under other names than Llama's.
@@ -57,6 +65,12 @@ class Family:
     eps: str = "rms_norm_eps"
     partial: bool = False
     experts: str = ""
+    recurrent: str = ""
+    activation: str = ""
+    centred: bool = False
+    grouped: bool = False
+    gguf_grouped: bool = False
+    ignored: tuple[str, ...] = ()
     neighbours: bool = False
     gguf_neighbours: bool = False
     images: tuple[str, str, str] = ("", "", "")
@@ -336,6 +350,7 @@ FAMILIES: dict[str, Family] = {
         names=_POST_ONLY,
     ),
 }
+FAMILIES |= {**hybrids(Family, _MOE), **mambas(Family)}
 GEMMA = ("gemma2", "gemma3", "gemma3n", "gemma4", "gemma4unified")
 NORMS_LESS_ONE = ("gemma2", "gemma3")
 """Families whose folders keep norms less 1."""

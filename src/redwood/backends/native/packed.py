@@ -18,8 +18,9 @@ _FLOATS = ("F32", "F16", "BF16")
 _FORMATS = {"int4": "a4m", "int8": "a8", "bf16": "bf16", "f32": "f32"}
 # Embeddings and the head stay at 8 bits: errors there hurt every token directly.
 _FINE = ("embed", "ple_embed", "output")
-# Small, and an error there gives a token to other experts: always as the file holds them.
-_EXACT = ("router", "shared_switch")
+# Small, and an error there gives a token to other experts, or stays in a state: always as the file
+# holds them.
+_EXACT = ("router", "shared_switch", "alpha", "beta")
 
 
 def matrix_weights(source: WeightSource) -> Iterator[tuple[str, Weight]]:

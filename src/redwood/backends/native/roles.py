@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from redwood.backends.native.families import FAMILIES, Family
-from redwood.backends.native.spec import DecoderSpec
+from redwood.backends.native.spec import LANES, DecoderSpec
+
+__all__ = ["GLOBAL_ROLES", "LANES", "LAYER_ROLES", "MATRICES", "Shape", "family_of"]
+__all__ += ["folder_name", "gguf_name", "shapes"]
 
 GLOBAL_ROLES = (
     *("embed", "ple_embed", "ple_model", "ple_norm", "altup_proj"),
@@ -24,16 +27,18 @@ LAYER_ROLES = (
     *("altup_router_norm", "altup_router", "altup_predict", "altup_correct", "altup_scale"),
     *("laurel_left", "laurel_right", "laurel_norm"),
     *("expert_gate_bias", "expert_up_bias", "expert_down_bias"),
+    *("o_gate", "mix", "mix_bias", "out_gate", "beta", "alpha"),
+    *("conv", "conv_bias", "dt_bias", "decay", "state_norm", "state_o", "state_o_bias"),
+    *("out_gate_bias", "alpha_bias", "skip"),
 )
 MATRICES = (
     *("q_a", "q", "kv_a", "k_b", "v_b", "k", "v", "o", "gate", "up", "down", "embed", "output"),
     *("router", "shared_switch", "expert_gate", "expert_up", "expert_down"),
     *("ple_embed", "ple_model", "ple_gate", "ple_proj", "altup_proj", "altup_unembed"),
     *("laurel_left", "laurel_right"),
+    *("o_gate", "mix", "out_gate", "beta", "alpha", "state_o"),
 )
 """Roles that are packed matrices; the others are held in float32: vectors, and a few small ones."""
-LANES = 16
-"""Rows of a packed block: each expert begins with a block of its own."""
 
 
 class Shape(NamedTuple):
@@ -68,9 +73,35 @@ def _global_shapes(spec: DecoderSpec) -> dict[str, Shape]:
 
 
 def _layer_shapes(spec: DecoderSpec, layer: int) -> dict[str, Shape]:
+    hidden = spec.hidden
+    norm = Shape(0, hidden)
+    made = _recurrent_shapes(spec) if spec.is_recurrent(layer) else {}
+    if spec.has_attention(layer):
+        made |= _attention_shapes(spec, layer)
+    before = [] if not made else ["attn_norm"]
+    if not spec.parallel and (spec.width(layer) or spec.has_experts(layer)):
+        before.append("ffn_norm")
+    for role in before if spec.pre_norms else ():
+        made[role] = norm
+        if spec.norm_bias:
+            made[f"{role}_bias"] = norm
+    if spec.post_norms:
+        made |= {"post_attn_norm": norm, "post_ffn_norm": norm}
+    made |= _around_layer(spec)
+    width, dense = spec.width(layer), not spec.has_experts(layer)
+    if width:
+        made |= {"up": Shape(width, hidden), "down": Shape(hidden, width)}
+        if spec.gated:
+            made["gate"] = Shape(width, hidden)
+        if spec.mlp_bias and dense:
+            made |= {"up_bias": Shape(0, width), "down_bias": norm}
+            made |= {"gate_bias": Shape(0, width)} if spec.gated else {}
+    return made if dense else made | _expert_shapes(spec)
+
+
+def _attention_shapes(spec: DecoderSpec, layer: int) -> dict[str, Shape]:
     (kv_heads, head_dim, value_dim), hidden = spec.heads_of(layer), spec.hidden
     q, kv, own = spec.heads * head_dim, kv_heads * head_dim, spec.source(layer) == layer
-    norm = Shape(0, hidden)
     made = {"q": Shape(q, hidden), "o": Shape(hidden, spec.heads * value_dim)}
     if spec.latent:
         turning = spec.ropes[0].rotary_dim
@@ -84,11 +115,8 @@ def _layer_shapes(spec: DecoderSpec, layer: int) -> dict[str, Shape]:
             made["q"] = Shape(q, spec.query_latent)
     elif own:
         made |= {"k": Shape(kv, hidden), "v": Shape(kv, hidden)}
-    before = ("attn_norm",) if spec.parallel else ("attn_norm", "ffn_norm")
-    for role in before if spec.pre_norms else ():
-        made[role] = norm
-        if spec.norm_bias:
-            made[f"{role}_bias"] = norm
+    if spec.attention_gate:
+        made["o_gate"] = Shape(q, hidden)
     if spec.attention_bias:
         made |= {"q_bias": Shape(0, q), "k_bias": Shape(0, kv), "v_bias": Shape(0, kv)}
     if spec.qk_norm:
@@ -98,24 +126,46 @@ def _layer_shapes(spec: DecoderSpec, layer: int) -> dict[str, Shape]:
     if spec.sinks:
         made["sinks"] = Shape(0, spec.heads)
     if spec.output_bias:
-        made["o_bias"] = norm
-    if spec.post_norms:
-        made |= {"post_attn_norm": norm, "post_ffn_norm": norm}
+        made["o_bias"] = Shape(0, hidden)
     if spec.keys_as_values and spec.keys_as_values[layer]:
         made.pop("v", None), made.pop("v_bias", None)
     if not own:
         for role in ("k_norm", "k_bias", "v_bias"):
             made.pop(role, None)
-    made |= _around_layer(spec)
-    width, dense = spec.width(layer), not spec.has_experts(layer)
-    if width:
-        made |= {"up": Shape(width, hidden), "down": Shape(hidden, width)}
-        if spec.gated:
-            made["gate"] = Shape(width, hidden)
-        if spec.mlp_bias and dense:
-            made |= {"up_bias": Shape(0, width), "down_bias": norm}
-            made |= {"gate_bias": Shape(0, width)} if spec.gated else {}
-    return made if dense else made | _expert_shapes(spec)
+    return made
+
+
+def _recurrent_shapes(spec: DecoderSpec) -> dict[str, Shape]:
+    recurrent, hidden = spec.recurrent, spec.hidden
+    assert recurrent is not None
+    channels, heads = recurrent.channels, recurrent.heads
+    made = {"conv": Shape(0, channels * recurrent.width)}
+    if recurrent.kind == "short_conv":
+        made |= {"mix": Shape(3 * channels, hidden), "state_o": Shape(hidden, channels)}
+        return made | _recurrent_biases(spec)
+    values = heads * recurrent.value_dim
+    made |= {"mix": Shape(channels, hidden), "out_gate": Shape(values, hidden)}
+    made |= {"alpha": Shape(heads, hidden), "state_o": Shape(hidden, values)}
+    made |= {role: Shape(0, heads) for role in ("dt_bias", "decay")}
+    if recurrent.kind == "delta":
+        return made | {"beta": Shape(heads, hidden), "state_norm": Shape(0, recurrent.value_dim)}
+    if recurrent.norm:
+        made["state_norm"] = Shape(0, values)
+    return made | {"skip": Shape(0, heads)} | _recurrent_biases(spec)
+
+
+def _recurrent_biases(spec: DecoderSpec) -> dict[str, Shape]:
+    recurrent = spec.recurrent
+    assert recurrent is not None
+    channels, made = recurrent.channels, dict[str, Shape]()
+    if recurrent.bias and recurrent.kind == "mamba":
+        made |= {"mix_bias": Shape(0, channels), "alpha_bias": Shape(0, recurrent.heads)}
+        made["out_gate_bias"] = Shape(0, recurrent.heads * recurrent.value_dim)
+    elif recurrent.bias:
+        made["mix_bias"] = Shape(0, 3 * channels)
+    if recurrent.conv_bias:
+        made["conv_bias"] = Shape(0, channels)
+    return made | ({"state_o_bias": Shape(0, spec.hidden)} if recurrent.output_bias else {})
 
 
 def _around_layer(spec: DecoderSpec) -> dict[str, Shape]:
@@ -143,7 +193,7 @@ def _expert_shapes(spec: DecoderSpec) -> dict[str, Shape]:
     count, ffn = experts.count, experts.ffn
     made = {
         "router": Shape(count, hidden),
-        "expert_gate": Shape(ffn, hidden, count),
+        **({"expert_gate": Shape(ffn, hidden, count)} if spec.gated else {}),
         "expert_up": Shape(ffn, hidden, count),
         "expert_down": Shape(hidden, ffn, count),
     }

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
-from redwood.backends.native.rope import MOST_HEAD_DIM, Rope, float32
-from redwood.errors import ModelError, check_count
+from redwood.backends.native.rope import Rope, float32
 
+LANES = 16
+"""Rows of a packed block: each expert begins with a block of its own."""
 MOST_LAYERS = 4096
 """Far above any model: what is made per layer stays small for damaged files."""
-MOST_EXPERTS = 1024
 LATENT_EPS = float32(1e-6)
 """Of the norms of latents, whatever a model sets for its other norms."""
-MOST_STREAMS = 8
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,64 @@ class Streams:
 
 
 @dataclass(frozen=True)
+class Recurrent:
+    """The layers that have a state in the place of attention over all tokens.
+
+    Attributes:
+        kind: "short_conv": a convolution of gated inputs; "delta", "mamba": gated delta nets and
+            Mamba-2, a convolution and then a matrix per head.
+        layers: [layers]; False: the layer has none.
+        width: tokens that the convolution sees, its own counted.
+        channels: of the convolution.
+        heads, key_heads, key_dim, value_dim: of the matrices [key_dim, value_dim]; 0: none.
+        tiled: head h has the key of head h modulo key_heads; else neighbours share one.
+        log_decay: files hold the logarithm of what decays, not what decays itself, negative.
+        bias, conv_bias, output_bias: the first projection, the convolution and the last projection
+            have biases.
+        beside: these layers have attention, too, of the same input.
+        norm: of Mamba-2's answers, in groups: "last", after the gate, "first" or none ("").
+        times: of Mamba-2: limits of a step.
+    """
+
+    kind: str
+    layers: tuple[bool, ...]
+    width: int
+    channels: int
+    heads: int = 0
+    key_heads: int = 0
+    key_dim: int = 0
+    value_dim: int = 0
+    tiled: bool = False
+    log_decay: bool = False
+    bias: bool = False
+    conv_bias: bool = False
+    output_bias: bool = False
+    beside: bool = False
+    norm: str = "last"
+    times: tuple[float, float] = (0.0, math.inf)
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """What multiplies parts of every layer.
+
+    Attributes:
+        attention, state, mlp: what attention, recurrent layers and MLPs add to the residual.
+        attention_input, state_input: what attention and recurrent layers read.
+        state_parts: of Mamba-2: gates, values, keys, queries and times as they are projected.
+        mlp_gate: the gate of an MLP, before its activation.
+    """
+
+    attention: float = 1.0
+    state: float = 1.0
+    mlp: float = 1.0
+    attention_input: float = 1.0
+    state_input: float = 1.0
+    state_parts: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0)
+    mlp_gate: float = 1.0
+
+
+@dataclass(frozen=True)
 class DecoderSpec:
     """A decoder-only model, without its weights. Floats are float32 values.
 
@@ -82,7 +138,8 @@ class DecoderSpec:
         architecture: name of a family, see `families`.
         context: positions the model was made for.
         ffn: width of a dense MLP.
-        activation: "silu" or "gelu_tanh", applied to the gate, or to `up` where there is no gate.
+        activation: "silu", "gelu_tanh" or "relu2", the square of what is positive; applied to the
+            gate, or to `up` where there is no gate.
         attention_scale: multiplies the product of query and key.
         attention_softcap: c in c * tanh(score / c), after the scale; 0: none.
         logit_softcap: the same for the logits; 0: none.
@@ -124,6 +181,11 @@ class DecoderSpec:
         cutoffs: [layers], how many standard deviations above its mean the gate of an MLP begins to
             count; -inf: all of it counts.
         streams: None: one residual.
+        attention_gate: the sigmoid of a projection multiplies what attention says.
+        recurrent: None: all layers have attention.
+        halves: [layers], "mixer" of layers without MLP, "mlp" of those with nothing else; empty:
+            all have both.
+        multipliers: of parts of every layer.
     """
 
     architecture: str
@@ -177,6 +239,10 @@ class DecoderSpec:
     ple_vocab: int = 0
     cutoffs: tuple[float, ...] = ()
     streams: Streams | None = None
+    attention_gate: bool = False
+    recurrent: Recurrent | None = None
+    halves: tuple[str, ...] = ()
+    multipliers: Multipliers = Multipliers()
 
     @property
     def values(self) -> int:
@@ -193,108 +259,34 @@ class DecoderSpec:
         """The layer whose keys and values a layer reads."""
         return self.sources[layer] if self.sources else layer
 
+    def is_recurrent(self, layer: int) -> bool:
+        """Whether a layer has a state in the place of attention, or beside it."""
+        return self.recurrent is not None and self.recurrent.layers[layer]
+
+    def has_attention(self, layer: int) -> bool:
+        """Whether a layer has attention."""
+        if self.halves and self.halves[layer] == "mlp":
+            return False
+        beside = self.recurrent is not None and self.recurrent.beside
+        return beside or not self.is_recurrent(layer)
+
+    def holds_keys(self, layer: int) -> bool:
+        """Whether a layer has keys and values of its own.
+
+        In a model without attention the first layer counts as if it had: rows are counted by them.
+        """
+        if self.has_attention(layer):
+            return self.source(layer) == layer
+        return layer == 0 and not any(map(self.has_attention, range(self.layers)))
+
     def has_experts(self, layer: int) -> bool:
         """Whether the MLP of a layer is a mixture of experts."""
         return self.experts is not None and self.experts.layers[layer]
 
     def width(self, layer: int) -> int:
         """Width of the MLP that every token has in a layer; 0: none."""
+        if self.halves and self.halves[layer] == "mixer":
+            return 0
         if self.experts is not None and self.experts.layers[layer] and not self.experts.beside:
             return self.experts.shared_ffn
         return self.ffns[layer] if self.ffns else self.ffn
-
-
-def check_capacity(capacity: int | None) -> None:
-    """Raises ArgumentError unless `capacity` is None or at least 1."""
-    if capacity is not None:
-        check_count("capacity", capacity)
-
-
-def check_spec(spec: DecoderSpec, where: Path) -> DecoderSpec:
-    """Returns the spec if its fields fit together.
-
-    Raises: ModelError if they do not; the message names `where`.
-    """
-    counts = ("vocab_size", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "context")
-    for name in counts:
-        if getattr(spec, name) < 1:
-            raise ModelError(f"{where}: {name} {getattr(spec, name)} must be at least 1")
-    for kv_heads in {spec.kv_heads, *spec.kv_heads_of}:
-        if kv_heads < 1 or spec.heads % kv_heads:
-            raise ModelError(
-                f"{where}: {spec.heads} heads do not share {kv_heads} key-value heads evenly"
-            )
-    floats = {"norm_eps": spec.norm_eps, "attention_scale": spec.attention_scale}
-    floats |= {"embedding_scale": spec.embedding_scale, "logit_scale": spec.logit_scale}
-    floats |= {"glu_alpha": spec.glu_alpha}
-    floats |= {"attention_factor": min(rope.attention_factor for rope in spec.ropes)}
-    for name, value in floats.items():
-        if not (0 < value < math.inf or (name == "norm_eps" and value == 0)):
-            raise ModelError(f"{where}: {name} {value} must be positive and finite")
-    for cap in (spec.attention_softcap, spec.logit_softcap, spec.glu_limit):
-        if not 0 <= cap < math.inf:
-            raise ModelError(f"{where}: a soft cap of {cap} must be positive and finite")
-    if not len(spec.windows) == len(spec.rope_of_layer) == spec.layers or min(spec.windows) < 0:
-        raise ModelError(f"{where}: the windows {spec.windows} do not fit {spec.layers} layers")
-    if spec.experts is not None:
-        _check_experts(spec.experts, spec.layers, where)
-    check_layers(spec, where)
-    for index, rope in enumerate(spec.ropes):
-        heads = [spec.heads_of(layer)[1] for layer in range(spec.layers)]
-        turned = [dim for dim, of in zip(heads, spec.rope_of_layer, strict=True) if of == index]
-        smallest = min(turned, default=MOST_HEAD_DIM)
-        if not 2 <= rope.rotary_dim <= smallest:
-            raise ModelError(
-                f"{where}: rotary positions of {rope.rotary_dim} components do not fit a head of "
-                f"{smallest}"
-            )
-        if not all(0 <= freq < math.inf for freq in rope.inv_freq):
-            raise ModelError(f"{where}: the rotary frequencies are not all finite and positive")
-    return spec
-
-
-def check_layers(spec: DecoderSpec, where: Path) -> None:
-    """Raises ModelError if what is said layer by layer does not fit together."""
-    for name in ("kv_heads_of", "head_dims", "ffns", "sources", "keys_as_values", "cutoffs"):
-        values = getattr(spec, name)
-        if values and len(values) != spec.layers:
-            raise ModelError(f"{where}: {name} {str(values)[:80]} do not fit {spec.layers} layers")
-    if any(not 1 <= dim <= MOST_HEAD_DIM for dim in spec.head_dims):
-        raise ModelError(f"{where}: heads of {str(spec.head_dims)[:80]} components")
-    if any(width < 1 for width in spec.ffns) or any(math.isnan(cut) for cut in spec.cutoffs):
-        raise ModelError(f"{where}: MLPs of widths {str(spec.ffns)[:80]}, {str(spec.cutoffs)[:80]}")
-    for layer, source in enumerate(spec.sources):
-        fits = 0 <= source <= layer and spec.sources[source] == source
-        if not fits or spec.heads_of(source) != spec.heads_of(layer):
-            raise ModelError(
-                f"{where}: layer {layer} cannot read keys and values of layer {source}"
-            )
-    streams = spec.streams
-    if streams is not None and not (
-        2 <= streams.count <= MOST_STREAMS and 0 <= streams.active < streams.count and spec.ple
-    ):
-        raise ModelError(
-            f"{where}: {streams} with per-layer embeddings of {spec.ple} make no sense"
-        )
-
-
-def _check_experts(experts: Experts, layers: int, where: Path) -> None:
-    for name in ("count", "used", "ffn", "groups", "groups_used"):
-        if getattr(experts, name) < 1:
-            raise ModelError(
-                f"{where}: experts: {name} {getattr(experts, name)} must be at least 1"
-            )
-    count, groups = experts.count, experts.groups
-    if count > MOST_EXPERTS:
-        raise ModelError(f"{where}: {count} experts; at most {MOST_EXPERTS} are supported")
-    if count % groups or experts.groups_used > groups:
-        raise ModelError(
-            f"{where}: {count} experts are not {groups} groups, of which "
-            f"{experts.groups_used} count"
-        )
-    if experts.used > count // groups * experts.groups_used:
-        raise ModelError(f"{where}: a token cannot have {experts.used} experts of {count}")
-    if not 0 < experts.scale < math.inf:
-        raise ModelError(f"{where}: the experts' scale {experts.scale} must be positive and finite")
-    if experts.shared_ffn < 0 or len(experts.layers) != layers:
-        raise ModelError(f"{where}: the experts {experts} do not fit {layers} layers")
