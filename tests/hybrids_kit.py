@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -204,8 +205,10 @@ def hybrid_settings(kind: str, model: Any) -> dict[str, Any]:
     return made
 
 
-def save_hybrid(path: Path, kind: str, model: Any, **changes: Any) -> Path:
-    """A model as a GGUF file in float32; a setting that changes to None is left out."""
+def save_hybrid(
+    path: Path, kind: str, model: Any, beside: Mapping[str, Any] | None = None, **changes: Any
+) -> Path:
+    """A model as a GGUF file in float32, with tensors beside its own; None leaves a setting out."""
     settings = {**hybrid_settings(kind, model), **changes}
     settings = {key: value for key, value in settings.items() if value is not None}
-    return write_gguf(path, GGUF[kind], settings, hybrid_tensors(kind, model))
+    return write_gguf(path, GGUF[kind], settings, {**hybrid_tensors(kind, model), **(beside or {})})

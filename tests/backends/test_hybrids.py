@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_families import check_logits, rewritten
@@ -89,7 +90,8 @@ def test_drafting_layers_are_left_out(tmp_path: Path) -> None:
     for part in ("embed_tokens", "norm"):
         getattr(more.model, part).load_state_dict(getattr(model.model, part).state_dict())
     more.lm_head.load_state_dict(model.lm_head.state_dict())
-    path = save_hybrid(tmp_path / "m.gguf", "qwen35", more, **layers)
+    drafts = {"blk.5.nextn.eh_proj.weight": np.ones((64, 128), np.float32)}
+    path = save_hybrid(tmp_path / "m.gguf", "qwen35", more, drafts, **layers)
     check_logits(load_native(folder, path, kv="f32", threads=1), model)
 
 
