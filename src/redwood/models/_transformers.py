@@ -130,13 +130,9 @@ def cached_logits(
     """
     kind: Any = type(model)
     given = {_cache_argument(kind): handle, "position_ids": positions}
-    if isinstance(kept, int) and getattr(
-        model.config.get_text_config(), "num_kv_shared_layers", None
-    ):
-        # Named ones: of a number of last ones Transformers drops the others in layers that share
-        # keys and values, before attention, which is ours.
-        width = token_ids.shape[1]
-        kept = token_ids.new_tensor(list(range(width - kept, width)))
+    shared = getattr(model.config.get_text_config(), "num_kv_shared_layers", None)
+    if isinstance(kept, int) and shared:  # of a number, they would see those columns alone
+        kept = token_ids.new_tensor(list(range(token_ids.shape[1] - kept, token_ids.shape[1])))
     usual = {"use_cache": True, "logits_to_keep": kept}
     given |= {name: value for name, value in usual.items() if _takes(kind, name)}
     logits: Tensor = model(input_ids=token_ids, **given).logits
