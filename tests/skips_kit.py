@@ -12,6 +12,7 @@ EXPECTED = (
     "no CUDA device",
     "there is a CUDA device here",
     "device auto is CUDA here",
+    "needs Gemma 3 270M: pip install",
     r'needs Ray: pip install "redwood\[ray\]"',
     r"Transformers \S+ has no (tensor|pipeline) parallel loading",
 )

@@ -8,24 +8,29 @@ namespace redwood {
 // Biases, norms and rotation of one head of one node; its keys and values go to their slot.
 void Decoder::place(Task& task, const Layer& layer, int index, int64_t node, int64_t which) {
   const int64_t heads = model_.heads;
-  const int64_t kind = which < heads ? 0 : which < heads + model_.kv_heads ? 1 : 2;
-  const int64_t dim = kind == 2 ? model_.value_dim : model_.head_dim;
-  const int64_t head = kind == 0 ? which : (which - heads) % model_.kv_heads;
-  const int64_t width = round_up((kind == 0 ? heads : model_.kv_heads) * dim, kLanes);
+  const int64_t kind = which < heads ? 0 : which < heads + layer.kv_heads ? 1 : 2;
+  const int64_t dim = kind == 2 ? layer.value_dim : layer.head_dim;
+  const int64_t head = kind == 0 ? which : (which - heads) % layer.kv_heads;
+  const int64_t width = round_up((kind == 0 ? heads : layer.kv_heads) * dim, kLanes);
   float* x = (kind == 0 ? task.s.q : kind == 1 ? task.s.k : task.s.v) + node * width + head * dim;
   const Vector& bias = kind == 0 ? layer.q_bias : kind == 1 ? layer.k_bias : layer.v_bias;
   const bool done = kind < 2 && norms_all_heads(layer, dim);  // before this
   if (!bias.empty() && !done) kernels_->add(x, bias.data() + head * dim, dim);
+  if (kind == 1 && layer.values_are_keys()) {  // as they are now
+    std::copy(x, x + dim, task.s.v + node * width + head * dim);
+    place(task, layer, index, node, which + layer.kv_heads);
+  }
   const Node& n = task.nodes[node];
   const Vector& norm = kind == 0 ? layer.q_norm : layer.k_norm;
   if (kind < 2 && !norm.empty() && !done) kernels_->rms_norm(x, norm.data(), dim, model_.eps, x);
+  if (kind == 2 && layer.value_norm) kernels_->rms_norm(x, ones_.data(), dim, model_.eps, x);
   if (kind < 2 && layer.rope >= 0) {
     const Rope& rope = model_.ropes[static_cast<size_t>(layer.rope)];
     const int64_t half = static_cast<int64_t>(rope.inv_freq.size());
     kernels_->rotate(x, rope.cos.data() + n.position * half, rope.sin.data() + n.position * half,
                      half);
   }
-  if (kind == 0) return;
+  if (kind == 0 || n.from->stored) return;
   const Row& row = *n.from->row;
   if (kind == 2) {
     uint8_t* to = row.values(index, head, n.slot);
@@ -61,9 +66,10 @@ static void fetch(const uint8_t* at, int64_t bytes) {
 // put in order of position, prefix and path alike, and summed in that order.
 void Decoder::attend(Task& task, const Layer& layer, int index, int64_t head, int first, int end,
                      int thread) {
-  const int64_t dim = model_.head_dim, group = model_.heads / model_.kv_heads;
-  const int64_t q_width = round_up(model_.heads * dim, kLanes), value_dim = shape_.value_dim;
-  const int64_t out_width = round_up(model_.heads * model_.value_dim, kLanes);
+  const CacheLayer& cached = shape_.layer(index);
+  const int64_t dim = layer.head_dim, group = model_.heads / layer.kv_heads;
+  const int64_t q_width = round_up(model_.heads * dim, kLanes), value_dim = cached.value_dim;
+  const int64_t out_width = round_up(model_.heads * layer.value_dim, kLanes);
   const size_t cast = model_.half_cache ? 0 : 1;
   auto &scores = task.s.scores[static_cast<size_t>(thread)],
        &outs = task.s.outs[static_cast<size_t>(thread)],
@@ -96,7 +102,7 @@ void Decoder::attend(Task& task, const Layer& layer, int index, int64_t head, in
       }
       for (int64_t s = start; s < slots;) {  // page by page
         const int64_t some = std::min(slots, (s / kPage + 1) * kPage) - s;
-        if (s + some < slots) fetch(row.keys(index, head, s + some), shape_.key_bytes());
+        if (s + some < slots) fetch(row.keys(index, head, s + some), cached.key_bytes());
         kernels_->dot_keys[cast](queries.data(), kTile, n, row.keys(index, head, s),
                                  round_up(some, kLanes) / kLanes, dim, scores.data() + s, stride);
         s += some;
@@ -127,7 +133,7 @@ void Decoder::attend(Task& task, const Layer& layer, int index, int64_t head, in
       for (int64_t s = start; s < common;) {
         const int64_t some = std::min(common, (s / kPage + 1) * kPage) - s;
         if (s + some < common) {
-          fetch(row.values(index, head, s + some), shape_.head_bytes() - shape_.key_bytes());
+          fetch(row.values(index, head, s + some), cached.head_bytes() - cached.key_bytes());
         }
         kernels_->add_values[cast](scores.data() + s, stride, n, row.values(index, head, s), some,
                                    value_dim, outs.data());
@@ -143,9 +149,9 @@ void Decoder::attend(Task& task, const Layer& layer, int index, int64_t head, in
                                      row.values(index, head, slot), 1, value_dim,
                                      outs.data() + i * value_dim);
         }
-        float* out = task.s.mixed + place_of(i, out_width, model_.value_dim);
+        float* out = task.s.mixed + place_of(i, out_width, layer.value_dim);
         const float by = 1.0f / totals[i], *sum = outs.data() + i * value_dim;
-        for (int64_t d = 0; d < model_.value_dim; ++d) out[d] = sum[d] * by;
+        for (int64_t d = 0; d < layer.value_dim; ++d) out[d] = sum[d] * by;
       }
     }
   }

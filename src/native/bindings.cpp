@@ -153,7 +153,28 @@ class Native {
   int64_t cache_bytes() const {
     std::unordered_set<const uint64_t*> pages;
     for (const auto& [id, row] : rows_) row->collect(pages);
-    return static_cast<int64_t>(pages.size()) * decoder_->shape().page_bytes();
+    return static_cast<int64_t>(pages.size()) * decoder_->shape().page_bytes() + state_bytes();
+  }
+  // Bytes of states of recurrent layers, and of what provisional nodes do to them.
+  int64_t state_bytes() const {
+    std::unordered_set<const float*> states;
+    int64_t records = 0;
+    for (const auto& [id, row] : rows_) {
+      row->states.collect(states);
+      records += row->states.record_bytes();
+    }
+    return static_cast<int64_t>(states.size()) * one_state() + records;
+  }
+  int64_t one_state() const { return of_states(&StatesShape::state); }
+  int64_t one_record() const { return of_states(&StatesShape::record); }
+  int64_t states(const std::vector<int64_t>& ids) {
+    std::unordered_set<const float*> held;
+    for (int64_t id : ids) row(id).states.collect(held);
+    return static_cast<int64_t>(held.size());
+  }
+  int64_t reusable(int64_t id, int64_t length) {
+    const Row& r = row(id);
+    return r.states ? r.states.reusable(length) : length;
   }
   // Pages that these rows hold, shared ones counted once.
   int64_t pages(const std::vector<int64_t>& ids) {
@@ -200,13 +221,12 @@ class Native {
       require(nodes.data()[i] >= i && length >= 0 && length + nodes.data()[i] < room,
               "keep: a node that is not there");
     }
-    bool owned = false;
-    for (int64_t i = 0; i < n; ++i) {
-      if (nodes.data()[i] == i) continue;
-      if (!owned) r.own(length + i);  // it may have been forked since they were written
-      owned = true;
-      r.move(length + nodes.data()[i], length + i);
+    if (r.states) {
+      const int64_t held = static_cast<int64_t>(r.states.tokens.size()) - r.states.length;
+      require(length == r.states.length && (n == 0 || nodes.data()[n - 1] < held), "keep: a node that is not there");
     }
+    nb::gil_scoped_release free;
+    decoder_->keep(r, length, nodes.data(), n);
   }
 
   using Entry = std::tuple<int64_t, int64_t, Ints, Ints, int64_t>;
@@ -246,6 +266,11 @@ class Native {
     const auto at = rows_.find(id);
     require(at != rows_.end(), "no row " + std::to_string(id));
     return *at->second;
+  }
+
+  int64_t of_states(int64_t StatesShape::*size) const {
+    const auto& shape = decoder_->shape().states;
+    return shape ? (*shape).*size * static_cast<int64_t>(sizeof(float)) : 0;
   }
 
   std::vector<Bytes> keep_;
@@ -296,6 +321,10 @@ NB_MODULE(_native, m) {
            nb::arg("cpus"), nb::arg("isa"))
       .def_prop_ro("isa", &Native::isa)
       .def_prop_ro("cache_bytes", &Native::cache_bytes)
+      .def_prop_ro("state_bytes", &Native::one_state)
+      .def_prop_ro("record_bytes", &Native::one_record)
+      .def("states", &Native::states, nb::arg("rows"))
+      .def("reusable", &Native::reusable, nb::arg("row"), nb::arg("length"))
       .def("open", &Native::open)
       .def("fork", &Native::fork, nb::arg("row"), nb::arg("slots"))
       .def("pages", &Native::pages, nb::arg("rows"))

@@ -1,8 +1,9 @@
 // Keys and values of a row, in pages of 64 slots that are never moved. Rows may share pages, which are
 // counted; whoever writes to a shared one takes a copy first.
 //
-// A page holds, for every layer and key-value head, keys as [4 blocks][head_dim][16 slots] and values
-// as [64 slots][value_dim]: what the attention kernels read in order. Numbers are fp16 or float32.
+// A page holds, for every layer that has keys and values of its own and every key-value head, keys as
+// [4 blocks][head_dim][16 slots] and values as [64 slots][value_dim]: what the attention kernels read in
+// order. Numbers are fp16 or float32.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -12,23 +13,40 @@
 #include <vector>
 
 #include "formats.h"
+#include "states.h"
 
 namespace redwood {
 
 constexpr int64_t kPage = 64;
 
-struct CacheShape {
-  int64_t layers = 0, kv_heads = 0, head_dim = 0, value_dim = 0;  // value_dim: padded to 16
-  int64_t item = 2;                                               // bytes of a number
+// Of a layer; no heads: it holds nothing.
+struct CacheLayer {
+  int64_t kv_heads = 0, head_dim = 0, value_dim = 0;  // value_dim: padded to 16
+  int64_t start = 0;                                  // where it begins in a page
+  int64_t item = 2;                                   // bytes of a number
 
   int64_t key_bytes() const { return kPage * head_dim * item; }
   int64_t head_bytes() const { return key_bytes() + kPage * value_dim * item; }
-  int64_t page_bytes() const { return layers * kv_heads * head_bytes(); }
+};
+
+struct CacheShape {
+  std::vector<CacheLayer> layers;  // of the model
+  int64_t bytes = 0;
+  std::shared_ptr<const StatesShape> states = nullptr;  // of recurrent layers
+
+  void add(int64_t kv_heads, int64_t head_dim, int64_t value_dim, int64_t item) {
+    layers.push_back({kv_heads, head_dim, value_dim, bytes, item});
+    bytes += kv_heads * layers.back().head_bytes();
+  }
+  const CacheLayer& layer(int64_t index) const { return layers[static_cast<size_t>(index)]; }
+  int64_t page_bytes() const { return bytes; }
 };
 
 class Row {
  public:
-  explicit Row(const CacheShape& shape) : shape_(shape) {}
+  explicit Row(const CacheShape& shape) : states(shape.states), shape_(shape) {}
+
+  States states;
 
   // Allocates pages for this many slots.
   void reserve(int64_t slots) {
@@ -52,6 +70,7 @@ class Row {
   void share(const Row& other, int64_t slots) {
     const auto count = static_cast<std::ptrdiff_t>((slots + kPage - 1) / kPage);
     pages_.assign(other.pages_.begin(), other.pages_.begin() + count);
+    if (states) states.share(other.states, slots);
   }
 
   // Adds its pages to a set.
@@ -79,31 +98,33 @@ class Row {
   void shrink(int64_t slots) {
     const size_t keep = static_cast<size_t>((slots + kPage - 1) / kPage);
     if (keep < pages_.size()) pages_.resize(keep);
+    if (states) states.cut(slots);
   }
 
   int64_t slots() const { return static_cast<int64_t>(pages_.size()) * kPage; }
 
   // Keys of the 16 slots from `slot`, a multiple of 16.
   uint8_t* keys(int64_t layer, int64_t head, int64_t slot) const {
-    return head_of(layer, head, slot) + slot % kPage * shape_.head_dim * shape_.item;
+    const CacheLayer& of = shape_.layer(layer);
+    return head_of(of, head, slot) + slot % kPage * of.head_dim * of.item;
   }
   // Values from `slot` to the end of its page.
   uint8_t* values(int64_t layer, int64_t head, int64_t slot) const {
-    return head_of(layer, head, slot) + shape_.key_bytes() +
-           slot % kPage * shape_.value_dim * shape_.item;
+    const CacheLayer& of = shape_.layer(layer);
+    return head_of(of, head, slot) + of.key_bytes() + slot % kPage * of.value_dim * of.item;
   }
 
   // Copies keys and values of a slot to an earlier one, for all layers.
   void move(int64_t from, int64_t to) {
-    for (int64_t layer = 0; layer < shape_.layers; ++layer) {
-      for (int64_t head = 0; head < shape_.kv_heads; ++head) {
+    for (int64_t layer = 0; layer < static_cast<int64_t>(shape_.layers.size()); ++layer) {
+      const CacheLayer& of = shape_.layer(layer);
+      for (int64_t head = 0; head < of.kv_heads; ++head) {
         std::memcpy(values(layer, head, to), values(layer, head, from),
-                    static_cast<size_t>(shape_.value_dim * shape_.item));
-        const uint8_t* k = keys(layer, head, from / kLanes * kLanes) + from % kLanes * shape_.item;
-        uint8_t* t = keys(layer, head, to / kLanes * kLanes) + to % kLanes * shape_.item;
-        for (int64_t d = 0; d < shape_.head_dim; ++d) {
-          std::memcpy(t + d * kLanes * shape_.item, k + d * kLanes * shape_.item,
-                      static_cast<size_t>(shape_.item));
+                    static_cast<size_t>(of.value_dim * of.item));
+        const uint8_t* k = keys(layer, head, from / kLanes * kLanes) + from % kLanes * of.item;
+        uint8_t* t = keys(layer, head, to / kLanes * kLanes) + to % kLanes * of.item;
+        for (int64_t d = 0; d < of.head_dim; ++d) {
+          std::memcpy(t + d * kLanes * of.item, k + d * kLanes * of.item, static_cast<size_t>(of.item));
         }
       }
     }
@@ -113,9 +134,9 @@ class Row {
   using Page = std::shared_ptr<uint64_t[]>;
 
   size_t words() const { return static_cast<size_t>(round_up(shape_.page_bytes(), 8) / 8); }
-  uint8_t* head_of(int64_t layer, int64_t head, int64_t slot) const {
+  uint8_t* head_of(const CacheLayer& of, int64_t head, int64_t slot) const {
     auto* page = reinterpret_cast<uint8_t*>(pages_[static_cast<size_t>(slot / kPage)].get());
-    return page + (layer * shape_.kv_heads + head) * shape_.head_bytes();
+    return page + of.start + head * of.head_bytes();
   }
 
   CacheShape shape_;

@@ -26,15 +26,25 @@ T* lines(std::vector<T>& store, int64_t count) {
 Decoder::Decoder(Model model, const Kernels* kernels, std::shared_ptr<Pool> pool)
     : model_(std::move(model)), kernels_(kernels), pool_(std::move(pool)),
       scratch_(std::make_unique<Scratch>()) {
-  shape_ = {static_cast<int64_t>(model_.layers.size()), model_.kv_heads, model_.head_dim,
-            round_up(model_.value_dim, kLanes), model_.half_cache ? 2 : 4};
   Scratch& s = *scratch_;
   const Routing& routing = model_.routing;
-  const int64_t heads = model_.heads * model_.head_dim, kv = model_.kv_heads * model_.head_dim;
-  const int64_t values = model_.kv_heads * model_.value_dim;
-  int64_t ffn = 0;
-  for (const Layer& l : model_.layers) ffn = std::max(ffn, l.up.rows);
-  const int64_t widest = round_up(std::max({model_.hidden, heads, ffn, model_.latent, model_.query_latent}), kSuper);
+  const bool attends = std::any_of(model_.layers.begin(), model_.layers.end(),
+                                   [](const Layer& l) { return l.q.data != nullptr; });
+  int64_t ffn = model_.ple, heads = 0, kv = 0, values = 0, dim = 0, rank = 0;
+  for (size_t i = 0; i < model_.layers.size(); ++i) {
+    const Layer& l = model_.layers[i];
+    // Rows are counted in pages, of models without attention, too.
+    const bool holds = l.source == static_cast<int>(i) && (l.q.data || (!attends && i == 0));
+    shape_.add(holds ? l.kv_heads : 0, l.head_dim, round_up(l.value_dim, kLanes), model_.half_cache ? 2 : 4);
+    ffn = std::max(ffn, l.up.rows), rank = std::max(rank, l.laurel_left.rows);
+    dim = std::max({dim, l.head_dim, l.value_dim}), heads = std::max(heads, model_.heads * l.head_dim);
+    kv = std::max(kv, l.kv_heads * l.head_dim), values = std::max(values, l.kv_heads * l.value_dim);
+  }
+  shape_states();
+  const Recurrence& recurrence = model_.recurrence;
+  const int64_t mixed = std::max({heads, recurrence.channels, recurrence.heads * recurrence.value_dim});
+  const int64_t widest =
+      round_up(std::max({model_.hidden, mixed, ffn, rank, model_.latent, model_.query_latent}), kSuper);
   const int64_t parts = kNodes * routing.used;  // rows of all experts together
   auto floats = [&](int i, int64_t rows, int64_t width) {
     return lines(s.stores[i], rows * round_up(width, kLanes));
@@ -44,15 +54,21 @@ Decoder::Decoder(Model model, const Kernels* kernels, std::shared_ptr<Pool> pool
   s.q = floats(2, kNodes, heads);
   s.k = floats(3, kNodes, kv);
   s.v = floats(4, kNodes, values);
-  s.mixed = floats(5, kNodes, heads);
+  s.mixed = floats(5, kNodes, mixed);
   s.gate = floats(6, kNodes, ffn);
   s.up = floats(7, kNodes, ffn);
   s.y = floats(8, kNodes, model_.hidden);
   if (model_.latent) {
-    s.latents = floats(15, kNodes, model_.latent + model_.head_dim);
+    s.latents = floats(15, kNodes, model_.latent + dim);
     s.expanded = floats(16, kNodes, kv);
-    s.asked = floats(17, kNodes, model_.query_latent);
+    s.asked = floats(22, kNodes, model_.query_latent);
   }
+  const int64_t layers = static_cast<int64_t>(model_.layers.size()), hidden = round_up(model_.hidden, kLanes);
+  s.ple = floats(17, kNodes, layers * model_.ple);
+  s.residuals = floats(18, kNodes * model_.streams, hidden);
+  s.low = floats(19, kNodes, rank);
+  s.laurel = floats(20, rank ? kNodes : 0, hidden);
+  s.others = floats(21, model_.streams ? kNodes : 0, (model_.streams - 1) * hidden);
   auto quants = [](Quantised& in, int64_t size) {
     in.group_scales = lines(in.scale_store[0], size / kGroup);
     in.offsets = lines(in.scale_store[1], size / kGroup);
@@ -92,7 +108,27 @@ Decoder::Decoder(Model model, const Kernels* kernels, std::shared_ptr<Pool> pool
       g.counts.resize(static_cast<size_t>(routing.experts));
     }
   }
-  ones_.assign(static_cast<size_t>(std::max({ffn, routing.experts, int64_t{1}})), 1.0f);
+  bool gated = false;
+  int64_t mix = 0, record = 0;
+  for (const Layer& l : model_.layers) gated |= l.o_gate.data != nullptr, mix = std::max(mix, l.recurrent.mix.rows);
+  const auto recurrent = [&](int i, int64_t width) {
+    return lines(s.recurrent_stores[i], kNodes * round_up(width, kLanes));
+  };
+  if (gated) s.o_gate = recurrent(0, heads);
+  if (shape_.states) {
+    for (const RecurrentShape& r : shape_.states->layers) record = std::max(record, r.record());
+    s.mix = recurrent(1, mix);
+    s.out_gate = recurrent(2, recurrence.heads * recurrence.value_dim);
+    s.alpha = recurrent(3, recurrence.heads);
+    s.beta = recurrent(4, recurrence.heads);
+    s.led = recurrent(5, record);
+    s.recurrent_q = recurrent(6, recurrence.key_heads * recurrence.key_dim);
+    s.recurred = recurrent(7, recurrence.heads * round_up(recurrence.value_dim, kLanes));
+    s.slots.resize(threads);
+  }
+  ones_.assign(static_cast<size_t>(std::max({ffn, routing.experts, routing.ffn, dim})), 1.0f);
+  widest_head_ = round_up(dim, kLanes);
+  s.looked_up.assign(threads, std::vector<float>(static_cast<size_t>(round_up(layers * model_.ple, kSuper))));
   s.scores.resize(threads);
   s.outs.resize(threads);
   s.queries.resize(threads);
@@ -109,26 +145,37 @@ void Decoder::plan() {
     for (const Matrix* m : also) if (m->data) p.input.serve(*m);
     products_.push_back(std::move(p));
   };
+  if (model_.ple) add({&model_.ple_model, &model_.altup_proj}, 0);
   for (const Layer& l : model_.layers) {
     const Experts& e = l.experts;
     const std::vector<const Matrix*> readers{&l.gate, &l.up, &e.gate, &e.up, &e.router, &e.shared_switch};
     const std::vector<const Matrix*> also = model_.parallel ? readers : std::vector<const Matrix*>{};
+    const Recurrent& r = l.recurrent;
+    if (r.kind) {
+      add({&r.mix, &r.gate, &r.beta, &r.alpha}, 0, {&l.q, &l.k, &l.v});
+      add({&r.out}, 1);
+    }
     if (l.q_a.data) {
       add({&l.q_a, &l.kv_a}, 0, also);
       add({&l.q}, 1);
-    } else {
-      add({&l.q, &l.k, &l.v, &l.kv_a}, 0, also);
+    } else if (l.q.data) {
+      add({&l.q, &l.k, &l.v, &l.o_gate, &l.kv_a, &l.laurel_left}, 0, also);
     }
     if (l.kv_a.data) add({&l.k_b, &l.v_b}, 1);
-    add({&l.o}, 1);
-    if (e) add({&e.router, &e.shared_switch}, 0, readers);
-    if (!l.up.data) continue;
-    add({&l.gate, &l.up}, 0);
-    const Format f = l.down.format;
-    products_.back().side_by_side = true;
-    products_.back().align = (is_float(f) ? 2 * kLanes : info(f).step) / kLanes;
-    add({&l.down}, 1);
+    if (l.laurel_right.data) add({&l.laurel_right}, 1);
+    if (l.q.data) add({&l.o}, 1);
+    if (e && !e.beside()) add({&e.router, &e.shared_switch}, 0, readers);
+    if (l.up.data) {
+      add({&l.gate, &l.up}, 0);
+      const Format f = l.down.format;
+      products_.back().side_by_side = true;
+      products_.back().align = (is_float(f) ? 2 * kLanes : info(f).step) / kLanes;
+      add({&l.down}, 1);
+    }
+    if (e && e.beside()) add({&e.router}, 0);
+    if (l.ple_gate.data) add({&l.ple_gate}, 0), add({&l.ple_proj}, 1);
   }
+  for (const Matrix& m : model_.altup_unembed) add({&m}, 0);
   add({&model_.head}, 0);
   const int64_t threads = pool_->size();
   scratch_->streams.resize(static_cast<size_t>(threads));
@@ -185,12 +232,19 @@ void Decoder::grow_tables(int64_t positions) {
 
 void Decoder::extend(const std::vector<Append>& rows, float* logits, int64_t stride) {
   std::lock_guard<std::mutex> one(one_);
+  if (!shape_.states) return run(rows, logits, stride);
+  std::vector<Append> all(rows);
+  for (Append& a : all) begin(a);
+  run(all, logits, stride);
+}
+
+void Decoder::run(const std::vector<Append>& rows, float* logits, int64_t stride) {
   std::vector<Node> nodes;
   tails_.clear();
   int64_t answers = 0, furthest = 0;
   for (const Append& a : rows) {
     const int64_t total = a.held + a.count;
-    a.row->own(a.length + a.held);
+    if (!a.stored) a.row->own(a.length + a.held);
     a.row->reserve(a.length + total);
     int32_t chain = 0;  // the provisional nodes begin with a chain of this many
     while (chain < total && a.parents[chain] == chain - 1) ++chain;
@@ -207,9 +261,14 @@ void Decoder::extend(const std::vector<Append>& rows, float* logits, int64_t str
     }
   }
   grow_tables(furthest);
-  for (size_t at = 0; at < nodes.size(); at += kNodes) {
-    const int count = static_cast<int>(std::min<size_t>(kNodes, nodes.size() - at));
-    forward(nodes.data() + at, count, logits, stride);
+  for (size_t at = 0; at < nodes.size();) {
+    size_t end = std::min<size_t>(nodes.size(), at + kNodes);
+    for (size_t i = at; shape_.states && i < end; ++i) {  // states are kept between passes
+      const Node& n = nodes[i];
+      if (n.from->leads && n.from->row->states.next_checkpoint(n.slot) == n.slot + 1) end = i + 1;
+    }
+    forward(nodes.data() + at, static_cast<int>(end - at), logits, stride);
+    at = end;
   }
 }
 
@@ -219,12 +278,16 @@ void Decoder::forward(const Node* nodes, int count, float* logits, int64_t strid
   for (int i = 0; i < count; ++i) {
     if (nodes[i].logits >= 0) task.scored.push_back(nodes + i);
     slots = std::max(slots, nodes[i].slot + 1);
+    if (!shape_.states) continue;
+    if (i == 0 || nodes[i].from != nodes[i - 1].from) task.spans.push_back({nodes[i].from, i, i});
+    ++task.spans.back().last;
   }
   task.slots = slots;
+  for (Span& span : task.spans) prepare_span(span, nodes);
   for (size_t t = 0; t < scratch_->scores.size(); ++t) {  // here, where running out is no disaster
     scratch_->scores[t].resize(static_cast<size_t>(kTile * round_up(slots + 1, kLanes)));
-    scratch_->outs[t].resize(static_cast<size_t>(kTile * shape_.value_dim));
-    scratch_->queries[t].resize(static_cast<size_t>(kTile * shape_.head_dim));
+    scratch_->outs[t].resize(static_cast<size_t>(kTile * widest_head_));
+    scratch_->queries[t].resize(static_cast<size_t>(kTile * widest_head_));
   }
   const size_t phases = 2 * model_.layers.size() + 1;
   task.counters = std::vector<std::atomic<int64_t>>(phases * static_cast<size_t>(16 * pool_->size()));
@@ -232,6 +295,7 @@ void Decoder::forward(const Node* nodes, int count, float* logits, int64_t strid
   static std::atomic<uint64_t> inputs{1};
   task.inputs = inputs.fetch_add(products_.size(), std::memory_order_relaxed);
   pool_->run([&](int thread) { work(task, thread); });
+  for (const Span& span : task.spans) end_span(span);
 }
 
 // Inputs [first, last) of a row for a product, as its formats want them; `first` begins a unit of theirs.

@@ -1,5 +1,6 @@
 // A decoder-only transformer over paged slots: rows of tokens and, after them, trees of nodes.
 #pragma once
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -10,6 +11,8 @@
 namespace redwood {
 
 constexpr int kMostExperts = 1024;
+constexpr int kMostStreams = 8;
+constexpr int kMostWidth = 16;  // of convolutions
 
 struct Matrix {
   Format format = Format::kF32;
@@ -26,7 +29,47 @@ struct Experts {
   Vector router_bias;        // [experts], added to the scores
   Vector choice_bias;        // [experts], added for the choice alone
   Vector gate_bias, up_bias, down_bias;
+  Vector scale;              // [experts]: multiplies the weights of those chosen
+  // Norms of what router and experts read, where they stand beside a dense MLP: both read the residual,
+  // and a norm of each follows before their sum is normed as an MLP is.
+  Vector router_norm, norm, post_norm, dense_post_norm;
   explicit operator bool() const { return router.data != nullptr; }
+  bool beside() const { return !norm.empty(); }
+};
+
+// What the streams of a layer say of each other (AltUp, arXiv 2301.13310): `router` [streams, hidden] of
+// the normed active one gives modalities; `predict` [streams, streams, streams] of these mixes the
+// streams before the layer, `correct` [streams, streams] spreads what the layer changed.
+struct AltUp {
+  Vector norm, router, predict, correct;
+  Vector scale;  // [hidden], of the active stream before per-layer embeddings; or none
+};
+
+// A recurrent layer in the place of attention, or beside it: a short convolution of gated inputs; or gated
+// delta nets or Mamba-2: a convolution, and then a matrix of state per head.
+struct Recurrent {
+  enum Kind { kNone, kShortConv, kDelta, kMamba };
+  Kind kind = kNone;
+  // Rows of `mix`: gates of inputs, gates of outputs and inputs; or queries, keys and values; or, of Mamba-2,
+  // values, keys and queries. `alpha`: times; `out`: back to the residual.
+  Matrix mix, gate, beta, alpha, out;
+  Vector mix_bias, gate_bias, conv_bias, out_bias;
+  Vector conv;               // [width, channels], the latest input's last
+  Vector dt_bias, decay;     // [heads]; decay: negative, per unit of time
+  Vector norm;               // [value_dim]; of Mamba-2: [heads * value_dim], or none
+  Vector skip;               // [heads]: of Mamba-2, how much of a value is said as it is
+};
+
+// Sizes of all recurrent layers of a model.
+struct Recurrence {
+  int64_t width = 0;  // of the convolution, its own input counted
+  int64_t channels = 0, heads = 0, key_heads = 0, key_dim = 0, value_dim = 0;
+  bool tiled = false;  // head h has key head h modulo key_heads; else neighbours share one
+  // Of Mamba-2: the gate follows the norm; multipliers of gate and times, and limits of times.
+  bool norm_first = false;
+  float gate_scale = 1.0f, time_scale = 1.0f, least_time = 0.0f;
+  float most_time = std::numeric_limits<float>::infinity();
+  int64_t every = 0;   // see StatesShape
 };
 
 struct Layer {
@@ -36,15 +79,32 @@ struct Layer {
   Vector post_attn_norm, ffn_norm, ffn_norm_bias, post_ffn_norm;
   Vector gate_bias, up_bias, down_bias;
   Matrix q, k, v, o;
+  Matrix o_gate;          // its sigmoid multiplies what attention says
+  Recurrent recurrent;
   // In place of k and v: a latent of each token with a part that all keys share, [latent + turning],
   // and what makes keys and values of the normed latent. q_a: queries come from a latent of theirs,
   // and q is what makes them of it, normed.
   Matrix q_a, kv_a, k_b, v_b;
   Vector q_a_norm, kv_a_norm;
   Matrix gate, up, down;  // of the shared expert where there are experts; no gate: up alone
+  float cutoff = -std::numeric_limits<float>::infinity();  // the gate is what lies so many deviations above its mean
   Experts experts;
   int64_t window = 0;     // 0: all positions are seen
   int rope = 0;           // -1: no positions
+  int64_t kv_heads = 0, head_dim = 0, value_dim = 0;
+  int source = 0;           // whose keys and values it reads: its own, or an earlier layer's
+  bool value_norm = false;  // values are normed, by no weight
+  float scale = 1.0f;       // multiplies the residual behind the layer
+  // A residual of low rank beside attention (Laurel): x + norm(right left x) of the normed residual.
+  Matrix laurel_left, laurel_right;
+  Vector laurel_norm;
+  // Per-layer embeddings: norm(proj(act(gate h) * embedding)) is added behind the MLP.
+  Matrix ple_gate, ple_proj;
+  Vector ple_norm;
+  AltUp altup;
+
+  // No weights make values: they are the keys, before norm and positions.
+  bool values_are_keys() const { return k.data && !v.data; }
 };
 
 // How rows are given to experts.
@@ -64,24 +124,36 @@ struct Rope {
 };
 
 struct Model {
-  int64_t hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab = 0;
-  int64_t value_dim = 0;  // of a head's values
+  int64_t hidden = 0, heads = 0, vocab = 0;
   int64_t latent = 0;     // width of latents; 0: keys and values are projected
   int64_t query_latent = 0;  // of queries' own; 0: they are projected
   int64_t outputs = 0;  // tokens with a score: the first of the vocabulary, or all
   float eps = 1e-6f, attention_scale = 1.0f, attention_softcap = 0.0f, logit_softcap = 0.0f;
   float embedding_scale = 1.0f;
   float latent_eps = 1e-6f;  // of the norms of latents
+  // Multiply what attention, recurrent layers and MLPs add to the residual, and an MLP's gate.
+  float attention_out = 1.0f, state_out = 1.0f, mlp_out = 1.0f, mlp_gate = 1.0f;
   // Gate and up are held below (and up above minus) `glu_limit`; silu of alpha times the gate, and up + 1.
   float glu_limit = 0.0f, glu_alpha = 1.0f;
   bool gelu = false, half_cache = true;
+  bool squared = false;     // MLPs square what is positive of their gate, or of `up`
   bool layer_norm = false;  // in place of RMS norms
   bool parallel = false;    // attention and MLP read the same norm
   Routing routing;
+  Recurrence recurrence;
   std::vector<Layer> layers;
   std::vector<Rope> ropes;
   Matrix embed, head;
   Vector output_norm, output_norm_bias;
+  // Per-layer embeddings, `ple` wide: rows of `ple_embed` [tokens, layers * ple], and what `ple_model`
+  // makes of the embedding.
+  int64_t ple = 0;
+  Matrix ple_embed, ple_model;
+  Vector ple_norm;
+  // Streams of residuals, of which `active` goes through the layers; 0: one residual.
+  int64_t streams = 0, active = 0;
+  Matrix altup_proj;                 // of the embedding to the other streams, one after the other
+  std::vector<Matrix> altup_unembed;  // of the other streams
 };
 
 // New nodes of one row, appended to its provisional ones.
@@ -92,6 +164,8 @@ struct Append {
   int64_t held = 0, count = 0;       // old, new
   const int32_t* tokens = nullptr;   // [count]
   int64_t num_logits = 0;            // of the last nodes
+  bool leads = false;   // a chain whose states are written ahead, see States
+  bool stored = false;  // keys and values are there already: states alone are computed
 };
 
 class Decoder {
@@ -106,6 +180,9 @@ class Decoder {
   // Scores the new nodes of all rows; logits [sum of num_logits, stride] in order.
   void extend(const std::vector<Append>& rows, float* logits, int64_t stride);
 
+  // Keeps these provisional nodes, a path, behind `length` committed tokens.
+  void keep(Row& row, int64_t length, const int32_t* nodes, int64_t count);
+
  private:
   struct Node;
   struct Input;
@@ -113,21 +190,42 @@ class Decoder {
   struct Groups;
   struct Scratch;
   struct Task;
+  struct Span;
+  struct Move;
   struct Work;
 
   void plan();
   template <class Body>
   static void parts(const Product& product, int64_t first, int64_t last, Body body);
 
+  void shape_states();
   void grow_tables(int64_t positions);
+  void begin(Append& append);
+  void catch_up(Row& row);
+  void run(const std::vector<Append>& rows, float* logits, int64_t stride);
+  void prepare_span(Span& span, const Node* nodes);
+  void end_span(const Span& span);
+  void plan_moves(Span& span, const Node* nodes) const;
+  void fold(States& states, const int32_t* nodes, int64_t count);
   void forward(const Node* nodes, int count, float* logits, int64_t stride);
   void work(Task& task, int thread);
   void embed(Task& task, int64_t node);
   void project(Work& work, const Layer& layer);
   void attention(Work& work, const Layer& layer, int index);
-  void residual(Work& work, const float* x, int64_t stride, const Vector& bias, const Vector& norm_weight);
+  void residual(Work& work, const float* x, int64_t stride, const Vector& bias, const Vector& norm_weight,
+                float scale);
+  void add_scaled(float* x, const float* y, float scale) const;
   void gated(Work& work, const Layer& layer);
   void experts(Work& work, const Layer& layer);
+  void recurrent(Work& work, const Layer& layer, int index);
+  void read_inputs(Task& task, const Layer& layer, int index, int64_t node);
+  void read_times(Task& task, const Recurrent& r, const Record& record, int64_t node) const;
+  void split_mamba(Task& task, const RecurrentShape& shape, const Record& record, int64_t node) const;
+  void say_mamba(Task& task, const Recurrent& r, const RecurrentShape& shape, const Record& record,
+                 int64_t node) const;
+  void convolve(Task& task, const Layer& layer, int index, int64_t node);
+  Recur step(const RecurrentShape& shape, const Record& record, int64_t item, const float* queries) const;
+  void recur(Task& task, int index, const Span& span, int64_t item, int thread);
   void place(Task& task, const Layer& layer, int index, int64_t node, int64_t which);
   void attend(Task& task, const Layer& layer, int index, int64_t head, int first, int end, int thread);
   void norm(const float* x, const Vector& weight, const Vector& bias, float* out) const;
@@ -137,6 +235,21 @@ class Decoder {
   void route(Task& task, const Layer& layer, int64_t node, int thread);
   void group(const Task& task, Groups& groups) const;
   void combine(Task& task, const Layer& layer, int64_t node, const Groups& groups);
+  void experts_beside(Work& work, const Layer& layer);
+  void chosen_experts(Work& work, const Layer& layer);
+
+  // gemma.cpp
+  void begin_streams(Work& work);
+  float* stream_of(Task& task, int64_t stream, int64_t node) const;
+  void per_layer_inputs(Task& task, int64_t node, int thread);
+  void per_layer(Work& work, const Layer& layer, int64_t index);
+  void modalities(const Layer& layer, const float* x, float* normed, float* out) const;
+  void predict(Task& task, const Layer& layer, int64_t node);
+  void correct(Task& task, const Layer& layer, int64_t node);
+  void add_laurel(Task& task, const Layer& layer, int64_t node);
+  void cut_gate(const Layer& layer, float* gate) const;
+  void end_streams(Work& work);
+  void merge_streams(Task& task, int64_t node, int64_t row);
 
   Model model_;
   const Kernels* kernels_;
@@ -144,6 +257,8 @@ class Decoder {
   CacheShape shape_;
   std::vector<Product> products_;  // of a pass, in order
   std::vector<float> ones_;
+  int64_t widest_head_ = 0;  // components of a key or value, padded to 16
+  Vector key_unit_, query_unit_;   // [key_dim] of recurrent layers
   std::unique_ptr<Scratch> scratch_;
   std::vector<int32_t> tails_;  // of the nodes of the present call
   std::mutex one_;

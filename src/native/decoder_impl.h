@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -21,6 +22,20 @@ struct Decoder::Node {
   // Its path is the first `run` provisional nodes, in order, and then those of `tail`, itself last.
   int64_t run, tail;  // tail: where its own part begins in the list of all tails
   int32_t token;
+};
+
+// A step of a tree's recurrence: the state of slot `from`, -1 being that before the tree, after a node
+// goes to slot `to`. `task`: the node in the pass; -1: it was there before.
+struct Decoder::Move {
+  int32_t node, task, from, to;
+};
+
+// Nodes [first, last) of a pass, of one row.
+struct Decoder::Span {
+  const Append* from;
+  int first, last;
+  std::vector<Move> moves = {};  // but for chains whose states are written ahead
+  int slots = 0;                 // that they take
 };
 
 // What quantises rows of input, and for which formats.
@@ -75,12 +90,22 @@ inline bool norms_all_heads(const Layer& layer, int64_t head_dim) {
   return static_cast<int64_t>(layer.q_norm.size()) > head_dim;
 }
 
+// Keeps the last `taps` inputs of those in `tail` and the ones behind them.
+template <class Input>
+void move_tail(float* tail, int64_t taps, int64_t channels, int64_t count, Input input) {
+  const int64_t stay = std::max<int64_t>(0, taps - count);
+  std::memmove(tail, tail + (taps - stay) * channels, static_cast<size_t>(stay * channels) * sizeof(float));
+  for (int64_t t = stay; t < taps; ++t) {
+    std::copy_n(input(count - taps + t), channels, tail + t * channels);
+  }
+}
+
 struct Decoder::Scratch {
   std::vector<WeightStream> streams;  // per thread
-  std::vector<float> stores[18];
+  std::vector<float> stores[23];
   // 0: the normed residual; 1: what attention and MLP made of it; 2: what the experts did.
   Quantised inputs[3];
-  std::vector<std::vector<float>> scores, outs, queries, choices;  // per thread
+  std::vector<std::vector<float>> scores, outs, queries, choices, looked_up;  // per thread
   std::vector<Quantised> gathered;      // per thread: rows of one expert
   std::vector<std::vector<float>> rows;  // per thread: the same as floats
   std::vector<Groups> groups;           // per thread, all alike
@@ -89,6 +114,13 @@ struct Decoder::Scratch {
   float *h, *x, *q, *k, *v, *mixed, *gate, *up, *y;
   float *latents, *expanded;  // of keys and values; the parts of keys that do not turn
   float* asked;               // latents of queries
+  // [nodes, layers * ple]; [streams, nodes, hidden]; [nodes, rank]; [nodes, hidden]; [nodes, others * hidden]
+  float *ple, *residuals, *low, *laurel, *others;
+  float* o_gate;
+  // Of recurrent layers: products, records of chains whose states are written ahead, queries, answers.
+  float *mix, *out_gate, *alpha, *beta, *led, *recurrent_q, *recurred;
+  std::vector<float> recurrent_stores[8];
+  std::vector<std::vector<float>> slots;  // per thread: states within a tree
   float *router, *shared_switch, *shared, *expert_gate, *expert_up, *expert_y;
 };
 
@@ -104,6 +136,7 @@ struct Decoder::Task {
   std::vector<std::atomic<int64_t>> counters;
   uint64_t inputs = 0;  // the number of the first product's
   int64_t slots = 0;    // of the longest row
+  std::vector<Span> spans = {};  // where there are recurrent layers
 
   // Cuts items between the threads; each takes its own, a quarter of them or `most` at a time and in
   // order, and then what others have left: then all wait. Every thread calls this with the same
@@ -205,7 +238,7 @@ struct Decoder::Work {
 
   // The next product. `after` is called with outputs [first, last) of it, when they are done.
   template <class After>
-  void multiply(int rows, const float* x, int64_t x_stride, std::initializer_list<Out> outs, After after) {
+  void multiply(int rows, const float* x, int64_t x_stride, const Out* outs, After after) {
     const uint64_t inputs = task.inputs + product;
     const Product& p = decoder.products_[product++];
     const Quantised& in = task.s.inputs[p.input.buffer];
@@ -213,13 +246,13 @@ struct Decoder::Work {
     const auto cut = [&](int t) { return p.cuts[static_cast<size_t>(t)]; };
     task.share(phase, thread, p.align, p.most, cut, [&](int64_t first, int64_t last, bool own) {
       parts(p, first, last, [&](size_t i, int64_t from, int64_t to) {
-        blocks(*p.matrices[i], in, x, x_stride, rows, inputs, outs.begin()[i], from, to, own ? &ahead : nullptr);
+        blocks(*p.matrices[i], in, x, x_stride, rows, inputs, outs[i], from, to, own ? &ahead : nullptr);
       });
       after(first * kLanes, round_up(last, p.align) * kLanes);
     });
   }
   void multiply(int rows, const float* x, int64_t x_stride, std::initializer_list<Out> outs) {
-    multiply(rows, x, x_stride, outs, [](int64_t, int64_t) {});
+    multiply(rows, x, x_stride, outs.begin(), [](int64_t, int64_t) {});
   }
 };
 

@@ -73,7 +73,7 @@ void Decoder::route(Task& task, const Layer& layer, int64_t node, int thread) {
   }
   for (int64_t k = 0; k < r.used; ++k) {
     if (r.normalise) shares[k] /= sum;
-    shares[k] *= r.scale;
+    shares[k] *= layer.experts.scale.empty() ? r.scale : layer.experts.scale[static_cast<size_t>(chosen[k])];
   }
 }
 
@@ -176,25 +176,55 @@ void Decoder::experts(Work& w, const Layer& layer) {
   Task& task = w.task;
   Scratch& s = task.s;
   const Experts& e = layer.experts;
-  const Routing& r = model_.routing;
   const int n = task.count;
-  const int64_t hidden = round_up(model_.hidden, kLanes), ffn = round_up(r.ffn, kLanes);
-  const int64_t threads = task.pool.size();
-  const auto part = [](const Vector& v, int64_t at) { return v.empty() ? nullptr : v.data() + at; };
-
-  const int64_t scores = round_up(r.experts, kLanes);
+  const int64_t hidden = round_up(model_.hidden, kLanes), scores = round_up(model_.routing.experts, kLanes);
+  if (e.beside()) return experts_beside(w, layer);
   if (e.shared_switch.data) {
     w.multiply(n, s.x, hidden, {{s.router, scores, false}, {s.shared_switch, kLanes, false}});
   } else {
     w.multiply(n, s.x, hidden, {{s.router, scores, false}});
   }
   w.each(n, [&](int64_t i) { route(task, layer, i, w.thread); });
-  Groups& g = s.groups[static_cast<size_t>(w.thread)];
-  group(task, g);
   if (layer.up.data) {
     gated(w, layer);
     w.multiply(n, s.gate, round_up(layer.up.rows, kLanes), {{s.shared, hidden, false}});
   }
+  chosen_experts(w, layer);
+}
+
+// Experts beside a dense MLP: three norms of the residual are read, by the MLP, the router and the experts.
+void Decoder::experts_beside(Work& w, const Layer& layer) {
+  Task& task = w.task;
+  Scratch& s = task.s;
+  const Experts& e = layer.experts;
+  const int n = task.count;
+  const int64_t hidden = round_up(model_.hidden, kLanes);
+  gated(w, layer);
+  w.multiply(n, s.gate, round_up(layer.up.rows, kLanes), {{s.shared, hidden, false}});
+  w.prepare(n, s.x, hidden, [&](int64_t i) { norm(s.h + i * hidden, e.router_norm, {}, s.x + i * hidden); });
+  w.multiply(n, s.x, hidden, {{s.router, round_up(model_.routing.experts, kLanes), false}});
+  Input read;
+  read.serve(e.gate), read.serve(e.up);
+  w.each(n, [&](int64_t i) {
+    route(task, layer, i, w.thread);
+    norm(s.h + i * hidden, e.norm, {}, s.x + i * hidden);
+    quantise(task, read, s.x, hidden, i, 0, std::numeric_limits<int64_t>::max());
+  });
+  chosen_experts(w, layer);
+}
+
+// Adds to the residual what the chosen experts say of s.x, and the shared one in s.shared.
+void Decoder::chosen_experts(Work& w, const Layer& layer) {
+  Task& task = w.task;
+  Scratch& s = task.s;
+  const Experts& e = layer.experts;
+  const Routing& r = model_.routing;
+  const int n = task.count;
+  const int64_t hidden = round_up(model_.hidden, kLanes), ffn = round_up(r.ffn, kLanes);
+  const int64_t threads = task.pool.size();
+  const auto part = [](const Vector& v, int64_t at) { return v.empty() ? nullptr : v.data() + at; };
+  Groups& g = s.groups[static_cast<size_t>(w.thread)];
+  group(task, g);
 
   const auto cuts = [&](int64_t blocks, int64_t align, int64_t bytes) {
     const int64_t each = round_up(blocks, align);
@@ -203,7 +233,8 @@ void Decoder::experts(Work& w, const Layer& layer) {
   const auto expert_at = [&](const Matrix& all, int64_t at, int64_t rows) {
     return expert_of(all, g.active[static_cast<size_t>(at)], rows);
   };
-  const int64_t gate_bytes = block_bytes(e.gate.format, model_.hidden),
+  const bool gates = e.gate.data != nullptr;
+  const int64_t gate_bytes = gates ? block_bytes(e.gate.format, model_.hidden) : 0,
                 up_bytes = block_bytes(e.up.format, model_.hidden), down_bytes = block_bytes(e.down.format, r.ffn);
   const int64_t unit = (is_float(e.down.format) ? 2 * kLanes : info(e.down.format).step) / kLanes;
   const Cuts first_cuts = cuts(ffn / kLanes, unit, gate_bytes + up_bytes);
@@ -212,7 +243,7 @@ void Decoder::experts(Work& w, const Layer& layer) {
   // What this thread will read of experts is known now.
   WeightStream weights;
   first_cuts.own(w.thread, some(first_cuts), [&](int64_t at, int64_t from, int64_t to, int64_t) {
-    weights.add(expert_at(e.gate, at, ffn).data + from * gate_bytes, (to - from) * gate_bytes);
+    if (gates) weights.add(expert_at(e.gate, at, ffn).data + from * gate_bytes, (to - from) * gate_bytes);
     weights.add(expert_at(e.up, at, ffn).data + from * up_bytes, (to - from) * up_bytes);
   });
   const int64_t second = weights.total();
@@ -227,9 +258,10 @@ void Decoder::experts(Work& w, const Layer& layer) {
   made.serve(e.down);
   Quantised& own = s.gathered[static_cast<size_t>(w.thread)];
   float* own_rows = s.rows[static_cast<size_t>(w.thread)].data();
-  const bool floats = is_float(e.gate.format) || is_float(e.up.format);
-  const bool quads = is_group(e.gate.format) || is_group(e.up.format);
-  const bool supers = is_super(e.gate.format) || is_super(e.up.format);
+  const Format first_format = gates ? e.gate.format : e.up.format;
+  const bool floats = is_float(first_format) || is_float(e.up.format);
+  const bool quads = is_group(first_format) || is_group(e.up.format);
+  const bool supers = is_super(first_format) || is_super(e.up.format);
   int64_t gathered = -1;
   const auto both = [&](int64_t at, int64_t from, int64_t to, int64_t end, Work::Ahead* own_ahead) {
     const int64_t slot = g.first[static_cast<size_t>(at)], expert = g.active[static_cast<size_t>(at)];
@@ -243,13 +275,19 @@ void Decoder::experts(Work& w, const Layer& layer) {
     }
     const Quantised in = rows_from(lone ? s.inputs[0] : own, lone ? nodes[0] : 0, model_.hidden);
     const float* x = lone ? s.x + nodes[0] * hidden : own_rows;
-    float *gate = s.expert_gate + slot * ffn, *up = s.expert_up + slot * ffn;
-    w.blocks(expert_of(e.gate, expert, ffn), in, x, hidden, rows, 0, {gate, ffn, false}, from, to, own_ahead);
+    float *gate = s.expert_gate + slot * ffn, *up = gates ? s.expert_up + slot * ffn : gate;
+    if (gates) {
+      w.blocks(expert_of(e.gate, expert, ffn), in, x, hidden, rows, 0, {gate, ffn, false}, from, to, own_ahead);
+    }
     w.blocks(expert_of(e.up, expert, ffn), in, x, hidden, rows, 0, {up, ffn, false}, from, to, own_ahead);
     const int64_t first = from * kLanes, last = end * kLanes, count = std::min(r.ffn, last) - first;
     for (int64_t i = 0; i < rows && count > 0; ++i) {
-      activate(gate + i * ffn + first, up + i * ffn + first, part(e.gate_bias, expert * r.ffn + first),
-               part(e.up_bias, expert * r.ffn + first), count);
+      if (gates) {
+        activate(gate + i * ffn + first, up + i * ffn + first, part(e.gate_bias, expert * r.ffn + first),
+                 part(e.up_bias, expert * r.ffn + first), count);
+      } else {
+        activate(gate + i * ffn + first, ones_.data(), part(e.up_bias, expert * r.ffn + first), nullptr, count);
+      }
       quantise(task, made, s.expert_gate, ffn, slot + i, first, last);
     }
   };
@@ -286,8 +324,10 @@ void Decoder::combine(Task& task, const Layer& layer, int64_t node, const Groups
     }
     for (int64_t i = 0; i < n; ++i) y[i] += share * out[i];
   }
+  if (e.beside()) norm(y, e.post_norm, {}, y);
   if (layer.up.data) {
-    const float* shared = s.shared + node * hidden;
+    float* shared = s.shared + node * hidden;
+    if (e.beside()) norm(shared, e.dense_post_norm, {}, shared);
     float by = 1.0f;
     if (e.shared_switch.data) {
       const float x = s.shared_switch[node * kLanes];
@@ -297,7 +337,7 @@ void Decoder::combine(Task& task, const Layer& layer, int64_t node, const Groups
     for (int64_t i = 0; i < n; ++i) y[i] += by * shared[i];
   }
   if (!layer.post_ffn_norm.empty()) norm(y, layer.post_ffn_norm, {}, y);
-  kernels_->add(s.h + node * hidden, y, n);
+  add_scaled(s.h + node * hidden, y, model_.ple ? 1.0f : layer.scale);
 }
 
 }  // namespace redwood

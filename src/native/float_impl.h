@@ -160,6 +160,13 @@ void gate(const float* gate, const float* up, int64_t n, bool gelu, float* out) 
   });
 }
 
+void sigmoid(const float* gate, int64_t n, float* x) {
+  each8(n, x, x, [&](V8 v, int64_t at) {
+    const V8 g = n - at >= 8 ? load(gate + at) : load_tail(gate + at, n - at);
+    return div(v, add(set1(1.0f), exp8(min(mul(g, set1(-1.0f)), set1(88.0f)))));
+  });
+}
+
 void add_row(float* x, const float* y, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] += y[i];
 }
@@ -303,6 +310,12 @@ float softmax(float* scores, int64_t n, float scale, float cap) {
   return sum_lanes(sum);
 }
 
+}  // namespace
+
+#include "recur_impl.h"
+
+namespace {
+
 const Kernels* table(const char* name) {
   static const Kernels kernels = {
       name,
@@ -321,6 +334,9 @@ const Kernels* table(const char* name) {
       {add_values<uint16_t>, add_values<float>},
       softmax,
       softcap,
+      sigmoid,
+      convolve,
+      recur<Pair>,
   };
   return &kernels;
 }

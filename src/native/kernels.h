@@ -20,6 +20,20 @@ struct Activations {
   const int16_t* sums32 = nullptr;  // [n, stride / 32]: sums of 32 quants (K4, K5, T4)
 };
 
+// A state S [key_dim][16] takes in a key k and a value v [16]: with S' = decay S it becomes
+// S' + k (beta (v - S'^T k))^T, or S' + k (beta v)^T where nothing is corrected. `out`: S^T q of what it
+// becomes, if there is a query.
+struct Recur {
+  const float* from;
+  float* to;  // the same as `from`, or another place
+  const float *key, *value;
+  float decay, beta;
+  bool correct;
+  int64_t key_dim;
+  const float* query;
+  float* out;
+};
+
 struct Matmul {
   const uint8_t* weights;  // packed, first block
   int64_t block_bytes;     // from one block of 16 outputs to the next
@@ -64,6 +78,14 @@ struct Kernels {
   // multiple of 16, masked ones are -inf. Returns the sum.
   float (*softmax)(float* scores, int64_t n, float scale, float softcap);
   void (*softcap)(float* x, int64_t n, float cap);
+  // x[i] times the sigmoid of gate[i].
+  void (*sigmoid)(const float* gate, int64_t n, float* x);
+  // out[c] = sum over t of weights[t * channels + c] * inputs[t][c], t rising, then a bias if there is
+  // one; `silu`: silu of that.
+  void (*convolve)(const float* const* inputs, const float* weights, const float* bias, int64_t taps,
+                   int64_t channels, bool silu, float* out);
+  // One step of a recurrence, for 16 components of a head's values: see `Recur`.
+  void (*recur)(const Recur& step);
 };
 
 // Calls body(format) for every quantised format, each as a constant; to fill a table.

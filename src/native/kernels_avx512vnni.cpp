@@ -11,6 +11,17 @@
 
 namespace {
 
+struct Sixteen {
+  __m512 x;
+  static Sixteen read(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static Sixteen all(float v) { return {_mm512_set1_ps(v)}; }
+  void write(float* p) const { _mm512_storeu_ps(p, x); }
+  friend Sixteen operator+(Sixteen a, Sixteen b) { return {_mm512_add_ps(a.x, b.x)}; }
+  friend Sixteen operator-(Sixteen a, Sixteen b) { return {_mm512_sub_ps(a.x, b.x)}; }
+  friend Sixteen operator*(Sixteen a, Sixteen b) { return {_mm512_mul_ps(a.x, b.x)}; }
+  static Sixteen fused(Sixteen a, Sixteen b, Sixteen c) { return {_mm512_fmadd_ps(a.x, b.x, c.x)}; }
+};
+
 void wide_gate(const float* gate_, const float* up, int64_t n, bool gelu, float* out) {
   const int64_t whole = gelu ? 0 : n / 16 * 16;
   wide::silu(gate_, up, whole, out);
@@ -56,6 +67,7 @@ const redwood::Kernels* redwood::kernels_avx512vnni() {
     k.add_values[0] = wide::add_values<uint16_t>;
     k.add_values[1] = wide::add_values<float>;
     k.softmax = wide_softmax;
+    k.recur = recur<Sixteen>;
     return k;
   }();
   return &kernels;

@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "decoder_impl.h"
 #include "pack.h"
 
@@ -43,11 +45,22 @@ void Decoder::activate(float* gate, float* up, const float* gate_bias, const flo
       up[i] = ((up[i] > limit ? limit : up[i] < -limit ? -limit : up[i]) + 1.0f) / alpha;
     }
   }
-  kernels_->gate(gate, up, count, model_.gelu, gate);
+  if (const float by = model_.mlp_gate; by != 1.0f) {
+    for (int64_t i = 0; i < count; ++i) gate[i] *= by;
+  }
+  if (model_.squared) {
+    for (int64_t i = 0; i < count; ++i) gate[i] = gate[i] < 0.0f ? 0.0f : gate[i] * gate[i] * up[i];
+  } else {
+    kernels_->gate(gate, up, count, model_.gelu, gate);
+  }
+  if (const float by = model_.mlp_out; by != 1.0f) {
+    for (int64_t i = 0; i < count; ++i) gate[i] *= by;
+  }
 }
 
 // Adds the next product to the residual, through a norm where the model has one.
-void Decoder::residual(Work& w, const float* x, int64_t stride, const Vector& bias, const Vector& norm_weight) {
+void Decoder::residual(Work& w, const float* x, int64_t stride, const Vector& bias, const Vector& norm_weight,
+                       float scale) {
   Scratch& s = w.task.s;
   const int n = w.task.count;
   const int64_t hidden = round_up(model_.hidden, kLanes);
@@ -62,8 +75,14 @@ void Decoder::residual(Work& w, const float* x, int64_t stride, const Vector& bi
     float* y = s.y + i * hidden;
     if (!bias.empty()) kernels_->add(y, bias.data(), model_.hidden);
     norm(y, norm_weight, {}, y);
-    kernels_->add(s.h + i * hidden, y, model_.hidden);
+    add_scaled(s.h + i * hidden, y, scale);
   });
+}
+
+// x = (x + y) * scale, of the residual.
+void Decoder::add_scaled(float* x, const float* y, float scale) const {
+  kernels_->add(x, y, model_.hidden);
+  for (int64_t i = 0; scale != 1.0f && i < model_.hidden; ++i) x[i] *= scale;
 }
 
 // The first half of an MLP, to s.gate.
@@ -84,11 +103,14 @@ void Decoder::gated(Work& w, const Layer& layer) {
       quantise(w.task, w.input(), s.gate, stride, i, first, last);
     }
   };
-  if (layer.gate.data) {
-    w.multiply(n, s.x, round_up(model_.hidden, kLanes), {{s.gate, stride, false}, {s.up, stride, false}}, after);
-  } else {
-    w.multiply(n, s.x, round_up(model_.hidden, kLanes), {{s.gate, stride, false}}, after);
-  }
+  const Work::Out outs[] = {{s.gate, stride, false}, {s.up, stride, false}};
+  if (std::isinf(layer.cutoff)) return w.multiply(n, s.x, round_up(model_.hidden, kLanes), outs, after);
+  // Which part of the gate counts is known when all of it is.
+  w.multiply(n, s.x, round_up(model_.hidden, kLanes), outs, [](int64_t, int64_t) {});
+  w.prepare(n, s.gate, stride, [&](int64_t i) {
+    cut_gate(layer, s.gate + i * stride);
+    activate(s.gate + i * stride, s.up + i * stride, nullptr, nullptr, ffn);
+  });
 }
 
 // Queries, keys and values of all nodes.
@@ -96,13 +118,23 @@ void Decoder::project(Work& w, const Layer& layer) {
   Scratch& s = w.task.s;
   const Model& m = model_;
   const int n = w.task.count;
-  const int64_t hidden = round_up(m.hidden, kLanes), heads = round_up(m.heads * m.head_dim, kLanes),
-                kv = round_up(m.kv_heads * m.head_dim, kLanes),
-                values = round_up(m.kv_heads * m.value_dim, kLanes);
+  const int64_t hidden = round_up(m.hidden, kLanes), heads = round_up(m.heads * layer.head_dim, kLanes),
+                kv = round_up(layer.kv_heads * layer.head_dim, kLanes),
+                values = round_up(layer.kv_heads * layer.value_dim, kLanes);
   if (!layer.kv_a.data) {
-    return w.multiply(n, s.x, hidden, {{s.q, heads, false}, {s.k, kv, false}, {s.v, values, false}});
+    const int64_t low = round_up(layer.laurel_left.rows, kLanes);
+    Work::Out outs[5] = {{s.q, heads, false}};
+    int count = 1;
+    if (layer.k.data) outs[count++] = {s.k, kv, false};
+    if (layer.v.data) outs[count++] = {s.v, values, false};
+    if (layer.o_gate.data) outs[count++] = {s.o_gate, heads, false};
+    if (layer.laurel_left.data) outs[count] = {s.low, low, false};
+    w.multiply(n, s.x, hidden, outs, [](int64_t, int64_t) {});
+    if (!layer.laurel_right.data) return;
+    w.prepare(n, s.low, low, [](int64_t) {});
+    return w.multiply(n, s.low, low, {{s.laurel, hidden, false}});
   }
-  const int64_t turning = layer.kv_a.rows - m.latent, still = m.head_dim - turning;
+  const int64_t turning = layer.kv_a.rows - m.latent, still = layer.head_dim - turning;
   const int64_t latents = round_up(layer.kv_a.rows, kLanes), expanded = round_up(layer.k_b.rows, kLanes);
   if (layer.q_a.data) {
     const int64_t asked = round_up(m.query_latent, kLanes);
@@ -123,7 +155,7 @@ void Decoder::project(Work& w, const Layer& layer) {
   w.each(n, [&](int64_t i) {
     const float *shared = s.latents + i * latents + m.latent, *from = s.expanded + i * expanded;
     float* key = s.k + i * kv;
-    for (int64_t head = 0; head < m.kv_heads; ++head, from += still) {
+    for (int64_t head = 0; head < layer.kv_heads; ++head, from += still) {
       key = std::copy(shared, shared + turning, key);
       key = std::copy(from, from + still, key);
     }
@@ -135,52 +167,64 @@ void Decoder::attention(Work& w, const Layer& layer, int index) {
   Scratch& s = task.s;
   const Model& m = model_;
   const int n = task.count;
-  const int64_t hidden = round_up(m.hidden, kLanes), heads = round_up(m.heads * m.head_dim, kLanes),
-                kv = round_up(m.kv_heads * m.head_dim, kLanes);
-  const int64_t group = m.heads / m.kv_heads, lines = m.heads + 2 * m.kv_heads;
+  const int64_t kv_heads = layer.kv_heads, dim = layer.head_dim;
+  const int64_t hidden = round_up(m.hidden, kLanes), heads = round_up(m.heads * dim, kLanes),
+                kv = round_up(kv_heads * dim, kLanes);
+  // Keys of a head, and its values where they are not placed with the keys, if they are this layer's.
+  const int64_t kinds = layer.source != index ? 0 : layer.values_are_keys() ? 1 : 2;
+  const int64_t group = m.heads / kv_heads, lines = m.heads + kinds * kv_heads;
   int64_t per = std::max<int64_t>(1, kTile / group), tiles = (n + per - 1) / per;
   // Behind a long text, halves of tiles where whole ones would leave threads waiting: 3 heads for 2.
-  const int64_t threads = task.pool.size(), items = tiles * m.kv_heads;
+  const int64_t threads = task.pool.size(), items = tiles * kv_heads;
   if (task.slots > kLong && items % threads != 0 && items < 4 * threads) {
     per = std::max<int64_t>(1, std::min<int64_t>(per, n + 1) / 2);
     tiles = (n + per - 1) / per;
   }
-  w.prepare(n, s.x, hidden, [&](int64_t i) {
-    norm(s.h + i * hidden, layer.attn_norm, layer.attn_norm_bias, s.x + i * hidden);
-  });
+  if (!layer.recurrent.kind) {  // else it has been done for the recurrent layer beside
+    w.prepare(n, s.x, hidden, [&](int64_t i) {
+      if (m.streams) predict(task, layer, i);
+      norm(s.h + i * hidden, layer.attn_norm, layer.attn_norm_bias, s.x + i * hidden);
+    });
+  }
   project(w, layer);
-  if (norms_all_heads(layer, m.head_dim)) {
+  if (norms_all_heads(layer, dim)) {
     w.each(n, [&](int64_t i) {
       float *q = s.q + i * heads, *k = s.k + i * kv;
-      if (!layer.q_bias.empty()) kernels_->add(q, layer.q_bias.data(), m.heads * m.head_dim);
-      if (!layer.k_bias.empty()) kernels_->add(k, layer.k_bias.data(), m.kv_heads * m.head_dim);
-      kernels_->rms_norm(q, layer.q_norm.data(), m.heads * m.head_dim, m.eps, q);
-      kernels_->rms_norm(k, layer.k_norm.data(), m.kv_heads * m.head_dim, m.eps, k);
+      if (!layer.q_bias.empty()) kernels_->add(q, layer.q_bias.data(), m.heads * dim);
+      if (!layer.k_bias.empty()) kernels_->add(k, layer.k_bias.data(), kv_heads * dim);
+      kernels_->rms_norm(q, layer.q_norm.data(), m.heads * dim, m.eps, q);
+      kernels_->rms_norm(k, layer.k_norm.data(), kv_heads * dim, m.eps, k);
     });
   }
   // Where one item attends for all nodes of a head, nobody else reads what it places.
   const bool alone = tiles == 1;
   // The outputs of a head's group are whole units of the next input.
-  const int64_t width = group * m.value_dim, mixed = round_up(m.heads * m.value_dim, kLanes);
+  const int64_t width = group * layer.value_dim, mixed = round_up(m.heads * layer.value_dim, kLanes);
   const bool whole = width % info(layer.o.format).step == 0;
   if (!alone) {
     w.each(n * lines, [&](int64_t i) { place(task, layer, index, i / lines, i % lines); });
   }
-  w.each(tiles * m.kv_heads, [&](int64_t i) {
-    const int64_t head = i % m.kv_heads, tile = i / m.kv_heads;
+  w.each(tiles * kv_heads, [&](int64_t i) {
+    const int64_t head = i % kv_heads, tile = i / kv_heads;
     const int64_t first = tile * per, last = std::min<int64_t>(n, first + per);
     for (int64_t node = 0; alone && node < n; ++node) {
       for (int64_t g = 0; g < group; ++g) place(task, layer, index, node, head * group + g);
-      place(task, layer, index, node, m.heads + head);
-      place(task, layer, index, node, m.heads + m.kv_heads + head);
+      for (int64_t k = 0; k < kinds; ++k) place(task, layer, index, node, m.heads + k * kv_heads + head);
     }
-    attend(task, layer, index, head, static_cast<int>(first), static_cast<int>(last), w.thread);
-    for (int64_t node = first; whole && node < last; ++node) {
-      quantise(task, w.input(), s.mixed, mixed, node, head * width, (head + 1) * width);
+    attend(task, layer, layer.source, head, static_cast<int>(first), static_cast<int>(last), w.thread);
+    for (int64_t node = first; node < last; ++node) {
+      if (layer.o_gate.data) {
+        kernels_->sigmoid(s.o_gate + node * heads + head * width, width, s.mixed + node * mixed + head * width);
+      }
+      if (m.attention_out != 1.0f) {
+        float* said = s.mixed + node * mixed + head * width;
+        for (int64_t d = 0; d < width; ++d) said[d] *= m.attention_out;
+      }
+      if (whole) quantise(task, w.input(), s.mixed, mixed, node, head * width, (head + 1) * width);
     }
   });
   if (!whole) w.prepare(n, s.mixed, mixed, [](int64_t) {});
-  residual(w, s.mixed, mixed, layer.o_bias, layer.post_attn_norm);
+  residual(w, s.mixed, mixed, layer.o_bias, layer.post_attn_norm, 1.0f);
 }
 
 void Decoder::work(Task& task, int thread) {
@@ -191,14 +235,22 @@ void Decoder::work(Task& task, int thread) {
   Work w{*this, task, thread};
   w.stream.restart();
   // Nothing of the head is fetched where it is not read.
-  w.read = task.scored.empty() ? products_.back().start[static_cast<size_t>(thread)] : w.stream.total();
+  const Product& last = products_[products_.size() - 1 - m.altup_unembed.size()];
+  w.read = task.scored.empty() ? last.start[static_cast<size_t>(thread)] : w.stream.total();
 
-  w.each(n, [&](int64_t i) { embed(task, i); });
+  if (m.ple) {
+    begin_streams(w);
+  } else {
+    w.each(n, [&](int64_t i) { embed(task, i); });
+  }
   for (size_t l = 0; l < m.layers.size(); ++l) {
     const Layer& layer = m.layers[l];
-    attention(w, layer, static_cast<int>(l));
+    if (layer.recurrent.kind) recurrent(w, layer, static_cast<int>(l));
+    if (layer.q.data) attention(w, layer, static_cast<int>(l));
+    if (!layer.up.data && !layer.experts) continue;
     if (!m.parallel) {
       w.prepare(n, s.x, hidden, [&](int64_t i) {
+        if (layer.laurel_right.data) add_laurel(task, layer, i);
         norm(s.h + i * hidden, layer.ffn_norm, layer.ffn_norm_bias, s.x + i * hidden);
       });
     }
@@ -206,14 +258,18 @@ void Decoder::work(Task& task, int thread) {
       experts(w, layer);
     } else {
       gated(w, layer);
-      residual(w, s.gate, round_up(layer.up.rows, kLanes), layer.down_bias, layer.post_ffn_norm);
+      residual(w, s.gate, round_up(layer.up.rows, kLanes), layer.down_bias, layer.post_ffn_norm,
+               m.ple ? 1.0f : layer.scale);
     }
+    if (m.ple) per_layer(w, layer, static_cast<int64_t>(l));
   }
   const int scored = static_cast<int>(task.scored.size());
   if (scored == 0) return;
   float* out = task.logits + task.scored[0]->logits * task.stride;
+  if (m.streams) end_streams(w);
   w.prepare(scored, s.x, hidden, [&](int64_t i) {
     const int64_t node = task.scored[static_cast<size_t>(i)] - task.nodes;
+    if (m.streams) merge_streams(task, node, i);
     norm(s.h + node * hidden, m.output_norm, m.output_norm_bias, s.x + i * hidden);
   });
   w.multiply(scored, s.x, hidden, {{out, task.stride, false}});

@@ -65,6 +65,20 @@ class Decoder:
     def isa(self) -> str: ...
     @property
     def cache_bytes(self) -> int: ...
+    @property
+    def state_bytes(self) -> int:
+        """Of the states of recurrent layers after a token; 0: there are none."""
+
+    @property
+    def record_bytes(self) -> int:
+        """Of what a provisional node does to states."""
+
+    def states(self, rows: Sequence[int]) -> int:
+        """How many states these rows hold, shared ones counted once."""
+
+    def reusable(self, row: int, length: int) -> int:
+        """The longest beginning of at most `length` tokens that has a state."""
+
     def open(self) -> int: ...
     def fork(self, row: int, slots: int) -> int: ...
     def pages(self, rows: Sequence[int]) -> int: ...

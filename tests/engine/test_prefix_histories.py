@@ -140,7 +140,9 @@ def test_ten_thousand_histories_on_a_toy() -> None:
     _on_toys(10_000)
 
 
-def _on_natives(target: Any, count: int, prompts: Callable[[random.Random], list[int]]) -> None:
+def _on_natives(
+    target: Any, count: int, prompts: Callable[[random.Random], list[int]], most: int = 900
+) -> None:
     plain, found = Plain(target), 0
     for seed in range(count):
         rng = random.Random(seed)
@@ -150,7 +152,7 @@ def _on_natives(target: Any, count: int, prompts: Callable[[random.Random], list
             NgramDrafter() if seed % 2 else None,
             budget=6,
             kv_cache=rng.choice([3, 20, 400]) * page,
-            kv_tokens=rng.choice([None, 900]),
+            kv_tokens=rng.choice([None, most]),
             prefill_chunk=rng.choice([16, 128]),
             prefill_beside=rng.choice([8, 64]),
             max_rows=4,

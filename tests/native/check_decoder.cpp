@@ -30,14 +30,15 @@ struct Made {
 
   explicit Made(bool half_cache, bool mixture = false) {
     Model& m = model;
-    m.hidden = 256, m.heads = 6, m.kv_heads = 2, m.head_dim = m.value_dim = 24, m.vocab = m.outputs = kVocab;
+    m.hidden = 256, m.heads = 6, m.vocab = m.outputs = kVocab;
     m.half_cache = half_cache, m.gelu = !half_cache;
     m.attention_scale = 0.2f, m.embedding_scale = 3.0f;
     m.attention_softcap = half_cache ? 0.0f : 30.0f, m.logit_softcap = half_cache ? 0.0f : 20.0f;
-    const int64_t heads = m.heads * m.head_dim, kv = m.kv_heads * m.head_dim;
-    m.ropes = {{normals(m.head_dim / 2), 1.0f, {}, {}}, {normals(m.head_dim / 4), 0.5f, {}, {}}};
+    const int64_t kv_heads = 2, dim = 24, heads = m.heads * dim, kv = kv_heads * dim;
+    m.ropes = {{normals(dim / 2), 1.0f, {}, {}}, {normals(dim / 4), 0.5f, {}, {}}};
     for (int i = 0; i < 3; ++i) {
       Layer l;
+      l.kv_heads = kv_heads, l.head_dim = l.value_dim = dim, l.source = i;
       l.window = i == 1 ? 20 : 0, l.rope = i == 1 ? 1 : 0;
       l.q = matrix("Q4_K", Format::kK4, heads, m.hidden);
       l.k = matrix(i ? "Q8_0" : "Q5_K", i ? Format::kA8 : Format::kK5, kv, m.hidden);
@@ -48,7 +49,7 @@ struct Made {
       l.down = matrix("F32", i ? Format::kA8 : Format::kBF16, m.hidden, kFfn);
       l.attn_norm = vector(m.hidden, 1.0f, 0.1f), l.ffn_norm = vector(m.hidden, 1.0f, 0.1f);
       if (i == 1) l.q_bias = normals(heads), l.k_bias = normals(kv), l.v_bias = normals(kv);
-      if (i == 2) l.q_norm = vector(m.head_dim, 1, 0.1f), l.k_norm = vector(m.head_dim, 1, 0.1f);
+      if (i == 2) l.q_norm = vector(dim, 1, 0.1f), l.k_norm = vector(dim, 1, 0.1f);
       if (i == 2) l.post_attn_norm = l.post_ffn_norm = vector(m.hidden, 1.0f, 0.1f);
       m.layers.push_back(l);
     }

@@ -1,4 +1,4 @@
-// Checks sine, cosine and logarithm against long double, and that their bits are those of every
+// Checks sine, cosine, logarithm and exponential against long double, and that their bits are those of every
 // processor: digests that stand here.
 #include <cfloat>
 #include <cmath>
@@ -72,10 +72,31 @@ void check_log() {
   std::printf("logarithm: at most %.3f units off\n", worst);
 }
 
+void check_exp() {
+  Numbers numbers(3);
+  Hash hash;
+  double worst = 0;
+  for (int64_t i = 0; i < std::max(kCount, kHashed); ++i) {
+    double x = std::ldexp(between(numbers), static_cast<int>(i % 12) - 2);
+    if (i % 2) x = -x;
+    x = std::max(-700.0, std::min(700.0, x));
+    const double got = exp_of(x);
+    if (i < kHashed) hash.add(got);
+    if (i >= kCount) continue;
+    worst = std::max(worst, off(got, std::exp(static_cast<long double>(x))));
+  }
+  expect(exp_of(0.0) == 1.0 && exp_of(-709.0) == 0.0 && std::isfinite(exp_of(1e300)) && std::isnan(exp_of(NAN)),
+         "exponential: of 0, and far out");
+  expect(worst < 1.0, "exponential: off by " + std::to_string(worst));
+  expect(hash.value == 0x614641e83e4aff85u, "exponential: other bits");
+  std::printf("exponential: at most %.3f units off\n", worst);
+}
+
 }  // namespace
 
 int main() {
   check_trig();
   check_log();
+  check_exp();
   return failures ? 1 : 0;
 }

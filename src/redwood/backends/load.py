@@ -46,6 +46,7 @@ def open_model(
     offload: str | None = None,
     memory: str | int | None = None,
     parallel: str | None = None,
+    checkpoint_tokens: int | None = None,
 ) -> tuple[Path, Backend]:
     """Returns the folder with a model's tokenizer, and a backend with its weights.
 
@@ -57,7 +58,8 @@ def open_model(
         device: "cpu", "cuda", "cuda:N"; "auto" takes CUDA where there is one.
         capacity: slots per row, at most the model's context length, which is the default.
         progress: show progress of fetching and converting on stderr.
-        weights, kv, threads, cpus: of the native backend alone; see `load_native`.
+        weights, kv, threads, cpus, checkpoint_tokens: of the native backend alone; see
+            `load_native`.
         outputs, draft_weights: of a drafter that the native backend runs: tokens that it scores,
             how many or which, and its weights in the place of `weights`. Elsewhere they are not
             needed.
@@ -70,6 +72,7 @@ def open_model(
         CapacityError, ModelError, UnsupportedError: see `load_native` and `load_eager`.
     """
     given = {"weights": weights, "kv": kv, "threads": threads, "cpus": cpus}
+    given["checkpoint_tokens"] = checkpoint_tokens
     native: dict[str, Any] = {option: value for option, value in given.items() if value is not None}
     if parallel is not None:
         others = {**native, "offload": offload, "memory": memory}
@@ -77,7 +80,7 @@ def open_model(
         return open_parallel(name, parallel, backend, others, progress=progress, **how)
     place = device_of(device)
     if offload is not None:
-        odd = [option for option in ("kv", "cpus") if option in native]
+        odd = [option for option in ("kv", "cpus", "checkpoint_tokens") if option in native]
         if backend != "auto" or odd:
             wrong = ", ".join(odd) or f"backend {backend}"
             raise ArgumentError(f"{wrong} cannot go with offload: it is a backend of its own")

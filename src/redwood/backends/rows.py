@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from redwood.backends.base import AcceptedPath, Backend, Nodes
 from redwood.errors import ArgumentError, CapacityError
@@ -80,6 +80,15 @@ def readable(backend: Backend, tokens: Sequence[int]) -> list[int]:
     """Returns the tokens, with 0 for those beyond a drafter's vocabulary, maybe the smaller one."""
     size = getattr(backend, "num_embeddings", backend.vocab_size)
     return [token if token < size else 0 for token in tokens]
+
+
+def reusable(backend: Backend, row: int, length: int) -> int:
+    """Returns how many of the first `length` tokens of a row a fork has without reading them again.
+
+    All of them, but for backends whose rows have states that stand at some lengths alone.
+    """
+    known: Callable[[int, int], int] | None = getattr(backend, "reusable", None)
+    return length if known is None else known(row, length)
 
 
 def fill(backend: Backend, row: int, tokens: Sequence[int]) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from redwood.backends.base import Backend, SharingBackend
 from redwood.backends.radix import common
+from redwood.backends.rows import reusable
 from redwood.drafters.context import Context
 
 _MOST = 64  # rows
@@ -59,6 +60,8 @@ class KeptRows:
             if kept.salt != salt or context.unsteered and kept.skipped != len(text) - reads:
                 continue
             same = min(common(kept.text, 0, text, 0), len(text) - 1)
+            if same > kept.skipped:
+                same = kept.skipped + reusable(self._backend, kept.row, same - kept.skipped)
             held = len(text) - kept.skipped
             fits = held <= self._backend.capacity and (
                 kept.skipped == len(text) - reads or held <= _WINDOWS * reads

@@ -25,7 +25,7 @@ from redwood.engine.drafting import Drafts, draft
 from redwood.engine.prefix_cache import PrefixCache
 from redwood.engine.request import Caller, Request, new_request, token_list
 from redwood.engine.request import Step as Step
-from redwood.engine.scheduler import chunks, one_pool
+from redwood.engine.scheduler import chunks, extra_tokens, one_pool
 from redwood.engine.stats import Clock, Stats
 from redwood.engine.turns import turn, when_free
 from redwood.engine.verification import Accepted, Scored, verify_rows
@@ -143,6 +143,7 @@ class RowEngine:
             capacity=self.target.capacity,
             tokenizer=self.tokenizer,
         )
+        request.extra_tokens = extra_tokens(self.target, self.drafter, request.most_tokens)
         if self.kv_tokens is not None and request.most_tokens > self.kv_tokens:
             raise CapacityError(
                 f"prompt and answer may take {request.most_tokens} tokens, all rows together have "

@@ -73,6 +73,7 @@ def load(
     kv: str | None = None,
     threads: int | None = None,
     cpus: Sequence[int] | None = None,
+    checkpoint_tokens: int | None = None,
     draft_vocab: Vocab = AUTO_VOCAB,
     draft_weights: str = DRAFT_WEIGHTS,
     draft_window: int | str | None = "auto",
@@ -112,6 +113,7 @@ def load(
         weights: of the target on the native backend.
         kv, threads, cpus: of the native backend, for target and drafters; these four as for
             `redwood.backends.native.load.load_native`.
+        checkpoint_tokens: of a target with recurrent layers, from one kept state to the next.
         draft_vocab: tokens that a model drafter proposes on the native backend: a number, the first
             ones of the vocabulary; "table" or the path of a table file, the tokens that the target
             says most by it, 49,152 or as many as follow a colon ("said.table:8192"), and all
@@ -159,6 +161,7 @@ def load(
     )
     large: dict[str, Any] = dict(parallel=parallel, offload=offload, memory=memory)
     own = None if tokenizer is None else own_tokenizer(Path(tokenizer), str(target))
+    large["checkpoint_tokens"] = checkpoint_tokens
     folder, model = open_model(str(target), capacity=capacity, **large, **options)
     speaks = load_tokenizer(folder) if own is None else own
 

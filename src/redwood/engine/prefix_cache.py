@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from redwood.backends.base import Backend, Nodes, SharingBackend
 from redwood.backends.radix import Entry, RadixTree, common
+from redwood.backends.rows import reusable
 from redwood.engine.request import Request
 from redwood.engine.scheduler import admitted
 from redwood.errors import ArgumentError
@@ -43,6 +44,9 @@ class PrefixCache:
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 0:
             raise ArgumentError(f"kv_cache {max_bytes!r} must be a number of bytes, 0 or more")
         self._target, self._sharing = target, None
+        self._every: int | None = None  # tokens from one kept state to the next; None: no states
+        if getattr(target, "state_bytes", 0):
+            self._every = getattr(target, "checkpoint_tokens", 0)
         self.max_pages = 0
         if max_bytes and isinstance(target, SharingBackend):
             self._sharing = target
@@ -150,7 +154,7 @@ class PrefixCache:
         if entry is None:
             return self._target.open(), 0
         self._touch(entry)
-        length = min(length, len(tokens) - 1)
+        length = reusable(self._target, entry.row, min(length, len(tokens) - 1))
         return self._fork(entry.row, length), length
 
     def _retake(self, request: Request, other: int | None) -> None:
@@ -158,7 +162,7 @@ class PrefixCache:
         if other is None:
             row, length = self._take(request)
         else:
-            length = request.num_shared
+            length = reusable(self._target, other, request.num_shared)
             row = self._fork(other, length)
         had = self._target.length(request.row)
         if length <= had:
@@ -177,6 +181,8 @@ class PrefixCache:
                 continue
             theirs = other.context.token_ids
             same = min(common(tokens, 0, theirs, 0), len(tokens) - 1, len(theirs) - 1)
+            if self._every is not None:  # where the other will have a state
+                same = same // self._every * self._every if self._every else 0
             if same > best:
                 best, request.leader, request.num_shared = same, other, same
 

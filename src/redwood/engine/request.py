@@ -92,6 +92,7 @@ class Request:
         leader: the request that reads the same beginning, `num_shared` tokens, which this one waits
             for; None: none.
         skipped: chunks of prompts that were read while this one had none.
+        extra_tokens: tokens' worth of memory that its rows take beside keys and values.
         failed: it ended with an error, and what its row holds is not to be trusted.
     """
 
@@ -104,6 +105,7 @@ class Request:
     leader: Request | None = None
     num_shared: int = 0
     skipped: int = 0
+    extra_tokens: int = 0
     failed: bool = False
 
     @property
@@ -119,7 +121,7 @@ class Request:
     @property
     def most_tokens(self) -> int:
         """KV slots that it may come to need."""
-        return self.stats.num_prompt_tokens + self.limit
+        return self.stats.num_prompt_tokens + self.limit + self.extra_tokens
 
     def advance(
         self, tree: TokenTree, kept: Acceptance, rows: PathRows, eos_ids: frozenset[int]

@@ -37,6 +37,19 @@ def admitted(
     return joined
 
 
+def extra_tokens(target: Backend, drafter: Drafter, tokens: int) -> int:
+    """Returns what rows of so many tokens take beside keys and values, as tokens: states."""
+    extra = each = 0
+    models = [part.backend for part in parts_of(drafter) if isinstance(part, ModelDrafter)]
+    for backend in (target, *models):
+        size = int(getattr(backend, "token_bytes", None) or 0)
+        each += size
+        row_bytes: Callable[[int], int] | None = getattr(backend, "row_bytes", None)
+        if row_bytes is not None:
+            extra += row_bytes(tokens) - tokens * size
+    return -(-extra // max(1, each))
+
+
 def chunks(
     prefilling: Iterable[Request], length: Callable[[int], int], budget: int
 ) -> list[tuple[Request, Nodes]]:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from redwood.errors import UnsupportedError
-from redwood.models._transformers import processor_of_row, pure_processor
+from redwood.models._pure_processors import pure_processor
+from redwood.models._transformers import processor_of_row
 
 
 def check_processors(processors: Sequence[Any], *, trusted: bool) -> None:

@@ -16,6 +16,7 @@ from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
 
 from redwood.errors import UnsupportedError
+from redwood.models._pure_processors import pure_processor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,36 +32,6 @@ _PREPARED = frozenset(
 )
 _FSDP = ("transformers.integrations", "transformers.distributed.fsdp")
 
-# Read in their source (5.10, 5.23 and 5.24) to be pure. Left out: those that keep state (SynthID),
-# run a model (guidance), are made for audio models, or hide NaN logits.
-_PURE_PROCESSORS = frozenset(
-    {
-        "EncoderNoRepeatNGramLogitsProcessor",
-        "EncoderRepetitionPenaltyLogitsProcessor",
-        "EpsilonLogitsWarper",
-        "EtaLogitsWarper",
-        "ExponentialDecayLengthPenalty",
-        "ForcedBOSTokenLogitsProcessor",
-        "ForcedEOSTokenLogitsProcessor",
-        "LogitNormalization",
-        "MinLengthLogitsProcessor",
-        "MinNewTokensLengthLogitsProcessor",
-        "MinPLogitsWarper",
-        "NoBadWordsLogitsProcessor",
-        "NoRepeatNGramLogitsProcessor",
-        "PrefixConstrainedLogitsProcessor",
-        "RepetitionPenaltyLogitsProcessor",
-        "SequenceBiasLogitsProcessor",
-        "SuppressTokensAtBeginLogitsProcessor",
-        "SuppressTokensLogitsProcessor",
-        "TemperatureLogitsWarper",
-        "TopHLogitsWarper",
-        "TopKLogitsWarper",
-        "TopPLogitsWarper",
-        "TypicalLogitsWarper",
-        "WatermarkLogitsProcessor",
-    }
-)
 _HELD_PER_ROW = {
     "EncoderNoRepeatNGramLogitsProcessor": "generated_ngrams",
     "EncoderRepetitionPenaltyLogitsProcessor": "encoder_input_ids",
@@ -163,6 +134,9 @@ def cached_logits(
     """
     kind: Any = type(model)
     given = {_cache_argument(kind): handle, "position_ids": positions}
+    shared = getattr(model.config.get_text_config(), "num_kv_shared_layers", None)
+    if isinstance(kept, int) and shared:  # of a number, they would see those columns alone
+        kept = token_ids.new_tensor(list(range(token_ids.shape[1] - kept, token_ids.shape[1])))
     usual = {"use_cache": True, "logits_to_keep": kept}
     given |= {name: value for name, value in usual.items() if _takes(kind, name)}
     logits: Tensor = model(input_ids=token_ids, **given).logits
@@ -304,15 +278,6 @@ def _find(name: str, modules: Sequence[str]) -> Callable[..., Any]:
 
 
 # Logits processors
-
-
-def pure_processor(processor: Any) -> str | None:
-    """Returns the name of a processor of Transformers that is known to be a pure function."""
-    from transformers.generation import LogitsProcessor
-
-    kind = type(processor)
-    known = kind.__module__ == LogitsProcessor.__module__ and kind.__name__ in _PURE_PROCESSORS
-    return kind.__name__ if known else None
 
 
 def processor_of_row(processor: Any, row: int, batch: int) -> Any:

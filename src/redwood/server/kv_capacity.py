@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from redwood.backends.base import Backend, Nodes
 from redwood.drafters.base import ModelDrafter, parts_of
 from redwood.engine.free_memory import free_bytes
+from redwood.engine.scheduler import extra_tokens
 
 if TYPE_CHECKING:
     from redwood.engine.text import Engine
@@ -50,7 +51,8 @@ def limit_kv_tokens(engine: Engine, given: int | None, share: float = 1.0) -> No
         engine.kv_tokens = given or None
     elif engine.kv_tokens is None:
         most = max_kv_tokens(engine.target, engine.drafter, share)
-        full = engine.max_rows * engine.target.capacity
+        capacity = engine.target.capacity
+        full = engine.max_rows * (capacity + extra_tokens(engine.target, engine.drafter, capacity))
         engine.kv_tokens = None if most is None else min(most, full)
 
 

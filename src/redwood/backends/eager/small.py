@@ -76,7 +76,7 @@ def _draw(model: nn.Module, gain: float) -> None:
 
 def _small_configs(config: Any) -> Iterator[Any]:
     """Configurations to try: narrow, less narrow, and as wide as they were with two layers."""
-    text = config.get_text_config()
+    text = _copied(config).get_text_config()
     heads = getattr(text, "num_attention_heads", None)
     if isinstance(heads, int) and isinstance(getattr(text, "hidden_size", None), int):
         if getattr(text, "head_dim", None):
@@ -134,6 +134,8 @@ def _copied(config: Any) -> Any:
         if hasattr(made, gone):
             delattr(made, gone)
     text = made.get_text_config()
+    # Where some layers differ, what the others have may be read, too.
+    text.allow_global_per_layer_attribute_access = True
     vocab = text.vocab_size
     for part in {id(each): each for each in (made, text)}.values():
         for name, value in list(vars(part).items()):
@@ -169,6 +171,12 @@ def _narrowed(config: Any, *, free_width: bool) -> Any:
     if getattr(text, "num_key_value_heads", None):
         text.num_key_value_heads = few_kv
     text.hidden_size = width
+    differing = text.to_dict().get("per_layer_config")
+    for layer in (differing or {}).values():
+        if layer.get("num_key_value_heads"):
+            layer["num_key_value_heads"] = min(layer["num_key_value_heads"], few_kv)
+    if differing:
+        text.per_layer_config = differing
     return made
 
 

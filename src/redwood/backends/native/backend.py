@@ -8,6 +8,7 @@ then not change one token of what plain decoding on this backend says (`docs/nat
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,11 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from redwood.backends.base import AcceptedPath, Nodes
+from redwood.backends.native.parts import parts_of, recurrent_of
 from redwood.backends.native.spec import DecoderSpec
 from redwood.backends.rows import RowState, check_distinct
 from redwood.errors import ArgumentError, UnsupportedError, check_process
 
 _LANES = 16  # the decoder writes logits in blocks of this many columns
+
+CHECKPOINT_TOKENS = 512
+"""From one kept state of recurrent layers to the next, where nobody says otherwise."""
 
 Packed = Mapping[str, tuple[str, NDArray[np.uint8]]]
 """Matrices by name ("3.q", "embed", "output"): their format and bytes, see `packed`."""
@@ -58,6 +63,8 @@ class NativeBackend:
             rare tokens, which a byte-pair vocabulary has at its end: the head is then cheaper.
         output_ids: int64, ascending: score these tokens alone; `matrices` has their rows as its
             "output". Not together with `outputs`.
+        checkpoint_tokens: of recurrent layers, states are kept every so many tokens, so that rows
+            may begin there anew; each takes `state_bytes`. 0: none are kept.
 
     Attributes:
         num_embeddings: tokens it can read; `vocab_size` are those it scores, one a column.
@@ -90,6 +97,7 @@ class NativeBackend:
         isa: str = "auto",
         outputs: int | None = None,
         output_ids: NDArray[np.int64] | None = None,
+        checkpoint_tokens: int = CHECKPOINT_TOKENS,
     ) -> None:
         matrices, outputs = dict(matrices), spec.vocab_size if outputs is None else outputs
         self.output_ids: Tensor | None = None
@@ -101,7 +109,7 @@ class NativeBackend:
         config = {
             name: getattr(spec, name)
             for name in (
-                *("hidden", "heads", "kv_heads", "head_dim", "vocab_size", "norm_eps"),
+                *("hidden", "heads", "vocab_size", "norm_eps", "value_norm", "ple", "ple_vocab"),
                 *("attention_scale", "attention_softcap", "logit_softcap", "embedding_scale"),
                 *(
                     "latent",
@@ -114,22 +122,28 @@ class NativeBackend:
                 ),
             )
         }
-        config |= _experts(spec) | {
-            "outputs": outputs,
-            "value_dim": spec.values,
-            "ffns": [spec.width(layer) for layer in range(spec.layers)],
-            "gelu": spec.activation == "gelu_tanh",
-            "half_cache": kv == "f16",
-            "windows": list(spec.windows),
-            "rope_of_layer": list(spec.rope_of_layer),
-            "ropes": [(list(rope.inv_freq), rope.attention_factor) for rope in spec.ropes],
-        }
+        config |= (
+            _experts(spec)
+            | recurrent_of(spec, checkpoint_tokens)
+            | parts_of(spec)
+            | _of_layers(spec)
+            | {
+                "outputs": outputs,
+                "ffns": [spec.width(layer) for layer in range(spec.layers)],
+                "gelu": spec.activation == "gelu_tanh",
+                "half_cache": kv == "f16",
+                "windows": list(spec.windows),
+                "rope_of_layer": list(spec.rope_of_layer),
+                "ropes": [(list(rope.inv_freq), rope.attention_factor) for rope in spec.ropes],
+            }
+        )
         try:
             self._decoder = extension().Decoder(
                 config, matrices, dict(vectors), threads, list(cpus), isa
             )
         except ValueError as error:
             raise ArgumentError(f"native backend: {error}") from error
+        self.checkpoint_tokens = checkpoint_tokens
         self.spec, self.kv, self._number_bytes = spec, kv, 2 if kv == "f16" else 4
         self.vocab_size = outputs
         self.num_embeddings = spec.vocab_size
@@ -213,10 +227,21 @@ class NativeBackend:
         return made
 
     def pages(self, rows: Sequence[int]) -> int:
-        """Returns how many pages these rows hold, shared ones counted once."""
+        """Returns how many pages these rows hold, shared ones counted once, states as pages."""
         for row in rows:
             self._row(row)
-        return int(self._decoder.pages(list(rows)))
+        pages = int(self._decoder.pages(list(rows)))
+        states = int(self._decoder.states(list(rows))) * self.state_bytes
+        return pages - (-states // self.page_bytes)
+
+    def reusable(self, row: int, length: int) -> int:
+        """Returns how many of a row's first `length` committed tokens a fork need not read again.
+
+        All of them without recurrent layers; else as far as the last kept state among them. A fork
+        of more tokens is right, and reads the others once more before its next nodes.
+        """
+        self._row(row)
+        return int(self._decoder.reusable(row, length))
 
     def park(self, row: int) -> None:
         """Does nothing: a row that only stays takes no more than its pages."""
@@ -250,6 +275,8 @@ class NativeBackend:
             ArgumentError: pages of another size, too many or too few of them.
         """
         state = self._row(row)
+        if self.state_bytes:
+            raise ArgumentError("restore: pages do not hold the states of recurrent layers")
         if state.parents or state.length % self.page_slots:
             raise ArgumentError("restore: pages go behind full ones")
         for page in pages:
@@ -270,19 +297,58 @@ class NativeBackend:
     @property
     def token_bytes(self) -> int:
         """Memory that keys and values of one token take."""
-        padded = -(-self.spec.values // _LANES) * _LANES  # as values are
-        heads = self.spec.layers * self.spec.kv_heads
-        return heads * (self.spec.head_dim + padded) * self._number_bytes
+        numbers = 0
+        for layer in range(self.spec.layers):
+            kv_heads, head_dim, value_dim = self.spec.heads_of(layer)
+            padded = -(-value_dim // _LANES) * _LANES  # as values are
+            numbers += kv_heads * (head_dim + padded) if self.spec.holds_keys(layer) else 0
+        return numbers * self._number_bytes
+
+    @property
+    def state_bytes(self) -> int:
+        """Memory of the states of recurrent layers after a token; 0: there are none."""
+        return int(self._decoder.state_bytes)
+
+    @property
+    def node_bytes(self) -> int:
+        """Memory of a provisional node beside its keys and values: what it does to states."""
+        return int(self._decoder.record_bytes)
+
+    def row_bytes(self, tokens: int, nodes: int = 16) -> int:
+        """Memory that a row of `tokens` tokens comes to need, with trees of `nodes` nodes.
+
+        With recurrent layers: keys and values, two states (a prompt's is written beside the last),
+        those that are kept, and what the nodes of a tree do to them.
+        """
+        every = self.checkpoint_tokens
+        states = (2 + (tokens // every if every else 0)) * self.state_bytes
+        return tokens * self.token_bytes + states + nodes * self.node_bytes
 
     @property
     def cache_bytes(self) -> int:
-        """Memory that keys and values of all rows take."""
+        """Memory that keys, values and states of all rows take."""
         return int(self._decoder.cache_bytes)
 
     def _row(self, row: int) -> RowState:
         if row not in self._rows:
             raise ArgumentError(f"row {row} is not open")
         return self._rows[row]
+
+
+def _of_layers(spec: DecoderSpec) -> dict[str, object]:
+    """What layers have each for themselves, and their streams of residuals."""
+    heads, streams = [spec.heads_of(layer) for layer in range(spec.layers)], spec.streams
+    return {
+        "kv_heads": [kv_heads for kv_heads, _, _ in heads],
+        "head_dims": [head_dim for _, head_dim, _ in heads],
+        "value_dims": [value_dim for _, _, value_dim in heads],
+        "sources": [spec.source(layer) for layer in range(spec.layers)],
+        "values_are_keys": any(spec.keys_as_values),
+        "cutoffs": list(spec.cutoffs) or [-math.inf] * spec.layers,
+        "streams": streams.count if streams else 0,
+        "active_stream": streams.active if streams else 0,
+        "laurel_rank": streams.rank if streams else 0,
+    }
 
 
 def _experts(spec: DecoderSpec) -> dict[str, object]:

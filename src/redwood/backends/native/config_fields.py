@@ -51,7 +51,12 @@ class Fields:
         mapped = getattr(type(self._config), "attribute_map", {}).get(name)
         if mapped is not None:
             self._read.add(mapped)
-        return getattr(self._config, name, default)
+        try:
+            # Past the guard of configurations some of whose layers differ: who reads
+            # per_layer_config knows, and it is refused for others.
+            return object.__getattribute__(self._config, mapped or name)
+        except AttributeError:
+            return default
 
     def count(self, name: str) -> int:
         """Returns a whole number of at least 1."""
@@ -76,14 +81,20 @@ class Fields:
         """Returns a switch; absent is off."""
         return bool(self.get(name, False))
 
+    def stated(self) -> dict[str, Any]:
+        """Returns the configuration as it would be written to a file."""
+        return dict(self._config.to_dict())
+
     def refuse_unread(self) -> None:
         """Raises UnsupportedError for a field that Transformers' model may compute with, that was
         not read here, and that does not hold its default."""
-        stated, kind = self._config.to_dict(), type(self._config)
+        stated, kind = self.stated(), type(self._config)
         try:
             default = kind().to_dict()
         except Exception:  # a class that cannot be made without arguments says no defaults
             default = {}
+        if stated.get("per_layer_config") and "per_layer_config" not in self._read:
+            default["per_layer_config"] = None
         for name, value in stated.items():
             if name in self._read or name in _HARMLESS or name.startswith("_"):
                 continue

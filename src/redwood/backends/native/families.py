@@ -11,6 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from redwood.backends.native.gemma_names import ALTUP, GEMMA4_EXPERTS, PER_LAYER
+from redwood.backends.native.hybrids import hybrids
+from redwood.backends.native.mambas import mambas
+
 _QKV, _GATE_UP = ("q", "k", "v"), ("gate", "up")
 
 
@@ -30,11 +34,17 @@ class Family:
         windows: which layers see a window: "none", "all" (if one is set), or those that
             "layer_types" names.
         window_switch: setting without which there is no window.
-        positionless: layers without rotary positions: "" (none), "full_attention" (those beside
-            windows), or the setting that lists 1 for layers with positions.
+        positionless: layers without rotary positions: "" (none), "all", "full_attention" (those
+            beside windows), or the setting that lists 1 for layers with positions, or says "rope".
         eps: setting of the norms' epsilon.
         partial: a share of a head turns (partial_rotary_factor).
         experts: how settings state a mixture of experts; see `spec_experts`.
+        recurrent: kind of the recurrent layers, if there are any; see `spec_recurrent`.
+        activation: of the MLP, where no setting says it.
+        centred: safetensors hold norms less 1, but for those of recurrent layers' states.
+        grouped, gguf_grouped: recurrent layers stack by key head what files of other families hold
+            apart, all of it or what decays and writes.
+        ignored: how names of tensors begin that the text's logits do not need.
         neighbours: rotary positions turn neighbours, and files hold rows in that order.
         gguf_neighbours: so do GGUF files.
         names, gguf_names: where roles are kept under other names than Llama's.
@@ -55,6 +65,12 @@ class Family:
     eps: str = "rms_norm_eps"
     partial: bool = False
     experts: str = ""
+    recurrent: str = ""
+    activation: str = ""
+    centred: bool = False
+    grouped: bool = False
+    gguf_grouped: bool = False
+    ignored: tuple[str, ...] = ()
     neighbours: bool = False
     gguf_neighbours: bool = False
     images: tuple[str, str, str] = ("", "", "")
@@ -82,6 +98,7 @@ _MOE = {
     "expert_down": "mlp.experts.{}.down_proj.weight",
 }
 _SHARED = {f"shared_{r}": f"mlp.shared_experts.{r}_proj.weight" for r in ("gate", "up", "down")}
+_GEMMA_TRAITS = {"post_norms": True, "qk_norm": True, "value_norm": True}
 _GLM_NAMES = {
     "post_attn_norm": "post_self_attn_layernorm.weight",
     "post_ffn_norm": "post_mlp_layernorm.weight",
@@ -126,6 +143,32 @@ FAMILIES: dict[str, Family] = {
         output_bias=True,
         windows="layer_types",
         names=_GEMMA_NAMES,
+    ),
+    "gemma3n": Family(
+        *("gemma3n_text", "Gemma3nForCausalLM", "gemma3n", _GEMMA_TRAITS),
+        images=("gemma3n", "Gemma3nForConditionalGeneration", ""),
+        bias="attention_bias",
+        output_bias=True,
+        windows="layer_types",
+        names={**_GEMMA_NAMES, **PER_LAYER, **ALTUP},
+    ),
+    "gemma4": Family(
+        *("gemma4_text", "Gemma4ForCausalLM", "gemma4", _GEMMA_TRAITS),
+        images=("gemma4", "Gemma4ForConditionalGeneration", ""),
+        bias="attention_bias",
+        output_bias=True,
+        windows="layer_types",
+        experts="gemma4",
+        names={**_GEMMA_NAMES, **PER_LAYER, **GEMMA4_EXPERTS, "layer_scale": "layer_scalar"},
+        gguf_names={f"shared_{part}": f"ffn_{part}.weight" for part in ("gate", "up", "down")},
+    ),
+    "gemma4unified": Family(  # Gemma 4 12B; as GGUF files it is gemma4
+        *("gemma4_unified_text", "Gemma4UnifiedForCausalLM", "", _GEMMA_TRAITS),
+        images=("gemma4_unified", "Gemma4UnifiedForConditionalGeneration", ""),
+        bias="attention_bias",
+        output_bias=True,
+        windows="layer_types",
+        names={**_GEMMA_NAMES, "layer_scale": "layer_scalar"},
     ),
     "phi3": Family(
         *("phi3", "Phi3ForCausalLM", "phi3"),
@@ -307,7 +350,10 @@ FAMILIES: dict[str, Family] = {
         names=_POST_ONLY,
     ),
 }
-GEMMA = ("gemma2", "gemma3")
+FAMILIES |= {**hybrids(Family, _MOE), **mambas(Family)}
+GEMMA = ("gemma2", "gemma3", "gemma3n", "gemma4", "gemma4unified")
+NORMS_LESS_ONE = ("gemma2", "gemma3")
+"""Families whose folders keep norms less 1."""
 LATENT = ("deepseek2", "deepseek3", "glm4moelite")
 """Families of latent attention."""
 

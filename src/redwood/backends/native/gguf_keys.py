@@ -41,6 +41,23 @@ _LATENT = {
     *(f"attention.{name}" for name in ("key_length_mla", "value_length_mla")),
     "rope.scaling.yarn_log_multiplier",
 }
+_LAYERS = {"embedding_length_per_layer_input", "attention.shared_kv_layers"}
+_STREAMS = {"altup.active_idx", "altup.num_inputs", "activation_sparsity_scale"}
+"""What Gemma 3n and Gemma 4 have beside others, and Gemma 3n alone."""
+_RECURRENT = {
+    "": set[str](),
+    "short_conv": {"shortconv.l_cache"},
+    "delta": {
+        *("ssm.conv_kernel", "ssm.state_size", "ssm.group_count", "ssm.time_step_rank"),
+        *("ssm.inner_size", "full_attention_interval", "nextn_predict_layers"),
+        "rope.dimension_sections",  # of a text all positions are the same
+    },
+    "mamba": {
+        *("ssm.conv_kernel", "ssm.state_size", "ssm.group_count", "ssm.time_step_rank"),
+        "ssm.inner_size",
+    },
+}
+_SCALES = {"embedding_scale", "residual_scale", "logit_scale"}
 
 
 class Keys:
@@ -89,6 +106,28 @@ class Keys:
             raise self.fault(name, f"{value!r} must be a whole number of at least 1")
         return value
 
+    def counts(self, name: str, layers: int, default: int | None = None) -> tuple[int, ...]:
+        """Returns a whole number of at least 1 for each layer; a single one counts for all."""
+        values = self.get(name)
+        if not isinstance(values, list):
+            return (self.count(name, default),) * layers
+        if len(values) != layers or any(
+            type(value) is not int or not 1 <= value < 1 << 31 for value in values
+        ):
+            raise self.fault(name, f"{str(values)[:80]} is no list of {layers} whole numbers")
+        return tuple(values)
+
+    def kv_heads(self, heads: int) -> int:
+        """Returns the key-value heads of layers with attention; others may state 0 of them."""
+        name = "attention.head_count_kv"
+        value = self.get(name)
+        if not isinstance(value, list) or not FAMILIES[self.family].recurrent:
+            return self.count(name, heads)
+        stated = {count for count in value if count != 0}
+        if len(stated) != 1 or type(count := stated.pop()) is not int or not 1 <= count < 1 << 31:
+            raise self.fault(name, f"{str(value)[:80]} must state one number of heads, and zeros")
+        return count
+
     def number(self, name: str, default: float | None = None) -> float:
         """Returns a finite number."""
         value = self.get(name)
@@ -111,13 +150,18 @@ class Keys:
         if metadata.get("general.type") not in (None, "", "model"):
             raise UnsupportedError(f"{self.file.path} is a {metadata['general.type']}, no model")
         family = FAMILIES[self.family]
-        known = _KNOWN | (_EXPERTS if family.experts else set())
+        known = _KNOWN | (_EXPERTS if family.experts else set()) | _RECURRENT[family.recurrent]
         if family.experts.startswith("deepseek"):
             known = known | _SHARED
         if self.family in LATENT:
             known = known | _LATENT
         if self.architecture == family.images[2]:  # what images alone need
             known = known | {"rope.dimension_sections", "n_deepstack_layers"}
+        if family.traits.get("value_norm"):
+            known = known | _LAYERS | (_STREAMS if self.family == "gemma3n" else set())
+        if self.family.startswith("granite"):
+            # Dense models of Granite 4 are written as hybrids without such layers.
+            known = known | _SCALES | _EXPERTS | _RECURRENT["mamba"]
         if family.traits.get("parallel"):
             known = known | {"logit_scale"}
         for key in metadata:

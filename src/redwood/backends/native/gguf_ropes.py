@@ -22,25 +22,43 @@ def ropes_of(
 
     Raises: ModelError and UnsupportedError as `spec_from_gguf`.
     """
+    if keys.family == "gemma4":
+        return _of_two_sizes(keys, head_dim, capacity)
     dim = keys.count("rope.dimension_count", head_dim)
     keys.refuse_other("rope.dimension_count_swa", dim)
     if dim % 2:
         raise keys.refused("rope.dimension_count", "is not an even number")
     if not FAMILIES[keys.family].partial and dim != head_dim:
         raise keys.refused("rope.dimension_count", f"must be the head size {head_dim} here")
-    theta = keys.number("rope.freq_base", None if keys.architecture == "gemma3" else 10000.0)
+    gemma = keys.architecture in ("gemma3", "gemma3n")
+    theta = keys.number("rope.freq_base", None if gemma else 10000.0)
     rope = _factored(keys, theta, dim, capacity) or _scaled(keys, theta, dim, capacity)
-    local = keys.number("rope.freq_base_swa", 10000.0 if keys.architecture == "gemma3" else theta)
+    local = keys.number("rope.freq_base_swa", 10000.0 if gemma else theta)
     if keys.architecture == "olmo2" and any(windows):
         local = theta
-    elif keys.architecture != "gemma3":
+    elif not gemma:
         if local != theta:
-            raise keys.refused("rope.freq_base_swa", "is defined for gemma3 only")
+            raise keys.refused("rope.freq_base_swa", "is defined for Gemma only")
         return (rope,)
     plain = {"rope_type": "default", "rope_theta": local}
     context = keys.count("context_length")
     where = keys.file.path
     return rope, make_rope(plain, dim, context=context, capacity=capacity, where=where)
+
+
+def _of_two_sizes(keys: Keys, local_dim: int, capacity: int | None) -> tuple[Rope, Rope]:
+    """Gemma 4's: full layers have wider heads, of which divisors in a tensor say what turns."""
+    full_dim = keys.count("attention.key_length")
+    for name, dim in (("rope.dimension_count", full_dim), ("rope.dimension_count_swa", local_dim)):
+        if keys.count(name, dim) != dim or dim % 2:
+            raise keys.refused(name, f"must be the head size {dim} here, an even number")
+    rope = _factored(keys, keys.number("rope.freq_base"), full_dim, capacity)
+    if rope is None:
+        raise ModelError(f"{keys.file.path} lacks the tensor rope_freqs.weight")
+    plain = {"rope_type": "default", "rope_theta": keys.number("rope.freq_base_swa", 10000.0)}
+    context, where = keys.count("context_length"), keys.file.path
+    local = make_rope(plain, local_dim, context=context, capacity=capacity, where=where)
+    return rope, local
 
 
 def _scaled(keys: Keys, theta: float, dim: int, capacity: int | None) -> Rope:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from redwood import models
 from redwood.backends.base import Nodes
 from redwood.backends.native import packed as packed_files
-from redwood.backends.native.backend import NativeBackend, extension
+from redwood.backends.native.backend import CHECKPOINT_TOKENS, NativeBackend, extension
 from redwood.backends.native.weights import WeightSource, open_folder, open_gguf
 from redwood.errors import ArgumentError, CapacityError, check_count
 from redwood.models.mapping import mapped
@@ -39,6 +39,7 @@ def load_native(
     isa: str = "auto",
     name: str | None = None,
     outputs: int | NDArray[np.int64] | None = None,
+    checkpoint_tokens: int | None = None,
 ) -> NativeBackend:
     """Returns the native backend for a GGUF file, or for the safetensors of a folder.
 
@@ -57,16 +58,19 @@ def load_native(
         outputs: tokens that it scores, the first ones, or these ids (ascending), whose rows of the
             head are then packed apart; see `NativeBackend`. Those past the model's are left out.
         name: under which `redwood models` knows the model; None: its path.
+        checkpoint_tokens: of models with recurrent layers, states are kept every so many tokens,
+            see `NativeBackend`; None: 512.
 
     Raises:
         UnsupportedError: no extension, or a model that is not computed here, with the reason.
         ArgumentError: unknown weights or kv, requantising what is quantised already.
-        CapacityError: a capacity below 2 or beyond the model's context.
+        CapacityError: a capacity below 2 or beyond the model's context, or one whose kept states do
+            not fit into memory.
         ModelError: damaged files, or not enough disk space for the packed ones.
         NumericalError: logits that are NaN or infinite.
     """
     extension()
-    check_options(weights, kv, threads, cpus)
+    check_options(weights, kv, threads, cpus, checkpoint_tokens)
     if capacity is not None and (type(capacity) is not int or capacity < 2):
         raise CapacityError(f"capacity {capacity} must be a whole number of at least 2")
     if outputs is not None and not isinstance(outputs, np.ndarray):
@@ -75,6 +79,10 @@ def load_native(
         threads = default_threads()
     with open_folder(folder, capacity) if gguf is None else open_gguf(gguf, capacity) as source:
         context = source.spec.context
+        if checkpoint_tokens is not None and source.spec.recurrent is None:
+            raise ArgumentError(
+                f"checkpoint_tokens: {source.spec.architecture} models have no recurrent layers"
+            )
         if capacity is not None and capacity > context:
             raise CapacityError(
                 f"capacity {capacity} must be between 2 and the context of {context}"
@@ -103,10 +111,28 @@ def load_native(
             threads=threads,
             cpus=cpus,
             isa=isa,
+            checkpoint_tokens=CHECKPOINT_TOKENS if checkpoint_tokens is None else checkpoint_tokens,
             **chosen,
         )
+    if capacity is not None:
+        _check_memory(backend)
     _probe(backend)
     return backend
+
+
+def _check_memory(backend: NativeBackend) -> None:
+    """Refuses a capacity whose kept states alone are more than this machine's memory."""
+    every, have = (
+        backend.checkpoint_tokens,
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+    )
+    kept = backend.capacity // every if every else 0
+    if kept * backend.state_bytes > have:
+        raise CapacityError(
+            f"capacity {backend.capacity}: {kept} kept states of recurrent layers, "
+            f"{backend.state_bytes >> 20} MiB each, are more than the memory of {have >> 20} MiB: "
+            "lower the capacity or raise checkpoint_tokens"
+        )
 
 
 def _rows_of_head(
@@ -134,7 +160,11 @@ def _probe(backend: NativeBackend) -> None:
 
 
 def check_options(
-    weights: str = "auto", kv: str = "auto", threads: int | None = None, cpus: Sequence[int] = ()
+    weights: str = "auto",
+    kv: str = "auto",
+    threads: int | None = None,
+    cpus: Sequence[int] = (),
+    checkpoint_tokens: int | None = None,
 ) -> None:
     """Raises ArgumentError for what `load_native` could not use with any model."""
     if weights not in packed_files.WEIGHTS:
@@ -145,6 +175,8 @@ def check_options(
         check_count("threads", threads)
         if threads > _MAX_THREADS:
             raise ArgumentError(f"threads {threads} must be at most {_MAX_THREADS}")
+    if checkpoint_tokens is not None:
+        check_count("checkpoint_tokens", checkpoint_tokens, least=0)
     if not isinstance(cpus, Sequence):
         raise ArgumentError(f"cpus {cpus!r} must be a list of processors")
     usable = _processors()

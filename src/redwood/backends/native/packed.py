@@ -16,10 +16,11 @@ from redwood.errors import ArgumentError, UnsupportedError
 WEIGHTS = ("auto", "int4", "int8", "bf16", "f32", "draft")
 _FLOATS = ("F32", "F16", "BF16")
 _FORMATS = {"int4": "a4m", "int8": "a8", "bf16": "bf16", "f32": "f32"}
-# The embedding and the head stay at 8 bits: errors there hurt every token directly.
-_FINE = ("embed", "output")
-# Small, and an error there gives a token to other experts: always as the file holds them.
-_EXACT = ("router", "shared_switch")
+# Embeddings and the head stay at 8 bits: errors there hurt every token directly.
+_FINE = ("embed", "ple_embed", "output")
+# Small, and an error there gives a token to other experts, or stays in a state: always as the file
+# holds them.
+_EXACT = ("router", "shared_switch", "alpha", "beta")
 
 
 def matrix_weights(source: WeightSource) -> Iterator[tuple[str, Weight]]:
@@ -44,7 +45,7 @@ def format_of(name: str, weight: Weight, weights: str) -> str:
     Args:
         weights: "auto" keeps the numbers of the file exactly, and so does "f32"; "bf16" rounds
             them; "int8" and "int4" requantise what the file holds as floats; "draft" requantises
-            what takes more than 4 bits to them, but for the embedding: who drafts must be quick.
+            what takes more than 4 bits to them, but for embeddings: who drafts must be quick.
 
     Raises:
         UnsupportedError: a kind of weights that is not computed here.
@@ -54,7 +55,7 @@ def format_of(name: str, weight: Weight, weights: str) -> str:
     if exact is None:
         raise UnsupportedError(f"weights of kind {weight.kind} ({name}) are not computed here")
     kept = name.split(".")[-1] in _EXACT
-    if weights == "auto" or kept or (weights == "draft" and name == "embed"):
+    if weights == "auto" or kept or (weights == "draft" and name in ("embed", "ple_embed")):
         return exact
     if weights == "draft":
         sizes = [extension().packed_bytes(f, weight.rows, weight.cols) for f in (exact, "a4")]

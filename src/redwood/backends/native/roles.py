@@ -5,9 +5,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from redwood.backends.native.families import FAMILIES, Family
-from redwood.backends.native.spec import DecoderSpec
+from redwood.backends.native.spec import LANES, DecoderSpec
 
-GLOBAL_ROLES = ("embed", "output_norm", "output_norm_bias", "output")
+__all__ = ["GLOBAL_ROLES", "LANES", "LAYER_ROLES", "MATRICES", "Shape", "family_of"]
+__all__ += ["folder_name", "gguf_name", "shapes"]
+
+GLOBAL_ROLES = (
+    *("embed", "ple_embed", "ple_model", "ple_norm", "altup_proj"),
+    *("altup_unembed", "output_norm", "output_norm_bias", "output"),
+)
 LAYER_ROLES = (
     *("attn_norm", "attn_norm_bias", "q_a", "q_a_norm", "q", "kv_a", "kv_a_norm"),
     *("k_b", "v_b", "k", "v"),
@@ -15,16 +21,24 @@ LAYER_ROLES = (
     *("q_norm", "k_norm", "sinks", "o", "o_bias", "post_attn_norm", "ffn_norm", "ffn_norm_bias"),
     *("router", "router_bias", "choice_bias", "shared_switch"),
     *("gate", "up", "down", "gate_bias", "up_bias", "down_bias", "post_ffn_norm"),
+    *("router_norm", "expert_scale", "expert_norm", "expert_post_norm", "dense_post_norm"),
     *("expert_gate", "expert_up", "expert_down"),
+    *("layer_scale", "ple_gate", "ple_proj", "ple_post_norm"),
+    *("altup_router_norm", "altup_router", "altup_predict", "altup_correct", "altup_scale"),
+    *("laurel_left", "laurel_right", "laurel_norm"),
     *("expert_gate_bias", "expert_up_bias", "expert_down_bias"),
+    *("o_gate", "mix", "mix_bias", "out_gate", "beta", "alpha"),
+    *("conv", "conv_bias", "dt_bias", "decay", "state_norm", "state_o", "state_o_bias"),
+    *("out_gate_bias", "alpha_bias", "skip"),
 )
 MATRICES = (
     *("q_a", "q", "kv_a", "k_b", "v_b", "k", "v", "o", "gate", "up", "down", "embed", "output"),
     *("router", "shared_switch", "expert_gate", "expert_up", "expert_down"),
+    *("ple_embed", "ple_model", "ple_gate", "ple_proj", "altup_proj", "altup_unembed"),
+    *("laurel_left", "laurel_right"),
+    *("o_gate", "mix", "out_gate", "beta", "alpha", "state_o"),
 )
-"""Roles that are matrices; the others are vectors in float32."""
-LANES = 16
-"""Rows of a packed block: each expert begins with a block of its own."""
+"""Roles that are packed matrices; the others are held in float32: vectors, and a few small ones."""
 
 
 class Shape(NamedTuple):
@@ -44,44 +58,36 @@ def _global_shapes(spec: DecoderSpec) -> dict[str, Shape]:
     made = {"embed": Shape(spec.vocab_size, spec.hidden), "output_norm": Shape(0, spec.hidden)}
     if spec.norm_bias:
         made["output_norm_bias"] = Shape(0, spec.hidden)
+    if spec.ple:
+        made["ple_embed"] = Shape(spec.ple_vocab, spec.layers * spec.ple)
+        made["ple_model"] = Shape(spec.layers * spec.ple, spec.hidden)
+        made["ple_norm"] = Shape(0, spec.ple)
+    if spec.streams:
+        others = spec.streams.count - 1
+        made |= dict.fromkeys(
+            ("altup_proj", "altup_unembed"), Shape(spec.hidden, spec.hidden, others)
+        )
     if not spec.tied:
         made["output"] = Shape(spec.vocab_size, spec.hidden)
     return made
 
 
 def _layer_shapes(spec: DecoderSpec, layer: int) -> dict[str, Shape]:
-    q, kv, hidden = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, spec.hidden
+    hidden = spec.hidden
     norm = Shape(0, hidden)
-    made = {"q": Shape(q, hidden), "o": Shape(hidden, spec.heads * spec.values)}
-    if spec.latent:
-        turning = spec.ropes[0].rotary_dim
-        made["kv_a"] = Shape(spec.latent + turning, hidden)
-        made["kv_a_norm"] = Shape(0, spec.latent)
-        made["k_b"] = Shape(spec.heads * (spec.head_dim - turning), spec.latent)
-        made["v_b"] = Shape(spec.heads * spec.values, spec.latent)
-        if spec.query_latent:
-            made["q_a"] = Shape(spec.query_latent, hidden)
-            made["q_a_norm"] = Shape(0, spec.query_latent)
-            made["q"] = Shape(q, spec.query_latent)
-    else:
-        made |= {"k": Shape(kv, hidden), "v": Shape(kv, hidden)}
-    before = ("attn_norm",) if spec.parallel else ("attn_norm", "ffn_norm")
+    made = _recurrent_shapes(spec) if spec.is_recurrent(layer) else {}
+    if spec.has_attention(layer):
+        made |= _attention_shapes(spec, layer)
+    before = [] if not made else ["attn_norm"]
+    if not spec.parallel and (spec.width(layer) or spec.has_experts(layer)):
+        before.append("ffn_norm")
     for role in before if spec.pre_norms else ():
         made[role] = norm
         if spec.norm_bias:
             made[f"{role}_bias"] = norm
-    if spec.attention_bias:
-        made |= {"q_bias": Shape(0, q), "k_bias": Shape(0, kv), "v_bias": Shape(0, kv)}
-    if spec.qk_norm:
-        whole = spec.qk_norm_whole
-        made["q_norm"] = Shape(0, q if whole else spec.head_dim)
-        made["k_norm"] = Shape(0, kv if whole else spec.head_dim)
-    if spec.sinks:
-        made["sinks"] = Shape(0, spec.heads)
-    if spec.output_bias:
-        made["o_bias"] = norm
     if spec.post_norms:
         made |= {"post_attn_norm": norm, "post_ffn_norm": norm}
+    made |= _around_layer(spec)
     width, dense = spec.width(layer), not spec.has_experts(layer)
     if width:
         made |= {"up": Shape(width, hidden), "down": Shape(hidden, width)}
@@ -93,16 +99,107 @@ def _layer_shapes(spec: DecoderSpec, layer: int) -> dict[str, Shape]:
     return made if dense else made | _expert_shapes(spec)
 
 
+def _attention_shapes(spec: DecoderSpec, layer: int) -> dict[str, Shape]:
+    (kv_heads, head_dim, value_dim), hidden = spec.heads_of(layer), spec.hidden
+    q, kv, own = spec.heads * head_dim, kv_heads * head_dim, spec.source(layer) == layer
+    made = {"q": Shape(q, hidden), "o": Shape(hidden, spec.heads * value_dim)}
+    if spec.latent:
+        turning = spec.ropes[0].rotary_dim
+        made["kv_a"] = Shape(spec.latent + turning, hidden)
+        made["kv_a_norm"] = Shape(0, spec.latent)
+        made["k_b"] = Shape(spec.heads * (spec.head_dim - turning), spec.latent)
+        made["v_b"] = Shape(spec.heads * spec.values, spec.latent)
+        if spec.query_latent:
+            made["q_a"] = Shape(spec.query_latent, hidden)
+            made["q_a_norm"] = Shape(0, spec.query_latent)
+            made["q"] = Shape(q, spec.query_latent)
+    elif own:
+        made |= {"k": Shape(kv, hidden), "v": Shape(kv, hidden)}
+    if spec.attention_gate:
+        made["o_gate"] = Shape(q, hidden)
+    if spec.attention_bias:
+        made |= {"q_bias": Shape(0, q), "k_bias": Shape(0, kv), "v_bias": Shape(0, kv)}
+    if spec.qk_norm:
+        whole = spec.qk_norm_whole
+        made["q_norm"] = Shape(0, q if whole else head_dim)
+        made["k_norm"] = Shape(0, kv if whole else head_dim)
+    if spec.sinks:
+        made["sinks"] = Shape(0, spec.heads)
+    if spec.output_bias:
+        made["o_bias"] = Shape(0, hidden)
+    if spec.keys_as_values and spec.keys_as_values[layer]:
+        made.pop("v", None), made.pop("v_bias", None)
+    if not own:
+        for role in ("k_norm", "k_bias", "v_bias"):
+            made.pop(role, None)
+    return made
+
+
+def _recurrent_shapes(spec: DecoderSpec) -> dict[str, Shape]:
+    recurrent, hidden = spec.recurrent, spec.hidden
+    assert recurrent is not None
+    channels, heads = recurrent.channels, recurrent.heads
+    made = {"conv": Shape(0, channels * recurrent.width)}
+    if recurrent.kind == "short_conv":
+        made |= {"mix": Shape(3 * channels, hidden), "state_o": Shape(hidden, channels)}
+        return made | _recurrent_biases(spec)
+    values = heads * recurrent.value_dim
+    made |= {"mix": Shape(channels, hidden), "out_gate": Shape(values, hidden)}
+    made |= {"alpha": Shape(heads, hidden), "state_o": Shape(hidden, values)}
+    made |= {role: Shape(0, heads) for role in ("dt_bias", "decay")}
+    if recurrent.kind == "delta":
+        return made | {"beta": Shape(heads, hidden), "state_norm": Shape(0, recurrent.value_dim)}
+    if recurrent.norm:
+        made["state_norm"] = Shape(0, values)
+    return made | {"skip": Shape(0, heads)} | _recurrent_biases(spec)
+
+
+def _recurrent_biases(spec: DecoderSpec) -> dict[str, Shape]:
+    recurrent = spec.recurrent
+    assert recurrent is not None
+    channels, made = recurrent.channels, dict[str, Shape]()
+    if recurrent.bias and recurrent.kind == "mamba":
+        made |= {"mix_bias": Shape(0, channels), "alpha_bias": Shape(0, recurrent.heads)}
+        made["out_gate_bias"] = Shape(0, recurrent.heads * recurrent.value_dim)
+    elif recurrent.bias:
+        made["mix_bias"] = Shape(0, 3 * channels)
+    if recurrent.conv_bias:
+        made["conv_bias"] = Shape(0, channels)
+    return made | ({"state_o_bias": Shape(0, spec.hidden)} if recurrent.output_bias else {})
+
+
+def _around_layer(spec: DecoderSpec) -> dict[str, Shape]:
+    """What Gemma 3n and Gemma 4 have around attention and MLP."""
+    made, hidden, streams = dict[str, Shape](), spec.hidden, spec.streams
+    if spec.layer_scaled:
+        made["layer_scale"] = Shape(0, 1)
+    if spec.ple:
+        made |= {"ple_gate": Shape(spec.ple, hidden), "ple_proj": Shape(hidden, spec.ple)}
+        made["ple_post_norm"] = Shape(0, hidden)
+    if streams:
+        made |= dict.fromkeys(("altup_router_norm", "laurel_norm"), Shape(0, hidden))
+        made["altup_router"] = Shape(streams.count, hidden)
+        made["altup_predict"] = Shape(streams.count**2, streams.count)
+        made["altup_correct"] = Shape(streams.count, streams.count)
+        made |= {"altup_scale": Shape(0, hidden)} if streams.scaled else {}
+        made["laurel_left"] = Shape(streams.rank, hidden)
+        made["laurel_right"] = Shape(hidden, streams.rank)
+    return made
+
+
 def _expert_shapes(spec: DecoderSpec) -> dict[str, Shape]:
     experts, hidden = spec.experts, spec.hidden
     assert experts is not None
     count, ffn = experts.count, experts.ffn
     made = {
         "router": Shape(count, hidden),
-        "expert_gate": Shape(ffn, hidden, count),
+        **({"expert_gate": Shape(ffn, hidden, count)} if spec.gated else {}),
         "expert_up": Shape(ffn, hidden, count),
         "expert_down": Shape(hidden, ffn, count),
     }
+    if experts.beside:
+        norms = ("router_norm", "expert_norm", "expert_post_norm", "dense_post_norm")
+        made |= {**dict.fromkeys(norms, Shape(0, hidden)), "expert_scale": Shape(0, count)}
     if experts.choice_bias:
         made["choice_bias"] = Shape(0, count)
     if experts.shared_switch:
@@ -161,6 +258,26 @@ _GGUF = {
     **{f"shared_{role}": f"ffn_{role}_shexp.weight" for role in ("gate", "up", "down")},
     **{f"expert_{role}": f"ffn_{role}_exps.weight" for role in ("gate", "up", "down")},
     **{f"expert_{role}_bias": f"ffn_{role}_exps.bias" for role in ("gate", "up", "down")},
+    "router_norm": "ffn_gate_inp.scale",
+    "expert_scale": "ffn_down_exps.scale",
+    "expert_norm": "pre_ffw_norm_2.weight",
+    "expert_post_norm": "post_ffw_norm_2.weight",
+    "dense_post_norm": "post_ffw_norm_1.weight",
+    "layer_scale": "layer_output_scale.weight",
+    "ple_embed": "per_layer_token_embd.weight",
+    "ple_model": "per_layer_model_proj.weight",
+    "ple_norm": "per_layer_proj_norm.weight",
+    "ple_gate": "inp_gate.weight",
+    "ple_proj": "proj.weight",
+    "ple_post_norm": "post_norm.weight",
+    "altup_proj": "altup_proj.weight",
+    "altup_unembed": "altup_unembd_proj.weight",
+    **{f"altup_{role}": f"altup_{role}.weight" for role in ("router_norm", "router")},
+    **{f"altup_{role}": f"altup_{role}_coef.weight" for role in ("predict", "correct")},
+    "altup_scale": "altup_correct_scale.weight",
+    "laurel_left": "laurel_l.weight",
+    "laurel_right": "laurel_r.weight",
+    "laurel_norm": "laurel_post_norm.weight",
 }
 
 

@@ -64,8 +64,8 @@ def make_rope(
     PyTorch may be off by one unit in the last place, elsewhere on each processor.
 
     Args:
-        parameters: "rope_type" default, linear, llama3, yarn or longrope; "rope_theta"; and what
-            the type needs.
+        parameters: "rope_type" default, proportional, linear, llama3, yarn or longrope;
+            "rope_theta"; and what the type needs.
         rotary_dim: components of a head that turn.
         context: max_position_embeddings.
         capacity: positions that will be used; None: `context`. longrope has one set of
@@ -238,9 +238,20 @@ def _longrope(
     return 1.0 / (divisors * _waves(theta, dim)), float(given)
 
 
+def _proportional(
+    parameters: Mapping[str, Any], theta: float, dim: int, lengths: tuple[int, int]
+) -> tuple[_Floats, float]:
+    """A share of the pairs turns, as slowly as in a head where all do; the others stand still."""
+    share = parameters.get("partial_rotary_factor", 1.0)
+    inv_freq = _default(theta, dim) / np.float32(_positive(parameters, "factor", 1.0))
+    inv_freq[int(share * dim // 2) :] = 0
+    return inv_freq, 1.0
+
+
 _SCALINGS = {
     "default": _plain,
     "dynamic": _dynamic,
+    "proportional": _proportional,
     "linear": _linear,
     "llama3": _llama3,
     "yarn": _yarn,

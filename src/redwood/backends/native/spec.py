@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from redwood.backends.native.rope import Rope, float32
-from redwood.errors import ModelError, check_count
 
+LANES = 16
+"""Rows of a packed block: each expert begins with a block of its own."""
 MOST_LAYERS = 4096
 """Far above any model: what is made per layer stays small for damaged files."""
-MOST_EXPERTS = 1024
 LATENT_EPS = float32(1e-6)
 """Of the norms of latents, whatever a model sets for its other norms."""
 
@@ -36,6 +35,8 @@ class Experts:
         biases: router and experts have biases.
         shared_ffn: width of an expert that every token has; 0: none.
         shared_switch: the sigmoid of a row of weights multiplies that expert.
+        beside: they stand beside a dense MLP, each behind norms of its own; a learned factor
+            multiplies the weight of each expert.
     """
 
     count: int
@@ -52,6 +53,81 @@ class Experts:
     biases: bool = False
     shared_ffn: int = 0
     shared_switch: bool = False
+    beside: bool = False
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Several residuals, of which one goes through the layers (AltUp, arXiv 2301.13310).
+
+    Attributes:
+        count, active: of the residuals, and which of them.
+        rank: of the residual of low rank beside attention (Laurel).
+        scaled: a vector multiplies the active one before a layer's embedding is added.
+    """
+
+    count: int
+    active: int
+    rank: int
+    scaled: bool = True
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """The layers that have a state in the place of attention over all tokens.
+
+    Attributes:
+        kind: "short_conv": a convolution of gated inputs; "delta", "mamba": gated delta nets and
+            Mamba-2, a convolution and then a matrix per head.
+        layers: [layers]; False: the layer has none.
+        width: tokens that the convolution sees, its own counted.
+        channels: of the convolution.
+        heads, key_heads, key_dim, value_dim: of the matrices [key_dim, value_dim]; 0: none.
+        tiled: head h has the key of head h modulo key_heads; else neighbours share one.
+        log_decay: files hold the logarithm of what decays, not what decays itself, negative.
+        bias, conv_bias, output_bias: the first projection, the convolution and the last projection
+            have biases.
+        beside: these layers have attention, too, of the same input.
+        norm: of Mamba-2's answers, in groups: "last", after the gate, "first" or none ("").
+        times: of Mamba-2: limits of a step.
+    """
+
+    kind: str
+    layers: tuple[bool, ...]
+    width: int
+    channels: int
+    heads: int = 0
+    key_heads: int = 0
+    key_dim: int = 0
+    value_dim: int = 0
+    tiled: bool = False
+    log_decay: bool = False
+    bias: bool = False
+    conv_bias: bool = False
+    output_bias: bool = False
+    beside: bool = False
+    norm: str = "last"
+    times: tuple[float, float] = (0.0, math.inf)
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """What multiplies parts of every layer.
+
+    Attributes:
+        attention, state, mlp: what attention, recurrent layers and MLPs add to the residual.
+        attention_input, state_input: what attention and recurrent layers read.
+        state_parts: of Mamba-2: gates, values, keys, queries and times as they are projected.
+        mlp_gate: the gate of an MLP, before its activation.
+    """
+
+    attention: float = 1.0
+    state: float = 1.0
+    mlp: float = 1.0
+    attention_input: float = 1.0
+    state_input: float = 1.0
+    state_parts: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0)
+    mlp_gate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +138,8 @@ class DecoderSpec:
         architecture: name of a family, see `families`.
         context: positions the model was made for.
         ffn: width of a dense MLP.
-        activation: "silu" or "gelu_tanh", applied to the gate, or to `up` where there is no gate.
+        activation: "silu", "gelu_tanh" or "relu2", the square of what is positive; applied to the
+            gate, or to `up` where there is no gate.
         attention_scale: multiplies the product of query and key.
         attention_softcap: c in c * tanh(score / c), after the scale; 0: none.
         logit_softcap: the same for the logits; 0: none.
@@ -94,6 +171,21 @@ class DecoderSpec:
         latent_eps: of the norms of latents.
         unread_layers: layers past the others that files hold and that are not computed, such as
             those that draft.
+        kv_heads_of, head_dims, ffns: [layers], where layers differ; empty: all are alike.
+        sources: [layers], the layer whose keys and values one reads, itself or an earlier one.
+        keys_as_values: [layers]; True: no weights make values, they are the keys before their norm.
+        value_norm: RMS norm of each head of values, without weights.
+        layer_scaled: a number multiplies the residual behind each layer.
+        ple, ple_vocab: width of the embeddings that each layer has of its own, 0: none; tokens
+            that have them.
+        cutoffs: [layers], how many standard deviations above its mean the gate of an MLP begins to
+            count; -inf: all of it counts.
+        streams: None: one residual.
+        attention_gate: the sigmoid of a projection multiplies what attention says.
+        recurrent: None: all layers have attention.
+        halves: [layers], "mixer" of layers without MLP, "mlp" of those with nothing else; empty:
+            all have both.
+        multipliers: of parts of every layer.
     """
 
     architecture: str
@@ -136,11 +228,56 @@ class DecoderSpec:
     query_latent: int = 0
     latent_eps: float = LATENT_EPS
     unread_layers: int = 0
+    kv_heads_of: tuple[int, ...] = ()
+    head_dims: tuple[int, ...] = ()
+    ffns: tuple[int, ...] = ()
+    sources: tuple[int, ...] = ()
+    keys_as_values: tuple[bool, ...] = ()
+    value_norm: bool = False
+    layer_scaled: bool = False
+    ple: int = 0
+    ple_vocab: int = 0
+    cutoffs: tuple[float, ...] = ()
+    streams: Streams | None = None
+    attention_gate: bool = False
+    recurrent: Recurrent | None = None
+    halves: tuple[str, ...] = ()
+    multipliers: Multipliers = Multipliers()
 
     @property
     def values(self) -> int:
         """Components of a head's values."""
         return self.value_dim or self.head_dim
+
+    def heads_of(self, layer: int) -> tuple[int, int, int]:
+        """Key-value heads of a layer, and components of a key and of a value."""
+        kv_heads = self.kv_heads_of[layer] if self.kv_heads_of else self.kv_heads
+        head_dim = self.head_dims[layer] if self.head_dims else self.head_dim
+        return kv_heads, head_dim, self.value_dim or head_dim
+
+    def source(self, layer: int) -> int:
+        """The layer whose keys and values a layer reads."""
+        return self.sources[layer] if self.sources else layer
+
+    def is_recurrent(self, layer: int) -> bool:
+        """Whether a layer has a state in the place of attention, or beside it."""
+        return self.recurrent is not None and self.recurrent.layers[layer]
+
+    def has_attention(self, layer: int) -> bool:
+        """Whether a layer has attention."""
+        if self.halves and self.halves[layer] == "mlp":
+            return False
+        beside = self.recurrent is not None and self.recurrent.beside
+        return beside or not self.is_recurrent(layer)
+
+    def holds_keys(self, layer: int) -> bool:
+        """Whether a layer has keys and values of its own.
+
+        In a model without attention the first layer counts as if it had: rows are counted by them.
+        """
+        if self.has_attention(layer):
+            return self.source(layer) == layer
+        return layer == 0 and not any(map(self.has_attention, range(self.layers)))
 
     def has_experts(self, layer: int) -> bool:
         """Whether the MLP of a layer is a mixture of experts."""
@@ -148,72 +285,8 @@ class DecoderSpec:
 
     def width(self, layer: int) -> int:
         """Width of the MLP that every token has in a layer; 0: none."""
-        if self.experts is not None and self.experts.layers[layer]:
+        if self.halves and self.halves[layer] == "mixer":
+            return 0
+        if self.experts is not None and self.experts.layers[layer] and not self.experts.beside:
             return self.experts.shared_ffn
-        return self.ffn
-
-
-def check_capacity(capacity: int | None) -> None:
-    """Raises ArgumentError unless `capacity` is None or at least 1."""
-    if capacity is not None:
-        check_count("capacity", capacity)
-
-
-def check_spec(spec: DecoderSpec, where: Path) -> DecoderSpec:
-    """Returns the spec if its fields fit together.
-
-    Raises: ModelError if they do not; the message names `where`.
-    """
-    counts = ("vocab_size", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "context")
-    for name in counts:
-        if getattr(spec, name) < 1:
-            raise ModelError(f"{where}: {name} {getattr(spec, name)} must be at least 1")
-    if spec.heads % spec.kv_heads:
-        raise ModelError(
-            f"{where}: {spec.heads} heads do not share {spec.kv_heads} key-value heads evenly"
-        )
-    floats = {"norm_eps": spec.norm_eps, "attention_scale": spec.attention_scale}
-    floats |= {"embedding_scale": spec.embedding_scale, "logit_scale": spec.logit_scale}
-    floats |= {"glu_alpha": spec.glu_alpha}
-    floats |= {"attention_factor": min(rope.attention_factor for rope in spec.ropes)}
-    for name, value in floats.items():
-        if not (0 < value < math.inf or (name == "norm_eps" and value == 0)):
-            raise ModelError(f"{where}: {name} {value} must be positive and finite")
-    for cap in (spec.attention_softcap, spec.logit_softcap, spec.glu_limit):
-        if not 0 <= cap < math.inf:
-            raise ModelError(f"{where}: a soft cap of {cap} must be positive and finite")
-    if not len(spec.windows) == len(spec.rope_of_layer) == spec.layers or min(spec.windows) < 0:
-        raise ModelError(f"{where}: the windows {spec.windows} do not fit {spec.layers} layers")
-    if spec.experts is not None:
-        _check_experts(spec.experts, spec.layers, where)
-    for rope in spec.ropes:
-        if not 2 <= rope.rotary_dim <= spec.head_dim:
-            raise ModelError(
-                f"{where}: rotary positions of {rope.rotary_dim} components do not fit a head of "
-                f"{spec.head_dim}"
-            )
-        if not all(0 <= freq < math.inf for freq in rope.inv_freq):
-            raise ModelError(f"{where}: the rotary frequencies are not all finite and positive")
-    return spec
-
-
-def _check_experts(experts: Experts, layers: int, where: Path) -> None:
-    for name in ("count", "used", "ffn", "groups", "groups_used"):
-        if getattr(experts, name) < 1:
-            raise ModelError(
-                f"{where}: experts: {name} {getattr(experts, name)} must be at least 1"
-            )
-    count, groups = experts.count, experts.groups
-    if count > MOST_EXPERTS:
-        raise ModelError(f"{where}: {count} experts; at most {MOST_EXPERTS} are supported")
-    if count % groups or experts.groups_used > groups:
-        raise ModelError(
-            f"{where}: {count} experts are not {groups} groups, of which "
-            f"{experts.groups_used} count"
-        )
-    if experts.used > count // groups * experts.groups_used:
-        raise ModelError(f"{where}: a token cannot have {experts.used} experts of {count}")
-    if not 0 < experts.scale < math.inf:
-        raise ModelError(f"{where}: the experts' scale {experts.scale} must be positive and finite")
-    if experts.shared_ffn < 0 or len(experts.layers) != layers:
-        raise ModelError(f"{where}: the experts {experts} do not fit {layers} layers")
+        return self.ffns[layer] if self.ffns else self.ffn

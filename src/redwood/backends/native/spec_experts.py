@@ -34,7 +34,7 @@ def _qwen(fields: Fields) -> Experts | None:
         return None
     mixed = tuple(i not in dense and (i + 1) % step == 0 for i in range(layers))
     shared: dict[str, Any] = {}
-    if fields.get("model_type") == "qwen2_moe":
+    if fields.get("model_type") in ("qwen2_moe", "qwen3_next"):
         shared = {"shared_ffn": fields.count("shared_expert_intermediate_size")}
         shared["shared_switch"] = True
     return Experts(
@@ -45,6 +45,17 @@ def _qwen(fields: Fields) -> Experts | None:
         # Qwen3-VL's text part has no such setting, and always does it.
         normalise=fields.get("model_type") == "qwen3_vl_moe_text" or fields.flag("norm_topk_prob"),
         **shared,
+    )
+
+
+def _qwen35(fields: Fields) -> Experts:
+    return Experts(
+        count=fields.count("num_experts"),
+        used=fields.count("num_experts_per_tok"),
+        ffn=fields.count("moe_intermediate_size"),
+        layers=_all(fields),
+        shared_ffn=fields.count("shared_expert_intermediate_size"),
+        shared_switch=True,
     )
 
 
@@ -77,6 +88,22 @@ def _gpt_oss(fields: Fields) -> Experts:
     )
 
 
+def _gemma4(fields: Fields) -> Experts | None:
+    used, width = fields.get("top_k_experts"), fields.get("moe_intermediate_size")
+    count = fields.get("num_experts")
+    if not fields.flag("enable_moe_block"):
+        return None
+    if None in (count, used, width):
+        raise ModelError(f"{fields.where}: enable_moe_block without num_experts and their sizes")
+    return Experts(
+        count=fields.count("num_experts"),
+        used=fields.count("top_k_experts"),
+        ffn=fields.count("moe_intermediate_size"),
+        layers=_all(fields),
+        beside=True,
+    )
+
+
 def _deepseek(fields: Fields) -> Experts:
     """DeepSeek V3's router: sigmoids, a bias for the choice, groups of their two best."""
     for name, known in (("scoring_func", "sigmoid"), ("topk_method", "noaux_tc")):
@@ -87,6 +114,51 @@ def _deepseek(fields: Fields) -> Experts:
             )
     return _with_shared(
         fields,
+        scoring="sigmoid",
+        normalise=fields.flag("norm_topk_prob"),
+        groups=fields.count("n_group"),
+        groups_used=fields.count("topk_group"),
+        two_best=True,
+        choice_bias=True,
+    )
+
+
+def _granite(fields: Fields) -> Experts | None:
+    """Granite's: the best ones, and their softmax; beside them an MLP without switch."""
+    if not fields.get("num_local_experts"):
+        fields.get("num_experts_per_tok")
+        return None
+    shared = fields.get("model_type") != "granitemoe"
+    return Experts(
+        count=fields.count("num_local_experts"),
+        used=fields.count("num_experts_per_tok"),
+        ffn=fields.count("intermediate_size"),
+        layers=_all(fields),
+        shared_ffn=fields.count("shared_intermediate_size") if shared else 0,
+    )
+
+
+def _nemotron(fields: Fields) -> Experts | None:
+    """DeepSeek V3's router; experts without gates, and one that every token has."""
+    silent = ("n_routed_experts", "n_shared_experts", "norm_topk_prob", "n_group", "topk_group")
+    more = ("num_experts_per_tok", "moe_intermediate_size", "moe_shared_expert_intermediate_size")
+    for name in (*silent, *more, "routed_scaling_factor", "moe_latent_size"):
+        fields.get(name)  # they say nothing where there is no mixture
+    layers = tuple(block == "moe" for block in fields.get("layer_types"))
+    if not any(layers):
+        return None
+    for name in ("moe_latent_size", "mlp_bias"):
+        if fields.get(name):
+            raise UnsupportedError(
+                f"{fields.where}: {name} {str(fields.get(name))[:80]} of mixtures is not supported"
+            )
+    return Experts(
+        count=fields.count("n_routed_experts"),
+        used=fields.count("num_experts_per_tok"),
+        ffn=fields.count("moe_intermediate_size"),
+        layers=layers,
+        scale=float32(fields.number("routed_scaling_factor")),
+        shared_ffn=fields.count("moe_shared_expert_intermediate_size"),
         scoring="sigmoid",
         normalise=fields.flag("norm_topk_prob"),
         groups=fields.count("n_group"),
@@ -157,9 +229,13 @@ def _mixed(fields: Fields) -> tuple[bool, ...]:
 
 _WAYS = {
     "qwen": _qwen,
+    "qwen35": _qwen35,
     "mixtral": _mixtral,
     "olmoe": _olmoe,
     "gpt_oss": _gpt_oss,
+    "granite": _granite,
+    "nemotron": _nemotron,
     "deepseek": _deepseek,
     "deepseek2": _deepseek2,
+    "gemma4": _gemma4,
 }

@@ -21,12 +21,16 @@ from redwood.backends.native.families import (
     model_types,
 )
 from redwood.backends.native.rope import Rope, float32, make_rope
-from redwood.backends.native.spec import MOST_LAYERS, DecoderSpec, check_capacity, check_spec
+from redwood.backends.native.spec import LANES, MOST_LAYERS, DecoderSpec
+from redwood.backends.native.spec_checks import check_capacity, check_spec
 from redwood.backends.native.spec_experts import experts_of, unread_layers
+from redwood.backends.native.spec_gemma import layers_of
 from redwood.backends.native.spec_latent import latent_of
+from redwood.backends.native.spec_mamba import ENDLESS, halves_of, multipliers_of, scales_of
+from redwood.backends.native.spec_recurrent import ffn_of, recurrent_of
 from redwood.errors import ModelError, UnsupportedError
 
-_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "relu2": "relu2"}
 
 
 def spec_from_folder(folder: Path, capacity: int | None = None) -> DecoderSpec:
@@ -75,9 +79,10 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
         config = config.text_config
     fields = Fields(config, where)
     _refuse_switches(fields, family)
-    hidden, heads = fields.count("hidden_size"), fields.count("num_attention_heads")
-    head_dim = hidden // heads
-    if fields.get("head_dim") is not None:
+    hidden, attends = fields.count("hidden_size"), architecture != "mamba2"
+    heads = fields.count("num_attention_heads") if attends else 1
+    head_dim = hidden // heads if attends else LANES
+    if attends and fields.get("head_dim") is not None:
         head_dim = fields.count("head_dim")
     latent = latent_of(fields) if architecture in LATENT else None
     if latent is not None:
@@ -85,12 +90,16 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
     gemma = architecture in GEMMA
     biased = family.bias == "always" or (bool(family.bias) and fields.flag(family.bias))
     scalar = fields.get("query_pre_attn_scalar") if gemma else head_dim
+    layers: dict[str, Any] = {}
+    if family.traits.get("value_norm"):  # queries and keys are normed; no scale
+        scalar, layers = 1.0, layers_of(fields, head_dim)
     windows = _windows(fields, family)
     turning = latent.turning if latent else head_dim
-    rope_of_layer, ropes = _ropes(fields, architecture, turning, windows, capacity)
+    dims = layers.get("head_dims") or (turning,) * len(windows)
+    rope_of_layer, ropes = _ropes(fields, architecture, dims, windows, capacity)
     softcap = fields.softcap("attn_logit_softcapping") if architecture == "gemma2" else 0
     traits: dict[str, Any] = {"qk_norm": False, "post_norms": False, **family.traits}
-    experts = experts_of(fields, family)
+    experts, halves = experts_of(fields, family), halves_of(fields)
     if architecture == "glm4moe":
         traits["qk_norm"] = fields.flag("use_qk_norm")
     if architecture == "gptoss":
@@ -98,18 +107,18 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
             # Older classes of Transformers have them as constants.
             stated = fields.get(name) is not None
             traits[field] = float32(fields.number(name) if stated else family.gguf_traits[field])
-    spec = DecoderSpec(
+    values: dict[str, Any] = dict(
         architecture=architecture,
         vocab_size=fields.count("vocab_size"),
         hidden=hidden,
         layers=fields.count("num_hidden_layers"),
         heads=heads,
-        kv_heads=fields.count("num_key_value_heads"),
+        kv_heads=fields.count("num_key_value_heads") if attends else 1,
         head_dim=head_dim,
-        ffn=fields.count("intermediate_size"),
-        context=fields.count("max_position_embeddings"),
+        ffn=_ffn(fields, family, halves, layers),
+        context=fields.count("max_position_embeddings") if attends else ENDLESS,
         norm_eps=float32(fields.get(family.eps)),
-        activation=_activation(fields, gemma),
+        activation=family.activation or _activation(fields, family),
         attention_scale=float32(
             (latent.scale if latent else 1.0) / math.sqrt(scalar) if scalar > 0 else 0
         ),
@@ -125,14 +134,25 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
         logit_scale=float32(fields.number("logit_scale") if traits.get("parallel") else 1.0),
         mlp_bias=bool(family.mlp_bias) and fields.flag(family.mlp_bias),
         experts=experts,
+        recurrent=recurrent_of(fields, family),
         latent=latent.width if latent else 0,
         value_dim=latent.value_dim if latent else 0,
         query_latent=latent.query_width if latent else 0,
         unread_layers=unread_layers(fields) if family.experts == "deepseek" else 0,
+        halves=halves,
+        multipliers=multipliers_of(fields),
+        **layers,
         **traits,
     )
+    spec = DecoderSpec(**(values | scales_of(fields, head_dim)))
     fields.refuse_unread()
     return check_spec(spec, where)
+
+
+def _ffn(fields: Fields, family: Family, halves: tuple[str, ...], layers: Mapping[str, Any]) -> int:
+    if set(halves) == {"mixer"}:
+        return 0
+    return max(layers["ffns"]) if layers else ffn_of(fields, family)
 
 
 def _unsupported(model_type: object, where: Path) -> UnsupportedError:
@@ -167,7 +187,8 @@ def _refuse_switches(fields: Fields, family: Family) -> None:
     where, kind = fields.where, fields.get("model_type")
     if not family.mlp_bias and fields.get("mlp_bias"):
         raise UnsupportedError(f"{where}: biases in the MLP (mlp_bias) are not supported")
-    if fields.get("use_bidirectional_attention"):
+    # "vision": of images alone, which are not read.
+    if fields.get("use_bidirectional_attention") not in (None, False, "vision"):
         raise UnsupportedError(f"{where}: bidirectional attention is not supported")
     if kind == "gemma3_text" and fields.get("attn_logit_softcapping") is not None:
         raise UnsupportedError(
@@ -179,9 +200,11 @@ def _refuse_switches(fields: Fields, family: Family) -> None:
             raise UnsupportedError(f"{where}: {name} {fields.get(name)} is not supported")
 
 
-def _activation(fields: Fields, gemma: bool) -> str:
-    name = fields.get("hidden_activation" if gemma else "hidden_act")
-    if name not in _ACTIVATIONS:
+def _activation(fields: Fields, family: Family) -> str:
+    settings = {"nemotron_h": "mlp_hidden_act", "gemma2": "hidden_activation"}
+    settings["gemma3_text"] = "hidden_activation"
+    name = fields.get(settings.get(family.model_type, "hidden_act"))
+    if name not in _ACTIVATIONS or (name == "relu2" and family.model_type != "nemotron_h"):
         raise UnsupportedError(
             f"{fields.where}: activation {str(name)[:80]!r} is not supported, only "
             f"{', '.join(_ACTIVATIONS)}"
@@ -229,23 +252,42 @@ def _layer_types(fields: Fields) -> list[str]:
 def _ropes(
     fields: Fields,
     architecture: str,
-    head_dim: int,
+    dims: tuple[int, ...],
     windows: tuple[int, ...],
     capacity: int | None,
 ) -> tuple[tuple[int, ...], tuple[Rope, ...]]:
-    """Which rotary frequencies each layer uses, and all of them."""
+    """Which rotary frequencies each layer uses, and all of them; `dims`: of each layer's heads."""
     given, family = fields.get("rope_parameters"), FAMILIES[architecture]
+    if family.positionless == "all" or _says_none(fields, family):
+        return (-1,) * len(windows), ()
     kinds = ("full_attention", "sliding_attention")
-    if architecture in ("gemma3", "olmo3"):
-        ropes = [_rope(fields, given.get(kind), family, head_dim, capacity) for kind in kinds]
-        return tuple(kinds.index(kind) for kind in _layer_types(fields)), tuple(ropes)
-    rope = _rope(fields, given, family, head_dim, capacity)
+    if architecture in ("gemma3", "olmo3") or family.traits.get("value_norm"):
+        stated = _layer_types(fields)
+        of = {kind: dim for kind, dim in zip(stated, dims, strict=True)}
+        ropes = [
+            _rope(fields, given.get(kind), family, of.get(kind, dims[0]), capacity)
+            for kind in kinds
+        ]
+        return tuple(kinds.index(kind) for kind in stated), tuple(ropes)
+    rope = _rope(fields, given, family, dims[0], capacity)
     return _positions(fields, family, windows), (rope,)
+
+
+def _says_none(fields: Fields, family: Family) -> bool:
+    """Whether a setting says that no layer has positions."""
+    if not family.positionless.endswith("_type"):
+        return False
+    stated = fields.get(family.positionless)
+    if stated not in (None, "nope", "rope"):
+        raise UnsupportedError(
+            f"{fields.where}: {family.positionless} {str(stated)[:80]!r} is not supported here"
+        )
+    return bool(stated != "rope")
 
 
 def _positions(fields: Fields, family: Family, windows: tuple[int, ...]) -> tuple[int, ...]:
     """0 for layers with rotary positions, -1 for those without."""
-    if not family.positionless:
+    if not family.positionless or family.positionless.endswith("_type"):
         return (0,) * len(windows)
     if family.positionless == "full_attention":
         # EXAONE 4 without any window has positions in all layers; Cohere 2 in none.
@@ -271,6 +313,8 @@ def _rope(
     share = parameters.get("partial_rotary_factor", 1.0)
     if type(share) not in (int, float) or not 0 < share <= 1:
         raise ModelError(f"{where}: partial_rotary_factor {share!r} must be above 0, at most 1")
+    if family.traits.get("value_norm") and parameters["rope_type"] == "proportional":
+        share = 1.0  # of the components, all of which it has a frequency for
     if not family.partial and share != 1.0:
         raise UnsupportedError(
             f"{where}: partial_rotary_factor {share} is not defined for {family.model_type}"

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from redwood.backends.native.roles import Shape
 from redwood.backends.native.safetensors_file import Bytes, Stored
+from redwood.backends.native.spec import DecoderSpec
 from redwood.errors import ModelError, UnsupportedError
 from redwood.models._gguf import BLOCKS
 
@@ -27,19 +29,25 @@ class Places(NamedTuple):
     kind: str
     load: Callable[[], Bytes]
     neighbours: bool = False
-    order: np.ndarray[Any, np.dtype[np.int32]] | None = None
+    order: NDArray[np.int32] | None = None
 
 
 def chunks(
     where: Path, stored: Mapping[str, Stored], name: str, shape: Shape, start: int, total: int
 ) -> Places:
-    """Rows `start` and following of a tensor with `total` rows; all of a vector.
+    """Rows `start` and following of a tensor with `total` rows, or numbers of a vector.
 
     Raises: ModelError for a tensor that is missing or has another shape, UnsupportedError for
         numbers that are not computed here; both name the tensor.
     """
     rows, cols = shape.rows, shape.cols
-    tensor = _tensor(where, stored, name, (total, cols) if rows else (cols,))
+    if not rows:
+        tensor = tensor_of(where, stored, name, (total or cols,))
+        if total in (0, cols):
+            return Places((name,), tensor.kind, tensor.load)
+        size = _row_bytes(tensor.kind, 1)
+        return Places((name,), tensor.kind, partial(_cut, tensor.load, start * size, cols * size))
+    tensor = tensor_of(where, stored, name, (total, cols))
     load = tensor.load
     if rows != total:
         size = _row_bytes(tensor.kind, cols)
@@ -50,7 +58,10 @@ def chunks(
 _IMAGES = tuple(
     f"{prefix}{part}."
     for prefix in ("", "model.")
-    for part in ("visual", "vision_tower", "multi_modal_projector")
+    for part in (
+        *("visual", "vision_tower", "multi_modal_projector"),
+        *("audio_tower", "embed_vision", "embed_audio"),
+    )
 )
 _TEXT = ("model.language_model.", "language_model.model.")
 
@@ -70,10 +81,33 @@ def text_part(stored: Mapping[str, Stored]) -> dict[str, Stored]:
     return found
 
 
+def without_shared(
+    stored: Mapping[str, Stored],
+    spec: DecoderSpec,
+    layer_name: str,
+    name: str,
+    parts: tuple[str, ...],
+) -> dict[str, Stored]:
+    """Returns the tensors but for keys and values of layers that read those of earlier ones.
+
+    Files of Gemma 3n keep such tensors, and a scale that a setting switches off; Transformers
+    leaves them unread, too.
+    """
+    unread = {
+        f"{layer_name.format(layer)}{name.format(part)}.weight"
+        for layer in range(spec.layers)
+        for part in parts
+        if spec.source(layer) != layer
+    }
+    if spec.streams and not spec.streams.scaled:
+        unread |= {f"{layer_name.format(i)}altup.correct_output_scale" for i in range(spec.layers)}
+    return {key: tensor for key, tensor in stored.items() if key not in unread}
+
+
 def stacked_experts(where: Path, stored: Mapping[str, Stored], name: str, shape: Shape) -> Places:
     """All experts in one tensor, [experts, rows, cols] or [experts, cols]; errors as `chunks`."""
     full = (shape.experts, shape.rows, shape.cols) if shape.rows else (shape.experts, shape.cols)
-    tensor = _tensor(where, stored, name, full)
+    tensor = tensor_of(where, stored, name, full)
     return Places((name,), tensor.kind, tensor.load)
 
 
@@ -83,17 +117,23 @@ def folder_experts(
     """The experts of a layer as folders of safetensors keep them; errors as `chunks`.
 
     `name` with {} is a tensor of each expert; where it is absent, those of Transformers' modules,
-    which stack all of them, are looked for. `name` without {} is gpt-oss's tensor: inputs before
-    outputs, gate and up in turn; or its blocks of 4 bits.
+    which stack all of them, are looked for. `name` without {} is Granite's tensor, gate and then
+    up; or gpt-oss's: inputs before outputs, gate and up in turn; or its blocks of 4 bits.
     """
+    if name.endswith("put_linear.weight"):
+        tensor_of(where, stored, name, None)
+        return fused_experts(where, stored, name, role, shape)
     if "{}" not in name:
         return _gpt_oss(where, stored, name, role, shape)
     stem, _, part = name.partition(".experts.")
     fused = f"{stem}.experts." + ("down_proj" if role == "expert_down" else "gate_up_proj")
     if fused in stored:
-        return _fused(where, stored, fused, role, shape)
+        return fused_experts(where, stored, fused, role, shape)
+    single = f"{stem}.experts.{role.replace('expert_', '')}_proj"
+    if single in stored:  # without gates
+        return stacked_experts(where, stored, single, shape)
     names = tuple(name.format(expert) for expert in range(shape.experts))
-    tensors = [_tensor(where, stored, each, (shape.rows, shape.cols)) for each in names]
+    tensors = [tensor_of(where, stored, each, (shape.rows, shape.cols)) for each in names]
     kinds = {tensor.kind for tensor in tensors}
     if len(kinds) > 1:
         raise UnsupportedError(
@@ -103,7 +143,9 @@ def folder_experts(
     return Places(names, tensors[0].kind, partial(_joined, loads))
 
 
-def _fused(where: Path, stored: Mapping[str, Stored], name: str, role: str, shape: Shape) -> Places:
+def fused_experts(
+    where: Path, stored: Mapping[str, Stored], name: str, role: str, shape: Shape
+) -> Places:
     """[experts, gate and then up, inputs], or [experts, outputs, inputs] of the second product."""
     parts = 1 if role == "expert_down" else 2
     which = int(role == "expert_up")
@@ -112,7 +154,7 @@ def _fused(where: Path, stored: Mapping[str, Stored], name: str, role: str, shap
         shape_there = (count, cols, parts, rows)
         turned = partial(_turned, stored[name], shape_there, which, halves=True)
         return Places((name,), stored[name].kind, turned)
-    tensor = _tensor(where, stored, name, (count, parts * rows, cols))
+    tensor = tensor_of(where, stored, name, (count, parts * rows, cols))
     load: Callable[[], Bytes] = tensor.load
     if parts > 1:
         load = partial(_slices, tensor.load, (count, parts), which)
@@ -126,7 +168,7 @@ def _gpt_oss(
     which = int(role.startswith("expert_up"))
     count, rows, cols = shape.experts, shape.rows, shape.cols
     if not rows:  # biases
-        tensor = _tensor(where, stored, name, (count, parts * cols))
+        tensor = tensor_of(where, stored, name, (count, parts * cols))
         return Places((name,), tensor.kind, partial(_every, tensor, (count, cols, parts), which))
     blocks, scales = f"{name}_blocks", f"{name}_scales"
     if blocks in stored or scales in stored:
@@ -135,25 +177,26 @@ def _gpt_oss(
                 f"{where}: the tensor {blocks!r} has rows of {cols}, not of blocks of 32"
             )
         full = (count, parts * rows, cols // 32)
-        quants = _tensor(where, stored, blocks, (*full, 16), bytes_only=True)
-        powers = _tensor(where, stored, scales, full, bytes_only=True)
+        quants = tensor_of(where, stored, blocks, (*full, 16), bytes_only=True)
+        powers = tensor_of(where, stored, scales, full, bytes_only=True)
         load = partial(_mxfp4, quants.load, powers.load, (count, rows, parts, cols // 32), which)
         return Places((blocks, scales), "MXFP4", load)
-    tensor = _tensor(where, stored, name, (count, cols, parts * rows))
+    tensor = tensor_of(where, stored, name, (count, cols, parts * rows))
     return Places((name,), tensor.kind, partial(_turned, tensor, (count, cols, rows, parts), which))
 
 
-def _tensor(
+def tensor_of(
     where: Path,
     stored: Mapping[str, Stored],
     name: str,
-    shape: tuple[int, ...],
+    shape: tuple[int, ...] | None,
     bytes_only: bool = False,
 ) -> Stored:
+    """Returns a tensor of this shape, None: of any; errors as `chunks`."""
     if name not in stored:
         raise ModelError(f"{where} lacks the tensor {name!r}")
     tensor = stored[name]
-    if tensor.shape != shape:
+    if shape is not None and tensor.shape != shape:
         raise ModelError(
             f"{where}: the tensor {name!r} has shape {tensor.shape} instead of {shape}"
         )

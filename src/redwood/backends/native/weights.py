@@ -19,8 +19,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from redwood.backends.native.families import GEMMA
+from redwood.backends.native.families import NORMS_LESS_ONE
 from redwood.backends.native.latent_weights import expanded, gguf_expanded
+from redwood.backends.native.recurrent import special_places
 from redwood.backends.native.roles import (
     GLOBAL_ROLES,
     LANES,
@@ -39,8 +40,10 @@ from redwood.backends.native.stacked import (
     Places,
     chunks,
     folder_experts,
+    fused_experts,
     stacked_experts,
     text_part,
+    without_shared,
 )
 from redwood.errors import ArgumentError, ModelError, UnsupportedError
 from redwood.models._gguf import BLOCKS
@@ -150,6 +153,7 @@ def open_gguf(path: Path, capacity: int | None = None) -> WeightSource:
             for name, tensor in file.tensors.items()
             if name not in _GGUF_CONSUMED and not name.endswith(".attn_rot_embd.weight")
         }
+        stored = without_shared(stored, spec, "blk.{}.", "attn_{}", ("k", "v", "k_norm"))
         weights = _assign(spec, stored, path, partial(_gguf_weight, path), r"blk\.(\d+)\.")
     except BaseException:
         file.close()
@@ -171,18 +175,34 @@ def open_folder(path: Path, capacity: int | None = None) -> WeightSource:
         }
         if family_of(spec).images[0]:
             stored = text_part(stored)
+        roles = ("k_proj", "v_proj", "k_norm", "v_norm")
+        stored = without_shared(stored, spec, "model.layers.{}.", "self_attn.{}", roles)
+        if family_of(spec).recurrent == "mamba":
+            stored = {_plain_name(name): held for name, held in stored.items()}
+        if family_of(spec).ignored:
+            gone = family_of(spec).ignored
+            stored = {name: held for name, held in stored.items() if not name.startswith(gone)}
         if spec.tied and "lm_head.weight" in stored:
             spec = _untied_if_different(spec, stored)
         weights = _assign(
             spec, stored, path, partial(_folder_weight, path), r"model\.layers\.(\d+)\."
         )
-        if spec.architecture in GEMMA:
-            weights = {
-                key: replace(weight, add=1.0) if key[0].endswith("norm") else weight
-                for key, weight in weights.items()
-            }
+        if spec.architecture in NORMS_LESS_ONE or family_of(spec).centred:
+            weights = {key: _centred(key[0], weight) for key, weight in weights.items()}
         return WeightSource(spec, weights, stack.pop_all().close)
     raise AssertionError  # an ExitStack of ours swallows nothing
+
+
+def _plain_name(name: str) -> str:
+    """What Transformers' modules call a tensor of Mamba-2's and Nemotron-H's older files."""
+    return re.sub(
+        r"^model\.embedding\.", "model.embeddings.", re.sub("^backbone\\.", "model.", name)
+    )
+
+
+def _centred(role: str, weight: Weight) -> Weight:
+    is_centred = role.endswith("norm") and role != "state_norm"
+    return replace(weight, add=1.0) if is_centred else weight
 
 
 _Find: TypeAlias = Callable[[DecoderSpec, Mapping[str, Stored], str, int | None, Shape], Places]
@@ -218,12 +238,10 @@ def _weight(spec: DecoderSpec, role: str, shape: Shape, places: Places) -> Weigh
     kind, load = places.kind, places.load
     if not shape.rows:
         weight = Weight(kind, 1, shape.cols * shape.experts, load=load)
-        if places.neighbours and role in ("q_bias", "k_bias"):
+        if places.neighbours and spec.ropes and role in ("q_bias", "k_bias"):
             weight = replace(weight, load=partial(_reordered, weight, _halves(spec, role)))
-        if role in ("output_norm", "output_norm_bias"):
-            weight = replace(weight, times=spec.logit_scale)
-        return weight
-    turned = places.neighbours and role in ("q", "k", "kv_a")
+        return replace(weight, times=_times(spec, role))
+    turned = places.neighbours and bool(spec.ropes) and role in ("q", "k", "kv_a")
     order = _halves(spec, role) if turned else places.order
     rows = shape.rows * shape.experts
     if shape.experts > 1 and shape.rows % LANES:  # whole blocks; rows after the last stand unread
@@ -233,6 +251,19 @@ def _weight(spec: DecoderSpec, role: str, shape: Shape, places: Places) -> Weigh
         order = np.ascontiguousarray((first + inside).reshape(-1), np.int32)
         rows = padded * shape.experts
     return Weight(kind, rows, shape.cols, order, load=load)
+
+
+def _times(spec: DecoderSpec, role: str) -> float:
+    """What multiplies a vector; multipliers of products pass over their biases."""
+    by = spec.multipliers
+    if role in ("output_norm", "output_norm_bias"):
+        return spec.logit_scale
+    if role in ("q_bias", "k_bias", "v_bias"):
+        return 1 / by.attention_input
+    outputs = {"state_o_bias": by.state, "down_bias": by.mlp}
+    outputs["o_bias"] = by.attention / by.attention_input
+    outputs |= {"router_norm": spec.hidden**-0.5, "altup_router_norm": 1 / spec.hidden}
+    return outputs.get(role, 1.0)
 
 
 def _halves(spec: DecoderSpec, role: str) -> NDArray[np.int32]:
@@ -275,8 +306,14 @@ def _gguf_weight(
     name = gguf_name(spec, role, layer)
     if role in ("k_b", "v_b"):
         return gguf_expanded(where, spec, stored, name, role)
-    if shape.experts > 1:
+    both = f"{prefix}ffn_gate_up_exps.weight"
+    if role in ("expert_gate", "expert_up") and both in stored:
+        return fused_experts(where, stored, both, role, shape)
+    if shape.experts > 1 or role in ("altup_proj", "altup_unembed"):
         return stacked_experts(where, stored, name, shape)
+    special = special_places(where, spec, stored, name, role, shape, family.gguf_grouped)
+    if special is not None:
+        return special
     if role == "shared_switch":
         shape = Shape(0, shape.cols)  # kept as a vector
     places = chunks(where, stored, name, shape, 0, shape.rows)
@@ -298,8 +335,11 @@ def _folder_weight(
     name = folder_name(spec, role, layer)
     if role in ("k_b", "v_b"):
         return expanded(where, spec, stored, name, role)
-    if shape.experts > 1:
+    if shape.experts > 1 or "{}" in name:
         return folder_experts(where, stored, name, role, shape)
+    special = special_places(where, spec, stored, name, role, shape, family.grouped)
+    if special is not None:
+        return special
     places = chunks(where, stored, name, shape, 0, shape.rows)
     return places._replace(neighbours=family.neighbours)
 
@@ -315,14 +355,14 @@ def _part(
 ) -> Places:
     """Rows of a role in a tensor that stacks several."""
     made = shapes(spec, layer)
-    rows = [made[part].rows for part in roles]
+    rows = [made[part].rows or made[part].cols for part in roles]
     start = sum(rows[: roles.index(role)])
     return chunks(where, stored, name, made[role], start, sum(rows))
 
 
 def _untied_if_different(spec: DecoderSpec, stored: dict[str, Stored]) -> DecoderSpec:
     """As Transformers does: two unequal tensors in the file overrule a config that says tied."""
-    head, embedding = stored["lm_head.weight"], stored.get("model.embed_tokens.weight")
+    head, embedding = stored["lm_head.weight"], stored.get(folder_name(spec, "embed", None))
     same = embedding is not None and head[:2] == embedding[:2]
     if same and embedding is not None and np.array_equal(head.load(), embedding.load()):
         del stored["lm_head.weight"]

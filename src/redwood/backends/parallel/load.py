@@ -159,7 +159,8 @@ def _refuse(config: Any, parallel: str, size: int) -> None:
     if not plan:
         raise UnsupportedError(f"Transformers has no tensor parallel plan for {kind} models")
     heads = text.num_attention_heads
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    layers = text.per_layer_config if getattr(text, "is_heterogeneous", False) else [text]
+    kv_heads = min(getattr(layer, "num_key_value_heads", None) or heads for layer in layers)
     by_heads = any(
         name.rpartition(".")[2] in _SPLIT_BY_HEADS and style == "colwise"
         for name, style in plan.items()

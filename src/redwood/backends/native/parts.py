@@ -1,0 +1,44 @@
+"""What the decoder wants to know of halves of layers, multipliers and recurrent layers."""
+
+from __future__ import annotations
+
+from redwood.backends.native.spec import DecoderSpec, Recurrent
+
+_PARTS = ("state_gate", "state_value", "state_key", "state_query", "state_time")
+
+
+def parts_of(spec: DecoderSpec) -> dict[str, object]:
+    """Returns entries of the decoder's configuration, by their names there."""
+    by, made = spec.multipliers, spec.recurrent or Recurrent("", (), 0, 0)
+    return {
+        "squared": spec.activation == "relu2",
+        "attention": [spec.has_attention(layer) for layer in range(spec.layers)],
+        "attention_out": by.attention,
+        "state_out": by.state,
+        "mlp_out": by.mlp,
+        "mlp_gate": by.mlp_gate,
+        "state_norm_first": made.norm == "first",
+        "least_time": made.times[0],
+        "most_time": made.times[1],
+        "state_input": by.state_input,
+        **dict(zip(_PARTS, by.state_parts, strict=True)),
+    }
+
+
+def recurrent_of(spec: DecoderSpec, checkpoint_tokens: int) -> dict[str, object]:
+    """Returns entries for recurrent layers; `checkpoint_tokens`: see `NativeBackend`."""
+    made = spec.recurrent
+    if made is None:
+        return {"recurrent": [""] * spec.layers, "log_decay": False}
+    return {
+        "recurrent": [made.kind if recurrent else "" for recurrent in made.layers],
+        "log_decay": made.log_decay,
+        "conv_width": made.width,
+        "conv_channels": made.channels,
+        "state_heads": made.heads,
+        "state_key_heads": made.key_heads,
+        "state_key_dim": made.key_dim,
+        "state_value_dim": made.value_dim,
+        "state_tiled": made.tiled,
+        "checkpoint_tokens": checkpoint_tokens,
+    }
