@@ -14,14 +14,35 @@
 namespace redwood {
 namespace {
 
+// What multiplies parts of Mamba-2's first projection, and its input.
+struct Scales {
+  float input, gate, value, key, query, time;
+};
+
+// Takes multipliers into what follows the projection. W (ax) + b = a (W x + b / a): all of it is a product
+// without bias, times a scale.
+void scale_mamba(const Recurrence& size, const Scales& scales, const Vector& time_bias, Recurrent& r) {
+  const int64_t values = size.heads * size.value_dim, keys = size.key_heads * size.key_dim;
+  for (int64_t c = 0; c < size.channels; ++c) {
+    const float part = c < values ? scales.value : c < values + keys ? scales.key : scales.query;
+    for (int64_t t = 0; t < size.width; ++t) r.conv[static_cast<size_t>(t * size.channels + c)] *= part * scales.input;
+  }
+  for (float& bias : r.mix_bias) bias /= scales.input;
+  for (float& bias : r.gate_bias) bias *= scales.gate;
+  for (size_t h = 0; h < time_bias.size(); ++h) r.dt_bias[h] += scales.time * time_bias[h];
+}
+
 // A recurrent layer: `matrix` and `vector` find its weights by role.
 template <class Matrices, class Vectors>
-Recurrent make_recurrent(const Model& m, Recurrent::Kind kind, bool log_decay, Matrices matrix, Vectors vector) {
+Recurrent make_recurrent(const Model& m, Recurrent::Kind kind, bool log_decay, const Scales& scales, Matrices matrix,
+                         Vectors vector) {
   const Recurrence& size = m.recurrence;
   Recurrent r;
   r.kind = kind;
   const int64_t values = size.heads * size.value_dim;
-  const int64_t mix = kind == Recurrent::kDelta ? size.channels : 3 * size.channels;
+  const int64_t mix = kind == Recurrent::kShortConv ? 3 * size.channels : size.channels;
+  r.out = matrix("state_o", m.hidden, kind == Recurrent::kShortConv ? size.channels : values);
+  r.out_bias = vector("state_o_bias", m.hidden, false);
   r.mix = matrix("mix", mix, m.hidden);
   r.mix_bias = vector("mix_bias", mix, false);
   const Vector conv = vector("conv", size.channels * size.width, true);  // [channels, width]
@@ -32,11 +53,17 @@ Recurrent make_recurrent(const Model& m, Recurrent::Kind kind, bool log_decay, M
     }
   }
   r.conv_bias = vector("conv_bias", size.channels, false);
-  if (kind != Recurrent::kDelta) return r;
-  r.gate = matrix("out_gate", values, m.hidden);
-  r.beta = matrix("beta", size.heads, m.hidden), r.alpha = matrix("alpha", size.heads, m.hidden);
+  if (kind == Recurrent::kShortConv) return r;
+  r.gate = matrix("out_gate", values, m.hidden), r.alpha = matrix("alpha", size.heads, m.hidden);
   r.dt_bias = vector("dt_bias", size.heads, true), r.decay = vector("decay", size.heads, true);
-  r.norm = vector("state_norm", size.value_dim, true);
+  if (kind == Recurrent::kDelta) {
+    r.beta = matrix("beta", size.heads, m.hidden);
+    r.norm = vector("state_norm", size.value_dim, true);
+  } else {
+    r.norm = vector("state_norm", values, false), r.skip = vector("skip", size.heads, true);
+    r.gate_bias = vector("out_gate_bias", values, false);
+    scale_mamba(size, scales, vector("alpha_bias", size.heads, false), r);
+  }
   for (float& decay : r.decay) {
     if (log_decay) decay = static_cast<float>(-exp_of(decay));
     require(decay <= 0.0f, "a recurrent layer whose state grows");
@@ -78,9 +105,11 @@ Model make_model(nb::dict config, nb::dict matrices, nb::dict vectors, std::vect
   m.eps = real("norm_eps"), m.attention_scale = real("attention_scale");
   m.attention_softcap = real("attention_softcap"), m.logit_softcap = real("logit_softcap");
   m.embedding_scale = real("embedding_scale");
+  m.attention_out = real("attention_out"), m.state_out = real("state_out");
+  m.mlp_out = real("mlp_out"), m.mlp_gate = real("mlp_gate");
   m.glu_limit = real("glu_limit"), m.glu_alpha = real("glu_alpha");
   const auto flag = [&](const char* key) { return nb::cast<bool>(config[key]); };
-  m.gelu = flag("gelu"), m.half_cache = flag("half_cache");
+  m.gelu = flag("gelu"), m.squared = flag("squared"), m.half_cache = flag("half_cache");
   m.layer_norm = flag("layer_norm"), m.parallel = flag("parallel");
   const auto windows = nb::cast<std::vector<int64_t>>(config["windows"]);
   const auto rope_of = nb::cast<std::vector<int>>(config["rope_of_layer"]);
@@ -105,14 +134,23 @@ Model make_model(nb::dict config, nb::dict matrices, nb::dict vectors, std::vect
             "experts that cannot be chosen");
   }
 
-  const auto kinds = nb::cast<std::vector<std::string>>(config["recurrent"]);  // of the layers; "": attention
-  require(kinds.size() == windows.size(), "layers without a kind");
+  const auto kinds = nb::cast<std::vector<std::string>>(config["recurrent"]);  // of the layers; "": none
+  const auto attends = nb::cast<std::vector<bool>>(config["attention"]);
+  require(kinds.size() == windows.size() && attends.size() == windows.size(), "layers without a kind");
+  Scales scales{1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f};
   if (std::any_of(kinds.begin(), kinds.end(), [](const std::string& kind) { return !kind.empty(); })) {
     Recurrence& s = m.recurrence;
     s.width = size(number("conv_width")), s.channels = size(number("conv_channels"));
     s.heads = number("state_heads"), s.key_heads = number("state_key_heads");
     s.key_dim = number("state_key_dim"), s.value_dim = number("state_value_dim");
     s.tiled = flag("state_tiled"), s.every = number("checkpoint_tokens");
+    s.norm_first = flag("state_norm_first");
+    s.least_time = real("least_time"), s.most_time = real("most_time");
+    scales = {real("state_input"), real("state_gate"), real("state_value"),
+              real("state_key"), real("state_query"), real("state_time")};
+    s.gate_scale = scales.input * scales.gate, s.time_scale = scales.input * scales.time;
+    require(scales.input != 0.0f, "a recurrent layer without input");
+    require(0.0f <= s.least_time && s.least_time <= s.most_time, "limits of time that leave none");
     require(s.width <= kMostWidth, "a convolution that is too wide");
     require(s.every >= 0, "a negative distance of checkpoints");
     if (s.heads) {
@@ -153,26 +191,27 @@ Model make_model(nb::dict config, nb::dict matrices, nb::dict vectors, std::vect
     require(l.rope >= -1 && l.rope < static_cast<int>(m.ropes.size()), "a rope that is not there");
     const std::string at = std::to_string(i) + ".";
     if (!kinds[i].empty()) {
-      const bool delta = kinds[i] == "delta";
-      require(delta || kinds[i] == "short_conv", "a recurrent layer of unknown kind " + kinds[i]);
-      const Recurrence& s = m.recurrence;
-      require(delta == (s.heads > 0), "recurrent layers of several kinds");
+      const auto kind = kinds[i] == "delta" ? Recurrent::kDelta
+                        : kinds[i] == "mamba" ? Recurrent::kMamba : Recurrent::kShortConv;
+      require(kind != Recurrent::kShortConv || kinds[i] == "short_conv",
+              "a recurrent layer of unknown kind " + kinds[i]);
+      require((kind != Recurrent::kShortConv) == (m.recurrence.heads > 0), "recurrent layers of several kinds");
       l.recurrent = make_recurrent(
-          m, delta ? Recurrent::kDelta : Recurrent::kShortConv, log_decay,
+          m, kind, log_decay, scales,
           [&](const char* role, int64_t rows, int64_t cols) { return matrix(at + role, rows, cols); },
           [&](const char* role, int64_t count, bool needed) { return vector(at + role, {count}, needed); });
-      l.o = matrix(at + "o", m.hidden, delta ? s.heads * s.value_dim : s.channels);
-    } else {
+    }
+    if (attends[i]) {
       l.q = matrix(at + "q", heads, m.hidden), l.o = matrix(at + "o", m.hidden, m.heads * m.value_dim);
       l.o_gate = matrix(at + "o_gate", heads, m.hidden, false);
     }
-    if (m.latent && !l.recurrent.kind) {
+    if (m.latent && attends[i]) {
       require(l.rope >= 0 && m.heads == m.kv_heads, "latents want positions, and keys of every head");
       const int64_t turning = 2 * static_cast<int64_t>(m.ropes[static_cast<size_t>(l.rope)].inv_freq.size());
       l.kv_a = matrix(at + "kv_a", m.latent + turning, m.hidden);
       l.kv_b = matrix(at + "kv_b", m.heads * (m.head_dim - turning + m.value_dim), m.latent);
       l.kv_a_norm = vector(at + "kv_a_norm", {m.latent}, true);
-    } else if (!l.recurrent.kind) {
+    } else if (attends[i]) {
       l.k = matrix(at + "k", kv, m.hidden), l.v = matrix(at + "v", values, m.hidden);
     }
     if (const int64_t ffn = widths[i]; ffn != 0) {
@@ -187,7 +226,7 @@ Model make_model(nb::dict config, nb::dict matrices, nb::dict vectors, std::vect
       const int64_t ffn = round_up(r.ffn, kLanes), hidden = round_up(m.hidden, kLanes);
       Experts& e = l.experts;
       e.router = matrix(at + "router", r.experts, m.hidden);
-      e.gate = matrix(at + "expert_gate", r.experts * ffn, m.hidden);
+      e.gate = matrix(at + "expert_gate", r.experts * ffn, m.hidden, false);
       e.up = matrix(at + "expert_up", r.experts * ffn, m.hidden);
       e.down = matrix(at + "expert_down", r.experts * hidden, r.ffn);
       e.shared_switch = matrix(at + "shared_switch", 1, m.hidden, false);
@@ -198,7 +237,9 @@ Model make_model(nb::dict config, nb::dict matrices, nb::dict vectors, std::vect
       e.down_bias = vector(at + "expert_down_bias", {r.experts * m.hidden});
       require(l.gate_bias.empty() && l.up_bias.empty() && l.down_bias.empty(), "a shared expert with biases");
     }
-    require(l.experts || widths[i], "a layer without MLP");
+    require(l.experts || widths[i] || l.recurrent.kind || attends[i], "an empty layer");
+    require(!m.latent || !l.recurrent.kind || !attends[i], "latents beside a recurrent layer");
+    require(!m.parallel || l.experts || widths[i], "a layer without MLP");
     l.attn_norm = vector(at + "attn_norm", {m.hidden});
     l.attn_norm_bias = vector(at + "attn_norm_bias", {m.hidden});
     l.ffn_norm = vector(at + "ffn_norm", {m.hidden});

@@ -27,8 +27,9 @@ Decoder::Decoder(Model model, const Kernels* kernels, std::shared_ptr<Pool> pool
     : model_(std::move(model)), kernels_(kernels), pool_(std::move(pool)),
       scratch_(std::make_unique<Scratch>()) {
   int with_keys = 0;
-  for (Layer& l : model_.layers) l.cache = l.recurrent.kind ? -1 : with_keys++;
-  shape_ = {with_keys, model_.kv_heads, model_.head_dim, round_up(model_.value_dim, kLanes),
+  for (Layer& l : model_.layers) l.cache = l.q.data ? with_keys++ : -1;
+  shape_ = {std::max(with_keys, 1),  // rows are counted in pages, of models without attention, too
+            model_.kv_heads, model_.head_dim, round_up(model_.value_dim, kLanes),
             model_.half_cache ? 2 : 4};
   shape_states();
   Scratch& s = *scratch_;
@@ -114,7 +115,7 @@ Decoder::Decoder(Model model, const Kernels* kernels, std::shared_ptr<Pool> pool
     s.recurred = recurrent(7, recurrence.heads * round_up(recurrence.value_dim, kLanes));
     s.slots.resize(threads);
   }
-  ones_.assign(static_cast<size_t>(std::max({ffn, routing.experts, int64_t{1}})), 1.0f);
+  ones_.assign(static_cast<size_t>(std::max({ffn, routing.experts, routing.ffn, int64_t{1}})), 1.0f);
   s.scores.resize(threads);
   s.outs.resize(threads);
   s.queries.resize(threads);
@@ -135,10 +136,15 @@ void Decoder::plan() {
     const Experts& e = l.experts;
     const std::vector<const Matrix*> readers{&l.gate, &l.up, &e.gate, &e.up, &e.router, &e.shared_switch};
     const Recurrent& r = l.recurrent;
-    add({&r.mix, &r.gate, &r.beta, &r.alpha, &l.q, &l.k, &l.v, &l.o_gate, &l.kv_a}, 0,
-        model_.parallel ? readers : std::vector<const Matrix*>{});
-    if (l.kv_b.data) add({&l.kv_b}, 1);
-    add({&l.o}, 1);
+    if (r.kind) {
+      add({&r.mix, &r.gate, &r.beta, &r.alpha}, 0, {&l.q, &l.k, &l.v});
+      add({&r.out}, 1);
+    }
+    if (l.q.data) {
+      add({&l.q, &l.k, &l.v, &l.o_gate, &l.kv_a}, 0, model_.parallel ? readers : std::vector<const Matrix*>{});
+      if (l.kv_b.data) add({&l.kv_b}, 1);
+      add({&l.o}, 1);
+    }
     if (e) add({&e.router, &e.shared_switch}, 0, readers);
     if (!l.up.data) continue;
     add({&l.gate, &l.up}, 0);

@@ -1,5 +1,6 @@
 // A decoder-only transformer over paged slots: rows of tokens and, after them, trees of nodes.
 #pragma once
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -30,17 +31,19 @@ struct Experts {
   explicit operator bool() const { return router.data != nullptr; }
 };
 
-// A recurrent layer in the place of attention: a short convolution of gated inputs, or gated delta nets:
-// a convolution, and then a matrix of state per head.
+// A recurrent layer in the place of attention, or beside it: a short convolution of gated inputs; or gated
+// delta nets or Mamba-2: a convolution, and then a matrix of state per head.
 struct Recurrent {
-  enum Kind { kNone, kShortConv, kDelta };
+  enum Kind { kNone, kShortConv, kDelta, kMamba };
   Kind kind = kNone;
-  // Rows of `mix`: gates of inputs, gates of outputs and inputs; or queries, keys and values.
-  Matrix mix, gate, beta, alpha;
-  Vector mix_bias, conv_bias;
+  // Rows of `mix`: gates of inputs, gates of outputs and inputs; or queries, keys and values; or, of Mamba-2,
+  // values, keys and queries. `alpha`: times; `out`: back to the residual.
+  Matrix mix, gate, beta, alpha, out;
+  Vector mix_bias, gate_bias, conv_bias, out_bias;
   Vector conv;               // [width, channels], the latest input's last
   Vector dt_bias, decay;     // [heads]; decay: negative, per unit of time
-  Vector norm;               // [value_dim]
+  Vector norm;               // [value_dim]; of Mamba-2: [heads * value_dim], or none
+  Vector skip;               // [heads]: of Mamba-2, how much of a value is said as it is
 };
 
 // Sizes of all recurrent layers of a model.
@@ -48,6 +51,10 @@ struct Recurrence {
   int64_t width = 0;  // of the convolution, its own input counted
   int64_t channels = 0, heads = 0, key_heads = 0, key_dim = 0, value_dim = 0;
   bool tiled = false;  // head h has key head h modulo key_heads; else neighbours share one
+  // Of Mamba-2: the gate follows the norm; multipliers of gate and times, and limits of times.
+  bool norm_first = false;
+  float gate_scale = 1.0f, time_scale = 1.0f, least_time = 0.0f;
+  float most_time = std::numeric_limits<float>::infinity();
   int64_t every = 0;   // see StatesShape
 };
 
@@ -60,7 +67,7 @@ struct Layer {
   Matrix q, k, v, o;
   Matrix o_gate;          // its sigmoid multiplies what attention says
   Recurrent recurrent;
-  int cache = 0;          // the number of the layer among those with keys and values
+  int cache = 0;          // the number of the layer among those with keys and values; -1: no attention
   // In place of k and v: a latent of each token with a part that all keys share, [latent + turning],
   // and what makes keys and values of the normed latent.
   Matrix kv_a, kv_b;
@@ -94,9 +101,12 @@ struct Model {
   int64_t outputs = 0;  // tokens with a score: the first of the vocabulary, or all
   float eps = 1e-6f, attention_scale = 1.0f, attention_softcap = 0.0f, logit_softcap = 0.0f;
   float embedding_scale = 1.0f;
+  // Multiply what attention, recurrent layers and MLPs add to the residual, and an MLP's gate.
+  float attention_out = 1.0f, state_out = 1.0f, mlp_out = 1.0f, mlp_gate = 1.0f;
   // Gate and up are held below (and up above minus) `glu_limit`; silu of alpha times the gate, and up + 1.
   float glu_limit = 0.0f, glu_alpha = 1.0f;
   bool gelu = false, half_cache = true;
+  bool squared = false;     // MLPs square what is positive of their gate, or of `up`
   bool layer_norm = false;  // in place of RMS norms
   bool parallel = false;    // attention and MLP read the same norm
   Routing routing;
@@ -168,6 +178,10 @@ class Decoder {
   void experts(Work& work, const Layer& layer);
   void recurrent(Work& work, const Layer& layer, int index);
   void read_inputs(Task& task, const Layer& layer, int index, int64_t node);
+  void read_times(Task& task, const Recurrent& r, const Record& record, int64_t node) const;
+  void split_mamba(Task& task, const RecurrentShape& shape, const Record& record, int64_t node) const;
+  void say_mamba(Task& task, const Recurrent& r, const RecurrentShape& shape, const Record& record,
+                 int64_t node) const;
   void convolve(Task& task, const Layer& layer, int index, int64_t node);
   Recur step(const RecurrentShape& shape, const Record& record, int64_t item, const float* queries) const;
   void recur(Task& task, int index, const Span& span, int64_t item, int thread);

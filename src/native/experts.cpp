@@ -203,7 +203,8 @@ void Decoder::experts(Work& w, const Layer& layer) {
   const auto expert_at = [&](const Matrix& all, int64_t at, int64_t rows) {
     return expert_of(all, g.active[static_cast<size_t>(at)], rows);
   };
-  const int64_t gate_bytes = block_bytes(e.gate.format, model_.hidden),
+  const bool gates = e.gate.data != nullptr;
+  const int64_t gate_bytes = gates ? block_bytes(e.gate.format, model_.hidden) : 0,
                 up_bytes = block_bytes(e.up.format, model_.hidden), down_bytes = block_bytes(e.down.format, r.ffn);
   const int64_t unit = (is_float(e.down.format) ? 2 * kLanes : info(e.down.format).step) / kLanes;
   const Cuts first_cuts = cuts(ffn / kLanes, unit, gate_bytes + up_bytes);
@@ -212,7 +213,7 @@ void Decoder::experts(Work& w, const Layer& layer) {
   // What this thread will read of experts is known now.
   WeightStream weights;
   first_cuts.own(w.thread, some(first_cuts), [&](int64_t at, int64_t from, int64_t to, int64_t) {
-    weights.add(expert_at(e.gate, at, ffn).data + from * gate_bytes, (to - from) * gate_bytes);
+    if (gates) weights.add(expert_at(e.gate, at, ffn).data + from * gate_bytes, (to - from) * gate_bytes);
     weights.add(expert_at(e.up, at, ffn).data + from * up_bytes, (to - from) * up_bytes);
   });
   const int64_t second = weights.total();
@@ -227,9 +228,10 @@ void Decoder::experts(Work& w, const Layer& layer) {
   made.serve(e.down);
   Quantised& own = s.gathered[static_cast<size_t>(w.thread)];
   float* own_rows = s.rows[static_cast<size_t>(w.thread)].data();
-  const bool floats = is_float(e.gate.format) || is_float(e.up.format);
-  const bool quads = is_group(e.gate.format) || is_group(e.up.format);
-  const bool supers = is_super(e.gate.format) || is_super(e.up.format);
+  const Format first_format = gates ? e.gate.format : e.up.format;
+  const bool floats = is_float(first_format) || is_float(e.up.format);
+  const bool quads = is_group(first_format) || is_group(e.up.format);
+  const bool supers = is_super(first_format) || is_super(e.up.format);
   int64_t gathered = -1;
   const auto both = [&](int64_t at, int64_t from, int64_t to, int64_t end, Work::Ahead* own_ahead) {
     const int64_t slot = g.first[static_cast<size_t>(at)], expert = g.active[static_cast<size_t>(at)];
@@ -243,13 +245,19 @@ void Decoder::experts(Work& w, const Layer& layer) {
     }
     const Quantised in = rows_from(lone ? s.inputs[0] : own, lone ? nodes[0] : 0, model_.hidden);
     const float* x = lone ? s.x + nodes[0] * hidden : own_rows;
-    float *gate = s.expert_gate + slot * ffn, *up = s.expert_up + slot * ffn;
-    w.blocks(expert_of(e.gate, expert, ffn), in, x, hidden, rows, 0, {gate, ffn, false}, from, to, own_ahead);
+    float *gate = s.expert_gate + slot * ffn, *up = gates ? s.expert_up + slot * ffn : gate;
+    if (gates) {
+      w.blocks(expert_of(e.gate, expert, ffn), in, x, hidden, rows, 0, {gate, ffn, false}, from, to, own_ahead);
+    }
     w.blocks(expert_of(e.up, expert, ffn), in, x, hidden, rows, 0, {up, ffn, false}, from, to, own_ahead);
     const int64_t first = from * kLanes, last = end * kLanes, count = std::min(r.ffn, last) - first;
     for (int64_t i = 0; i < rows && count > 0; ++i) {
-      activate(gate + i * ffn + first, up + i * ffn + first, part(e.gate_bias, expert * r.ffn + first),
-               part(e.up_bias, expert * r.ffn + first), count);
+      if (gates) {
+        activate(gate + i * ffn + first, up + i * ffn + first, part(e.gate_bias, expert * r.ffn + first),
+                 part(e.up_bias, expert * r.ffn + first), count);
+      } else {
+        activate(gate + i * ffn + first, ones_.data(), part(e.up_bias, expert * r.ffn + first), nullptr, count);
+      }
       quantise(task, made, s.expert_gate, ffn, slot + i, first, last);
     }
   };

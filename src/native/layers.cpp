@@ -43,7 +43,17 @@ void Decoder::activate(float* gate, float* up, const float* gate_bias, const flo
       up[i] = ((up[i] > limit ? limit : up[i] < -limit ? -limit : up[i]) + 1.0f) / alpha;
     }
   }
-  kernels_->gate(gate, up, count, model_.gelu, gate);
+  if (const float by = model_.mlp_gate; by != 1.0f) {
+    for (int64_t i = 0; i < count; ++i) gate[i] *= by;
+  }
+  if (model_.squared) {
+    for (int64_t i = 0; i < count; ++i) gate[i] = gate[i] < 0.0f ? 0.0f : gate[i] * gate[i] * up[i];
+  } else {
+    kernels_->gate(gate, up, count, model_.gelu, gate);
+  }
+  if (const float by = model_.mlp_out; by != 1.0f) {
+    for (int64_t i = 0; i < count; ++i) gate[i] *= by;
+  }
 }
 
 // Adds the next product to the residual, through a norm where the model has one.
@@ -137,9 +147,11 @@ void Decoder::attention(Work& w, const Layer& layer, int index) {
     per = std::max<int64_t>(1, std::min<int64_t>(per, n + 1) / 2);
     tiles = (n + per - 1) / per;
   }
-  w.prepare(n, s.x, hidden, [&](int64_t i) {
-    norm(s.h + i * hidden, layer.attn_norm, layer.attn_norm_bias, s.x + i * hidden);
-  });
+  if (!layer.recurrent.kind) {  // else it has been done for the recurrent layer beside
+    w.prepare(n, s.x, hidden, [&](int64_t i) {
+      norm(s.h + i * hidden, layer.attn_norm, layer.attn_norm_bias, s.x + i * hidden);
+    });
+  }
   project(w, layer);
   if (norms_all_heads(layer, m.head_dim)) {
     w.each(n, [&](int64_t i) {
@@ -171,6 +183,10 @@ void Decoder::attention(Work& w, const Layer& layer, int index) {
       if (layer.o_gate.data) {
         kernels_->sigmoid(s.o_gate + node * heads + head * width, width, s.mixed + node * mixed + head * width);
       }
+      if (m.attention_out != 1.0f) {
+        float* said = s.mixed + node * mixed + head * width;
+        for (int64_t d = 0; d < width; ++d) said[d] *= m.attention_out;
+      }
       if (whole) quantise(task, w.input(), s.mixed, mixed, node, head * width, (head + 1) * width);
     }
   });
@@ -191,11 +207,9 @@ void Decoder::work(Task& task, int thread) {
   w.each(n, [&](int64_t i) { embed(task, i); });
   for (size_t l = 0; l < m.layers.size(); ++l) {
     const Layer& layer = m.layers[l];
-    if (layer.recurrent.kind) {
-      recurrent(w, layer, static_cast<int>(l));
-    } else {
-      attention(w, layer, layer.cache);
-    }
+    if (layer.recurrent.kind) recurrent(w, layer, static_cast<int>(l));
+    if (layer.q.data) attention(w, layer, layer.cache);
+    if (!layer.up.data && !layer.experts) continue;
     if (!m.parallel) {
       w.prepare(n, s.x, hidden, [&](int64_t i) {
         norm(s.h + i * hidden, layer.ffn_norm, layer.ffn_norm_bias, s.x + i * hidden);

@@ -1,5 +1,5 @@
 // Recurrent layers: short convolutions and gated delta nets (Yang et al. 2024, arXiv 2412.06464), one
-// token after another in float32, every sum in one order.
+// token after another in float32, every sum in one order. What Mamba-2 does otherwise: mamba.cpp.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -27,16 +27,18 @@ void Decoder::recurrent(Work& w, const Layer& layer, int index) {
   w.prepare(n, s.x, hidden, [&](int64_t i) {
     norm(s.h + i * hidden, layer.attn_norm, layer.attn_norm_bias, s.x + i * hidden);
   });
-  const bool delta = r.kind == Recurrent::kDelta;
-  const int64_t out = delta ? m.heads * m.value_dim : m.channels, stride = round_up(out, kLanes);
-  if (delta) {
+  const bool delta = r.kind == Recurrent::kDelta, mamba = r.kind == Recurrent::kMamba;
+  const int64_t out = delta || mamba ? m.heads * m.value_dim : m.channels, stride = round_up(out, kLanes);
+  if (mamba) {
+    w.multiply(n, s.x, hidden, {{s.mix, mix, false}, {s.out_gate, stride, false}, {s.alpha, heads, false}});
+  } else if (delta) {
     w.multiply(n, s.x, hidden, {{s.mix, mix, false}, {s.out_gate, stride, false}, {s.beta, heads, false},
                                 {s.alpha, heads, false}});
   } else {
     w.multiply(n, s.x, hidden, {{s.mix, mix, false}});
   }
   w.each(n, [&](int64_t i) { read_inputs(task, layer, index, i); });
-  if (delta) {
+  if (delta || mamba) {
     w.each(n, [&](int64_t i) { convolve(task, layer, index, i); });
     const int64_t items = shape.values() / kLanes;
     w.each(spans * items, [&](int64_t i) {
@@ -45,6 +47,11 @@ void Decoder::recurrent(Work& w, const Layer& layer, int index) {
   }
   w.prepare(n, s.mixed, stride, [&](int64_t i) {
     float* mixed = s.mixed + i * stride;
+    if (mamba) {
+      const Node& at = task.nodes[i];
+      const Record record = record_of(s.led, *at.from->row, at.from->leads, i, at.slot - at.from->length, shape);
+      return say_mamba(task, r, shape, record, i);
+    }
     if (!delta) return convolve(task, layer, index, i);
     for (int64_t h = 0; h < m.heads; ++h, mixed += m.value_dim) {
       const float* said = s.recurred + i * shape.values() + h * shape.value_dim;
@@ -60,7 +67,7 @@ void Decoder::recurrent(Work& w, const Layer& layer, int index) {
                 return record_of(s.led, *span.from->row, true, span.first + at, 0, shape).input;
               });
   });
-  residual(w, s.mixed, stride, layer.o_bias, layer.post_attn_norm);
+  residual(w, s.mixed, stride, r.out_bias, layer.post_attn_norm);
 }
 
 // What a node gives to the convolution, and how its state fades.
@@ -80,6 +87,7 @@ void Decoder::read_inputs(Task& task, const Layer& layer, int index, int64_t nod
     return;
   }
   std::copy_n(mix, m.channels, record.input);
+  if (r.kind == Recurrent::kMamba) return read_times(task, r, record, node);
   const float *alpha = s.alpha + node * round_up(m.heads, kLanes), *beta = s.beta + node * round_up(m.heads, kLanes);
   for (int64_t h = 0; h < m.heads; ++h) {
     const float a = alpha[h] + r.dt_bias[static_cast<size_t>(h)];
@@ -130,6 +138,7 @@ void Decoder::convolve(Task& task, const Layer& layer, int index, int64_t node) 
     return;
   }
   kernels_->convolve(inputs, r.conv.data(), bias, m.width, m.channels, true, mix);  // inputs are copies
+  if (r.kind == Recurrent::kMamba) return split_mamba(task, shape, record, node);
   float* query = s.recurrent_q + node * round_up(shape.keys(), kLanes);
   const float eps = 1e-6f / static_cast<float>(m.key_dim);
   for (int64_t h = 0; h < m.key_heads; ++h) {
@@ -151,7 +160,7 @@ Recur Decoder::step(const RecurrentShape& shape, const Record& record, int64_t i
   const int64_t head = item / (shape.value_dim / kLanes);
   const int64_t key = m.key_dim * (m.tiled ? head % m.key_heads : head / (m.heads / m.key_heads));
   return {nullptr, nullptr, record.keys + key, record.values + item * kLanes, record.decays[head], record.betas[head],
-          true, m.key_dim, queries ? queries + key : nullptr, nullptr};
+          shape.corrects, m.key_dim, queries ? queries + key : nullptr, nullptr};
 }
 
 void Decoder::recur(Task& task, int index, const Span& span, int64_t item, int thread) {

@@ -20,7 +20,8 @@ void Decoder::shape_states() {
     if (l.recurrent.kind) {
       any = true;
       r.taps = m.width - 1, r.channels = m.channels;
-      if (l.recurrent.kind == Recurrent::kDelta) {
+      if (l.recurrent.kind != Recurrent::kShortConv) {
+        r.corrects = l.recurrent.kind == Recurrent::kDelta;
         r.heads = m.heads, r.key_heads = m.key_heads, r.key_dim = m.key_dim;
         r.value_dim = round_up(m.value_dim, kLanes);
       }

@@ -20,6 +20,7 @@ struct RecurrentShape {
   int64_t taps = 0, channels = 0;
   int64_t heads = 0, key_heads = 0, key_dim = 0, value_dim = 0;  // value_dim: padded to 16
   int64_t state_at = 0, record_at = 0;  // in a state, and in a record
+  bool corrects = false;  // values less what the state says of their keys are taken in, see `Recur`
 
   int64_t tail() const { return taps * channels; }
   int64_t matrices() const { return heads * key_dim * value_dim; }

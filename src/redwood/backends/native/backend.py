@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from redwood.backends.base import AcceptedPath, Nodes
+from redwood.backends.native.parts import parts_of
 from redwood.backends.native.spec import DecoderSpec
 from redwood.backends.rows import RowState, check_distinct
 from redwood.errors import ArgumentError, UnsupportedError, check_process
@@ -115,6 +116,7 @@ class NativeBackend:
         config |= (
             _experts(spec)
             | _recurrent(spec, checkpoint_tokens)
+            | parts_of(spec)
             | {
                 "outputs": outputs,
                 "value_dim": spec.values,

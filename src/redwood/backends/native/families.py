@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from redwood.backends.native.hybrids import hybrids
+from redwood.backends.native.mambas import mambas
 
 _QKV, _GATE_UP = ("q", "k", "v"), ("gate", "up")
 
@@ -32,8 +33,8 @@ class Family:
         windows: which layers see a window: "none", "all" (if one is set), or those that
             "layer_types" names.
         window_switch: setting without which there is no window.
-        positionless: layers without rotary positions: "" (none), "full_attention" (those beside
-            windows), or the setting that lists 1 for layers with positions.
+        positionless: layers without rotary positions: "" (none), "all", "full_attention" (those
+            beside windows), or the setting that lists 1 for layers with positions, or says "rope".
         eps: setting of the norms' epsilon.
         partial: a share of a head turns (partial_rotary_factor).
         experts: how settings state a mixture of experts; see `spec_experts`.
@@ -307,7 +308,7 @@ FAMILIES: dict[str, Family] = {
         names=_POST_ONLY,
     ),
 }
-FAMILIES |= hybrids(Family, _MOE)
+FAMILIES |= {**hybrids(Family, _MOE), **mambas(Family)}
 GEMMA = ("gemma2", "gemma3")
 
 

@@ -37,7 +37,12 @@ _RECURRENT = {
         *("ssm.inner_size", "full_attention_interval", "nextn_predict_layers"),
         "rope.dimension_sections",  # of a text all positions are the same
     },
+    "mamba": {
+        *("ssm.conv_kernel", "ssm.state_size", "ssm.group_count", "ssm.time_step_rank"),
+        "ssm.inner_size",
+    },
 }
+_SCALES = {"embedding_scale", "residual_scale", "logit_scale"}
 
 
 class Keys:
@@ -129,6 +134,8 @@ class Keys:
         known = _KNOWN | (_EXPERTS if family.experts else set()) | _RECURRENT[family.recurrent]
         if self.architecture == family.images[2]:  # what images alone need
             known = known | {"rope.dimension_sections", "n_deepstack_layers"}
+        if self.family.startswith("granite"):
+            known = known | _SCALES
         if family.traits.get("parallel"):
             known = known | {"logit_scale"}
         for key in metadata:

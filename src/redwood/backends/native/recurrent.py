@@ -45,6 +45,12 @@ def special_places(
         flat = name in stored and stored[name].shape == sizes  # as GGUF files hold it
         tensor = tensor_of(where, stored, name, sizes if flat else (sizes[0], 1, sizes[1]))
         return Places((name,), tensor.kind, tensor.load)
+    if recurrent.kind == "mamba" and role in ("decay", "skip", "state_norm"):
+        parts = recurrent.key_heads  # GGUF files hold a row of each head or group
+        sizes = (parts, shape.cols // parts) if role == "state_norm" else (shape.cols, 1)
+        if name in stored and stored[name].shape == sizes:
+            return Places((name,), stored[name].kind, stored[name].load)
+        return None
     apart = name.endswith(("attn_qkv.weight", "attn_gate.weight"))
     if grouped and role in ("mix", "out_gate", "alpha", "beta") and not apart:
         order, total = _grouped(recurrent, role)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from redwood.backends.native.families import FAMILIES, Family
-from redwood.backends.native.spec import DecoderSpec
+from redwood.backends.native.spec import LANES, DecoderSpec
+
+__all__ = ["GLOBAL_ROLES", "LANES", "LAYER_ROLES", "MATRICES", "Shape", "family_of"]
+__all__ += ["folder_name", "gguf_name", "shapes"]
 
 GLOBAL_ROLES = ("embed", "output_norm", "output_norm_bias", "output")
 LAYER_ROLES = (
@@ -17,16 +20,15 @@ LAYER_ROLES = (
     *("expert_gate", "expert_up", "expert_down"),
     *("expert_gate_bias", "expert_up_bias", "expert_down_bias"),
     *("o_gate", "mix", "mix_bias", "out_gate", "beta", "alpha"),
-    *("conv", "conv_bias", "dt_bias", "decay", "state_norm"),
+    *("conv", "conv_bias", "dt_bias", "decay", "state_norm", "state_o", "state_o_bias"),
+    *("out_gate_bias", "alpha_bias", "skip"),
 )
 MATRICES = (
     *("q", "kv_a", "kv_b", "k", "v", "o", "gate", "up", "down", "embed", "output"),
     *("router", "shared_switch", "expert_gate", "expert_up", "expert_down"),
-    *("o_gate", "mix", "out_gate", "beta", "alpha"),
+    *("o_gate", "mix", "out_gate", "beta", "alpha", "state_o"),
 )
 """Roles that are matrices; the others are vectors in float32."""
-LANES = 16
-"""Rows of a packed block: each expert begins with a block of its own."""
 
 
 class Shape(NamedTuple):
@@ -54,8 +56,12 @@ def _global_shapes(spec: DecoderSpec) -> dict[str, Shape]:
 def _layer_shapes(spec: DecoderSpec, layer: int) -> dict[str, Shape]:
     hidden = spec.hidden
     norm = Shape(0, hidden)
-    made = _recurrent_shapes(spec) if spec.is_recurrent(layer) else _attention_shapes(spec)
-    before = ("attn_norm",) if spec.parallel else ("attn_norm", "ffn_norm")
+    made = _recurrent_shapes(spec) if spec.is_recurrent(layer) else {}
+    if spec.has_attention(layer):
+        made |= _attention_shapes(spec)
+    before = [] if not made else ["attn_norm"]
+    if not spec.parallel and (spec.width(layer) or spec.has_experts(layer)):
+        before.append("ffn_norm")
     for role in before if spec.pre_norms else ():
         made[role] = norm
         if spec.norm_bias:
@@ -104,16 +110,31 @@ def _recurrent_shapes(spec: DecoderSpec) -> dict[str, Shape]:
     channels, heads = recurrent.channels, recurrent.heads
     made = {"conv": Shape(0, channels * recurrent.width)}
     if recurrent.kind == "short_conv":
-        made |= {"mix": Shape(3 * channels, hidden), "o": Shape(hidden, channels)}
-        if recurrent.bias:
-            made |= {"mix_bias": Shape(0, 3 * channels), "conv_bias": Shape(0, channels)}
-            made["o_bias"] = Shape(0, hidden)
-        return made
+        made |= {"mix": Shape(3 * channels, hidden), "state_o": Shape(hidden, channels)}
+        return made | _recurrent_biases(spec)
     values = heads * recurrent.value_dim
     made |= {"mix": Shape(channels, hidden), "out_gate": Shape(values, hidden)}
-    made |= {role: Shape(heads, hidden) for role in ("beta", "alpha")}
+    made |= {"alpha": Shape(heads, hidden), "state_o": Shape(hidden, values)}
     made |= {role: Shape(0, heads) for role in ("dt_bias", "decay")}
-    return made | {"state_norm": Shape(0, recurrent.value_dim), "o": Shape(hidden, values)}
+    if recurrent.kind == "delta":
+        return made | {"beta": Shape(heads, hidden), "state_norm": Shape(0, recurrent.value_dim)}
+    if recurrent.norm:
+        made["state_norm"] = Shape(0, values)
+    return made | {"skip": Shape(0, heads)} | _recurrent_biases(spec)
+
+
+def _recurrent_biases(spec: DecoderSpec) -> dict[str, Shape]:
+    recurrent = spec.recurrent
+    assert recurrent is not None
+    channels, made = recurrent.channels, dict[str, Shape]()
+    if recurrent.bias and recurrent.kind == "mamba":
+        made |= {"mix_bias": Shape(0, channels), "alpha_bias": Shape(0, recurrent.heads)}
+        made["out_gate_bias"] = Shape(0, recurrent.heads * recurrent.value_dim)
+    elif recurrent.bias:
+        made["mix_bias"] = Shape(0, 3 * channels)
+    if recurrent.conv_bias:
+        made["conv_bias"] = Shape(0, channels)
+    return made | ({"state_o_bias": Shape(0, spec.hidden)} if recurrent.output_bias else {})
 
 
 def _expert_shapes(spec: DecoderSpec) -> dict[str, Shape]:
@@ -122,7 +143,7 @@ def _expert_shapes(spec: DecoderSpec) -> dict[str, Shape]:
     count, ffn = experts.count, experts.ffn
     made = {
         "router": Shape(count, hidden),
-        "expert_gate": Shape(ffn, hidden, count),
+        **({"expert_gate": Shape(ffn, hidden, count)} if spec.gated else {}),
         "expert_up": Shape(ffn, hidden, count),
         "expert_down": Shape(hidden, ffn, count),
     }
@@ -187,8 +208,6 @@ def family_of(spec: DecoderSpec) -> Family:
 
 
 def _shared(spec: DecoderSpec, role: str, layer: int | None) -> str:
-    if layer is not None and spec.is_recurrent(layer) and role in ("o", "o_bias"):
-        return f"state_{role}"
     mixture = layer is not None and spec.has_experts(layer)
     return f"shared_{role}" if mixture and role in ("gate", "up", "down") else role
 

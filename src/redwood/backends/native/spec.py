@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from redwood.backends.native.rope import Rope
-from redwood.errors import ModelError, UnsupportedError, check_count
+from redwood.errors import ModelError, check_count
 
+LANES = 16
+"""Rows of a packed block: each expert begins with a block of its own."""
 MOST_LAYERS = 4096
 """Far above any model: what is made per layer stays small for damaged files."""
 MOST_EXPERTS = 1024
@@ -61,15 +63,19 @@ class Recurrent:
     """The layers that have a state in the place of attention over all tokens.
 
     Attributes:
-        kind: "short_conv": a convolution of gated inputs; "delta": gated delta nets, a convolution
-            and then a matrix per head.
-        layers: [layers]; False: the layer has attention.
+        kind: "short_conv": a convolution of gated inputs; "delta", "mamba": gated delta nets and
+            Mamba-2, a convolution and then a matrix per head.
+        layers: [layers]; False: the layer has none.
         width: tokens that the convolution sees, its own counted.
         channels: of the convolution.
         heads, key_heads, key_dim, value_dim: of the matrices [key_dim, value_dim]; 0: none.
         tiled: head h has the key of head h modulo key_heads; else neighbours share one.
         log_decay: files hold the logarithm of what decays, not what decays itself, negative.
-        bias: projections and convolution have biases.
+        bias, conv_bias, output_bias: the first projection, the convolution and the last projection
+            have biases.
+        beside: these layers have attention, too, of the same input.
+        norm: of Mamba-2's answers, in groups: "last", after the gate, "first" or none ("").
+        times: of Mamba-2: limits of a step.
     """
 
     kind: str
@@ -83,6 +89,31 @@ class Recurrent:
     tiled: bool = False
     log_decay: bool = False
     bias: bool = False
+    conv_bias: bool = False
+    output_bias: bool = False
+    beside: bool = False
+    norm: str = "last"
+    times: tuple[float, float] = (0.0, math.inf)
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """What multiplies parts of every layer.
+
+    Attributes:
+        attention, state, mlp: what attention, recurrent layers and MLPs add to the residual.
+        attention_input, state_input: what attention and recurrent layers read.
+        state_parts: of Mamba-2: gates, values, keys, queries and times as they are projected.
+        mlp_gate: the gate of an MLP, before its activation.
+    """
+
+    attention: float = 1.0
+    state: float = 1.0
+    mlp: float = 1.0
+    attention_input: float = 1.0
+    state_input: float = 1.0
+    state_parts: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0)
+    mlp_gate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +124,8 @@ class DecoderSpec:
         architecture: name of a family, see `families`.
         context: positions the model was made for.
         ffn: width of a dense MLP.
-        activation: "silu" or "gelu_tanh", applied to the gate, or to `up` where there is no gate.
+        activation: "silu", "gelu_tanh" or "relu2", the square of what is positive; applied to the
+            gate, or to `up` where there is no gate.
         attention_scale: multiplies the product of query and key.
         attention_softcap: c in c * tanh(score / c), after the scale; 0: none.
         logit_softcap: the same for the logits; 0: none.
@@ -123,6 +155,9 @@ class DecoderSpec:
         latent: keys and values are made from a latent of this width; 0: from the residual.
         attention_gate: the sigmoid of a projection multiplies what attention says.
         recurrent: None: all layers have attention.
+        halves: [layers], "mixer" of layers without MLP, "mlp" of those with nothing else, or "both";
+            empty: all have both.
+        multipliers: of parts of every layer.
     """
 
     architecture: str
@@ -164,6 +199,8 @@ class DecoderSpec:
     latent: int = 0
     attention_gate: bool = False
     recurrent: Recurrent | None = None
+    halves: tuple[str, ...] = ()
+    multipliers: Multipliers = Multipliers()
 
     @property
     def values(self) -> int:
@@ -171,13 +208,20 @@ class DecoderSpec:
         return self.value_dim or self.head_dim
 
     def is_recurrent(self, layer: int) -> bool:
-        """Whether a layer has a state in the place of attention."""
+        """Whether a layer has a state in the place of attention, or beside it."""
         return self.recurrent is not None and self.recurrent.layers[layer]
+
+    def has_attention(self, layer: int) -> bool:
+        """Whether a layer has attention."""
+        if self.halves and self.halves[layer] == "mlp":
+            return False
+        beside = self.recurrent is not None and self.recurrent.beside
+        return beside or not self.is_recurrent(layer)
 
     @property
     def attention_layers(self) -> int:
-        """Layers with keys and values."""
-        return sum(not self.is_recurrent(layer) for layer in range(self.layers))
+        """Layers with keys and values; a model without any keeps those of one, by which it counts."""
+        return max(1, sum(self.has_attention(layer) for layer in range(self.layers)))
 
     def has_experts(self, layer: int) -> bool:
         """Whether the MLP of a layer is a mixture of experts."""
@@ -185,6 +229,8 @@ class DecoderSpec:
 
     def width(self, layer: int) -> int:
         """Width of the MLP that every token has in a layer; 0: none."""
+        if self.halves and self.halves[layer] == "mixer":
+            return 0
         if self.experts is not None and self.experts.layers[layer]:
             return self.experts.shared_ffn
         return self.ffn
@@ -201,7 +247,9 @@ def check_spec(spec: DecoderSpec, where: Path) -> DecoderSpec:
 
     Raises: ModelError if they do not; the message names `where`.
     """
-    counts = ("vocab_size", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "context")
+    counts = ["vocab_size", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "context"]
+    if set(spec.halves) == {"mixer"}:
+        counts.remove("ffn")
     for name in counts:
         if getattr(spec, name) < 1:
             raise ModelError(f"{where}: {name} {getattr(spec, name)} must be at least 1")
@@ -212,7 +260,8 @@ def check_spec(spec: DecoderSpec, where: Path) -> DecoderSpec:
     floats = {"norm_eps": spec.norm_eps, "attention_scale": spec.attention_scale}
     floats |= {"embedding_scale": spec.embedding_scale, "logit_scale": spec.logit_scale}
     floats |= {"glu_alpha": spec.glu_alpha}
-    floats |= {"attention_factor": min(rope.attention_factor for rope in spec.ropes)}
+    factors = [rope.attention_factor for rope in spec.ropes]
+    floats |= {"attention_factor": min(factors, default=1.0)} | _multipliers(spec)
     for name, value in floats.items():
         if not (0 < value < math.inf or (name == "norm_eps" and value == 0)):
             raise ModelError(f"{where}: {name} {value} must be positive and finite")
@@ -236,11 +285,15 @@ def check_spec(spec: DecoderSpec, where: Path) -> DecoderSpec:
     return spec
 
 
+def _multipliers(spec: DecoderSpec) -> dict[str, float]:
+    held = dict(vars(spec.multipliers))
+    parts = held.pop("state_parts")
+    return held | {f"multiplier {part} of recurrent layers": by for part, by in enumerate(parts)}
+
+
 def _check_recurrent(recurrent: Recurrent, layers: int, where: Path) -> None:
     if len(recurrent.layers) != layers or not any(recurrent.layers):
         raise ModelError(f"{where}: the recurrent layers do not fit {layers} layers")
-    if all(recurrent.layers):
-        raise UnsupportedError(f"{where}: a model without any attention is not supported here")
     if not 1 < recurrent.width <= MOST_WIDTH:
         raise ModelError(
             f"{where}: a convolution over {recurrent.width} tokens; 2 to {MOST_WIDTH} are supported"
@@ -258,6 +311,8 @@ def _check_recurrent(recurrent: Recurrent, layers: int, where: Path) -> None:
             f"{where}: recurrent layers: {recurrent.heads} heads do not share "
             f"{recurrent.key_heads} key heads evenly"
         )
+    if not 0 <= recurrent.times[0] <= recurrent.times[1]:
+        raise ModelError(f"{where}: recurrent layers: no time is within {recurrent.times}")
     keys = 2 * recurrent.key_heads * recurrent.key_dim
     if recurrent.channels != keys + recurrent.heads * recurrent.value_dim:
         raise ModelError(

@@ -107,6 +107,51 @@ def _deepseek(fields: Fields) -> Experts:
     )
 
 
+def _granite(fields: Fields) -> Experts | None:
+    """Granite's: the best ones, and their softmax; beside them an MLP without switch."""
+    if not fields.get("num_local_experts"):
+        fields.get("num_experts_per_tok")
+        return None
+    shared = fields.get("model_type") != "granitemoe"
+    return Experts(
+        count=fields.count("num_local_experts"),
+        used=fields.count("num_experts_per_tok"),
+        ffn=fields.count("intermediate_size"),
+        layers=_all(fields),
+        shared_ffn=fields.count("shared_intermediate_size") if shared else 0,
+    )
+
+
+def _nemotron(fields: Fields) -> Experts | None:
+    """DeepSeek V3's router; experts without gates, and one that every token has."""
+    names = ("n_routed_experts", "n_shared_experts", "moe_latent_size", "norm_topk_prob", "n_group")
+    names += ("num_experts_per_tok", "moe_intermediate_size", "moe_shared_expert_intermediate_size")
+    for name in (*names, "topk_group", "routed_scaling_factor"):
+        fields.get(name)
+    layers = tuple(block == "moe" for block in fields.get("layer_types"))
+    if not any(layers):
+        return None
+    for name in ("moe_latent_size", "mlp_bias"):
+        if fields.get(name):
+            raise UnsupportedError(
+                f"{fields.where}: {name} {str(fields.get(name))[:80]} of mixtures is not supported"
+            )
+    return Experts(
+        count=fields.count("n_routed_experts"),
+        used=fields.count("num_experts_per_tok"),
+        ffn=fields.count("moe_intermediate_size"),
+        layers=layers,
+        scale=float32(fields.number("routed_scaling_factor")),
+        shared_ffn=fields.count("moe_shared_expert_intermediate_size"),
+        scoring="sigmoid",
+        normalise=fields.flag("norm_topk_prob"),
+        groups=fields.count("n_group"),
+        groups_used=fields.count("topk_group"),
+        two_best=True,
+        choice_bias=True,
+    )
+
+
 def _deepseek2(fields: Fields) -> Experts:
     """DeepSeek V2's router: softmax; the best groups of experts, by their best ones."""
     method, groups = fields.get("topk_method"), (1, 1)
@@ -144,6 +189,8 @@ _WAYS = {
     "mixtral": _mixtral,
     "olmoe": _olmoe,
     "gpt_oss": _gpt_oss,
+    "granite": _granite,
+    "nemotron": _nemotron,
     "deepseek": _deepseek,
     "deepseek2": _deepseek2,
 }

@@ -7,13 +7,21 @@ not known here is refused, since it may change what the model computes.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from redwood.backends.native.families import FAMILIES, GEMMA
 from redwood.backends.native.gguf_keys import Keys
+from redwood.backends.native.gguf_mamba import (
+    ffn_of_gguf,
+    halves_of_gguf,
+    positionless,
+    scales_of_gguf,
+)
 from redwood.backends.native.gguf_ropes import ropes_of
 from redwood.backends.native.rope import float32
 from redwood.backends.native.spec import (
+    LANES,
     MOST_LAYERS,
     DecoderSpec,
     Experts,
@@ -31,7 +39,8 @@ _BIGGEST = {"gemma2": 46, "gemma3": 62}
 
 _PATTERNS = {"gemma2": 2, "gemma3": 6, "phi3": 0, "gptoss": 2, "cohere2": 4, "exaone4": 4}
 """Every so many layers one is not sliding, where a file does not say it; 0: all slide."""
-_NORMALISED = ("mixtral", "qwen3moe", "gptoss", "qwen3next", "qwen35moe")
+_GRANITE = ("granitemoe", "granitehybrid")
+_NORMALISED = ("mixtral", "qwen3moe", "gptoss", "qwen3next", "qwen35moe", *_GRANITE)
 """Mixtures whose weights add up to 1, which no key says."""
 
 
@@ -51,32 +60,33 @@ def spec_from_gguf(file: GGUFFile | GGUFModel, capacity: int | None = None) -> D
     keys.refuse()
     arch, gemma = keys.family, keys.family in GEMMA
     family, tensors = FAMILIES[arch], file.tensors
-    layers, heads = keys.layers(), keys.count("attention.head_count")
+    layers, attends = keys.layers(), arch != "mamba2"
+    heads = keys.count("attention.head_count") if attends else 1
     if layers > MOST_LAYERS:
         raise keys.fault("block_count", f"{layers} cannot be right")
     hidden = keys.count("embedding_length")
-    head_dim = keys.count("attention.key_length", hidden // heads)
+    head_dim = keys.count("attention.key_length", hidden // heads) if attends else LANES
     for name in ("value_length", "key_length_swa", "value_length_swa"):
         keys.refuse_other(f"attention.{name}", head_dim)
     windows = _windows(keys, layers)
-    ropes = ropes_of(keys, head_dim, capacity, windows)
+    ropes = () if positionless(keys) else ropes_of(keys, head_dim, capacity, windows)
     traits: dict[str, Any] = {"qk_norm": False, "post_norms": False}
     traits |= {**family.traits, **family.gguf_traits}
     experts = _experts(keys, layers)
     epsilon = "layer_norm" if traits.get("layer_norm") else "layer_norm_rms"
     gelu = gemma or not traits.get("gated", True)
-    spec = DecoderSpec(
+    values: dict[str, Any] = dict(
         architecture=arch,
         vocab_size=_vocab_size(file),
         hidden=hidden,
         layers=layers,
         heads=heads,
-        kv_heads=keys.kv_heads(heads),
+        kv_heads=keys.kv_heads(heads) if attends else 1,
         head_dim=head_dim,
-        ffn=keys.count("feed_forward_length", experts.ffn if experts else None),
+        ffn=ffn_of_gguf(keys, layers, experts.ffn if experts else None),
         context=keys.count("context_length"),
         norm_eps=float32(keys.number(f"attention.{epsilon}_epsilon")),
-        activation="gelu_tanh" if gelu else "silu",
+        activation="relu2" if arch == "nemotronh" else "gelu_tanh" if gelu else "silu",
         attention_scale=float32(_attention_scale(keys, hidden, heads, head_dim, layers)),
         attention_softcap=float32(
             keys.number("attn_logit_softcapping", 50.0) if arch == "gemma2" else 0
@@ -89,18 +99,26 @@ def spec_from_gguf(file: GGUFFile | GGUFModel, capacity: int | None = None) -> D
         rope_of_layer=_rope_of_layer(arch, windows, len(ropes)),
         ropes=ropes,
         tied="output.weight" not in tensors,
-        attention_bias=family.bias == "always" or "blk.0.attn_q.bias" in tensors,
-        output_bias="blk.0.attn_output.bias" in tensors,
+        attention_bias=family.bias == "always" or _any(tensors, "attn_q.bias"),
+        output_bias=_any(tensors, "attn_output.bias"),
         logit_scale=float32(keys.number("logit_scale") if traits.get("parallel") else 1.0),
-        mlp_bias=bool(family.mlp_bias) and "blk.0.ffn_up.bias" in tensors,
+        mlp_bias=bool(family.mlp_bias) and _any(tensors, "ffn_up.bias"),
         experts=experts,
         recurrent=recurrent_of_gguf(keys, family, layers),
+        halves=halves_of_gguf(keys, layers),
         **traits,
     )
-    return check_spec(spec, file.path)
+    return check_spec(DecoderSpec(**(values | scales_of_gguf(keys))), file.path)
+
+
+def _any(tensors: Iterable[str], end: str) -> bool:
+    """Whether a layer has a tensor; the first of them may be of another kind."""
+    return any(name.startswith("blk.") and name.endswith(f".{end}") for name in tensors)
 
 
 def _rope_of_layer(family: str, windows: tuple[int, ...], ropes: int) -> tuple[int, ...]:
+    if ropes == 0:
+        return (-1,) * len(windows)
     if ropes > 1:
         return tuple(int(bool(window)) for window in windows)
     if family == "smollm3":
@@ -113,8 +131,11 @@ def _rope_of_layer(family: str, windows: tuple[int, ...], ropes: int) -> tuple[i
 def _experts(keys: Keys, layers: int) -> Experts | None:
     """The mixture of experts that a file states, or None."""
     family = keys.family
-    if not FAMILIES[family].experts:
+    some = (*_GRANITE, "nemotronh")  # of which others have none
+    if not FAMILIES[family].experts or (family in some and not keys.get("expert_count")):
         return None
+    if family == "nemotronh":
+        raise keys.refused("expert_count", "is read from folders of safetensors alone")
     used, gating = keys.count("expert_used_count"), keys.get("expert_gating_func")
     # 1 is softmax, and 3 softmax over the chosen ones: the same once they add up to 1.
     if gating not in (None, 1) and not (gating == 3 and family in _NORMALISED):
@@ -125,11 +146,13 @@ def _experts(keys: Keys, layers: int) -> Experts | None:
         if keys.get(name) not in (None, 0, 1):
             raise keys.refused(name, f"is not defined for {keys.architecture}")
     dense = keys.count("feed_forward_length", keys.get("expert_feed_forward_length"))
-    width = dense if family in ("mixtral", "olmoe", "gptoss") else dense // used
+    width = dense if family in ("mixtral", "olmoe", "gptoss", *_GRANITE) else dense // used
     shared: dict[str, Any] = {}
     if family in ("qwen2moe", "qwen3next", "qwen35moe"):
         shared = {"shared_ffn": keys.count("expert_shared_feed_forward_length", dense)}
         shared["shared_switch"] = True
+    elif family in _GRANITE and keys.get("expert_shared_feed_forward_length"):
+        shared = {"shared_ffn": keys.count("expert_shared_feed_forward_length")}
     elif keys.get("expert_shared_count") or keys.get("expert_shared_feed_forward_length"):
         raise keys.refused("expert_shared_count", f"is not defined for {keys.architecture}")
     return Experts(

@@ -14,13 +14,20 @@ from typing import Any
 from redwood.backends.native.config_fields import Fields
 from redwood.backends.native.families import FAMILIES, GEMMA, Family, by_model_type, model_types
 from redwood.backends.native.rope import Rope, float32, make_rope
-from redwood.backends.native.spec import MOST_LAYERS, DecoderSpec, check_capacity, check_spec
+from redwood.backends.native.spec import (
+    LANES,
+    MOST_LAYERS,
+    DecoderSpec,
+    check_capacity,
+    check_spec,
+)
 from redwood.backends.native.spec_experts import experts_of
 from redwood.backends.native.spec_latent import latent_of
+from redwood.backends.native.spec_mamba import ENDLESS, halves_of, multipliers_of, scales_of
 from redwood.backends.native.spec_recurrent import ffn_of, recurrent_of
 from redwood.errors import ModelError, UnsupportedError
 
-_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "relu2": "relu2"}
 
 
 def spec_from_folder(folder: Path, capacity: int | None = None) -> DecoderSpec:
@@ -69,9 +76,10 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
         config = config.text_config
     fields = Fields(config, where)
     _refuse_switches(fields, family)
-    hidden, heads = fields.count("hidden_size"), fields.count("num_attention_heads")
-    head_dim = hidden // heads
-    if fields.get("head_dim") is not None:
+    hidden, attends = fields.count("hidden_size"), architecture != "mamba2"
+    heads = fields.count("num_attention_heads") if attends else 1
+    head_dim = hidden // heads if attends else LANES
+    if attends and fields.get("head_dim") is not None:
         head_dim = fields.count("head_dim")
     latent = latent_of(fields) if architecture == "deepseek2" else None
     if latent is not None:
@@ -84,24 +92,24 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
     rope_of_layer, ropes = _ropes(fields, architecture, turning, windows, capacity)
     softcap = fields.softcap("attn_logit_softcapping") if architecture == "gemma2" else 0
     traits: dict[str, Any] = {"qk_norm": False, "post_norms": False, **family.traits}
-    experts = experts_of(fields, family)
+    experts, halves = experts_of(fields, family), halves_of(fields)
     if architecture == "gptoss":
         for field, name in (("glu_limit", "swiglu_limit"), ("glu_alpha", "swiglu_alpha")):
             # Older classes of Transformers have them as constants.
             stated = fields.get(name) is not None
             traits[field] = float32(fields.number(name) if stated else family.gguf_traits[field])
-    spec = DecoderSpec(
+    values: dict[str, Any] = dict(
         architecture=architecture,
         vocab_size=fields.count("vocab_size"),
         hidden=hidden,
         layers=fields.count("num_hidden_layers"),
         heads=heads,
-        kv_heads=fields.count("num_key_value_heads"),
+        kv_heads=fields.count("num_key_value_heads") if attends else 1,
         head_dim=head_dim,
-        ffn=ffn_of(fields, family),
-        context=fields.count("max_position_embeddings"),
+        ffn=ffn_of(fields, family) if set(halves) != {"mixer"} else 0,
+        context=fields.count("max_position_embeddings") if attends else ENDLESS,
         norm_eps=float32(fields.get(family.eps)),
-        activation=family.activation or _activation(fields, gemma),
+        activation=family.activation or _activation(fields, family),
         attention_scale=float32(
             (latent.scale if latent else 1.0) / math.sqrt(scalar) if scalar > 0 else 0
         ),
@@ -120,8 +128,11 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
         recurrent=recurrent_of(fields, family),
         latent=latent.width if latent else 0,
         value_dim=latent.value_dim if latent else 0,
+        halves=halves,
+        multipliers=multipliers_of(fields),
         **traits,
     )
+    spec = DecoderSpec(**(values | scales_of(fields, head_dim)))
     fields.refuse_unread()
     return check_spec(spec, where)
 
@@ -170,9 +181,11 @@ def _refuse_switches(fields: Fields, family: Family) -> None:
             raise UnsupportedError(f"{where}: {name} {fields.get(name)} is not supported")
 
 
-def _activation(fields: Fields, gemma: bool) -> str:
-    name = fields.get("hidden_activation" if gemma else "hidden_act")
-    if name not in _ACTIVATIONS:
+def _activation(fields: Fields, family: Family) -> str:
+    settings = {"nemotron_h": "mlp_hidden_act", "gemma2": "hidden_activation"}
+    settings["gemma3_text"] = "hidden_activation"
+    name = fields.get(settings.get(family.model_type, "hidden_act"))
+    if name not in _ACTIVATIONS or (name == "relu2" and family.model_type != "nemotron_h"):
         raise UnsupportedError(
             f"{fields.where}: activation {str(name)[:80]!r} is not supported, only "
             f"{', '.join(_ACTIVATIONS)}"
@@ -226,6 +239,8 @@ def _ropes(
 ) -> tuple[tuple[int, ...], tuple[Rope, ...]]:
     """Which rotary frequencies each layer uses, and all of them."""
     given, family = fields.get("rope_parameters"), FAMILIES[architecture]
+    if family.positionless == "all" or _says_none(fields, family):
+        return (-1,) * len(windows), ()
     kinds = ("full_attention", "sliding_attention")
     if architecture in ("gemma3", "olmo3"):
         ropes = [_rope(fields, given.get(kind), family, head_dim, capacity) for kind in kinds]
@@ -234,9 +249,21 @@ def _ropes(
     return _positions(fields, family, windows), (rope,)
 
 
+def _says_none(fields: Fields, family: Family) -> bool:
+    """Whether a setting says that no layer has positions."""
+    if not family.positionless.endswith("_type"):
+        return False
+    stated = fields.get(family.positionless)
+    if stated not in (None, "rope"):
+        raise UnsupportedError(
+            f"{fields.where}: {family.positionless} {str(stated)[:80]!r} is not supported here"
+        )
+    return stated is None
+
+
 def _positions(fields: Fields, family: Family, windows: tuple[int, ...]) -> tuple[int, ...]:
     """0 for layers with rotary positions, -1 for those without."""
-    if not family.positionless:
+    if not family.positionless or family.positionless.endswith("_type"):
         return (0,) * len(windows)
     if family.positionless == "full_attention":
         # EXAONE 4 without any window has positions in all layers; Cohere 2 in none.

@@ -5,7 +5,9 @@ from __future__ import annotations
 from redwood.backends.native.config_fields import Fields
 from redwood.backends.native.families import Family
 from redwood.backends.native.gguf_keys import Keys
+from redwood.backends.native.gguf_mamba import mamba_of_gguf
 from redwood.backends.native.spec import Recurrent
+from redwood.backends.native.spec_mamba import mamba_of
 from redwood.errors import ModelError, UnsupportedError
 
 _KINDS = {"short_conv": "conv", "delta": "linear_attention"}  # in layer_types
@@ -18,6 +20,8 @@ def recurrent_of(fields: Fields, family: Family) -> Recurrent | None:
     """
     if not family.recurrent:
         return None
+    if family.recurrent == "mamba":
+        return mamba_of(fields)
     layers = _layers(fields, _KINDS[family.recurrent])
     if family.recurrent == "short_conv":
         return Recurrent(
@@ -25,7 +29,7 @@ def recurrent_of(fields: Fields, family: Family) -> Recurrent | None:
             layers=layers,
             width=fields.count("conv_L_cache"),
             channels=fields.count("hidden_size"),
-            bias=fields.flag("conv_bias"),
+            **dict.fromkeys(("bias", "conv_bias", "output_bias"), fields.flag("conv_bias")),
         )
     sizes = {
         "heads": fields.count("linear_num_value_heads"),
@@ -39,6 +43,9 @@ def recurrent_of(fields: Fields, family: Family) -> Recurrent | None:
 
 def ffn_of(fields: Fields, family: Family) -> int:
     """Returns the width of a dense MLP; LFM2's is adjusted, as its own code does it."""
+    if family.model_type == "granitemoehybrid" and not fields.get("num_local_experts"):
+        fields.get("intermediate_size")  # of experts, which it has not
+        return fields.count("shared_intermediate_size")
     if family.model_type == "qwen3_5_moe_text":  # no layer has one
         return fields.count("moe_intermediate_size")
     ffn = fields.count("intermediate_size")
@@ -64,6 +71,8 @@ def recurrent_of_gguf(keys: Keys, family: Family, layers: int) -> Recurrent | No
     """
     if not family.recurrent:
         return None
+    if family.recurrent == "mamba":
+        return mamba_of_gguf(keys, layers)
     if family.recurrent == "short_conv":
         heads = keys.get("attention.head_count_kv")
         if not isinstance(heads, list) or len(heads) != layers:

@@ -34,13 +34,19 @@ class Places(NamedTuple):
 def chunks(
     where: Path, stored: Mapping[str, Stored], name: str, shape: Shape, start: int, total: int
 ) -> Places:
-    """Rows `start` and following of a tensor with `total` rows; all of a vector.
+    """Rows `start` and following of a tensor with `total` rows, or numbers of a vector.
 
     Raises: ModelError for a tensor that is missing or has another shape, UnsupportedError for
         numbers that are not computed here; both name the tensor.
     """
     rows, cols = shape.rows, shape.cols
-    tensor = tensor_of(where, stored, name, (total, cols) if rows else (cols,))
+    if not rows:
+        tensor = tensor_of(where, stored, name, (total or cols,))
+        if total in (0, cols):
+            return Places((name,), tensor.kind, tensor.load)
+        size = _row_bytes(tensor.kind, 1)
+        return Places((name,), tensor.kind, partial(_cut, tensor.load, start * size, cols * size))
+    tensor = tensor_of(where, stored, name, (total, cols))
     load = tensor.load
     if rows != total:
         size = _row_bytes(tensor.kind, cols)
@@ -84,15 +90,21 @@ def folder_experts(
     """The experts of a layer as folders of safetensors keep them; errors as `chunks`.
 
     `name` with {} is a tensor of each expert; where it is absent, those of Transformers' modules,
-    which stack all of them, are looked for. `name` without {} is gpt-oss's tensor: inputs before
-    outputs, gate and up in turn; or its blocks of 4 bits.
+    which stack all of them, are looked for. `name` without {} is Granite's tensor, gate and then up;
+    or gpt-oss's: inputs before outputs, gate and up in turn; or its blocks of 4 bits.
     """
+    if name.endswith("put_linear.weight"):
+        tensor_of(where, stored, name, None)
+        return _fused(where, stored, name, role, shape)
     if "{}" not in name:
         return _gpt_oss(where, stored, name, role, shape)
     stem, _, part = name.partition(".experts.")
     fused = f"{stem}.experts." + ("down_proj" if role == "expert_down" else "gate_up_proj")
     if fused in stored:
         return _fused(where, stored, fused, role, shape)
+    single = f"{stem}.experts.{role.replace('expert_', '')}_proj"
+    if single in stored:  # without gates
+        return stacked_experts(where, stored, single, shape)
     names = tuple(name.format(expert) for expert in range(shape.experts))
     tensors = [tensor_of(where, stored, each, (shape.rows, shape.cols)) for each in names]
     kinds = {tensor.kind for tensor in tensors}
@@ -148,14 +160,14 @@ def tensor_of(
     where: Path,
     stored: Mapping[str, Stored],
     name: str,
-    shape: tuple[int, ...],
+    shape: tuple[int, ...] | None,
     bytes_only: bool = False,
 ) -> Stored:
-    """Returns a tensor of this shape; errors as `chunks`."""
+    """Returns a tensor of this shape, None: of any; errors as `chunks`."""
     if name not in stored:
         raise ModelError(f"{where} lacks the tensor {name!r}")
     tensor = stored[name]
-    if tensor.shape != shape:
+    if shape is not None and tensor.shape != shape:
         raise ModelError(
             f"{where}: the tensor {name!r} has shape {tensor.shape} instead of {shape}"
         )

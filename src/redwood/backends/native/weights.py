@@ -177,6 +177,8 @@ def open_folder(path: Path, capacity: int | None = None) -> WeightSource:
         }
         if family_of(spec).images[0]:
             stored = text_part(stored)
+        if family_of(spec).recurrent == "mamba":
+            stored = {re.sub(r"^backbone\.", "model.", name): held for name, held in stored.items()}
         if family_of(spec).ignored:
             gone = family_of(spec).ignored
             stored = {name: held for name, held in stored.items() if not name.startswith(gone)}
@@ -228,12 +230,10 @@ def _weight(spec: DecoderSpec, role: str, shape: Shape, places: Places) -> Weigh
     kind, load = places.kind, places.load
     if not shape.rows:
         weight = Weight(kind, 1, shape.cols * shape.experts, load=load)
-        if places.neighbours and role in ("q_bias", "k_bias"):
+        if places.neighbours and spec.ropes and role in ("q_bias", "k_bias"):
             weight = replace(weight, load=partial(_reordered, weight, _halves(spec, role)))
-        if role in ("output_norm", "output_norm_bias"):
-            weight = replace(weight, times=spec.logit_scale)
-        return weight
-    turned = places.neighbours and role in ("q", "k", "kv_a")
+        return replace(weight, times=_times(spec, role))
+    turned = places.neighbours and bool(spec.ropes) and role in ("q", "k", "kv_a")
     order = _halves(spec, role) if turned else places.order
     rows = shape.rows * shape.experts
     if shape.experts > 1 and shape.rows % LANES:  # whole blocks; rows after the last stand unread
@@ -243,6 +243,18 @@ def _weight(spec: DecoderSpec, role: str, shape: Shape, places: Places) -> Weigh
         order = np.ascontiguousarray((first + inside).reshape(-1), np.int32)
         rows = padded * shape.experts
     return Weight(kind, rows, shape.cols, order, load=load)
+
+
+def _times(spec: DecoderSpec, role: str) -> float:
+    """What multiplies a vector; multipliers of products pass over their biases."""
+    by = spec.multipliers
+    if role in ("output_norm", "output_norm_bias"):
+        return spec.logit_scale
+    if role in ("q_bias", "k_bias", "v_bias"):
+        return 1 / by.attention_input
+    outputs = {"state_o_bias": by.state, "down_bias": by.mlp}
+    outputs["o_bias"] = by.attention / by.attention_input
+    return outputs.get(role, 1.0)
 
 
 def _halves(spec: DecoderSpec, role: str) -> NDArray[np.int32]:
@@ -327,14 +339,14 @@ def _part(
 ) -> Places:
     """Rows of a role in a tensor that stacks several."""
     made = shapes(spec, layer)
-    rows = [made[part].rows for part in roles]
+    rows = [made[part].rows or made[part].cols for part in roles]
     start = sum(rows[: roles.index(role)])
     return chunks(where, stored, name, made[role], start, sum(rows))
 
 
 def _untied_if_different(spec: DecoderSpec, stored: dict[str, Stored]) -> DecoderSpec:
     """As Transformers does: two unequal tensors in the file overrule a config that says tied."""
-    head, embedding = stored["lm_head.weight"], stored.get("model.embed_tokens.weight")
+    head, embedding = stored["lm_head.weight"], stored.get(folder_name(spec, "embed", None))
     same = embedding is not None and head[:2] == embedding[:2]
     if same and embedding is not None and np.array_equal(head.load(), embedding.load()):
         del stored["lm_head.weight"]

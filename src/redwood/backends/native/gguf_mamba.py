@@ -1,0 +1,124 @@
+"""What GGUF files state of Mamba-2 layers and of Granite's multipliers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redwood.backends.native.gguf_keys import Keys
+from redwood.backends.native.rope import float32
+from redwood.backends.native.spec import Multipliers, Recurrent
+from redwood.errors import ModelError, UnsupportedError
+
+GRANITE = ("granite", "granitemoe", "granitehybrid")
+
+
+def mamba_of_gguf(keys: Keys, layers: int) -> Recurrent:
+    """Returns the Mamba-2 layers of a file.
+
+    Raises: ModelError and UnsupportedError, naming key or tensor.
+    """
+    heads, groups = keys.count("ssm.time_step_rank"), keys.count("ssm.group_count")
+    inner, state = keys.count("ssm.inner_size"), keys.count("ssm.state_size")
+    if inner % heads:
+        raise keys.fault("ssm.inner_size", f"{inner} is no multiple of {heads} heads")
+    tensors, beside = keys.file.tensors, keys.family == "falconh1"
+    if beside and any(name.endswith(".ssm_norm.weight") for name in tensors):
+        raise UnsupportedError(
+            f"{keys.file.path}: blk.0.ssm_norm.weight: the file does not say whether its gate comes "
+            "first; use a folder of safetensors"
+        )
+    if beside and "output.weight" not in tensors:
+        raise UnsupportedError(
+            f"{keys.file.path} lacks output.weight: the multiplier of logits is lost where the head "
+            "is the embedding; use a folder of safetensors"
+        )
+    blocks = blocks_of(keys, layers)
+    return Recurrent(
+        kind="mamba",
+        layers=tuple(beside or block == "mamba" for block in blocks),
+        width=keys.count("ssm.conv_kernel"),
+        channels=inner + 2 * groups * state,
+        heads=heads,
+        key_heads=groups,
+        key_dim=state,
+        value_dim=inner // heads,
+        conv_bias=any(name.endswith(".ssm_conv1d.bias") for name in tensors),
+        beside=beside,
+        norm="" if beside else "last",
+    )
+
+
+def blocks_of(keys: Keys, layers: int) -> list[str]:
+    """Returns what each layer mixes tokens with: "mamba", "attention", or "mlp" of no such layer."""
+    if keys.family == "mamba2":
+        return ["mamba"] * layers
+    if keys.family == "falconh1":
+        return ["both"] * layers
+    heads = _listed(keys, "attention.head_count_kv", layers)
+    widths = _listed(keys, "feed_forward_length", layers) if keys.family == "nemotronh" else [0] * layers
+    if any(head and width for head, width in zip(heads, widths, strict=True)):
+        raise keys.fault("feed_forward_length", "says layers with attention and MLP")
+    return [
+        "attention" if head else "mlp" if width else "mamba"
+        for head, width in zip(heads, widths, strict=True)
+    ]
+
+
+def _listed(keys: Keys, name: str, layers: int) -> list[int]:
+    stated = keys.get(name)
+    if not isinstance(stated, list) or len(stated) != layers:
+        raise keys.fault(name, f"does not say what each of {layers} layers has")
+    if not all(type(count) is int and 0 <= count < 1 << 31 for count in stated):
+        raise keys.fault(name, f"{str(stated)[:80]} must be whole numbers")
+    return stated
+
+
+def halves_of_gguf(keys: Keys, layers: int) -> tuple[str, ...]:
+    """Returns which layers are mixers alone and which are MLPs alone; empty: all are both."""
+    if keys.family not in ("mamba2", "nemotronh"):
+        return ()
+    return tuple("mlp" if block == "mlp" else "mixer" for block in blocks_of(keys, layers))
+
+
+def ffn_of_gguf(keys: Keys, layers: int, default: int | None) -> int:
+    """Returns the width of a dense MLP; 0: there is none.
+
+    Raises: ModelError for a key that is missing or makes no sense.
+    """
+    name = "feed_forward_length"
+    if keys.family == "mamba2":
+        keys.refuse_other(name, 0)
+        return 0
+    if keys.family != "nemotronh":
+        return keys.count(name, default)
+    widths = set(_listed(keys, name, layers)) - {0}
+    if len(widths) > 1:
+        raise keys.fault(name, f"{sorted(widths)} must be one width, and zeros")
+    return widths.pop() if widths else 0
+
+
+def positionless(keys: Keys) -> bool:
+    """Whether no layer has rotary positions; Granite's files say it by a switch of its own."""
+    if keys.family in ("mamba2", "nemotronh"):
+        return True
+    switch = keys.get("rope.scaling.finetuned")
+    if keys.family in GRANITE and switch not in (None, True, False):
+        raise keys.fault("rope.scaling.finetuned", f"{switch!r} must be true or false")
+    return keys.family in GRANITE and switch is False
+
+
+def scales_of_gguf(keys: Keys) -> dict[str, Any]:
+    """Returns the multipliers that Granite's files state; those of others are in their weights."""
+    if keys.family not in GRANITE:
+        return {}
+    made = {}
+    for name in ("residual_scale", "embedding_scale", "logit_scale"):
+        made[name] = keys.number(name, 1.0) or 1.0  # 0: llama.cpp leaves it out
+        if made[name] < 0:
+            raise ModelError(f"{keys.file.path}: {keys.architecture}.{name} must be positive")
+    by = float32(made["residual_scale"])
+    return {
+        "embedding_scale": float32(made["embedding_scale"]),
+        "logit_scale": float32(1 / made["logit_scale"]),
+        "multipliers": Multipliers(attention=by, state=by, mlp=by),
+    }
