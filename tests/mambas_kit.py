@@ -128,7 +128,10 @@ MAMBAS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "granite": ("Granite", {**_SMALL, **_GRANITE, "attention_bias": True, "mlp_bias": True}),
     "granitemoe": ("GraniteMoe", {**_SMALL, **_GRANITE}),
-    "granitemoeshared": ("GraniteMoeShared", {**_SMALL, **_GRANITE, "shared_intermediate_size": 40}),
+    "granitemoeshared": (
+        "GraniteMoeShared",
+        {**_SMALL, **_GRANITE, "shared_intermediate_size": 40},
+    ),
     "falcon-h1": ("FalconH1", {**_FALCON}),
     "falcon-h1-normed": (
         "FalconH1",

@@ -24,13 +24,13 @@ def mamba_of_gguf(keys: Keys, layers: int) -> Recurrent:
     tensors, beside = keys.file.tensors, keys.family == "falconh1"
     if beside and any(name.endswith(".ssm_norm.weight") for name in tensors):
         raise UnsupportedError(
-            f"{keys.file.path}: blk.0.ssm_norm.weight: the file does not say whether its gate comes "
-            "first; use a folder of safetensors"
+            f"{keys.file.path}: blk.0.ssm_norm.weight: the file does not say whether its gate "
+            "comes first; use a folder of safetensors"
         )
     if beside and "output.weight" not in tensors:
         raise UnsupportedError(
-            f"{keys.file.path} lacks output.weight: the multiplier of logits is lost where the head "
-            "is the embedding; use a folder of safetensors"
+            f"{keys.file.path} lacks output.weight: the multiplier of logits is lost where the "
+            "head is the embedding; use a folder of safetensors"
         )
     blocks = blocks_of(keys, layers)
     return Recurrent(
@@ -49,13 +49,15 @@ def mamba_of_gguf(keys: Keys, layers: int) -> Recurrent:
 
 
 def blocks_of(keys: Keys, layers: int) -> list[str]:
-    """Returns what each layer mixes tokens with: "mamba", "attention", or "mlp" of no such layer."""
+    """Returns what each layer mixes tokens with: "mamba", "attention", "both", or "mlp": none."""
     if keys.family == "mamba2":
         return ["mamba"] * layers
     if keys.family == "falconh1":
         return ["both"] * layers
     heads = _listed(keys, "attention.head_count_kv", layers)
-    widths = _listed(keys, "feed_forward_length", layers) if keys.family == "nemotronh" else [0] * layers
+    widths = (
+        _listed(keys, "feed_forward_length", layers) if keys.family == "nemotronh" else [0] * layers
+    )
     if any(head and width for head, width in zip(heads, widths, strict=True)):
         raise keys.fault("feed_forward_length", "says layers with attention and MLP")
     return [

@@ -60,7 +60,9 @@ def mambas(family: Any) -> Mapping[str, Any]:
     """
     mixer = {role: f"mixer.{role}_proj.weight" for role in ("q", "k", "v", "o", "up", "down")}
     biases = {f"{role}_bias": f"mixer.{role}_proj.bias" for role in ("up", "down")}
-    shared = {f"shared_{role}": f"mixer.shared_experts.{role}_proj.weight" for role in ("up", "down")}
+    shared = {
+        f"shared_{role}": f"mixer.shared_experts.{role}_proj.weight" for role in ("up", "down")
+    }
     return {
         "mamba2": family(
             *("mamba2", "Mamba2ForCausalLM", "mamba2"),
@@ -113,7 +115,10 @@ def mambas(family: Any) -> Mapping[str, Any]:
                 "output_norm": "model.final_layernorm.weight",
                 "ffn_norm": "pre_ff_layernorm.weight",
                 **{role: f"feed_forward.{role}_proj.weight" for role in ("gate", "up", "down")},
-                **{f"{role}_bias": f"feed_forward.{role}_proj.bias" for role in ("gate", "up", "down")},
+                **{
+                    f"{role}_bias": f"feed_forward.{role}_proj.bias"
+                    for role in ("gate", "up", "down")
+                },
             },
             fused=_fused("mamba"),
         ),

@@ -155,8 +155,8 @@ class DecoderSpec:
         latent: keys and values are made from a latent of this width; 0: from the residual.
         attention_gate: the sigmoid of a projection multiplies what attention says.
         recurrent: None: all layers have attention.
-        halves: [layers], "mixer" of layers without MLP, "mlp" of those with nothing else, or "both";
-            empty: all have both.
+        halves: [layers], "mixer" of layers without MLP, "mlp" of those with nothing else; empty:
+            all have both.
         multipliers: of parts of every layer.
     """
 
@@ -220,7 +220,7 @@ class DecoderSpec:
 
     @property
     def attention_layers(self) -> int:
-        """Layers with keys and values; a model without any keeps those of one, by which it counts."""
+        """Layers with keys and values; a model without any keeps one's, to count rows by."""
         return max(1, sum(self.has_attention(layer) for layer in range(self.layers)))
 
     def has_experts(self, layer: int) -> bool:

@@ -1,4 +1,4 @@
-"""How configurations state Mamba-2 layers, and what goes with them: halves of layers, multipliers."""
+"""How configurations state Mamba-2 layers, and what goes with them."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def mamba_of(fields: Fields) -> Recurrent:
     activation = "mamba_hidden_act" if kind == "nemotron_h" else "hidden_act"
     if fields.get(activation) not in ("silu", "swish"):
         raise UnsupportedError(
-            f"{fields.where}: {activation} {str(fields.get(activation))[:80]!r} of recurrent layers "
-            "is not supported, only silu"
+            f"{fields.where}: {activation} {str(fields.get(activation))[:80]!r} of recurrent "
+            "layers is not supported, only silu"
         )
     counts = ("heads", "key_heads", "key_dim", "value_dim", "width")
     made: dict[str, Any] = {name: fields.count(names[name]) for name in counts}

@@ -90,8 +90,8 @@ def folder_experts(
     """The experts of a layer as folders of safetensors keep them; errors as `chunks`.
 
     `name` with {} is a tensor of each expert; where it is absent, those of Transformers' modules,
-    which stack all of them, are looked for. `name` without {} is Granite's tensor, gate and then up;
-    or gpt-oss's: inputs before outputs, gate and up in turn; or its blocks of 4 bits.
+    which stack all of them, are looked for. `name` without {} is Granite's tensor, gate and then
+    up; or gpt-oss's: inputs before outputs, gate and up in turn; or its blocks of 4 bits.
     """
     if name.endswith("put_linear.weight"):
         tensor_of(where, stored, name, None)
