@@ -108,7 +108,6 @@ BAD: list[tuple[str, dict[str, torch.Tensor | None], dict[str, Any], type[Redwoo
         UnsupportedError,
         "linear_attention",
     ),
-    ("lfm2", {}, {"layer_types": ["conv"] * 4}, UnsupportedError, "without any attention"),
     ("qwen35", {f"{DELTA}.A_log": torch.ones(3)}, {}, ModelError, "A_log' has shape (3,)"),
     ("qwen35", {f"{DELTA}.conv1d.weight": torch.ones(80, 1, 3)}, {}, ModelError, "conv1d"),
     ("qwen35", {f"{DELTA}.norm.weight": torch.ones(8)}, {}, ModelError, "linear_attn.norm"),

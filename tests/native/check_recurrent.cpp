@@ -66,7 +66,7 @@ void check_convolve(const Kernels& k, const Kernels& right, int64_t taps, int64_
   expect(same_bits(gated[0].data(), gated[1].data(), channels), std::string(k.name) + ": sigmoid");
 }
 
-// Two recurrent layers around one with attention.
+// Two recurrent layers around one with attention; Mamba-2's have attention beside, and one has no MLP.
 struct Made {
   std::vector<std::vector<uint8_t>> keep;
   Model model;
@@ -81,36 +81,42 @@ struct Made {
     return v;
   }
 
-  explicit Made(bool delta) {
+  explicit Made(Recurrent::Kind kind) {
+    const bool delta = kind == Recurrent::kDelta, mamba = kind == Recurrent::kMamba;
     Model& m = model;
     m.hidden = 40, m.heads = 4, m.kv_heads = 2, m.head_dim = m.value_dim = 12, m.vocab = m.outputs = kVocab;
     m.attention_scale = 0.3f, m.half_cache = delta;
     m.ropes = {{normals(4), 1.0f, {}, {}}};
     Recurrence& s = m.recurrence;
     s.width = delta ? 4 : 3, s.every = 8, s.tiled = delta;
-    if (delta) s.heads = 6, s.key_heads = 2, s.key_dim = 10, s.value_dim = 20;
-    s.channels = delta ? 2 * s.key_heads * s.key_dim + s.heads * s.value_dim : m.hidden;
+    if (delta || mamba) s.heads = 6, s.key_heads = 2, s.key_dim = 10, s.value_dim = 20;
+    if (mamba) s.norm_first = false, s.gate_scale = 0.8f, s.time_scale = 1.1f, s.least_time = 0.1f, s.most_time = 2.0f;
+    if (mamba) m.attention_out = 0.9f, m.state_out = 1.2f, m.mlp_out = 0.7f, m.mlp_gate = 1.3f, m.squared = true;
+    s.channels = delta || mamba ? 2 * s.key_heads * s.key_dim + s.heads * s.value_dim : m.hidden;
     for (int i = 0; i < 3; ++i) {
       Layer l;
       l.attn_norm = vector(m.hidden, 1.0f), l.ffn_norm = vector(m.hidden, 1.0f);
-      if (i == 1) {
+      if (i == 1 || mamba) {
         l.q = matrix(48, m.hidden), l.k = matrix(24, m.hidden), l.v = matrix(24, m.hidden), l.o = matrix(m.hidden, 48);
         if (delta) l.o_gate = matrix(48, m.hidden);
-      } else {
+      }
+      if (i != 1) {
         Recurrent& r = l.recurrent;
-        r.kind = delta ? Recurrent::kDelta : Recurrent::kShortConv;
-        r.mix = matrix(delta ? s.channels : 3 * s.channels, m.hidden);
+        r.kind = kind;
+        r.mix = matrix(delta || mamba ? s.channels : 3 * s.channels, m.hidden);
         r.conv = normals(s.width * s.channels, 0.5f);
-        if (delta) {
-          r.gate = matrix(s.heads * s.value_dim, m.hidden);
-          r.alpha = matrix(s.heads, m.hidden), r.beta = matrix(s.heads, m.hidden);
-          r.dt_bias = normals(s.heads), r.decay = vector(s.heads, -1.0f), r.norm = vector(s.value_dim, 1.0f);
+        if (delta || mamba) {
+          r.gate = matrix(s.heads * s.value_dim, m.hidden), r.alpha = matrix(s.heads, m.hidden);
+          if (delta) r.beta = matrix(s.heads, m.hidden);
+          r.dt_bias = normals(s.heads), r.decay = vector(s.heads, -1.0f);
+          r.norm = vector(delta ? s.value_dim : s.heads * s.value_dim, 1.0f);
+          if (mamba) r.skip = normals(s.heads), r.gate_bias = normals(s.heads * s.value_dim, 0.1f);
         } else {
           r.mix_bias = normals(3 * s.channels, 0.1f), r.conv_bias = normals(s.channels, 0.1f);
         }
-        l.o = matrix(m.hidden, delta ? s.heads * s.value_dim : s.channels);
+        r.out = matrix(m.hidden, delta || mamba ? s.heads * s.value_dim : s.channels);
       }
-      l.gate = matrix(64, m.hidden), l.up = matrix(64, m.hidden), l.down = matrix(m.hidden, 64);
+      if (!mamba || i == 1) l.gate = matrix(64, m.hidden), l.up = matrix(64, m.hidden), l.down = matrix(m.hidden, 64);
       m.layers.push_back(l);
     }
     m.embed = matrix(kVocab, m.hidden), m.head = matrix(kVocab, m.hidden);
@@ -155,8 +161,8 @@ Ints some_tokens(int64_t count) {
 
 const Ints kParents{-1, 0, 0, 1, -1, 2, 5, 3, 4, 6, 6, 9};
 
-void check_rows(Decoder& decoder, bool delta, int64_t length) {
-  const std::string what = std::string(decoder.kernels().name) + (delta ? " delta" : " short") + ", length " + std::to_string(length);
+void check_rows(Decoder& decoder, Recurrent::Kind kind, int64_t length) {
+  const std::string what = std::string(decoder.kernels().name) + " kind " + std::to_string(kind) + ", length " + std::to_string(length);
   const Ints prompt = some_tokens(length), nodes = some_tokens(12);
   std::vector<Logits> want;
   std::vector<Ints> paths;
@@ -227,12 +233,12 @@ int main(int argc, char** argv) {
       for (bool correct : {true, false}) check_recur(*k, *right, dim, correct);
     }
     for (int64_t channels : {1, 8, 37}) check_convolve(*k, *right, 3, channels);
-    for (bool delta : {true, false}) {
+    for (auto kind : {Recurrent::kDelta, Recurrent::kShortConv, Recurrent::kMamba}) {
       chance().seed(5);
-      Made made(delta);
+      Made made(kind);
       for (int threads : {1, 3}) {
         Decoder decoder(made.model, k, Pool::shared(threads, {}));
-        for (int64_t length : {7, 20, 70}) check_rows(decoder, delta, length);
+        for (int64_t length : {7, 20, 70}) check_rows(decoder, kind, length);
       }
     }
     std::printf("recurrent layers, %s: %s\n", name.c_str(), failures == before ? "right" : "WRONG");
