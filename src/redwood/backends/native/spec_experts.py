@@ -124,10 +124,10 @@ def _granite(fields: Fields) -> Experts | None:
 
 def _nemotron(fields: Fields) -> Experts | None:
     """DeepSeek V3's router; experts without gates, and one that every token has."""
-    names = ("n_routed_experts", "n_shared_experts", "moe_latent_size", "norm_topk_prob", "n_group")
-    names += ("num_experts_per_tok", "moe_intermediate_size", "moe_shared_expert_intermediate_size")
-    for name in (*names, "topk_group", "routed_scaling_factor"):
-        fields.get(name)
+    silent = ("n_routed_experts", "n_shared_experts", "norm_topk_prob", "n_group", "topk_group")
+    more = ("num_experts_per_tok", "moe_intermediate_size", "moe_shared_expert_intermediate_size")
+    for name in (*silent, *more, "routed_scaling_factor", "moe_latent_size"):
+        fields.get(name)  # they say nothing where there is no mixture
     layers = tuple(block == "moe" for block in fields.get("layer_types"))
     if not any(layers):
         return None

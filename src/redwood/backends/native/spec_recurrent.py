@@ -24,12 +24,15 @@ def recurrent_of(fields: Fields, family: Family) -> Recurrent | None:
         return mamba_of(fields)
     layers = _layers(fields, _KINDS[family.recurrent])
     if family.recurrent == "short_conv":
+        biased = fields.flag("conv_bias")
         return Recurrent(
             kind="short_conv",
             layers=layers,
             width=fields.count("conv_L_cache"),
             channels=fields.count("hidden_size"),
-            **dict.fromkeys(("bias", "conv_bias", "output_bias"), fields.flag("conv_bias")),
+            bias=biased,
+            conv_bias=biased,
+            output_bias=biased,
         )
     sizes = {
         "heads": fields.count("linear_num_value_heads"),
