@@ -21,6 +21,8 @@ from redwood.errors import ModelError, RedwoodError, UnsupportedError
 
 pytest.importorskip("redwood._native", reason="installed without a compiler")
 
+ATTENTION = ("granite", "granitemoe", "granitemoeshared")
+
 
 @pytest.mark.parametrize("name", MAMBAS)
 def test_a_folder_gives_the_logits_of_transformers(name: str, tmp_path: Path) -> None:
@@ -73,7 +75,7 @@ def test_random_sequences_equal_a_replay(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MAMBAS)
+@pytest.mark.parametrize("name", [name for name in MAMBAS if name not in ATTENTION])
 def test_a_thousand_random_sequences(name: str, tmp_path: Path) -> None:
     folder = folder_of(tmp_path, mamba_model(name))
     run(load_native(folder, None, threads=1, checkpoint_tokens=8, capacity=600), 1000)
@@ -100,13 +102,14 @@ BAD: list[tuple[str, dict[str, torch.Tensor | None], dict[str, Any], type[Redwoo
     ("mamba2", {f"{MIXER}.in_proj.weight": torch.ones(201, 32)}, {}, ModelError, "in_proj"),
     ("mamba2", {f"{MIXER}.norm.weight": torch.ones(32)}, {}, ModelError, "mixer.norm"),
     ("mamba2", {f"{MIXER}.dt_bias": None}, {}, ModelError, "lacks the tensor"),
-    ("mamba2", {}, {"state_size": 24}, ModelError, "in_proj"),
+    ("mamba2", {}, {"state_size": 24}, ModelError, "conv1d"),
     ("mamba2", {}, {"n_groups": 3}, ModelError, "8 heads do not share 3 key heads"),
-    ("mamba2", {}, {"n_groups": 4}, ModelError, "in_proj"),
+    ("mamba2", {}, {"n_groups": 4}, ModelError, "conv1d"),
     ("mamba2", {}, {"conv_kernel": 17}, ModelError, "a convolution over 17 tokens"),
     ("mamba2", {}, {"conv_kernel": 3}, ModelError, "conv1d"),
-    ("mamba2", {}, {"hidden_act": "relu"}, UnsupportedError, "'relu' of recurrent layers"),
-    ("mamba2", {}, {"time_step_limit": [0.5, 0.1]}, ModelError, "no time is within (0.5, 0.1)"),
+    ("mamba2", {}, {"hidden_act": "relu"}, UnsupportedError, "activation 'relu'"),
+    ("mamba2", {}, {"hidden_act": "gelu_pytorch_tanh"}, UnsupportedError, "of recurrent layers"),
+    ("mamba2", {}, {"time_step_limit": [0.5, 0.25]}, ModelError, "no time is within (0.5, 0.25)"),
     ("mamba2", {}, {"time_step_limit": [-1.0, 0.1]}, ModelError, "no time is within"),
     ("mamba2", {}, {"use_bias": True}, ModelError, "in_proj.bias"),
     ("granite-hybrid", {}, {"mamba_n_groups": 3}, ModelError, "8 heads do not share 3"),
@@ -142,7 +145,7 @@ def test_what_does_not_fit_is_refused_by_name(
 
 BAD_GGUF: list[tuple[str, dict[str, Any], type[RedwoodError], str]] = [
     ("mamba2", {"ssm.inner_size": 63}, ModelError, "63 is no multiple of 8 heads"),
-    ("mamba2", {"ssm.state_size": 24}, ModelError, "ssm_in.weight"),
+    ("mamba2", {"ssm.state_size": 24}, ModelError, "ssm_conv1d.weight"),
     ("mamba2", {"ssm.group_count": 3}, ModelError, "8 heads do not share 3 key heads"),
     ("mamba2", {"ssm.conv_kernel": 3}, ModelError, "ssm_conv1d.weight"),
     ("mamba2", {"ssm.time_step_rank": 4}, ModelError, "ssm_in.weight"),
