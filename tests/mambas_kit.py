@@ -117,6 +117,15 @@ MAMBAS: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "granite-hybrid-all-attention": (
+        "GraniteMoeHybrid",
+        {
+            **_HYBRID,
+            "layer_types": ["full_attention"] * 4,
+            "num_local_experts": 0,
+            "position_embedding_type": "rope",
+        },
+    ),
     "granite-hybrid-roped": (
         "GraniteMoeHybrid",
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from redwood.errors import ModelError, RedwoodError, UnsupportedError
 
 pytest.importorskip("redwood._native", reason="installed without a compiler")
 
-ATTENTION = ("granite", "granitemoe", "granitemoeshared")
+ATTENTION = ("granite", "granitemoe", "granitemoeshared", "granite-hybrid-all-attention")
 
 
 @pytest.mark.parametrize("name", MAMBAS)
@@ -113,7 +114,7 @@ BAD: list[tuple[str, dict[str, torch.Tensor | None], dict[str, Any], type[Redwoo
     ("mamba2", {}, {"time_step_limit": [-1.0, 0.1]}, ModelError, "no time is within"),
     ("mamba2", {}, {"use_bias": True}, ModelError, "in_proj.bias"),
     ("granite-hybrid", {}, {"mamba_n_groups": 3}, ModelError, "8 heads do not share 3"),
-    ("granite-hybrid", {}, {"position_embedding_type": "nope"}, UnsupportedError, "'nope'"),
+    ("granite-hybrid", {}, {"position_embedding_type": "learned"}, UnsupportedError, "'learned'"),
     ("granite-hybrid", {}, {"residual_multiplier": -1.0}, ModelError, "residual_multiplier -1.0"),
     ("granite-hybrid", {}, {"num_local_experts": 5}, ModelError, "router.layer.weight"),
     ("granite-hybrid", {}, {"shared_intermediate_size": 41}, ModelError, "shared_mlp"),
@@ -185,3 +186,25 @@ def test_what_falcon_files_do_not_say_is_refused(tmp_path: Path) -> None:
     tied = mamba_model("falcon-h1", tie_word_embeddings=True)
     with pytest.raises(UnsupportedError, match="lacks output.weight"):
         open_gguf(save_mamba(tmp_path / "t.gguf", "falcon-h1", tied))
+
+
+def test_names_of_released_files(tmp_path: Path) -> None:
+    """Granite's layers and lack of positions, Mamba-2's embedding, Nemotron-H's pattern."""
+    model = mamba_model("granite-hybrid")
+    kinds = ["mamba", "mamba", "attention", "mamba"]
+    folder = folder_of(tmp_path / "granite", model)
+    rewritten(folder, {}, layer_types=kinds, position_embedding_type="nope")
+    check_logits(load_native(folder, None, kv="f32", threads=1), model)
+    model = mamba_model("mamba2")
+    folder = folder_of(tmp_path / "mamba2", model)
+    old, new = "backbone.embeddings.weight", "backbone.embedding.weight"
+    rewritten(folder, {old: None, new: model.backbone.embeddings.weight.detach().clone()})
+    check_logits(load_native(folder, None, kv="f32", threads=1), model)
+    model = mamba_model("nemotron-h")
+    folder = folder_of(tmp_path / "nemotron", model)
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("layers_block_type", "layer_types"):
+        config.pop(name, None)
+    config["hybrid_override_pattern"] = "M-*EME-"
+    (folder / "config.json").write_text(json.dumps(config))
+    check_logits(load_native(folder, None, kv="f32", threads=1), model)

@@ -254,11 +254,11 @@ def _says_none(fields: Fields, family: Family) -> bool:
     if not family.positionless.endswith("_type"):
         return False
     stated = fields.get(family.positionless)
-    if stated not in (None, "rope"):
+    if stated not in (None, "nope", "rope"):
         raise UnsupportedError(
             f"{fields.where}: {family.positionless} {str(stated)[:80]!r} is not supported here"
         )
-    return stated is None
+    return stated != "rope"
 
 
 def _positions(fields: Fields, family: Family, windows: tuple[int, ...]) -> tuple[int, ...]:

@@ -56,8 +56,8 @@ _SILENT = (
 )
 
 
-def mamba_of(fields: Fields) -> Recurrent:
-    """Returns the Mamba-2 layers that a configuration states.
+def mamba_of(fields: Fields) -> Recurrent | None:
+    """Returns the Mamba-2 layers that a configuration states, or None.
 
     Raises: ModelError and UnsupportedError, naming the setting.
     """
@@ -79,6 +79,8 @@ def mamba_of(fields: Fields) -> Recurrent:
         layers = (True,) * len(layers)
         first = fields.flag("mamba_norm_before_gate")
         norm = ("first" if first else "last") if fields.flag("mamba_rms_norm") else ""
+    if not any(layers):  # as Granite 4's dense models have it
+        return None
     # Transformers holds the times of Nemotron-H above the least one of its training.
     stated = fields.get("time_step_limit")
     times = (fields.number("time_step_min"), math.inf) if kind == "nemotron_h" else stated

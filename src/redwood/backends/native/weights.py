@@ -178,7 +178,7 @@ def open_folder(path: Path, capacity: int | None = None) -> WeightSource:
         if family_of(spec).images[0]:
             stored = text_part(stored)
         if family_of(spec).recurrent == "mamba":
-            stored = {re.sub(r"^backbone\.", "model.", name): held for name, held in stored.items()}
+            stored = {_plain_name(name): held for name, held in stored.items()}
         if family_of(spec).ignored:
             gone = family_of(spec).ignored
             stored = {name: held for name, held in stored.items() if not name.startswith(gone)}
@@ -191,6 +191,13 @@ def open_folder(path: Path, capacity: int | None = None) -> WeightSource:
             weights = {key: _centred(key[0], weight) for key, weight in weights.items()}
         return WeightSource(spec, weights, stack.pop_all().close)
     raise AssertionError  # an ExitStack of ours swallows nothing
+
+
+def _plain_name(name: str) -> str:
+    """What Transformers' modules call a tensor of Mamba-2's and Nemotron-H's older files."""
+    return re.sub(
+        r"^model\.embedding\.", "model.embeddings.", re.sub("^backbone\\.", "model.", name)
+    )
 
 
 def _centred(role: str, weight: Weight) -> Weight:
