@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from decoder_kit import permuted, write_gguf
+from decoder_kit import permuted, stored, write_gguf
 
 GGUF = {
     "mamba2": "mamba2",
@@ -20,6 +20,7 @@ GGUF = {
     "granitemoeshared": "granitemoe",
     "falcon-h1": "falcon-h1",
     "nemotron-h-narrow": "nemotron_h",
+    "nemotron-h-moe": "nemotron_h_moe",
 }
 """general.architecture of the models that GGUF files are read of."""
 _NAMES = [
@@ -42,6 +43,10 @@ _NAMES = [
     ("(mamba|mixer).A_log", "ssm_a"),
     ("(mamba|mixer).D$", "ssm_d"),
     ("(mamba|mixer).norm", "ssm_norm"),
+    ("mixer.gate.weight", "ffn_gate_inp.weight"),
+    ("mixer.gate.e_score_correction_bias", "exp_probs_b.bias"),
+    ("mixer.experts.(up|down)_proj", r"ffn_\1_exps.weight"),
+    (r"mixer.shared_experts.(up|down)_proj", r"ffn_\1_shexp"),
     ("block_sparse_moe.router.weight", "ffn_gate_inp.weight"),
     ("block_sparse_moe.experts.down_proj", "ffn_down_exps.weight"),
 ]
@@ -167,6 +172,19 @@ def mamba_settings(model: Any) -> dict[str, Any]:
             config.num_key_value_heads * (block == "full_attention") for block in blocks
         ]
         made["feed_forward_length"] = [config.intermediate_size * (b == "mlp") for b in blocks]
+    if kind == "nemotron_h" and "moe" in blocks:
+        width = config.moe_intermediate_size
+        made |= {
+            "feed_forward_length": [width * (block == "moe") for block in blocks],
+            "expert_count": config.n_routed_experts,
+            "expert_used_count": config.num_experts_per_tok,
+            "expert_feed_forward_length": width,
+            "expert_shared_feed_forward_length": config.moe_shared_expert_intermediate_size,
+            "expert_shared_count": config.n_shared_experts,
+            "expert_weights_norm": config.norm_topk_prob,
+            "expert_weights_scale": config.routed_scaling_factor,
+            "expert_group_count": config.n_group,
+        }
     if kind in ("falcon_h1", "nemotron_h"):
         made |= {"attention.key_length": config.head_dim, "attention.value_length": config.head_dim}
     if getattr(config, "rope_parameters", None) and kind != "nemotron_h":
@@ -174,8 +192,13 @@ def mamba_settings(model: Any) -> dict[str, Any]:
     return made
 
 
-def save_mamba(path: Path, name: str, model: Any, **changes: Any) -> Path:
-    """A model as a GGUF file in float32; a setting that changes to None is left out."""
+def save_mamba(path: Path, name: str, model: Any, kind: str = "F32", **changes: Any) -> Path:
+    """A model as a GGUF file, its matrices in a ggml type; a setting of None is left out."""
     settings = {**mamba_settings(model), **changes}
     settings = {key: value for key, value in settings.items() if value is not None}
-    return write_gguf(path, GGUF[name], settings, mamba_tensors(model))
+    tensors: dict[str, Any] = mamba_tensors(model)
+    for each, x in tensors.items() if kind != "F32" else ():
+        if x.ndim > 1 and "_inp" not in each and not re.search(r"ssm_(a|d|norm|conv1d)", each):
+            raw, held = stored(x.reshape(-1, x.shape[-1]), kind)
+            tensors[each] = raw.reshape(*x.shape[:-1], -1), held
+    return write_gguf(path, GGUF[name], settings, tensors)

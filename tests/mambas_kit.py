@@ -169,6 +169,15 @@ MAMBAS: dict[str, tuple[str, dict[str, Any]]] = {
             "time_step_min": 1e-12,
         },
     ),
+    "nemotron-h-moe": (
+        "NemotronH",
+        {
+            **_NEMOTRON,
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+            "n_group": 1,
+            "time_step_min": 1e-12,
+        },
+    ),
     "nemotron-h-dense": (
         "NemotronH",
         {

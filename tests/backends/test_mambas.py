@@ -59,6 +59,21 @@ def test_a_gguf_file_gives_the_logits_of_transformers(name: str, tmp_path: Path)
     check_logits(load_native(folder_of(tmp_path, model), path, kv="f32", threads=2), model)
 
 
+@pytest.mark.parametrize("name", ["granite-hybrid", "falcon-h1", "nemotron-h-narrow"])
+@pytest.mark.parametrize("kind", ["Q4_K", "Q8_0", "F16"])
+def test_a_quantised_file_keeps_the_bits(name: str, kind: str, tmp_path: Path) -> None:
+    wide: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
+    state = {"mamba_n_heads": 8, "mamba_d_head": 64, "mamba_d_ssm": 512}
+    if name.startswith("nemotron"):
+        state = {"mamba_num_heads": 8, "mamba_head_dim": 32, "n_groups": 2}
+    elif name.startswith("granite"):
+        wide.pop("head_dim")
+        state |= {"shared_intermediate_size": 256, "mamba_d_ssm": None}
+    model = mamba_model(name, **wide, **state, initializer_range=0.05)
+    path = save_mamba(tmp_path / "m.gguf", name, model, kind)
+    check_bitwise(load_native(folder_of(tmp_path, model), path, threads=2), seed=4)
+
+
 def test_instruction_sets_say_the_same(tmp_path: Path) -> None:
     for name in ("falcon-h1-normed", "nemotron-h"):
         folder = folder_of(tmp_path / name, mamba_model(name))
@@ -163,7 +178,11 @@ BAD_GGUF: list[tuple[str, dict[str, Any], type[RedwoodError], str]] = [
         "attention and MLP",
     ),
     ("nemotron-h-narrow", {"feed_forward_length": [0, 48, 0, 40]}, ModelError, "one width"),
-    ("nemotron-h-narrow", {"expert_count": 4}, UnsupportedError, "expert_count"),
+    ("nemotron-h-narrow", {"expert_count": 4}, ModelError, "expert_used_count is missing"),
+    ("nemotron-h-moe", {"expert_group_count": 2}, UnsupportedError, "expert_group_count 2"),
+    ("nemotron-h-moe", {"expert_gating_func": 1}, UnsupportedError, "expert_gating_func 1"),
+    ("nemotron-h-moe", {"moe_latent_size": 8}, UnsupportedError, "moe_latent_size"),
+    ("nemotron-h-moe", {"expert_count": 7}, ModelError, "ffn_gate_inp.weight"),
     ("falcon-h1", {"residual_scale": 0.5}, UnsupportedError, "residual_scale"),
 ]
 

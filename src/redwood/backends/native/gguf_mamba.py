@@ -6,10 +6,11 @@ from typing import Any
 
 from redwood.backends.native.gguf_keys import Keys
 from redwood.backends.native.rope import float32
-from redwood.backends.native.spec import Multipliers, Recurrent
+from redwood.backends.native.spec import Experts, Multipliers, Recurrent
 from redwood.errors import ModelError, UnsupportedError
 
 GRANITE = ("granite", "granitemoe", "granitehybrid")
+NEMOTRON = ("nemotronh", "nemotronhmoe")
 
 
 def mamba_of_gguf(keys: Keys, layers: int) -> Recurrent:
@@ -55,9 +56,9 @@ def blocks_of(keys: Keys, layers: int) -> list[str]:
     if keys.family == "falconh1":
         return ["both"] * layers
     heads = _listed(keys, "attention.head_count_kv", layers)
-    widths = (
-        _listed(keys, "feed_forward_length", layers) if keys.family == "nemotronh" else [0] * layers
-    )
+    widths = [0] * layers
+    if keys.family in NEMOTRON:
+        widths = _listed(keys, "feed_forward_length", layers)
     if any(head and width for head, width in zip(heads, widths, strict=True)):
         raise keys.fault("feed_forward_length", "says layers with attention and MLP")
     return [
@@ -77,9 +78,31 @@ def _listed(keys: Keys, name: str, layers: int) -> list[int]:
 
 def halves_of_gguf(keys: Keys, layers: int) -> tuple[str, ...]:
     """Returns which layers are mixers alone and which are MLPs alone; empty: all are both."""
-    if keys.family not in ("mamba2", "nemotronh"):
+    if keys.family not in ("mamba2", *NEMOTRON):
         return ()
     return tuple("mlp" if block == "mlp" else "mixer" for block in blocks_of(keys, layers))
+
+
+def nemotron_experts(keys: Keys, layers: int) -> Experts:
+    """Returns the mixture of Nemotron-H's files, whose router llama.cpp knows without a key.
+
+    Raises: ModelError and UnsupportedError, naming the key.
+    """
+    for name in ("expert_group_count", "expert_group_used_count"):
+        if keys.get(name) not in (None, 0, 1):
+            raise keys.refused(name, f"is not supported for {keys.architecture}")
+    keys.refuse_other("expert_gating_func", 2)  # sigmoids
+    return Experts(
+        count=keys.count("expert_count"),
+        used=keys.count("expert_used_count"),
+        ffn=keys.count("expert_feed_forward_length"),
+        layers=tuple(block == "mlp" for block in blocks_of(keys, layers)),
+        scoring="sigmoid",
+        normalise=bool(keys.get("expert_weights_norm")),
+        scale=float32(keys.number("expert_weights_scale", 0.0) or 1.0),
+        choice_bias=True,
+        shared_ffn=keys.count("expert_shared_feed_forward_length"),
+    )
 
 
 def ffn_of_gguf(keys: Keys, layers: int, default: int | None) -> int:
@@ -91,7 +114,7 @@ def ffn_of_gguf(keys: Keys, layers: int, default: int | None) -> int:
     if keys.family == "mamba2":
         keys.refuse_other(name, 0)
         return 0
-    if keys.family != "nemotronh":
+    if keys.family not in NEMOTRON:
         return keys.count(name, default)
     widths = set(_listed(keys, name, layers)) - {0}
     if len(widths) > 1:
@@ -101,7 +124,7 @@ def ffn_of_gguf(keys: Keys, layers: int, default: int | None) -> int:
 
 def positionless(keys: Keys) -> bool:
     """Whether no layer has rotary positions; Granite's files say it by a switch of its own."""
-    if keys.family in ("mamba2", "nemotronh"):
+    if keys.family in ("mamba2", *NEMOTRON):
         return True
     switch = keys.get("rope.scaling.finetuned")
     if keys.family in GRANITE and switch not in (None, True, False):

@@ -49,6 +49,13 @@ _GGUF: dict[str, Any] = {
     },
     "gguf_fused": {"ssm_in.weight": _PARTS},
 }
+_NEMOTRON: dict[str, Any] = {
+    **_GGUF,
+    "traits": {"gated": False},
+    "gguf_names": {**_GGUF["gguf_names"], "ffn_norm": "attn_norm.weight"},
+    "recurrent": "mamba",
+    "experts": "nemotron",
+}
 _BIASED: dict[str, Any] = {"bias": "attention_bias", "output_bias": True}
 
 
@@ -123,11 +130,8 @@ def mambas(family: Any) -> Mapping[str, Any]:
             fused=_fused("mamba"),
         ),
         "nemotronh": family(
-            *("nemotron_h", "NemotronHForCausalLM", "nemotron_h", {"gated": False}),
-            gguf_names={**_GGUF["gguf_names"], "ffn_norm": "attn_norm.weight"},
-            gguf_fused=_GGUF["gguf_fused"],
-            recurrent="mamba",
-            experts="nemotron",
+            *("nemotron_h", "NemotronHForCausalLM", "nemotron_h"),
+            **_NEMOTRON,
             mlp_bias="mlp_bias",
             eps="layer_norm_epsilon",
             positionless="all",
@@ -146,4 +150,5 @@ def mambas(family: Any) -> Mapping[str, Any]:
             },
             fused=_fused("mixer"),
         ),
+        "nemotronhmoe": family(gguf="nemotron_h_moe", **_NEMOTRON),
     }

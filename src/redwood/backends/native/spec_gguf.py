@@ -13,8 +13,10 @@ from typing import Any
 from redwood.backends.native.families import FAMILIES, GEMMA
 from redwood.backends.native.gguf_keys import Keys
 from redwood.backends.native.gguf_mamba import (
+    NEMOTRON,
     ffn_of_gguf,
     halves_of_gguf,
+    nemotron_experts,
     positionless,
     scales_of_gguf,
 )
@@ -86,7 +88,7 @@ def spec_from_gguf(file: GGUFFile | GGUFModel, capacity: int | None = None) -> D
         ffn=ffn_of_gguf(keys, layers, experts.ffn if experts else None),
         context=keys.count("context_length"),
         norm_eps=float32(keys.number(f"attention.{epsilon}_epsilon")),
-        activation="relu2" if arch == "nemotronh" else "gelu_tanh" if gelu else "silu",
+        activation="relu2" if arch in NEMOTRON else "gelu_tanh" if gelu else "silu",
         attention_scale=float32(_attention_scale(keys, hidden, heads, head_dim, layers)),
         attention_softcap=float32(
             keys.number("attn_logit_softcapping", 50.0) if arch == "gemma2" else 0
@@ -134,8 +136,8 @@ def _experts(keys: Keys, layers: int) -> Experts | None:
     some = (*_GRANITE, "nemotronh")  # of which others have none
     if not FAMILIES[family].experts or (family in some and not keys.get("expert_count")):
         return None
-    if family == "nemotronh":
-        raise keys.refused("expert_count", "is read from folders of safetensors alone")
+    if family in NEMOTRON:
+        return nemotron_experts(keys, layers)
     used, gating = keys.count("expert_used_count"), keys.get("expert_gating_func")
     # 1 is softmax, and 3 softmax over the chosen ones: the same once they add up to 1.
     if gating not in (None, 1) and not (gating == 3 and family in _NORMALISED):
