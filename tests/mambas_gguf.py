@@ -15,6 +15,7 @@ GGUF = {
     "mamba2": "mamba2",
     "granite-hybrid": "granitehybrid",
     "granite-hybrid-roped": "granitehybrid",
+    "granite-hybrid-all-attention": "granite",
     "granite": "granite",
     "granitemoe": "granitemoe",
     "granitemoeshared": "granitemoe",
@@ -157,7 +158,7 @@ def mamba_settings(model: Any) -> dict[str, Any]:
             "residual_scale": config.residual_multiplier,
             "logit_scale": config.logits_scaling,
         }
-        if getattr(config, "num_local_experts", 0):
+        if hasattr(config, "num_local_experts"):
             made["expert_count"] = config.num_local_experts
             made["expert_used_count"] = config.num_experts_per_tok
         if hasattr(config, "shared_intermediate_size"):

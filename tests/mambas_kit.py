@@ -123,6 +123,7 @@ MAMBAS: dict[str, tuple[str, dict[str, Any]]] = {
             **_HYBRID,
             "layer_types": ["full_attention"] * 4,
             "num_local_experts": 0,
+            "shared_intermediate_size": 48,
             "position_embedding_type": "rope",
         },
     ),

@@ -135,7 +135,8 @@ class Keys:
         if self.architecture == family.images[2]:  # what images alone need
             known = known | {"rope.dimension_sections", "n_deepstack_layers"}
         if self.family.startswith("granite"):
-            known = known | _SCALES
+            # Dense models of Granite 4 are written as hybrids without such layers.
+            known = known | _SCALES | _EXPERTS | _RECURRENT["mamba"]
         if family.traits.get("parallel"):
             known = known | {"logit_scale"}
         for key in metadata:

@@ -13,8 +13,8 @@ GRANITE = ("granite", "granitemoe", "granitehybrid")
 NEMOTRON = ("nemotronh", "nemotronhmoe")
 
 
-def mamba_of_gguf(keys: Keys, layers: int) -> Recurrent:
-    """Returns the Mamba-2 layers of a file.
+def mamba_of_gguf(keys: Keys, layers: int) -> Recurrent | None:
+    """Returns the Mamba-2 layers of a file, or None.
 
     Raises: ModelError and UnsupportedError, naming key or tensor.
     """
@@ -33,10 +33,12 @@ def mamba_of_gguf(keys: Keys, layers: int) -> Recurrent:
             f"{keys.file.path} lacks output.weight: the multiplier of logits is lost where the "
             "head is the embedding; use a folder of safetensors"
         )
-    blocks = blocks_of(keys, layers)
+    mixes = tuple(beside or block == "mamba" for block in blocks_of(keys, layers))
+    if not any(mixes):
+        return None
     return Recurrent(
         kind="mamba",
-        layers=tuple(beside or block == "mamba" for block in blocks),
+        layers=mixes,
         width=keys.count("ssm.conv_kernel"),
         channels=inner + 2 * groups * state,
         heads=heads,

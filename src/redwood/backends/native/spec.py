@@ -288,7 +288,8 @@ def check_spec(spec: DecoderSpec, where: Path) -> DecoderSpec:
 def _multipliers(spec: DecoderSpec) -> dict[str, float]:
     held = dict(vars(spec.multipliers))
     parts = held.pop("state_parts")
-    return held | {f"multiplier {part} of recurrent layers": by for part, by in enumerate(parts)}
+    held |= {f"state_parts {part}": by for part, by in enumerate(parts)}
+    return {f"the multiplier {name}": by for name, by in held.items()}
 
 
 def _check_recurrent(recurrent: Recurrent, layers: int, where: Path) -> None:
