@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,7 @@ BAD: list[tuple[str, dict[str, torch.Tensor | None], dict[str, Any], type[Redwoo
     ("falcon-h1", {}, {"hidden_act": "gelu"}, UnsupportedError, "'gelu'"),
     ("nemotron-h", {}, {"mlp_hidden_act": "relu"}, UnsupportedError, "'relu'"),
     ("nemotron-h", {}, {"mamba_hidden_act": "gelu"}, UnsupportedError, "mamba_hidden_act 'gelu'"),
+    ("nemotron-h", {}, {"time_step_min": math.inf}, ModelError, "no time is within (inf, inf)"),
     ("nemotron-h", {}, {"moe_latent_size": 16}, UnsupportedError, "moe_latent_size 16"),
     ("nemotron-h", {}, {"topk_group": 3}, ModelError, "8 experts are not 2 groups"),
 ]
@@ -182,6 +184,7 @@ BAD_GGUF: list[tuple[str, dict[str, Any], type[RedwoodError], str]] = [
     ("nemotron-h-moe", {"expert_group_count": 2}, UnsupportedError, "expert_group_count 2"),
     ("nemotron-h-moe", {"expert_gating_func": 1}, UnsupportedError, "expert_gating_func 1"),
     ("nemotron-h-moe", {"moe_latent_size": 8}, UnsupportedError, "moe_latent_size"),
+    ("nemotron-h-moe", {"expert_weights_norm": 3}, ModelError, "expert_weights_norm 3"),
     ("nemotron-h-moe", {"expert_count": 7}, ModelError, "ffn_gate_inp.weight"),
     ("falcon-h1", {"residual_scale": 0.5}, UnsupportedError, "residual_scale"),
 ]

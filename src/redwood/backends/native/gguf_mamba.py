@@ -94,13 +94,16 @@ def nemotron_experts(keys: Keys, layers: int) -> Experts:
         if keys.get(name) not in (None, 0, 1):
             raise keys.refused(name, f"is not supported for {keys.architecture}")
     keys.refuse_other("expert_gating_func", 2)  # sigmoids
+    normalise = keys.get("expert_weights_norm")
+    if normalise not in (None, True, False):
+        raise keys.fault("expert_weights_norm", f"{str(normalise)[:80]} must be true or false")
     return Experts(
         count=keys.count("expert_count"),
         used=keys.count("expert_used_count"),
         ffn=keys.count("expert_feed_forward_length"),
         layers=tuple(block == "mlp" for block in blocks_of(keys, layers)),
         scoring="sigmoid",
-        normalise=bool(keys.get("expert_weights_norm")),
+        normalise=bool(normalise),
         scale=float32(keys.number("expert_weights_scale", 0.0) or 1.0),
         choice_bias=True,
         shared_ffn=keys.count("expert_shared_feed_forward_length"),

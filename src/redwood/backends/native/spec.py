@@ -312,7 +312,7 @@ def _check_recurrent(recurrent: Recurrent, layers: int, where: Path) -> None:
             f"{where}: recurrent layers: {recurrent.heads} heads do not share "
             f"{recurrent.key_heads} key heads evenly"
         )
-    if not 0 <= recurrent.times[0] <= recurrent.times[1]:
+    if not (0 <= recurrent.times[0] <= recurrent.times[1] and recurrent.times[0] < math.inf):
         raise ModelError(f"{where}: recurrent layers: no time is within {recurrent.times}")
     keys = 2 * recurrent.key_heads * recurrent.key_dim
     if recurrent.channels != keys + recurrent.heads * recurrent.value_dim:
