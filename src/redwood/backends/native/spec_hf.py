@@ -258,7 +258,7 @@ def _says_none(fields: Fields, family: Family) -> bool:
         raise UnsupportedError(
             f"{fields.where}: {family.positionless} {str(stated)[:80]!r} is not supported here"
         )
-    return stated != "rope"
+    return bool(stated != "rope")
 
 
 def _positions(fields: Fields, family: Family, windows: tuple[int, ...]) -> tuple[int, ...]:
