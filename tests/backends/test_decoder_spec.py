@@ -249,7 +249,7 @@ CONFIGS: list[tuple[str, type[RedwoodError], str]] = [
     ("{}", UnsupportedError, "model type None"),
     ('{"model_type": ["llama"]}', UnsupportedError, "model type ['llama']"),
     ('{"model_type": "mamba"}', UnsupportedError, "model type 'mamba'"),
-    ('{"model_type": "mamba2"}', UnsupportedError, "model type 'mamba2'"),
+    ('{"model_type": "jamba"}', UnsupportedError, "model type 'jamba'"),
     ('{"model_type": "t5gemma"}', UnsupportedError, "model type 't5gemma'"),
     (
         '{"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}',

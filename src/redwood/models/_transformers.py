@@ -134,7 +134,8 @@ def cached_logits(
     """
     kind: Any = type(model)
     given = {_cache_argument(kind): handle, "position_ids": positions}
-    shared = getattr(model.config.get_text_config(), "num_kv_shared_layers", None)
+    config = getattr(model, "config", None)
+    shared = config is not None and getattr(config.get_text_config(), "num_kv_shared_layers", 0)
     if isinstance(kept, int) and shared:  # of a number, they would see those columns alone
         kept = token_ids.new_tensor(list(range(token_ids.shape[1] - kept, token_ids.shape[1])))
     usual = {"use_cache": True, "logits_to_keep": kept}

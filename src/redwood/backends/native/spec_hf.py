@@ -118,7 +118,7 @@ def spec_from_config(config: Any, where: Path, capacity: int | None = None) -> D
         ffn=_ffn(fields, family, halves, layers),
         context=fields.count("max_position_embeddings") if attends else ENDLESS,
         norm_eps=float32(fields.get(family.eps)),
-        activation=family.activation or _activation(fields, family),
+        activation=family.activation or _activation(fields, architecture),
         attention_scale=float32(
             (latent.scale if latent else 1.0) / math.sqrt(scalar) if scalar > 0 else 0
         ),
@@ -200,11 +200,10 @@ def _refuse_switches(fields: Fields, family: Family) -> None:
             raise UnsupportedError(f"{where}: {name} {fields.get(name)} is not supported")
 
 
-def _activation(fields: Fields, family: Family) -> str:
-    settings = {"nemotron_h": "mlp_hidden_act", "gemma2": "hidden_activation"}
-    settings["gemma3_text"] = "hidden_activation"
-    name = fields.get(settings.get(family.model_type, "hidden_act"))
-    if name not in _ACTIVATIONS or (name == "relu2" and family.model_type != "nemotron_h"):
+def _activation(fields: Fields, architecture: str) -> str:
+    settings = {"nemotronh": "mlp_hidden_act", **dict.fromkeys(GEMMA, "hidden_activation")}
+    name = fields.get(settings.get(architecture, "hidden_act"))
+    if name not in _ACTIVATIONS or (name == "relu2" and architecture != "nemotronh"):
         raise UnsupportedError(
             f"{fields.where}: activation {str(name)[:80]!r} is not supported, only "
             f"{', '.join(_ACTIVATIONS)}"
