@@ -62,7 +62,7 @@ def test_models_have_options_of_their_own(
             "target": str(tiny_draft_folder),
             "drafter": "ngram",
             "kv_tokens": 100,
-            "tool_parser": "json",
+            "tool_parser": "hermes",
         },
     ]
     options = ["--models", _listed(tmp_path, models), "--backend", "eager", "--port", "0"]
@@ -73,7 +73,7 @@ def test_models_have_options_of_their_own(
     assert isinstance(pool, Pool) and pool.settings.model_names == ("one", "uno", "two")
     one, two = pool.models
     assert one.service is not None and one.service.engine.max_rows == 3
-    assert two.spec.settings.tool_parser == "json" and two.spec.settings.kv_tokens == 100
+    assert two.spec.settings.tool_parser == "hermes" and two.spec.settings.kv_tokens == 100
     engine = two.spec.load()
     service = two.spec.serve(engine, two.metrics, 0.5)
     assert (engine.max_rows, engine.kv_tokens, service.engine) == (64, 100, engine)
