@@ -68,9 +68,9 @@ def test_models_have_options_of_their_own(
     options = ["--models", _listed(tmp_path, models), "--backend", "eager", "--port", "0"]
     ran = Ran("serve", *options, "--models-memory", "1GiB", "--idle-unload", "60")
     assert ran.code == 0, ran.stderr
-    assert "2 models, loaded when asked for in 1.0 GiB: one, two" in ran.stderr
     (pool,) = served
     assert isinstance(pool, Pool) and pool.settings.model_names == ("one", "uno", "two")
+    assert pool.greeting() == ["2 models, loaded when asked for in 1.0 GiB: one, two"]
     one, two = pool.models
     assert one.service is not None and one.service.engine.max_rows == 3
     assert two.spec.settings.tool_parser == "hermes" and two.spec.settings.kv_tokens == 100
