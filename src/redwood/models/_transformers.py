@@ -134,8 +134,9 @@ def cached_logits(
     """
     kind: Any = type(model)
     given = {_cache_argument(kind): handle, "position_ids": positions}
-    config = getattr(model, "config", None)
-    shared = config is not None and getattr(config.get_text_config(), "num_kv_shared_layers", 0)
+    config: Any = getattr(model, "config", None)
+    text = None if config is None else config.get_text_config()
+    shared = getattr(text, "num_kv_shared_layers", None)
     if isinstance(kept, int) and shared:  # of a number, they would see those columns alone
         kept = token_ids.new_tensor(list(range(token_ids.shape[1] - kept, token_ids.shape[1])))
     usual = {"use_cache": True, "logits_to_keep": kept}
