@@ -28,7 +28,8 @@ MOVES = re.compile(
     r"past_key_values|use_cache=\w+[,)]|\b_attn_implementation|sub_configs|_pad_token_tensor"
     r"|_is_user_defined|_prefix_allowed|DistributedConfig|GgufConfig|base_model_.p_plan"
     r"|(?:from|import) transformers\.(?:integrations|distributed|cache_utils|modeling)"
-    r"|DynamicCache|(?:conv|recurrent)_state\b|layer_idx\b|\bchunk_size\b|time_step_limit"
+    r"|DynamicCache|(?:conv|recurrent)_state\b|layer_idx\b"
+    r"|(?:\.|getattr\(\w+, \")(?:chunk_size\b|time_step_limit)"  # a config.json may name them
 )
 MAY = {"_transformers.py", "_transformers_states.py"}
 
