@@ -115,7 +115,7 @@ void Decoder::predict(Task& task, const Layer& layer, int64_t node) {
   const int64_t count = model_.streams, hidden = round_up(model_.hidden, kLanes);
   float *x = task.s.x + node * hidden, *h = task.s.h + node * hidden;
   float modality[kMostStreams], coefs[kMostStreams * kMostStreams], before[kMostStreams];
-  float* streams[kMostStreams];
+  float* streams[kMostStreams] = {};
   for (int64_t k = 0; k < count; ++k) streams[k] = stream_of(task, k, node);
   modalities(layer, streams[model_.active], x, modality);
   for (int64_t i = 0; i < count * count; ++i) {
