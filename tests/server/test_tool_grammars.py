@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from conftest import tiny_tokenizer
+from redwood.errors import ArgumentError
 from redwood.server.delayed import BareCalls, DelayedGrammar
 from redwood.server.grammar import Grammars
 from redwood.server.tools.bare import bare_grammars
@@ -271,3 +272,78 @@ def test_where_a_parameters_text_ends(
     assert (processor.accepts([], ids) == len(ids)) == allowed
     if allowed:
         assert check("qwen3-coder", tools, text) == 1
+
+
+WRONG = [
+    {"type": "array", "minItems": "a"},
+    {"type": "array", "maxItems": {}},
+    {"type": "array", "minItems": True},
+    {"type": "array", "prefixItems": [TEXT], "maxItems": 0},
+    {"type": "array", "contains": False},
+    {"type": "object", "minProperties": [1]},
+    {"type": "object", "maxProperties": "1"},
+    {"type": "object", "additionalProperties": False, "minProperties": 1},
+    {"type": "object", "propertyNames": False},
+    {"type": "string", "minLength": 1.5},
+    {"enum": 5},
+]
+
+
+@pytest.mark.parametrize("schema", WRONG, ids=json.dumps)
+@pytest.mark.parametrize("form", ["pythonic", "gemma4", "functiongemma"])
+def test_what_is_no_schema_or_cannot_be_kept_is_refused(
+    vocabulary: Vocabulary, form: str, schema: dict[str, Any]
+) -> None:
+    with pytest.raises(ArgumentError):
+        vocabulary.grammar(form, {"f_1": record("a", a=schema)})
+
+
+@pytest.mark.parametrize("bound", ["minProperties", "maxProperties"])
+@pytest.mark.parametrize("value", ["1", [], {}, -1, True])
+def test_bounds_of_parameters_that_are_no_numbers(
+    vocabulary: Vocabulary, bound: str, value: Any
+) -> None:
+    for form in ("qwen3-coder", "pythonic", "gemma4", "functiongemma"):
+        with pytest.raises(ArgumentError):
+            vocabulary.grammar(form, {"f_1": {**record("a", a=TEXT), bound: value}})
+
+
+def test_an_enum_that_is_no_list(vocabulary: Vocabulary) -> None:
+    for schema in ({"enum": 5}, {"enum": {"a": 1}}, {"enum": None}):
+        tools = {"f_1": record("a", a=schema)}
+        with pytest.raises(ArgumentError):
+            vocabulary.grammar("qwen3-coder", tools)
+        answer = "<function=f_1>\n<parameter=a>\n5\n</parameter>\n</function>"
+        assert check("qwen3-coder", {"f_1": record("a", a={})}, answer) == 1
+        parts = read(FORMATS["qwen3-coder"].reader(tools, eager=False), [answer])
+        assert [part.text for part in parts if isinstance(part, CallArguments)] == ['{"a": 5}']
+
+
+def is_allowed(vocabulary: Vocabulary, schema: dict[str, Any], value: str) -> bool:
+    processor = vocabulary.grammars.processor(
+        vocabulary.grammar("pythonic", {"f_1": record("a", a=schema)}), 0
+    )
+    ids = vocabulary.tokenizer(f"[f_1(a={value})]", add_special_tokens=False)["input_ids"]
+    return bool(processor.accepts([], ids) == len(ids))
+
+
+@pytest.mark.parametrize(
+    ("schema", "kept", "refused"),
+    [
+        ({"type": "object", "unevaluatedProperties": False}, "{}", '{"x": 1}'),
+        ({"unevaluatedProperties": False}, "{}", '{"x": 1}'),
+        ({"type": "array", "unevaluatedItems": False}, "[]", "[1]"),
+        ({"type": "array", "items": False}, "[]", "[1]"),
+        ({"type": "array", "minItems": None, "maxItems": None}, "[]", "1"),
+        (
+            {"type": "array", "items": {"type": "null"}, "maxItems": 1500},
+            f"[{', '.join(['None'] * 1000)}]",
+            f"[{', '.join(['None'] * 1501)}]",
+        ),
+    ],
+    ids=["others", "object", "items", "no items", "null", "many"],
+)
+def test_bounds_that_are_easily_lost(
+    vocabulary: Vocabulary, schema: dict[str, Any], kept: str, refused: str
+) -> None:
+    assert is_allowed(vocabulary, schema, kept) and not is_allowed(vocabulary, schema, refused)

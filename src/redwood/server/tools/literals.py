@@ -15,16 +15,25 @@ from typing import Any, ClassVar, NamedTuple
 
 from redwood.server.tools.kinds import apart, kinds_of, listed_kinds
 from redwood.server.tools.rules import Rules, quoted
+from redwood.server.tools.texts import counts
 
 _UNKEPT = (
     "not if then else dependentRequired dependentSchemas dependencies propertyNames "
     "patternProperties unevaluatedProperties unevaluatedItems contains uniqueItems $dynamicRef "
     "$recursiveRef"
 ).split()
+_KEPT_IF_FALSE = ("not", "uniqueItems", "unevaluatedProperties", "unevaluatedItems")
 _OF_STRINGS = ("minLength", "maxLength", "pattern", "format")
 _OF_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
-_OF_LISTS = ("items", "prefixItems", "minItems", "maxItems")
-_OF_OBJECTS = ("properties", "required", "additionalProperties", "minProperties", "maxProperties")
+_OF_LISTS = ("items", "prefixItems", "minItems", "maxItems", "unevaluatedItems")
+_OF_OBJECTS = (
+    "properties",
+    "required",
+    "additionalProperties",
+    "minProperties",
+    "maxProperties",
+    "unevaluatedProperties",
+)
 _KINDS: Mapping[str, Sequence[str]] = {
     "string": _OF_STRINGS,
     "number": _OF_NUMBERS,
@@ -137,7 +146,7 @@ class Literals(ABC):
             if name in schema:
                 raise self.rules.refused(where, name)
         properties, needed = schema.get("properties", {}), schema.get("required", [])
-        others = schema.get("additionalProperties", True)
+        others = schema.get("additionalProperties", schema.get("unevaluatedProperties", True))
         if not isinstance(properties, dict) or not isinstance(needed, list):
             raise self.rules.refused(where, "properties")
         listed = [Member(key, each, key in needed) for key, each in properties.items()]
@@ -148,9 +157,9 @@ class Literals(ABC):
                 listed.append(Member(key, others, True))
         if sum(not member.needed for member in listed) > _MOST_OPTIONAL:
             raise self.rules.refused(where, f"more than {_MOST_OPTIONAL} optional properties")
-        least, most = schema.get("minProperties", 0), schema.get("maxProperties")
+        least, most = counts(schema, "Properties", _MOST_ITEMS, self.rules, where)
         sure = sum(member.needed for member in listed)
-        if least > max(sure, 0 if listed else 1):
+        if least > max(sure, 0 if listed or others is False else 1):
             raise self.rules.refused(where, f"minProperties {least}")
         if most is not None and listed and most < len(listed):
             raise self.rules.refused(where, f"maxProperties {most}")
@@ -198,7 +207,7 @@ class Literals(ABC):
 
     def _check(self, schema: Mapping[str, Any], where: str) -> None:
         for name in _UNKEPT:
-            if name in schema and schema[name] is not False:
+            if name in schema and (schema[name] is not False or name not in _KEPT_IF_FALSE):
                 raise self.rules.refused(where, name)
 
     def _resolved(self, schema: Mapping[str, Any], where: str) -> Mapping[str, Any]:
@@ -312,24 +321,24 @@ class Literals(ABC):
         return self.rules.add(f"%json {json.dumps({'type': kind, **bounds})}")
 
     def _list(self, schema: Mapping[str, Any], where: str) -> str:
-        least, most = schema.get("minItems", 0), schema.get("maxItems")
+        least, most = counts(schema, "Items", _MOST_ITEMS, self.rules, where)
         heads = schema.get("prefixItems")
         if heads is not None:
-            if not isinstance(heads, list) or not least <= len(heads) <= (most or len(heads)):
+            count = len(heads) if isinstance(heads, list) else -1
+            if not least <= count <= (count if most is None else most):
                 raise self.rules.refused(where, "prefixItems")
             items = [self.value(each, f"{where}[]") for each in heads]
             return self.rules.add(f'"[" {_with(quoted(self.comma), items)} "]"')
-        if least > _MOST_ITEMS or (most is not None and most < least):
-            raise self.rules.refused(where, f"minItems {least}")
-        if most == 0:
+        items = schema.get("items", schema.get("unevaluatedItems", True))
+        if most == 0 or (items is False and not least):
             return quoted("[]")
-        item = self.rules.add(self.value(schema.get("items", True), f"{where}[]"))
+        item = self.rules.add(self.value(items, f"{where}[]"))
         made = self._repeated(item, least, most)
         return self.rules.add(f'"[" {made} "]"')
 
     def _repeated(self, item: str, least: int, most: int | None) -> str:
         """Items with commas between them."""
-        last = "" if most is None or most > _MOST_ITEMS else str(most - 1)
+        last = "" if most is None else str(most - 1)
         more = f"({quoted(self.comma)} {item}){{{max(0, least - 1)},{last}}}"
         if last == "0":
             more = ""

@@ -97,7 +97,11 @@ def takes_text(schema: Any) -> bool:
     if "type" in schema:
         return bool(schema["type"] == "string")
     choices = schema.get("enum", [schema["const"]] if "const" in schema else [])
-    return bool(choices) and all(isinstance(each, str) for each in choices)
+    return (
+        isinstance(choices, list)
+        and bool(choices)
+        and all(isinstance(each, str) for each in choices)
+    )
 
 
 def _value(text: str, schema: Any) -> Any:

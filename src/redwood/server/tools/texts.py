@@ -45,13 +45,29 @@ def lengths(schema: Mapping[str, Any], rules: Rules, where: str) -> tuple[int, i
     Raises:
         ArgumentError: lengths that are none, or too large to be counted.
     """
-    least, most = schema.get("minLength", 0), schema.get("maxLength")
-    for name, value in (("minLength", least), ("maxLength", most)):
+    return counts(schema, "Length", _MOST_LENGTH, rules, where)
+
+
+def counts(
+    schema: Mapping[str, Any], what: str, limit: int, rules: Rules, where: str
+) -> tuple[int, int | None]:
+    """Returns the bounds of a count, `minLength` and `maxLength` for "Length"; None: any.
+
+    Args:
+        limit: of what can be counted; a larger bound becomes this one.
+
+    Raises:
+        ArgumentError: no whole numbers from 0, the first above the second or the limit.
+    """
+    names = f"min{what}", f"max{what}"
+    least, most = (schema.get(name) for name in names)
+    for name, value in zip(names, (least, most), strict=True):
         if value is not None and (type(value) is not int or value < 0):
             raise rules.refused(where, f"{name} {value!r}")
-    if least > _MOST_LENGTH or (most is not None and most < least):
-        raise rules.refused(where, "minLength")
-    return least, None if most is None or most > _MOST_LENGTH else most
+    least = least or 0
+    if least > limit or (most is not None and most < least):
+        raise rules.refused(where, f"{names[0]} {least}")
+    return least, None if most is None else min(most, limit)
 
 
 def counted(least: int, most: int | None) -> str:
