@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+from time import process_time
 from typing import Any
 
 import pytest
@@ -356,3 +357,21 @@ def test_many_damaged_calls_lose_nothing_and_leak_no_tag() -> None:
 def test_the_template_says_the_form(template: Any, name: str | None) -> None:
     form = format_of(template)
     assert (None if form is None else form.name) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "behind"),
+    [
+        ("mistral", "[TOOL_CALLS]", "[Z"),
+        ("mistral", "[TOOL_CALLS]add[CALL_ID]", "[Z"),
+        ("qwen3-coder", "<function=", "x</function>"),
+        ("gemma4", "<|tool_call>call:", "x"),
+        ("hermes", '<tool_call>{"name":', "x"),
+    ],
+)
+def test_long_runs_of_spaces_take_no_time(name: str, before: str, behind: str) -> None:
+    text = before + " " * 20_000 + behind
+    began = process_time()
+    parts = read(FORMATS[name].reader(TOOLS, eager=False), [text, " "])
+    assert process_time() - began < 0.5  # 8 to 29 s where each cut of the spaces is tried
+    assert not [part for part in parts if isinstance(part, CallStart)]

@@ -14,9 +14,8 @@ from redwood.server.tools.parser import Call, NoCall, TaggedParser, loads
 
 _ARGS, _ID = "[ARGS]", "[CALL_ID]"
 _WORD = r"[^\s\[\]{}]"  # a name's, or an id's: whatever else stands there is text, and no call
-_NAME = re.compile(
-    rf"\s*({_WORD}+)\s*(?:{re.escape(_ID)}\s*{_WORD}*\s*)?{re.escape(_ARGS)}\s*(?=\{{)"
-)
+_SPACED = rf"\s*(?:{_WORD}+\s*)?"  # not \s*W*\s*, which tries every cut of a run of spaces
+_NAME = re.compile(rf"\s*({_WORD}+)\s*(?:{re.escape(_ID)}{_SPACED})?{re.escape(_ARGS)}\s*(?=\{{)")
 
 
 def _begun(text: str, then: str = "") -> str:
@@ -27,8 +26,8 @@ def _begun(text: str, then: str = "") -> str:
 
 
 _ARGS_BEGUN = _begun(_ARGS, r"\s*")
-_ID_BEGUN = _begun(_ID, rf"\s*{_WORD}*\s*{_ARGS_BEGUN}")
-_BEGINNING = re.compile(rf"\s*{_WORD}*\s*(?:{_ARGS_BEGUN}|{_ID_BEGUN})\Z")
+_ID_BEGUN = _begun(_ID, _SPACED + _ARGS_BEGUN)
+_BEGINNING = re.compile(rf"{_SPACED}(?:{_ARGS_BEGUN}|{_ID_BEGUN})\Z")
 
 
 class MistralParser(TaggedParser):

@@ -20,7 +20,7 @@ from typing import Any
 
 from redwood.server.tools.parser import Call, NoCall, Schemas, TaggedParser
 
-_NAME = re.compile(r"\s*([^>\s]*)\s*>")
+_NAME = re.compile(r"\s*(?:([^>\s]+)\s*)?>")  # of long runs of spaces, too, in one go
 _PARAMETER = re.compile(r"\s*<parameter=([^>]*)>")
 _CLOSE = "</parameter>"
 
@@ -35,7 +35,7 @@ class Qwen3CoderParser(TaggedParser):
         found = _NAME.match(body)
         if found is None:
             raise NoCall("the call has no name")
-        name, place = found.group(1), found.end()
+        name, place = found.group(1) or "", found.end()
         properties = properties_of(self._tools, name)
         arguments: dict[str, Any] = {}
         while (opened := _PARAMETER.match(body, place)) is not None:
@@ -55,7 +55,7 @@ class Qwen3CoderParser(TaggedParser):
         found = _NAME.match(body)
         if found is None or not self._eager:
             return False
-        properties, place = properties_of(self._tools, found.group(1)), found.end()
+        properties, place = properties_of(self._tools, found.group(1) or ""), found.end()
         while (opened := _PARAMETER.match(body, place)) is not None:
             schema = properties.get(opened.group(1).strip())
             end = self._end_of_value(body, opened.end(), schema)
