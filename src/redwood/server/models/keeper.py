@@ -105,8 +105,7 @@ class Keeper:
             ApiError: it cannot be loaded.
         """
         if model.fault is not None and monotonic() - model.fault[1] < _AGAIN_S:
-            # its traceback would grow with each of them, and keep their requests in memory
-            raise model.fault[0].with_traceback(None)
+            raise model.fault[0]
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         model.waiting.append(granted)
         if model not in self._order:
