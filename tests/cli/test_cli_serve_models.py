@@ -113,6 +113,7 @@ def test_one_file_for_two_models_is_refused(tmp_path: Path, tiny_model_folder: P
     [
         (["-t", "org/a", "-t", "other/x", "-t", "x=org/b", "-t", "x=org/c"], "called 'x'"),
         (["-t", "org/a", "-t", "org/b", "--served-name", "x"], "--served-name"),
+        (["-t", "x=org/a", "--served-name", "y"], "--served-name"),
         (["-t", "org/a", "-t", "org/b", "--parallel", "tensor"], "--parallel"),
         (["-t", "org/a", "-t", "org/b", "--offload", "disk"], "--offload"),
         (["-t", "org/a", "--models-memory", "much"], "--models-memory"),
@@ -143,6 +144,8 @@ def test_a_model_that_can_never_fit_is_refused_at_the_start(tiny_model_folder: P
         ([{"target": "x", "drafer": "none"}], "did you mean 'drafter'"),
         ([{"target": "x", "max_rows": "4"}], "max_rows must be a whole number"),
         ([{"target": "x", "max_rows": True}], "max_rows must be a whole number"),
+        ([{"target": "x", "max_rows": -1}], "max_rows -1 must not be negative"),
+        ([{"target": "x", "capacity": -5}], "capacity -5 must not be negative"),
         ([{"target": "x", "drafter": None}], "drafter must be a text"),
         ([{"target": "x", "port": 8000}], "no option 'port'"),
         ([{"target": "x", "parallel": "tensor"}], "no option 'parallel'"),

@@ -283,6 +283,8 @@ def settings_of(options: Mapping[str, Any], plans: Sequence[ModelPlan]) -> Setti
 def _names(options: Mapping[str, Any], plans: Sequence[ModelPlan]) -> list[tuple[str, ...]]:
     """The names of each model for clients."""
     if len(plans) == 1 and options["served_name"]:
+        if plans[0].names:
+            raise o.wrong("--served-name", f"the model has a name already: {plans[0].names[0]}")
         return [tuple(options["served_name"])]
     return [plan.names or (public_name(plan.target),) for plan in plans]
 

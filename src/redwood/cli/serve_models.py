@@ -198,6 +198,8 @@ def _plan(where: str, value: Any, options: Mapping[str, Any]) -> ModelPlan:
         if type(given) is not kind:
             wanted = "a whole number" if kind is int else "a text"
             raise ArgumentError(f"{where}: {option} must be {wanted}, not {given!r}")
+        if isinstance(given, int) and given < 0:  # now, not when a request has it loaded
+            raise ArgumentError(f"{where}: {option} {given} must not be negative")
     for option in FILES:
         if option in own:
             own[option] = Path(own[option])
