@@ -194,3 +194,8 @@ def test_pages_alone_are_no_row(tmp_path: Path) -> None:
     row = filled(backend, [3] * 64)
     with pytest.raises(ArgumentError, match="states of recurrent layers"):
         backend.restore(backend.open(), [backend.read_page(row, 0)], 64)
+
+
+def test_states_may_be_kept_further_apart_than_any_row_is_long(tmp_path: Path) -> None:
+    backend = loaded("lfm2", tmp_path, every=1 << 70)
+    assert backend.reusable(filled(backend, [3] * 40), 39) == 0

@@ -205,7 +205,7 @@ def test_pieces_are_whole_units_and_the_file_holds_nothing_else() -> None:
 def test_sizes_are_read_as_people_write_them() -> None:
     known = {"2GiB": 2 << 30, "1.5G": 1_500_000_000, "512MB": 512_000_000, "7": 7, "64 kib": 65536}
     assert {text: parse_bytes(text) for text in known} == known
-    for wrong in ("", "GiB", "-1GiB", "2 GiBs", "0", "two", "nan"):
+    for wrong in ("", "GiB", "-1GiB", "2 GiBs", "0", "0.3", "two", "nan"):
         with pytest.raises(ArgumentError, match="must be a size such as"):
             parse_bytes(wrong)
 

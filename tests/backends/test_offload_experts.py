@@ -15,15 +15,18 @@ from test_offload import CPU, SIZES, _file
 import redwood
 from conftest import tiny_tokenizer
 from families_kit import family_model
+from gemma_kit import MODELS, gemma_model
+from hybrids_kit import hybrid_model
 from offload_kit import opened, small_pieces
 from redwood.backends.base import AcceptedPath, Nodes
 from redwood.backends.offload import file as offload_file
+from redwood.backends.offload import load as offload_load
 from redwood.backends.offload import stream as stream_module
 from redwood.backends.offload.backend import OffloadBackend
 from redwood.backends.offload.stream import Stream
 from redwood.backends.offload.streamed_experts import StreamedExperts
 from redwood.backends.offload.to_device import DevicePieces
-from redwood.errors import ModelError
+from redwood.errors import ModelError, UnsupportedError
 
 WHOLE = ("gptoss",)  # whose folders hold stacks of experts, as Transformers' modules do
 FAMILIES = ("qwen3moe", "mixtral", "qwen2moe", "olmoe", "glm4moe", *WHOLE)
@@ -257,3 +260,26 @@ def test_an_expert_of_another_shape_is_refused_and_one_that_is_missing(tmp_path:
         save_file(changed, file, {"format": "pt"})
         with pytest.raises(ModelError):
             opened(folder)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_what_parts_of_a_model_compute_at_load_is_computed_by_them(
+    name: str, tmp_path: Path
+) -> None:
+    model = gemma_model(name)
+    model.save_pretrained(tmp_path)
+    backend, tokens = opened(tmp_path), [3, 1, 4, 1, 5, 9, 2, 6]
+    (got,) = backend.extend([Nodes(backend.open(), tokens)])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            got, model(torch.tensor([tokens])).logits[0], atol=2e-4, rtol=2e-4
+        )
+
+
+def test_recurrent_layers_are_refused_before_a_file_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hybrid_model("qwen35").save_pretrained(tmp_path)
+    monkeypatch.setattr(offload_load, "stored_file", lambda *_: pytest.fail("a file is written"))
+    with pytest.raises(UnsupportedError, match="recurrent layers, which are not offloaded"):
+        opened(tmp_path)

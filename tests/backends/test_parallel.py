@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import transformers
 
 import parallel_kit as kit
 from conftest import save_model, tiny_llama, tiny_tokenizer
+from gemma_kit import gemma_model
+from redwood.backends.parallel.load import _refuse
+from redwood.errors import UnsupportedError
 
 kit.need_parallel_loading()
 
@@ -124,6 +128,23 @@ def test_what_cannot_be_split_is_refused_with_the_reason(
     assert "gpt2 models into a pipeline" in found[1]
     assert "3 heads with 3 heads of keys" in found[2]
     assert "1 layers do not make 2 stages" in found[3]
+
+
+@pytest.mark.parametrize(
+    "parallel, name, reason",
+    [
+        ("pipeline", "gemma3n", "earlier ones (num_kv_shared_layers): gemma3n"),
+        ("pipeline", "gemma4-unified", "earlier ones (num_kv_shared_layers)"),
+        ("pipeline", "gemma4-embedded-alone", "(hidden_size_per_layer_input)"),
+        ("tensor", "gemma3n", "(activation_sparsity_pattern)"),
+    ],
+)
+def test_what_no_process_has_all_of_is_refused(parallel: str, name: str, reason: str) -> None:
+    alone = name.endswith("-alone")
+    kit_name, changes = name.removesuffix("-alone"), {"num_kv_shared_layers": 0} if alone else {}
+    config = gemma_model(kit_name, **changes).config
+    with pytest.raises(UnsupportedError, match=re.escape(reason)):
+        _refuse(config, parallel, 2)
 
 
 def test_a_stage_that_would_scale_its_input_again_is_refused(

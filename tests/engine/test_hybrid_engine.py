@@ -92,3 +92,15 @@ def test_states_are_admitted(tmp_path: Path) -> None:
         engine.add([3] * 50, params)
     engine.step()
     assert len(engine._active) == 2
+
+
+@pytest.mark.parametrize("every", [0, 16])
+def test_a_text_stays_as_far_as_its_states_fit_too(every: int, tmp_path: Path) -> None:
+    target = loaded("qwen35", tmp_path, every=every)
+    engine = RowEngine(target, NgramDrafter(), budget=5, kv_cache=8 * target.page_bytes)
+    text = [random.Random(5).randrange(90) for _ in range(400)]
+    texts(engine, [text])
+    assert engine.prefixes.num_pages <= engine.prefixes.max_pages == 8
+    assert target.cache_bytes <= 8 * target.page_bytes
+    texts(engine, [text])
+    assert (engine.prefixes.num_hit_tokens > 0) == bool(every)

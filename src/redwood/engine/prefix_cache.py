@@ -125,6 +125,8 @@ class PrefixCache:
                 length = min(length, self.max_pages * self._page)
                 if length >= _WORTH:
                     self._target.truncate(row, length)
+                    length = self._cut_to_bound(row, length)
+                if length >= _WORTH:
                     self.put(row, request.context.token_ids[:length], request.salt)
                     keeps = True
         finally:
@@ -142,6 +144,13 @@ class PrefixCache:
 
     def _pages(self, rows: Sequence[int]) -> int:
         return self._sharing.pages(rows) if self._sharing is not None and rows else 0
+
+    def _cut_to_bound(self, row: int, length: int) -> int:
+        """Cuts a row whose states do not fit beside its keys and values; returns its length."""
+        while self._every is not None and length and self._pages([row]) > self.max_pages:
+            length = reusable(self._target, row, length - 1)
+            self._target.truncate(row, length)
+        return length
 
     def _fork(self, row: int, length: int) -> int:
         assert self._sharing is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from redwood.backends.native.spec import DecoderSpec, Recurrent
 
+_MOST_DISTANCE = 1 << 31  # tokens; more than any row has
 _PARTS = ("state_gate", "state_value", "state_key", "state_query", "state_time")
 
 
@@ -40,5 +41,5 @@ def recurrent_of(spec: DecoderSpec, checkpoint_tokens: int) -> dict[str, object]
         "state_key_dim": made.key_dim,
         "state_value_dim": made.value_dim,
         "state_tiled": made.tiled,
-        "checkpoint_tokens": checkpoint_tokens,
+        "checkpoint_tokens": min(checkpoint_tokens, _MOST_DISTANCE),
     }

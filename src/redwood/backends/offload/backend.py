@@ -156,7 +156,7 @@ def parse_bytes(size: str | int, name: str = "memory") -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?)B?\s*", str(size), re.IGNORECASE)
     unit = None if match is None else match[2].upper().replace("I", "i")
-    if match is None or unit not in _UNITS or float(match[1]) == 0:
+    if match is None or unit not in _UNITS or float(match[1]) * _UNITS[unit] < 1:
         raise ArgumentError(f"{name} {size!r} must be a size such as 2GiB or 1500MB")
     return int(float(match[1]) * _UNITS[unit])
 

@@ -27,6 +27,7 @@ from redwood.backends.offload.streamed_experts import (
 )
 from redwood.backends.offload.to_device import DevicePieces
 from redwood.errors import ArgumentError, UnsupportedError
+from redwood.models._transformers_states import recurrent_modules
 
 OFFLOAD = ("disk", "ram")
 SMALL = 1 << 16
@@ -112,6 +113,10 @@ def open_offloaded(
     with torch.device("meta"):  # no memory is taken
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     model.eval()
+    if recurrent_modules(model):  # before a file of the model's size is written
+        raise UnsupportedError(
+            f"{type(model).__name__} has recurrent layers, which are not offloaded"
+        )
     stored = Weights(folder, model)
     fine = form_of("int8", device, threads) if weights == "int4" else form
     streamed, tables = _large(model)
@@ -233,13 +238,14 @@ def _fill_small(
 ) -> None:
     """Reads what stays in memory; makes what no file holds, such as rotary frequencies."""
     saved = model.state_dict()
-    for module in model.modules():
+    for prefix, module in model.named_modules():
         computed = [name for name, held in module._buffers.items() if held is not None]
         for name in computed:
             module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
         if computed:
             with torch.no_grad():
-                model._init_weights(module)  # Transformers' own way for models without weights
+                # Transformers' own way for models without weights.
+                _innermost(model, prefix)._init_weights(module)
     for prefix, module in model.named_modules():
         for held in (module._parameters, module._buffers):
             for name, empty in held.items():
@@ -253,6 +259,16 @@ def _fill_small(
                 held[name] = (
                     nn.Parameter(made, requires_grad=False) if held is module._parameters else made
                 )
+
+
+def _innermost(model: PreTrainedModel, path: str) -> PreTrainedModel:
+    """The model within a model that a module is, or is part of: what it computes is known there."""
+    found, module = model, cast(nn.Module, model)
+    for name in path.split(".") if path else ():
+        module = module.get_submodule(name)
+        if isinstance(module, PreTrainedModel):
+            found = module
+    return found
 
 
 def _replace(model: nn.Module, parameter: str, module: nn.Module) -> None:

@@ -30,6 +30,10 @@ _BLOCKS, _BLOCK_BYTES = 256, 4096  # of a file of weights, for its digest
 _TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 _SPLIT_BY_HEADS = ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value")
 _STAGES = {"embed_tokens", "layers", "norm"}  # the names that Transformers cuts a model at
+_ACROSS_STAGES = {  # settings of what a stage would have to be told beside hidden states
+    "num_kv_shared_layers": "layers that read the keys and values of earlier ones",
+    "hidden_size_per_layer_input": "embeddings of tokens in every layer",
+}
 
 
 def open_parallel(
@@ -154,7 +158,18 @@ def _refuse(config: Any, parallel: str, size: int) -> None:
             raise UnsupportedError(
                 f"{text.num_hidden_layers} layers do not make {size} stages: start fewer processes"
             )
+        for setting, what in _ACROSS_STAGES.items():
+            if getattr(text, setting, None):
+                raise UnsupportedError(
+                    f"{what} ({setting}): {kind} models cannot be cut into a pipeline"
+                )
         return
+    shares = getattr(text, "activation_sparsity_pattern", None)
+    if any(shares if isinstance(shares, list | tuple) else [shares]):
+        raise UnsupportedError(
+            "gates that are compared with all of an MLP's (activation_sparsity_pattern): "
+            f"{kind} models cannot be split over processes"
+        )
     plan = tensor_plan(config)
     if not plan:
         raise UnsupportedError(f"Transformers has no tensor parallel plan for {kind} models")
