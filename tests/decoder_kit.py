@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+import pytest
 import torch
 import transformers
 from gguf import GGMLQuantizationType, GGUFWriter
@@ -282,3 +284,12 @@ class PlainDecoder:
         logits = self._norm(x, "output_norm") @ (embedding if spec.tied else self._get("output")).T
         cap = spec.logit_softcap
         return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def check_refused(
+    read: Callable[[Path], Any], path: Path, error: type[Exception], message: str
+) -> None:
+    """Reading refuses a folder or file with this error, in one line that says so."""
+    with pytest.raises(error) as caught:
+        read(path)
+    assert message in str(caught.value) and "\n" not in str(caught.value)

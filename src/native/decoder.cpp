@@ -152,7 +152,7 @@ void Decoder::plan() {
     const std::vector<const Matrix*> also = model_.parallel ? readers : std::vector<const Matrix*>{};
     const Recurrent& r = l.recurrent;
     if (r.kind) {
-      add({&r.mix, &r.gate, &r.beta, &r.alpha}, 0, {&l.q, &l.k, &l.v});
+      add({&r.mix, &r.gate, &r.beta, &r.alpha}, 0, {&l.q, &l.k, &l.v, &l.o_gate});
       add({&r.out}, 1);
     }
     if (l.q_a.data) {

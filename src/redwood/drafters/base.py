@@ -155,6 +155,11 @@ def parts_of(drafter: Drafter) -> list[Drafter]:
     return list(getattr(drafter, "parts", [drafter]))
 
 
+def draft_models(drafter: Drafter) -> list[ModelDrafter]:
+    """Returns the parts that draft with a model."""
+    return [part for part in parts_of(drafter) if isinstance(part, ModelDrafter)]
+
+
 def observers_of(drafter: Drafter) -> list[Drafter]:
     """Returns the parts that learn from the target's rows."""
     return [part for part in parts_of(drafter) if hasattr(part, "observe")]

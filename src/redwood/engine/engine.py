@@ -18,7 +18,7 @@ from itertools import count
 from queue import SimpleQueue
 
 from redwood.backends.base import AcceptedPath, Backend, Nodes
-from redwood.drafters.base import Drafter, ModelDrafter, NoDrafter, observers_of, parts_of
+from redwood.drafters.base import Drafter, NoDrafter, draft_models, observers_of
 from redwood.drafters.proposing import observe, release
 from redwood.engine.detokenizer import Tokenizer
 from redwood.engine.drafting import Drafts, draft
@@ -285,9 +285,8 @@ class RowEngine:
             except Exception:  # the others' rows are to be freed all the same
                 _log.exception("a row could not be given back")
         self.prefixes.clear()  # memory may be what was missing
-        for part in parts_of(self.drafter):
-            if isinstance(part, ModelDrafter):
-                part.clear()
+        for model in draft_models(self.drafter):
+            model.clear()
 
     def _admit(self) -> None:
         """Gives rows to the waiting requests that the scheduler admits."""

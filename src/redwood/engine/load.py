@@ -102,10 +102,9 @@ def load(
         kv_tokens: tokens, prompts and answers, that they may come to hold together; see
             `RowEngine`.
         kv_cache: memory for keys and values that stay after requests have ended, such as "2GiB", so
-            that what begins alike is not read again; 0: none. A number between 0 and 1: that part
-            of what is free then; None: a fifth.
-            Backends that are not `batch_invariant` keep none unless told to, see
-            docs/prefix_cache.md.
+            that what begins alike is not read again; 0: none. None: a fifth of what is free then; a
+            number between 0 and 1: that part of it. Of these two, backends that are not
+            `batch_invariant` keep none; a size they keep, see docs/prefix_cache.md.
         kv_cache_file: where that stays over a restart, too: read now, written by `Engine.close`.
         prefill_beside: tokens of prompts in a pass that decodes other rows, see `RowEngine`;
             None: 8 on the native backend, else its default.

@@ -14,7 +14,14 @@ from threading import RLock, get_ident
 import torch
 
 from redwood.backends.base import Backend, Nodes
-from redwood.drafters.base import Drafter, ModelDrafter, NgramDrafter, NoDrafter, parts_of
+from redwood.drafters.base import (
+    Drafter,
+    ModelDrafter,
+    NgramDrafter,
+    NoDrafter,
+    draft_models,
+    parts_of,
+)
 from redwood.engine.request import Request
 
 
@@ -40,8 +47,7 @@ def admitted(
 def extra_tokens(target: Backend, drafter: Drafter, tokens: int) -> int:
     """Returns what rows of so many tokens take beside keys and values, as tokens: states."""
     extra = each = 0
-    models = [part.backend for part in parts_of(drafter) if isinstance(part, ModelDrafter)]
-    for backend in (target, *models):
+    for backend in (target, *(each.backend for each in draft_models(drafter))):
         size = int(getattr(backend, "token_bytes", None) or 0)
         each += size
         row_bytes: Callable[[int], int] | None = getattr(backend, "row_bytes", None)

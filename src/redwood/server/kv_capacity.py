@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from redwood.backends.base import Backend, Nodes
-from redwood.drafters.base import ModelDrafter, parts_of
+from redwood.drafters.base import draft_models
 from redwood.engine.free_memory import free_bytes
 from redwood.engine.scheduler import extra_tokens
 
@@ -27,7 +27,7 @@ def max_kv_tokens(target: Backend, drafter: Any, share: float = 1.0) -> int | No
         target, drafter: the models whose keys and values are counted.
         share: fraction of free memory that this process may use.
     """
-    backends = [target, *(p.backend for p in parts_of(drafter) if isinstance(p, ModelDrafter))]
+    backends = [target, *(each.backend for each in draft_models(drafter))]
     sizes = [token_bytes(backend) for backend in backends]
     size = sum(each or 0 for each in sizes)
     free = _free_on_gpu(target) if target.device.type == "cuda" else free_bytes()

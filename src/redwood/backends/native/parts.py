@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from redwood.backends.native.spec import DecoderSpec, Recurrent
+from redwood.backends.native.spec import DecoderSpec
 
 _MOST_DISTANCE = 1 << 31  # tokens; more than any row has
 _PARTS = ("state_gate", "state_value", "state_key", "state_query", "state_time")
@@ -10,7 +10,7 @@ _PARTS = ("state_gate", "state_value", "state_key", "state_query", "state_time")
 
 def parts_of(spec: DecoderSpec) -> dict[str, object]:
     """Returns entries of the decoder's configuration, by their names there."""
-    by, made = spec.multipliers, spec.recurrent or Recurrent("", (), 0, 0)
+    by = spec.multipliers
     return {
         "squared": spec.activation == "relu2",
         "attention": [spec.has_attention(layer) for layer in range(spec.layers)],
@@ -18,17 +18,12 @@ def parts_of(spec: DecoderSpec) -> dict[str, object]:
         "state_out": by.state,
         "mlp_out": by.mlp,
         "mlp_gate": by.mlp_gate,
-        "state_norm_first": made.norm == "first",
-        "least_time": made.times[0],
-        "most_time": made.times[1],
-        "state_input": by.state_input,
-        **dict(zip(_PARTS, by.state_parts, strict=True)),
     }
 
 
 def recurrent_of(spec: DecoderSpec, checkpoint_tokens: int) -> dict[str, object]:
     """Returns entries for recurrent layers; `checkpoint_tokens`: see `NativeBackend`."""
-    made = spec.recurrent
+    by, made = spec.multipliers, spec.recurrent
     if made is None:
         return {"recurrent": [""] * spec.layers, "log_decay": False}
     return {
@@ -41,5 +36,10 @@ def recurrent_of(spec: DecoderSpec, checkpoint_tokens: int) -> dict[str, object]
         "state_key_dim": made.key_dim,
         "state_value_dim": made.value_dim,
         "state_tiled": made.tiled,
+        "state_norm_first": made.norm == "first",
+        "least_time": made.times[0],
+        "most_time": made.times[1],
+        "state_input": by.state_input,
+        **dict(zip(_PARTS, by.state_parts, strict=True)),
         "checkpoint_tokens": min(checkpoint_tokens, _MOST_DISTANCE),
     }

@@ -25,6 +25,25 @@ def _all(fields: Fields) -> tuple[bool, ...]:
     return (True,) * fields.count("num_hidden_layers")
 
 
+def _stated(
+    fields: Fields,
+    *,
+    count: str = "num_experts",
+    used: str = "num_experts_per_tok",
+    ffn: str = "intermediate_size",
+    layers: tuple[bool, ...] | None = None,
+    **more: Any,
+) -> Experts:
+    """A mixture by the names of its settings; in all layers unless told otherwise."""
+    return Experts(
+        count=fields.count(count),
+        used=fields.count(used),
+        ffn=fields.count(ffn),
+        layers=_all(fields) if layers is None else layers,
+        **more,
+    )
+
+
 def _qwen(fields: Fields) -> Experts | None:
     layers, step = fields.count("num_hidden_layers"), fields.count("decoder_sparse_step")
     dense = fields.get("mlp_only_layers") or []
@@ -37,10 +56,9 @@ def _qwen(fields: Fields) -> Experts | None:
     if fields.get("model_type") in ("qwen2_moe", "qwen3_next"):
         shared = {"shared_ffn": fields.count("shared_expert_intermediate_size")}
         shared["shared_switch"] = True
-    return Experts(
-        count=fields.count("num_experts"),
-        used=fields.count("num_experts_per_tok"),
-        ffn=fields.count("moe_intermediate_size"),
+    return _stated(
+        fields,
+        ffn="moe_intermediate_size",
         layers=mixed,
         # Qwen3-VL's text part has no such setting, and always does it.
         normalise=fields.get("model_type") == "qwen3_vl_moe_text" or fields.flag("norm_topk_prob"),
@@ -49,43 +67,24 @@ def _qwen(fields: Fields) -> Experts | None:
 
 
 def _qwen35(fields: Fields) -> Experts:
-    return Experts(
-        count=fields.count("num_experts"),
-        used=fields.count("num_experts_per_tok"),
-        ffn=fields.count("moe_intermediate_size"),
-        layers=_all(fields),
+    return _stated(
+        fields,
+        ffn="moe_intermediate_size",
         shared_ffn=fields.count("shared_expert_intermediate_size"),
         shared_switch=True,
     )
 
 
 def _mixtral(fields: Fields) -> Experts:
-    return Experts(
-        count=fields.count("num_local_experts"),
-        used=fields.count("num_experts_per_tok"),
-        ffn=fields.count("intermediate_size"),
-        layers=_all(fields),
-    )
+    return _stated(fields, count="num_local_experts")
 
 
 def _olmoe(fields: Fields) -> Experts:
-    return Experts(
-        count=fields.count("num_experts"),
-        used=fields.count("num_experts_per_tok"),
-        ffn=fields.count("intermediate_size"),
-        layers=_all(fields),
-        normalise=fields.flag("norm_topk_prob"),
-    )
+    return _stated(fields, normalise=fields.flag("norm_topk_prob"))
 
 
 def _gpt_oss(fields: Fields) -> Experts:
-    return Experts(
-        count=fields.count("num_local_experts"),
-        used=fields.count("num_experts_per_tok"),
-        ffn=fields.count("intermediate_size"),
-        layers=_all(fields),
-        biases=True,
-    )
+    return _stated(fields, count="num_local_experts", biases=True)
 
 
 def _gemma4(fields: Fields) -> Experts | None:
@@ -95,13 +94,7 @@ def _gemma4(fields: Fields) -> Experts | None:
         return None
     if None in (count, used, width):
         raise ModelError(f"{fields.where}: enable_moe_block without num_experts and their sizes")
-    return Experts(
-        count=fields.count("num_experts"),
-        used=fields.count("top_k_experts"),
-        ffn=fields.count("moe_intermediate_size"),
-        layers=_all(fields),
-        beside=True,
-    )
+    return _stated(fields, used="top_k_experts", ffn="moe_intermediate_size", beside=True)
 
 
 def _deepseek(fields: Fields) -> Experts:
@@ -112,15 +105,18 @@ def _deepseek(fields: Fields) -> Experts:
                 f"{fields.where}: {name} {str(fields.get(name))[:80]!r} is not supported here, "
                 f"only {known}"
             )
-    return _with_shared(
-        fields,
-        scoring="sigmoid",
-        normalise=fields.flag("norm_topk_prob"),
-        groups=fields.count("n_group"),
-        groups_used=fields.count("topk_group"),
-        two_best=True,
-        choice_bias=True,
-    )
+    return _with_shared(fields, **_router_of_v3(fields))
+
+
+def _router_of_v3(fields: Fields) -> dict[str, Any]:
+    return {
+        "scoring": "sigmoid",
+        "normalise": fields.flag("norm_topk_prob"),
+        "groups": fields.count("n_group"),
+        "groups_used": fields.count("topk_group"),
+        "two_best": True,
+        "choice_bias": True,
+    }
 
 
 def _granite(fields: Fields) -> Experts | None:
@@ -129,13 +125,8 @@ def _granite(fields: Fields) -> Experts | None:
         fields.get("num_experts_per_tok")
         return None
     shared = fields.get("model_type") != "granitemoe"
-    return Experts(
-        count=fields.count("num_local_experts"),
-        used=fields.count("num_experts_per_tok"),
-        ffn=fields.count("intermediate_size"),
-        layers=_all(fields),
-        shared_ffn=fields.count("shared_intermediate_size") if shared else 0,
-    )
+    width = fields.count("shared_intermediate_size") if shared else 0
+    return _stated(fields, count="num_local_experts", shared_ffn=width)
 
 
 def _nemotron(fields: Fields) -> Experts | None:
@@ -152,19 +143,14 @@ def _nemotron(fields: Fields) -> Experts | None:
             raise UnsupportedError(
                 f"{fields.where}: {name} {str(fields.get(name))[:80]} of mixtures is not supported"
             )
-    return Experts(
-        count=fields.count("n_routed_experts"),
-        used=fields.count("num_experts_per_tok"),
-        ffn=fields.count("moe_intermediate_size"),
+    return _stated(
+        fields,
+        count="n_routed_experts",
+        ffn="moe_intermediate_size",
         layers=layers,
         scale=float32(fields.number("routed_scaling_factor")),
         shared_ffn=fields.count("moe_shared_expert_intermediate_size"),
-        scoring="sigmoid",
-        normalise=fields.flag("norm_topk_prob"),
-        groups=fields.count("n_group"),
-        groups_used=fields.count("topk_group"),
-        two_best=True,
-        choice_bias=True,
+        **_router_of_v3(fields),
     )
 
 
@@ -196,10 +182,10 @@ def unread_layers(fields: Fields) -> int:
 def _with_shared(fields: Fields, **more: Any) -> Experts:
     """What all of DeepSeek's have: dense first layers, shared experts, a scale."""
     width = fields.count("moe_intermediate_size")
-    return Experts(
-        count=fields.count("n_routed_experts"),
-        used=fields.count("num_experts_per_tok"),
-        ffn=width,
+    return _stated(
+        fields,
+        count="n_routed_experts",
+        ffn="moe_intermediate_size",
         layers=_mixed(fields),
         scale=float32(fields.number("routed_scaling_factor")),
         shared_ffn=width * fields.count("n_shared_experts"),

@@ -101,12 +101,20 @@ def mamba_of(fields: Fields) -> Recurrent | None:
 
 
 def _blocks(fields: Fields) -> list[str]:
-    layers, stated = fields.count("num_hidden_layers"), fields.get("layer_types")
-    if not isinstance(stated, list) or len(stated) != layers:
-        raise ModelError(f"{fields.where}: layer_types {str(stated)[:80]} does not fit {layers}")
     known = {"linear_attention", "full_attention", "hybrid"}
     if fields.get("model_type") == "nemotron_h":
         known |= {"mlp", "moe"}
+    return layer_types(fields, known)
+
+
+def layer_types(fields: Fields, known: set[str]) -> list[str]:
+    """Returns the type of each layer.
+
+    Raises: ModelError where some have none, UnsupportedError for one that is not known.
+    """
+    layers, stated = fields.count("num_hidden_layers"), fields.get("layer_types")
+    if not isinstance(stated, list) or len(stated) != layers:
+        raise ModelError(f"{fields.where}: layer_types {str(stated)[:80]} does not fit {layers}")
     odd = set(map(str, stated)) - known
     if odd:
         raise UnsupportedError(

@@ -7,8 +7,8 @@ from redwood.backends.native.families import Family
 from redwood.backends.native.gguf_keys import Keys
 from redwood.backends.native.gguf_mamba import mamba_of_gguf
 from redwood.backends.native.spec import Recurrent
-from redwood.backends.native.spec_mamba import mamba_of
-from redwood.errors import ModelError, UnsupportedError
+from redwood.backends.native.spec_mamba import layer_types, mamba_of
+from redwood.errors import ModelError
 
 _KINDS = {"short_conv": "conv", "delta": "linear_attention"}  # in layer_types
 
@@ -128,13 +128,5 @@ def _delta(
 
 
 def _layers(fields: Fields, kind: str) -> tuple[bool, ...]:
-    layers, stated = fields.count("num_hidden_layers"), fields.get("layer_types")
     fields.get("full_attn_idxs"), fields.get("full_attention_interval")  # what made the list
-    if not isinstance(stated, list) or len(stated) != layers:
-        raise ModelError(f"{fields.where}: layer_types {str(stated)[:80]} does not fit {layers}")
-    odd = set(map(str, stated)) - {kind, "full_attention"}
-    if odd:
-        raise UnsupportedError(
-            f"{fields.where}: layers of type {', '.join(sorted(odd))} are not supported here"
-        )
-    return tuple(each == kind for each in stated)
+    return tuple(each == kind for each in layer_types(fields, {kind, "full_attention"}))

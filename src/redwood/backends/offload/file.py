@@ -172,9 +172,7 @@ def _names(
     for name, tensor in state.items():
         twins.setdefault(id(tensor), []).append(name)
     for names in twins.values():
-        match = next(
-            (stored_name(name, stored) for name in names if stored_name(name, stored)), None
-        )
+        match = next((held for name in names if (held := stored_name(name, stored))), None)
         for name in names:
             if name in experts:
                 continue

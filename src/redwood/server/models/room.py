@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redwood.backends.offload.backend import resident_bytes
-from redwood.drafters.base import ModelDrafter, parts_of
+from redwood.drafters.base import draft_models
 from redwood.engine.free_memory import free_bytes
 from redwood.models import PACKAGED, gguf_parts, gguf_path, locate
 
@@ -129,8 +129,7 @@ def _size(name: str) -> int | None:
 def mapped_bytes(engine: Engine) -> int:
     """Returns the bytes of an engine's weights, its draft models' included, that are mapped from
     files: the system counts them as free."""
-    backends: list[Any] = [engine.target]
-    backends += [p.backend for p in parts_of(engine.drafter) if isinstance(p, ModelDrafter)]
+    backends: list[Any] = [engine.target, *(d.backend for d in draft_models(engine.drafter))]
     return sum(sum(getattr(each, "weight_bytes", {}).values()) for each in backends)
 
 

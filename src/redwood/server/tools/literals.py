@@ -44,6 +44,11 @@ _KINDS: Mapping[str, Sequence[str]] = {
     "null": (),
 }
 _COMBINING = ("$ref", "allOf", "anyOf", "oneOf")
+_KNOWN = frozenset(
+    [*(name for each in _KINDS.values() for name in each), *_COMBINING, *_UNKEPT]
+    + ["type", "enum", "const"]
+)
+"""Keywords that say something about values."""
 _WHOLE = "-?(?:0|[1-9][0-9]{0,17})"
 _REAL = rf"{_WHOLE}(?:\.[0-9]{{1,17}})?(?:[eE][+-]?[0-9]{{1,2}})?"
 _LIMIT = 10**15  # of numbers of which the schema bounds one side only
@@ -223,7 +228,7 @@ class Literals(ABC):
 
     def _target(self, schema: Mapping[str, Any], where: str) -> Any:
         ref = schema["$ref"]
-        beside = [name for name in schema if name in _known() and name != "$ref"]
+        beside = [name for name in schema if name in _KNOWN and name != "$ref"]
         if beside or not isinstance(ref, str) or not ref.startswith("#"):
             raise self.rules.refused(where, f"$ref {ref!r}")
         at: Any = self._root
@@ -245,7 +250,7 @@ class Literals(ABC):
         return made
 
     def _combined(self, name: str, schema: Mapping[str, Any], where: str) -> str:
-        beside = [each for each in schema if each in _known() and each != name]
+        beside = [each for each in schema if each in _KNOWN and each != name]
         parts = schema[name]
         if beside or not isinstance(parts, list) or not parts:
             raise self.rules.refused(where, f"{name} with {beside[0]}" if beside else name)
@@ -256,7 +261,7 @@ class Literals(ABC):
         return self._either([self.value(part, where) for part in parts], where)
 
     def _chosen(self, schema: Mapping[str, Any], where: str) -> str:
-        beside = [name for name in schema if name in _known() and name not in ("const", "enum")]
+        beside = [name for name in schema if name in _KNOWN and name not in ("const", "enum")]
         wanted = [name for name in beside if name != "type"]
         choices = [schema["const"]] if "const" in schema else schema["enum"]
         if wanted or ("const" in schema and "enum" in schema) or not isinstance(choices, list):
@@ -367,12 +372,6 @@ class Literals(ABC):
         if len(made) > _MOST_WAYS:
             raise self.rules.refused(where, f"a choice of more than {_MOST_WAYS}")
         return made[0] if len(made) == 1 else self.rules.add(" | ".join(made))
-
-
-def _known() -> set[str]:
-    """Keywords that say something about values."""
-    names = {name for each in _KINDS.values() for name in each}
-    return names | {*_COMBINING, *_UNKEPT, "type", "enum", "const"}
 
 
 def _with(comma: str, made: Sequence[str]) -> str:
