@@ -1,10 +1,11 @@
 """The time of a pass of a mixture of experts by its tokens: t(n) of Qwen3-30B-A3B's layers.
 
-    python benchmarks/moe_cost.py --folder OUT [--layers 4] [--kind Q4_K] [--out FILE.json]
+    python benchmarks/moe_cost.py --folder OUT [--layers 4] [--kind Q4_K] [--peer] [--out FILE.json]
 
 Writes a GGUF file of that model's true shape with random weights, cut to some layers and a small
 vocabulary, so that the layers are what is timed, and one as wide whose MLP is dense and reads as
-many bytes for a token as the chosen experts do. Both are timed in turns, chains behind a context.
+many bytes for a token as the chosen experts do. Both are timed in turns, chains behind a context,
+with --peer beside llama.cpp on the same file of the mixture (peers/build.py bindings).
 Random routers spread tokens evenly over the experts; those of a trained model see neighbouring
 tokens more alike, so that these times are the worst case. `experts`: how many different ones n such
 tokens reach in a layer, count * (1 - (1 - used / count) ** n).
@@ -14,20 +15,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+from common import setting
 from gguf import GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 
+from native import PAUSE, PEER, LlamaCpp, step_ms
 from redwood.backends.native.load import load_native
-from redwood.bench.report import forward_times
+from redwood.backends.rows import fill
 
 SHAPE = {"hidden": 2048, "heads": 32, "kv_heads": 4, "head_dim": 128, "experts": 128, "used": 8}
 WIDTH = 768  # of an expert
 VOCABULARY = 1024
+Times = dict[str, dict[int, list[float]]]
 _SCALES = {"Q4_K": 0, "Q6_K": 208, "Q8_0": 0, "Q4_0": 0}
 
 
@@ -63,6 +70,8 @@ def write(path: Path, layers: int, kind: str, mixture: bool) -> Path:
     writer.add_value_length(SHAPE["head_dim"])
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(1e6)
+    writer.add_tokenizer_model("no_vocab")  # as llama.cpp names a file without one
+    writer.add_vocab_size(VOCABULARY)
     if mixture:
         writer.add_expert_count(SHAPE["experts"])
         writer.add_expert_used_count(SHAPE["used"])
@@ -106,8 +115,30 @@ def write(path: Path, layers: int, kind: str, mixture: bool) -> Path:
     return path
 
 
+def timed(steps: dict[str, Callable[[int], float]], sizes: list[int], repeats: int) -> Times:
+    """Milliseconds of each step of each size [repeats], in turns; a first turn does not count."""
+    times: Times = {name: {size: [] for size in sizes} for name in steps}
+    for turn in range(-1, repeats):
+        for size in sizes:
+            for name, step in steps.items():
+                time.sleep(PAUSE)
+                ms = step(size)
+                if turn >= 0:
+                    times[name][size].append(ms)
+    return times
+
+
+def llama_step(
+    python: Path, file: Path, threads: int, ids: list[int], tokens: list[int]
+) -> Callable[[int], float]:
+    """What times llama.cpp on so many of the tokens behind the others of `ids`."""
+    peer = LlamaCpp(python, file, threads, len(ids) + 64)
+    peer.ask(do="prefill", ids=ids[: -len(tokens)])
+    return lambda n: float(peer.ask(do="step", nodes=n, repeat=1, ids=tokens[:n])["ms"][0])
+
+
 def main() -> None:
-    """Times both models and prints, or writes, what they cost."""
+    """Times the models and prints, or writes, what they cost."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -117,28 +148,54 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 3, 4, 6, 8, 16, 32, 64])
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--peer", nargs="?", const=PEER, type=Path, help="python with llama-cpp-python"
+    )
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
+    sizes = sorted({1, *options.sizes})
+    ids = np.random.default_rng(1).integers(0, VOCABULARY, options.context + sizes[-1]).tolist()
+    tokens = ids[options.context :]
+    steps: dict[str, Callable[[int], float]] = {}
     found: dict[str, Any] = {"layers": options.layers, "kind": options.kind}
     for name in ("mixture", "dense"):
         file = options.folder / f"{name}_{options.layers}_{options.kind}.gguf"
         write(file, options.layers, options.kind, name == "mixture")
-        backend = load_native(options.folder, file, capacity=1024)
-        times = forward_times(
-            backend, options.sizes, context=options.context, repeats=options.repeats
-        ).ms
+        backend = load_native(options.folder, file, capacity=1024, threads=options.threads)
         found |= {"isa": backend.isa, "threads": backend.threads}
+        row = backend.open()
+        fill(backend, row, ids[: options.context])
+        steps[name] = lambda n, b=backend, r=row: step_ms(b, r, tokens[:n])  # type: ignore[misc]
+        if name == "mixture" and options.peer:
+            steps["llama.cpp"] = llama_step(options.peer, file, options.threads, ids, tokens)
+    for name, listed in timed(steps, sizes, options.repeats).items():
+        one = statistics.median(listed[1])
         found[name] = {
-            size: {"ms_per_layer": round(ms / options.layers, 3), "ratio": round(ms / times[1], 2)}
-            for size, ms in times.items()
+            size: {
+                "ms_per_layer": round(statistics.median(ms) / options.layers, 3),
+                "least": round(min(ms) / options.layers, 3),
+                "ratio": round(statistics.median(ms) / one, 2),
+            }
+            for size, ms in listed.items()
+        }
+        found.setdefault("all_ms", {})[name] = listed
+    if options.peer:
+        pairs = {
+            n: zip(*(found["all_ms"][x][n] for x in ("mixture", "llama.cpp")), strict=True)
+            for n in sizes
+        }
+        found["to_llama_cpp"] = {
+            n: round(statistics.median(a / b for a, b in pair), 3) for n, pair in pairs.items()
         }
     share = 1 - SHAPE["used"] / SHAPE["experts"]
-    found["experts"] = {n: round(SHAPE["experts"] * (1 - share**n), 1) for n in options.sizes}
-    text = json.dumps(found, indent=1)
-    print(text)
+    found["experts"] = {n: round(SHAPE["experts"] * (1 - share**n), 1) for n in sizes}
+    found["setting"] = setting()
     if options.out:
-        options.out.write_text(text + "\n")
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+    del found["all_ms"]
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
