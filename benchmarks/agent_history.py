@@ -77,6 +77,7 @@ def plot(path: Path, rows: list[dict[str, float]]) -> None:
         if row["changed"]:
             axes.axvline(row["turn"], color="0.8", zorder=0)
     axes.set_yscale("log")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("turn (500 tokens more each; grey: an early message was changed)")
     axes.set_ylabel("seconds to the first token")
     axes.legend()
