@@ -22,8 +22,10 @@ template <int P>
 using FloatRows = float32x4_t[2 * P][kFours];
 
 // Inputs 8J to 8J + 7 of a group, added to the sums of a part. `w`: the group, from that part on.
+// `table`: if there is one, the numbers that the weights choose.
 template <int BITS, int J, int P>
-REDWOOD_INLINE void add_inputs(const uint8_t* w, const int8_t* x, int64_t stride, Tiles<P>& sum) {
+REDWOOD_INLINE void add_inputs(const uint8_t* w, const int8_t* x, int64_t stride, Tiles<P>& sum,
+                               const typename Isa::Q* table = nullptr) {
   int8x16_t pair[P];
   REDWOOD_UNROLL for (int p = 0; p < P; ++p) {
     const int8_t* row = x + 2 * p * stride + 8 * J;
@@ -35,20 +37,9 @@ REDWOOD_INLINE void add_inputs(const uint8_t* w, const int8_t* x, int64_t stride
       first = Isa::load(w + 128 * J + 16 * f);
       second = Isa::load(w + 128 * J + 64 + 16 * f);
     } else {
-      const int32x4_t v = Isa::load(w + 64 * J + 16 * f);
-      first = Isa::low(v);
-      second = Isa::high(v);
+      two_quads<BITS, J>(w + 16 * f, first, second);
     }
-    if constexpr (BITS == 5) {
-      const int32x4_t v = Isa::load(w + kNibbles + 16 * f);
-      first = Isa::either(first, Isa::plane<2 * J, 16>(v));
-      second = Isa::either(second, Isa::plane<2 * J + 1, 16>(v));
-    }
-    if constexpr (BITS == 6) {
-      const int32x4_t v = Isa::load(w + kNibbles + 64 * (J / 2) + 16 * f);
-      first = Isa::either(first, Isa::plane<4 * (J % 2), 48>(v));
-      second = Isa::either(second, Isa::plane<4 * (J % 2) + 2, 48>(v));
-    }
+    if (table) first = Isa::lookup(*table, first), second = Isa::lookup(*table, second);
     const uint8x16_t two = Isa::bytes(vzip1q_s32(first, second));
     const uint8x16_t next = Isa::bytes(vzip2q_s32(first, second));
     REDWOOD_UNROLL for (int p = 0; p < P; ++p) {
@@ -91,11 +82,11 @@ REDWOOD_INLINE void store_rows(const Matmul& m, int row, int64_t output, const F
 
 template <Format FORMAT, int P>
 void group_pairs(const Matmul& m, const uint8_t* w, int row, int64_t block, int part) {
-  constexpr int bits = FORMAT == Format::kA8 ? 8 : FORMAT <= Format::kA4M ? 4 : 5;
-  constexpr bool minimum = FORMAT == Format::kA4M || FORMAT == Format::kA5M;
-  constexpr int offset = minimum ? 0 : 1 << (bits - 1);
-  constexpr int quants = bits == 8 ? kBytes : kNibbles + (bits == 5 ? kPlane1 : 0);
-  constexpr int unit = quants + kHalf * (minimum ? 2 : 1);
+  constexpr int bits = bits_of(FORMAT), quants = group_bytes(bits), unit = info(FORMAT).unit_bytes;
+  constexpr bool minimum = has_minimum(FORMAT);
+  constexpr int offset = is_table(FORMAT) ? 128 : 1 << (bits - 1);  // where there is no minimum
+  const auto numbers = Isa::table(FORMAT == Format::kA4N ? kNonlinear : kFp4);
+  const auto* table = is_table(FORMAT) ? &numbers : nullptr;
   const int64_t groups = m.cols / kGroup, stride = m.x.stride;
   const int8_t* x = m.x.quants + row * stride;
   FloatRows<P> y;
@@ -104,13 +95,13 @@ void group_pairs(const Matmul& m, const uint8_t* w, int row, int64_t block, int 
     Tiles<P> sum;
     clear_tiles<P>(sum);
     const uint8_t* from = w + 4 * kPart * part;
-    add_inputs<bits, 0, P>(from, x, stride, sum);
-    add_inputs<bits, 1, P>(from, x, stride, sum);
-    add_inputs<bits, 2, P>(from, x, stride, sum);
-    add_inputs<bits, 3, P>(from, x, stride, sum);
+    add_inputs<bits, 0, P>(from, x, stride, sum, table);
+    add_inputs<bits, 1, P>(from, x, stride, sum, table);
+    add_inputs<bits, 2, P>(from, x, stride, sum, table);
+    add_inputs<bits, 3, P>(from, x, stride, sum, table);
     REDWOOD_UNROLL for (int f = 0; f < kFours; ++f) {
       const uint8_t* scales = w + quants + 2 * (kPart * part + 4 * f);
-      const float32x4_t scale = Isa::half(scales);
+      const float32x4_t scale = FORMAT == Format::kA4X ? Isa::bf16(scales) : Isa::half(scales);
       REDWOOD_UNROLL for (int r = 0; r < 2 * P; ++r) {
         const int64_t at = (row + r) * groups + g;
         int32x4_t total = row_of<P>(sum, r, f);
@@ -140,22 +131,31 @@ REDWOOD_INLINE void scale_tiles(const Tiles<P>& sum, const int8_t* factors, IntR
 
 template <Format FORMAT, int P>
 void super_pairs(const Matmul& m, const uint8_t* w, int row, int64_t block, int part) {
-  constexpr int bits = FORMAT == Format::kK4 ? 4 : FORMAT == Format::kK5 ? 5 : 6;
-  constexpr int quants = kNibbles + (bits == 5 ? kPlane1 : bits == 6 ? kPlane2 : 0);
-  constexpr int scale_bytes = bits == 6 ? 16 * kLanes : kScaleBytes;
-  constexpr int pairs = bits == 6 ? 8 : 4;
-  constexpr int per_group = bits == 6 ? 2 : 1;
+  constexpr int bits = bits_of(FORMAT), quants = group_bytes(bits);
+  constexpr int scale_bytes = scale_bytes_of(FORMAT);
+  constexpr bool minimum = has_minimum(FORMAT), halves = has_halves(FORMAT);
+  constexpr int pairs = halves ? 8 : 4, per_group = halves ? 2 : 1;
   const int64_t supers = m.cols / kSuper, stride = m.x.stride;
-  const int16_t* sums = bits == 6 ? m.x.sums16 : m.x.sums32;
+  const int16_t* sums = halves ? m.x.sums16 : m.x.sums32;
   const int8_t* x = m.x.quants + row * stride;
   FloatRows<P> y;
   clear_rows<P>(y);
-  alignas(64) int8_t unpacked[2][8 * kLanes];
+  alignas(64) int8_t unpacked[2][per_group * 8 * kLanes];
+  // The same in all units of a matrix.
+  const uint8_t* common = w + 8 * quants + scale_bytes + kHalf;
+  const auto numbers = Isa::table(is_table(FORMAT) ? common : kFp4);
+  const auto* table = is_table(FORMAT) ? &numbers : nullptr;
+  float step = 1.0f;
+  if constexpr (is_table(FORMAT)) std::memcpy(&step, common + kTable, sizeof step);
   for (int64_t b = 0; b < supers; ++b, w += info(FORMAT).unit_bytes) {
     const uint8_t* packed = w + 8 * quants;
     const int8_t *factors = reinterpret_cast<const int8_t*>(packed), *minima = factors;
-    if constexpr (bits != 6) {
-      unpack_scales(packed, unpacked[0], unpacked[1]);
+    if constexpr (minimum) {
+      if constexpr (halves) {
+        unpack_nibbles(packed, unpacked[0], unpacked[1]);
+      } else {
+        unpack_scales(packed, unpacked[0], unpacked[1]);
+      }
       factors = unpacked[0];
       minima = unpacked[1];
     }
@@ -169,21 +169,21 @@ void super_pairs(const Matmul& m, const uint8_t* w, int row, int64_t block, int 
       const uint8_t* from = w + g * quants + 4 * kPart * part;
       Tiles<P> sum;
       clear_tiles<P>(sum);
-      add_inputs<bits, 0, P>(from, x, stride, sum);
-      add_inputs<bits, 1, P>(from, x, stride, sum);
-      if constexpr (bits == 6) {
+      add_inputs<bits, 0, P>(from, x, stride, sum, table);
+      add_inputs<bits, 1, P>(from, x, stride, sum, table);
+      if constexpr (halves) {
         scale_tiles<P>(sum, factors, total);
         clear_tiles<P>(sum);
       }
-      add_inputs<bits, 2, P>(from, x, stride, sum);
-      add_inputs<bits, 3, P>(from, x, stride, sum);
-      scale_tiles<P>(sum, factors + (bits == 6 ? kLanes : 0), total);
+      add_inputs<bits, 2, P>(from, x, stride, sum, table);
+      add_inputs<bits, 3, P>(from, x, stride, sum, table);
+      scale_tiles<P>(sum, factors + (halves ? kLanes : 0), total);
     }
     REDWOOD_UNROLL for (int f = 0; f < kFours; ++f) {
       const uint8_t* scales = packed + scale_bytes + 2 * (kPart * part + 4 * f);
       const float32x4_t d = Isa::half(scales);
       float32x4_t dmin = d;
-      if constexpr (bits != 6) dmin = Isa::half(scales + kHalf);
+      if constexpr (minimum) dmin = Isa::half(scales + kHalf);
       int32x4_t least[2 * P];
       REDWOOD_UNROLL for (int r = 0; r < 2 * P; ++r) least[r] = vdupq_n_s32(0);
       REDWOOD_UNROLL for (int p = 0; p < pairs; ++p) {
@@ -198,8 +198,13 @@ void super_pairs(const Matmul& m, const uint8_t* w, int row, int64_t block, int 
       REDWOOD_UNROLL for (int r = 0; r < 2 * P; ++r) {
         const int64_t at = (row + r) * supers + b;
         const float scale = m.x.scales[at];
+        if constexpr (is_table(FORMAT)) {
+          const float32x4_t sum = vcvtq_f32_s32(Isa::less128(total[r][f], least[r]));
+          y[r][f] = vfmaq_f32(y[r][f], sum, vmulq_f32(d, vdupq_n_f32(step * scale)));
+          continue;
+        }
         const float32x4_t by = vmulq_f32(d, vdupq_n_f32(scale));
-        const float32x4_t off = vmulq_f32(dmin, vdupq_n_f32(bits == 6 ? -32.0f * scale : -scale));
+        const float32x4_t off = vmulq_f32(dmin, vdupq_n_f32(minimum ? -scale : -32.0f * scale));
         y[r][f] = vfmaq_f32(y[r][f], vcvtq_f32_s32(total[r][f]), by);
         y[r][f] = vfmaq_f32(y[r][f], vcvtq_f32_s32(least[r]), off);
       }

@@ -21,10 +21,11 @@ using namespace redwood;
 // that a load reads memory.
 struct Tiles {
   // The fewest rows of activations that are faster here than by dot products, as measured in whole
-  // passes of two models. Groups of 32 fill half of a tile and need floats after each.
+  // passes of two models (formats with tables and of 2 bits: taken over from the others). Groups of 32
+  // fill half of a tile and need floats after each.
   static constexpr int fewest(Format f) {
     if (is_super(f)) return 12;
-    return f == Format::kA4 || f == Format::kA5 ? 32 : 96;
+    return bits_of(f) < 8 && !has_minimum(f) ? 32 : 96;
   }
 
   static void configure(const TileConfig& config) {

@@ -36,9 +36,7 @@ const redwood::Kernels* redwood::kernels_i8mm() {
     Kernels k = *neon;
     k.name = "i8mm";
     each_quantised([&](auto format) {
-      if constexpr (bits_of(format()) >= 4 && !is_table(format())) {
-        k.matmul[static_cast<int>(format())] = matmul_pairs<format()>;
-      }
+      k.matmul[static_cast<int>(format())] = matmul_pairs<format()>;
     });
     return k;
   }();

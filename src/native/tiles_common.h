@@ -81,10 +81,9 @@ void configure(int rows, int depth) {
   Tiles::configure(c);
 }
 
-// Calls body(quad, register of the block, weights as bytes) for the 8 quads of a group.
+// Calls body(quad, register of the block, weights or codes as bytes) for the 8 quads of a group.
 template <int BITS, class Body>
 REDWOOD_INLINE void each_quad(const uint8_t* w, Body body) {
-  using Q = typename Isa::Q;
   REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
     const int at = h * Isa::W * 4;
     if constexpr (BITS == 8) {
@@ -92,18 +91,8 @@ REDWOOD_INLINE void each_quad(const uint8_t* w, Body body) {
     } else {
       const auto line = [&](auto index) {
         constexpr int j = decltype(index)::value;
-        const Q v = Isa::load(w + 64 * j + at);
-        Q lo = Isa::low(v), hi = Isa::high(v);
-        if constexpr (BITS == 5) {
-          const Q p = Isa::load(w + kNibbles + at);
-          lo = Isa::either(lo, Isa::template plane<2 * j, 16>(p));
-          hi = Isa::either(hi, Isa::template plane<2 * j + 1, 16>(p));
-        }
-        if constexpr (BITS == 6) {
-          const Q p = Isa::load(w + kNibbles + 64 * (j / 2) + at);
-          lo = Isa::either(lo, Isa::template plane<4 * (j % 2), 48>(p));
-          hi = Isa::either(hi, Isa::template plane<4 * (j % 2) + 2, 48>(p));
-        }
+        typename Isa::Q lo, hi;
+        two_quads<BITS, j>(w + at, lo, hi);
         body(2 * j, h, lo);
         body(2 * j + 1, h, hi);
       };

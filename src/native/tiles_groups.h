@@ -13,10 +13,10 @@ constexpr int kTurn = 8;  // tiles of a turn
 
 template <Format FORMAT>
 struct GroupTiles {
-  static constexpr int bits = FORMAT == Format::kA8 ? 8 : FORMAT <= Format::kA4M ? 4 : 5;
-  static constexpr bool minimum = FORMAT == Format::kA4M || FORMAT == Format::kA5M;
-  static constexpr int quants = bits == 8 ? kBytes : kNibbles + (bits == 5 ? kPlane1 : 0);
-  static constexpr int unit = quants + kHalf * (minimum ? 2 : 1);
+  static constexpr int bits = bits_of(FORMAT);
+  static constexpr bool minimum = has_minimum(FORMAT), table = is_table(FORMAT);
+  static constexpr int quants = group_bytes(bits), unit = info(FORMAT).unit_bytes;
+  static constexpr int offset = table ? 128 : 1 << (bits - 1);  // where there is no minimum
   static constexpr int depth = kGroup;
   static constexpr int most_rows = 64;  // of a pass: every group goes over all their sums
 
@@ -29,13 +29,16 @@ struct GroupTiles {
 
   // Group `at` of a turn: bytes, signed ones where the format has no minimum.
   static REDWOOD_INLINE void spread(const uint8_t* w, int at, Scratch& s) {
+    [[maybe_unused]] const auto numbers = Isa::table(FORMAT == Format::kA4N ? kNonlinear : kFp4);
     each_quad<bits>(w, [&](int quad, int h, typename Isa::Q q) {
-      if constexpr (!minimum) q = Isa::template less8<1 << (bits - 1)>(q);
+      if constexpr (table) q = Isa::lookup(numbers, q);
+      if constexpr (!minimum) q = Isa::template less8<offset>(q);
       Isa::store(s.bytes[at] + 64 * quad + h * Isa::W * 4, q);
     });
     REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
       const int lane = h * Isa::W;
-      Isa::storef(s.scale[at] + lane, Isa::half(w + quants + 2 * lane));
+      const uint8_t* scale = w + quants + 2 * lane;
+      Isa::storef(s.scale[at] + lane, FORMAT == Format::kA4X ? Isa::bf16(scale) : Isa::half(scale));
       if constexpr (minimum) {
         Isa::storef(s.least[at] + lane, Isa::half(w + quants + kHalf + 2 * lane));
       }

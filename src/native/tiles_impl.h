@@ -50,9 +50,7 @@ const Kernels* with_tiles(const Kernels& base, const char* name) {
     Kernels k = base;
     k.name = name;
     each_quantised([&](auto format) {
-      if constexpr (bits_of(format()) >= 4 && !is_table(format())) {
-        k.matmul[static_cast<int>(format())] = tiled<format()>;
-      }
+      k.matmul[static_cast<int>(format())] = tiled<format()>;
     });
     return k;
   }();

@@ -11,14 +11,15 @@ template <Format FORMAT>
 struct SuperTiles {
   using Q = typename Isa::Q;
   using F = typename Isa::F;
-  static constexpr int bits = FORMAT == Format::kK4 ? 4 : FORMAT == Format::kK5 ? 5 : 6;
-  static constexpr int quants = kNibbles + (bits == 5 ? kPlane1 : bits == 6 ? kPlane2 : 0);
-  static constexpr int scale_bytes = bits == 6 ? 16 * kLanes : kScaleBytes;
-  static constexpr int pairs = bits == 6 ? 8 : 4, parts = 2 * pairs;
-  static constexpr int unit = 8 * quants + scale_bytes + kHalf * (bits == 6 ? 1 : 2);
-  // Weight times factor is low + high << shift. 5 bits by either half of 6 make a byte; 6 bits by 8
-  // signed ones are two bytes, the upper one signed.
-  static constexpr int shift = bits == 6 ? 8 : 3;
+  static constexpr int bits = bits_of(FORMAT), quants = group_bytes(bits);
+  static constexpr int scale_bytes = scale_bytes_of(FORMAT), unit = info(FORMAT).unit_bytes;
+  static constexpr bool minimum = has_minimum(FORMAT), halves = has_halves(FORMAT);
+  static constexpr bool table = is_table(FORMAT);
+  static constexpr int pairs = halves ? 8 : 4, parts = 2 * pairs;
+  // Weight times factor is low + high << shift. 2 bits by 4 make a byte, and so do 5 bits by either half
+  // of 6; by 8 signed ones they are two bytes, the upper one signed.
+  static constexpr bool two = FORMAT != Format::kK2, is_signed = !minimum;
+  static constexpr int shift = is_signed ? 8 : 3;
   static constexpr int depth = 64;
   static constexpr int most_rows = kPassRows;
   static constexpr int steps = kSuper / depth;
@@ -28,6 +29,11 @@ struct SuperTiles {
     alignas(64) int8_t of_groups[parts * kLanes], minima[parts * kLanes];
     Q least[pairs][kHalves];
     F d[kHalves], dmin[kHalves];
+  };
+  // Of a whole matrix.
+  struct Table {
+    Q numbers;
+    float step;
   };
   struct Scratch {
     alignas(64) uint8_t low[steps][depth * kLanes], high[steps][depth * kLanes];
@@ -39,10 +45,14 @@ struct SuperTiles {
   static REDWOOD_INLINE void read_factors(const uint8_t* w, Factors& f) {
     const uint8_t* at = w + 8 * quants;
     const int8_t* minima = f.of_groups;
-    if constexpr (bits == 6) {
+    if constexpr (!minimum) {
       std::memcpy(f.of_groups, at, sizeof f.of_groups);
     } else {
-      unpack_scales(at, f.of_groups, f.minima);
+      if constexpr (halves) {
+        unpack_nibbles(at, f.of_groups, f.minima);
+      } else {
+        unpack_scales(at, f.of_groups, f.minima);
+      }
       minima = f.minima;
     }
     at += scale_bytes;
@@ -53,46 +63,52 @@ struct SuperTiles {
         f.least[p][h] = Isa::pairs(pair, pair + kLanes);
       }
       f.d[h] = f.dmin[h] = Isa::half(at + 2 * lane);
-      if constexpr (bits != 6) f.dmin[h] = Isa::half(at + kHalf + 2 * lane);
+      if constexpr (minimum) f.dmin[h] = Isa::half(at + kHalf + 2 * lane);
     }
   }
 
   // Two groups of a super-block, times their factors.
-  static REDWOOD_INLINE void spread(const uint8_t* w, int step, const Factors& f, Fetcher& fetch,
-                                    Scratch& s) {
+  static REDWOOD_INLINE void spread(const uint8_t* w, int step, const Factors& f, const Table& of,
+                                    Fetcher& fetch, Scratch& s) {
     for (int g = 2 * step; g < 2 * step + 2; ++g) {
       fetch();
-      const int8_t* factors = f.of_groups + g * kLanes * (bits == 6 ? 2 : 1);
+      const int8_t* factors = f.of_groups + g * kLanes * (halves ? 2 : 1);
       const int to = g % 2 * kBytes;
       // Of either half of the inputs, or either half of the factor's bits.
       Q by[kHalves][2];
       REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
         const int8_t* at = factors + h * Isa::W;
-        const Q whole = by[h][0] = Isa::pairs(at, at);
-        if constexpr (bits == 6) {
+        const Q whole = by[h][0] = by[h][1] = Isa::pairs(at, at);
+        if constexpr (halves) {
           by[h][1] = Isa::pairs(at + kLanes, at + kLanes);
-        } else {
+        } else if constexpr (!is_signed) {
           by[h][0] = Isa::template bits<0, 7>(whole);
           by[h][1] = Isa::template bits<3, 7>(whole);
         }
       }
       each_quad<bits>(w + g * quants, [&](int quad, int h, Q q) {
-        Q low, high;
-        if constexpr (bits == 6) {
-          Isa::two_bytes(q, by[h][quad / 4], low, high);
+        const int line = to + 64 * quad + h * Isa::W * 4;
+        if constexpr (table) q = Isa::lookup(of.numbers, q);
+        if constexpr (!two) {
+          Isa::store(s.low[step] + line, Isa::mul16(q, by[h][quad / 4]));
         } else {
-          low = Isa::mul16(q, by[h][0]);
-          high = Isa::mul16(q, by[h][1]);
+          Q low, high;
+          if constexpr (is_signed) {
+            Isa::two_bytes(q, by[h][quad / 4], low, high);
+          } else {
+            low = Isa::mul16(q, by[h][0]);
+            high = Isa::mul16(q, by[h][1]);
+          }
+          Isa::store(s.low[step] + line, low);
+          Isa::store(s.high[step] + line, high);
         }
-        Isa::store(s.low[step] + to + 64 * quad + h * Isa::W * 4, low);
-        Isa::store(s.high[step] + to + 64 * quad + h * Isa::W * 4, high);
       });
     }
   }
 
   template <int SUMS, int A>
   static REDWOOD_INLINE void multiply_high() {
-    if constexpr (bits == 6) {
+    if constexpr (is_signed) {
       Tiles::multiply_signed<SUMS, A, 7>();
     } else {
       Tiles::multiply_unsigned<SUMS, A, 7>();
@@ -104,20 +120,22 @@ struct SuperTiles {
     Tiles::load<4>(x, depth);
     Tiles::load<6>(s.low[step], 4 * kLanes);
     Tiles::multiply_unsigned<0, 4, 6>();
-    Tiles::load<7>(s.high[step], 4 * kLanes);
-    multiply_high<1, 4>();
+    if constexpr (two) {
+      Tiles::load<7>(s.high[step], 4 * kLanes);
+      multiply_high<1, 4>();
+    }
     if (x2) {
       Tiles::load<5>(x2, depth);
       Tiles::multiply_unsigned<2, 5, 6>();
-      multiply_high<3, 5>();
+      if constexpr (two) multiply_high<3, 5>();
     }
   }
 
   // R rows, from `row` of the activations on.
   template <int R>
   static REDWOOD_INLINE void scale(const Activations& x, int64_t row, int64_t supers, int64_t super,
-                                   const int32_t* sums, const Factors& f, float* y) {
-    const int16_t* of_x = (bits == 6 ? x.sums16 : x.sums32) + (row * supers + super) * parts;
+                                   const int32_t* sums, const Factors& f, float step, float* y) {
+    const int16_t* of_x = (halves ? x.sums16 : x.sums32) + (row * supers + super) * parts;
     REDWOOD_UNROLL for (int h = 0; h < kHalves; ++h) {
       Q least[R];
       REDWOOD_UNROLL for (int r = 0; r < R; ++r) least[r] = Isa::zero();
@@ -130,14 +148,22 @@ struct SuperTiles {
       }
       REDWOOD_UNROLL for (int r = 0; r < R; ++r) {
         const auto* at = reinterpret_cast<const uint8_t*>(sums + r * kLanes + h * Isa::W);
-        const Q high = Isa::load(at + 4 * kSums);
-        const Q total = Isa::add32(Isa::load(at), Isa::template up<shift>(high));
+        Q total = Isa::load(at);
+        if constexpr (two) {
+          total = Isa::add32(total, Isa::template up<shift>(Isa::load(at + 4 * kSums)));
+        }
         const float scale = x.scales[(row + r) * supers + super];
-        const F by = Isa::mulf(f.d[h], Isa::setf(scale));
-        const F off = Isa::mulf(f.dmin[h], Isa::setf(bits == 6 ? -32.0f * scale : -scale));
         float* out = y + r * kLanes + h * Isa::W;
-        const F sum = Isa::fmaf(Isa::to_float(total), by, Isa::loadf(out));
-        Isa::storef(out, Isa::fmaf(Isa::to_float(least[r]), off, sum));
+        if constexpr (table) {
+          const F sum = Isa::to_float(Isa::less128(total, least[r]));
+          const F by = Isa::mulf(f.d[h], Isa::setf(step * scale));
+          Isa::storef(out, Isa::fmaf(sum, by, Isa::loadf(out)));
+        } else {
+          const F by = Isa::mulf(f.d[h], Isa::setf(scale));
+          const F off = Isa::mulf(f.dmin[h], Isa::setf(minimum ? -scale : -32.0f * scale));
+          const F sum = Isa::fmaf(Isa::to_float(total), by, Isa::loadf(out));
+          Isa::storef(out, Isa::fmaf(Isa::to_float(least[r]), off, sum));
+        }
       }
     }
   }
@@ -148,14 +174,20 @@ struct SuperTiles {
     std::fill(s.y, s.y + tiles.rows * kLanes, 0.0f);
     const int64_t supers = m.cols / kSuper;
     const int of_x = tiles.size * depth;
+    Table of{Isa::zero(), 1.0f};
+    if constexpr (table) {
+      const uint8_t* common = w + 8 * quants + scale_bytes + kHalf;
+      of.numbers = Isa::table(common);
+      std::memcpy(&of.step, common + kTable, sizeof of.step);
+    }
     read_factors(w, s.factors[0]);
-    for (int k = 0; k < steps; ++k) spread(w, k, s.factors[0], fetch, s);
+    for (int k = 0; k < steps; ++k) spread(w, k, s.factors[0], of, fetch, s);
     for (int64_t super = 0; super < supers; ++super) {
       w += unit;
       const Factors& f = s.factors[super % 2];
       Factors& next = s.factors[(super + 1) % 2];
       for (int t = 0; t < tiles.count; t += 2) {
-        const bool two = t + 1 < tiles.count;
+        const bool second = t + 1 < tiles.count;
         const bool ahead = t + 2 >= tiles.count && super + 1 < supers;
         if (ahead) read_factors(w, next);
         Tiles::zero<0>();
@@ -164,17 +196,17 @@ struct SuperTiles {
         Tiles::zero<3>();
         for (int k = 0; k < steps; ++k) {
           const int8_t* px = x + ((super * steps + k) * tiles.count + t) * of_x;
-          multiply(px, two ? px + of_x : nullptr, k, s);
-          if (ahead) spread(w, k, next, fetch, s);  // over what is not needed any more
+          multiply(px, second ? px + of_x : nullptr, k, s);
+          if (ahead) spread(w, k, next, of, fetch, s);  // over what is not needed any more
         }
         Tiles::store<0>(s.sums[0], 4 * kLanes);
-        Tiles::store<1>(s.sums[1], 4 * kLanes);
-        if (two) {
+        if constexpr (two) Tiles::store<1>(s.sums[1], 4 * kLanes);
+        if (second) {
           Tiles::store<2>(s.sums[2], 4 * kLanes);
-          Tiles::store<3>(s.sums[3], 4 * kLanes);
+          if constexpr (two) Tiles::store<3>(s.sums[3], 4 * kLanes);
         }
-        scale(m, first, tiles, super, t, s.sums[0], f, s.y);
-        if (two) scale(m, first, tiles, super, t + 1, s.sums[2], f, s.y);
+        scale(m, first, tiles, super, t, s.sums[0], f, of.step, s.y);
+        if (second) scale(m, first, tiles, super, t + 1, s.sums[2], f, of.step, s.y);
       }
     }
     finish_block(m, first, tiles.rows, at, s.y);
@@ -182,15 +214,15 @@ struct SuperTiles {
 
  private:
   static void scale(const Matmul& m, int first, const RowTiles& tiles, int64_t super, int tile,
-                    const int32_t* sums, const Factors& f, float* y) {
+                    const int32_t* sums, const Factors& f, float step, float* y) {
     const int64_t row = first + tiles.first(tile), supers = m.cols / kSuper;
     y += tiles.first(tile) * kLanes;
     int r = 0;
     for (; r + 4 <= tiles.of(tile); r += 4) {
-      scale<4>(m.x, row + r, supers, super, sums + r * kLanes, f, y + r * kLanes);
+      scale<4>(m.x, row + r, supers, super, sums + r * kLanes, f, step, y + r * kLanes);
     }
     for (; r < tiles.of(tile); ++r) {
-      scale<1>(m.x, row + r, supers, super, sums + r * kLanes, f, y + r * kLanes);
+      scale<1>(m.x, row + r, supers, super, sums + r * kLanes, f, step, y + r * kLanes);
     }
   }
 };
