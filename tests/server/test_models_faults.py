@@ -227,7 +227,8 @@ def test_requests_that_hold_a_dead_engine_are_waited_for_a_while(
     async def hold() -> None:
         held.append(await server.pool.acquire("a", perf_counter()))
 
-    loop = server.model("a").service.worker._loop  # type: ignore[union-attr]
+    service = server.model("a").service
+    assert service is not None and (loop := service.worker._loop) is not None
     asyncio.run_coroutine_threadsafe(hold(), loop).result(PATIENCE_S)
     let_die(server)
     waits = server.in_background("a")
