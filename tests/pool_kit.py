@@ -81,6 +81,7 @@ class LivePool:
     Args:
         stocks: the models by name.
         most: bytes that they may take together.
+        rows: of `Pool`.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class LivePool:
         most: int | None = None,
         idle_s: float | None = None,
         keys: tuple[str, ...] = (),
+        rows: int = 64,
         **settings: Any,
     ) -> None:
         self.stocks = stocks
@@ -105,7 +107,7 @@ class LivePool:
             return ModelSpec(own, stock.load, serve, lambda: stock.need)
 
         specs = [spec(name, stock) for name, stock in stocks.items()]
-        self.pool = Pool(specs, self.settings, known, SteadyRoom(most, len(specs)), idle_s)
+        self.pool = Pool(specs, self.settings, known, SteadyRoom(most, len(specs)), idle_s, rows)
         self.pool.adopt(next(iter(stocks.values())).load())
         self.listener = listen(self.settings)
         self.url = address_of(self.listener)
@@ -174,7 +176,7 @@ class LivePool:
             self.model(name).fault = None
             assert self.text(name) == known_answer(stock.base)
         wait_for(lambda: not self.pool.num_open, "an idle server")
-        assert not self.pool.admission.num_entering
+        assert not self.pool.num_entering
 
 
 class Asked:

@@ -159,6 +159,60 @@ def test_a_wrong_list_of_models_is_one_line(value: Any, said: str, tmp_path: Pat
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"drafter": "ngrams"}, "drafter: "),
+        ({"drafter": "ngram+/gone/model"}, "drafter: "),
+        ({"drafter": "ngram+"}, "drafter: an empty name"),
+        ({"drafter": "index:/gone"}, "drafter: "),
+        ({"law": "point"}, "law: "),
+        ({"law": "points", "drafter": "smollm2-135m-instruct"}, "law 'points'"),
+        ({"draft_vocab": "9"}, "draft_vocab: "),
+        ({"draft_vocab": "0", "drafter": "smollm2-135m-instruct"}, "draft_vocab 0"),
+        ({"draft_vocab": "gone.table", "drafter": "smollm2-135m-instruct"}, "draft_vocab "),
+        ({"draft_vocab": "table", "drafter": "smollm2-135m-instruct"}, "draft_vocab "),
+        ({"tree": "1,1"}, "tree: "),
+        ({"tree": "wide"}, "tree: "),
+        ({"backend": "natve"}, "backend 'natve'"),
+        ({"backend": "native", "dtype": "float16"}, "dtype float16"),
+        ({"dtype": "float12"}, "dtype 'float12'"),
+        ({"device": "gpu"}, "device 'gpu'"),
+        ({"backend": "native", "weights": "int3"}, "weights 'int3'"),
+        ({"weights": "int4"}, "weights: only the native backend"),
+        ({"backend": "native", "kv": "f8"}, "kv 'f8'"),
+        ({"backend": "native", "threads": 0}, "threads 0"),
+        ({"backend": "native", "cpus": "0-1"}, "cpus: "),
+        ({"backend": "native", "cpus": "99999"}, "cpus: "),
+        ({"max_rows": 0}, "max_rows 0"),
+        ({"budget": 0}, "budget 0"),
+        ({"capacity": 0}, "capacity 0"),
+        ({"prefill_beside": 0}, "prefill_beside 0"),
+        ({"kv_cache": "much"}, "kv_cache 'much'"),
+        ({"table": "kept", "drafter": "ngram"}, "table: "),
+        ({"table_size": "1 bit"}, "table_size: "),
+        ({"tokenizer": "/gone"}, "tokenizer: "),
+        ({"tool_parser": "hermess"}, "tool_parser 'hermess'"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else json.dumps(value),
+)
+def test_wrong_values_of_a_later_model_are_refused_at_the_start(
+    own: dict[str, Any], said: str, tmp_path: Path, tiny_model_folder: Path, served: list[Any]
+) -> None:
+    target = str(tiny_model_folder)
+    models = [{"name": "one", "target": target}, {"name": "two", "target": target, **own}]
+    error = Ran("serve", "--models", _listed(tmp_path, models), "--backend", "eager").error()
+    assert error.startswith("error: model 'two': ") and said in error and not served
+
+
+def test_one_model_that_comes_and_goes_is_looked_at_too(
+    tmp_path: Path, tiny_model_folder: Path, served: list[Any]
+) -> None:
+    models = [{"name": "one", "target": str(tiny_model_folder), "drafter": "ngrams"}]
+    error = Ran("serve", "--models", _listed(tmp_path, models)).error()
+    assert error.startswith("error: model 'one': drafter: ") and not served
+
+
 def test_a_list_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     assert "gone.json" in Ran("serve", "--models", str(tmp_path / "gone.json")).error()
     (tmp_path / "bad.json").write_text("[{")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import signal
@@ -12,11 +13,14 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 
+import httpx
 import pytest
 
-from pool_kit import MIB, LivePool
+from pool_kit import MIB, Asked, LivePool
 from redwood.errors import ModelError
+from redwood.server.served import Lease
 from server_kit import PATIENCE_S, Raw, wait_for
 
 Start = Callable[..., LivePool]
@@ -65,6 +69,49 @@ def test_requests_for_one_model_load_it_once(pool: Start) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_who_waits_for_one_model_takes_no_place_of_others(pool: Start, stream: bool) -> None:
+    server = pool("abc", rows=2, max_queue=1)
+    for name in "bc":
+        server.stocks[name].pause()
+    asked = [server.in_background("b", stream=stream) for _ in range(3)]
+    wait_for(lambda: len(server.model("b").waiting) == 3, "all places for b")
+    full = server.chat("b", stream=stream)
+    assert full.status_code == 429 and full.json()["error"]["code"] == "queue_full"
+    assert server.pool.num_entering == 3 and not server.pool.admission.num_entering
+    assert server.metric("redwood:num_requests_preparing") == 3
+    first = server.text("a"), server.text("a")
+    asked += [server.in_background("c", stream=stream) for _ in range(3)]
+    wait_for(lambda: len(server.model("c").waiting) == 3, "all places for c")
+    assert (server.text("a"), server.text("a")) == first
+    count = {"model": "b", "messages": [{"role": "user", "content": "Tom"}]}
+    assert server.http.post("/v1/messages/count_tokens", json=count).status_code == 429
+    for name in "bc":
+        server.stocks[name].go_on()
+    assert [each.response().status_code for each in asked] == [200] * 6
+    wait_for(lambda: not server.pool.num_entering, "no place taken")
+    server.all_right()
+
+
+def test_one_key_that_waits_leaves_places_to_the_others(pool: Start) -> None:
+    server = pool(keys=("one", "two"), rows=1, max_queue=4, max_queue_per_key=1)
+    server.stocks["b"].pause()
+    mine = [server.in_background("b") for _ in range(2)]
+    wait_for(lambda: len(server.model("b").waiting) == 2, "the places of a key")
+    assert server.chat("b").json()["error"]["code"] == "key_queue_full"
+    assert server.chat("a").status_code == 200
+    body = {"model": "b", "messages": [{"role": "user", "content": "Tom"}], "max_tokens": 2}
+    headers = {"authorization": "Bearer two"}
+    theirs = Asked(
+        lambda: httpx.post(
+            f"{server.url}/v1/chat/completions", json=body, headers=headers, timeout=PATIENCE_S
+        )
+    )
+    wait_for(lambda: len(server.model("b").waiting) == 3, "the other key")
+    server.stocks["b"].go_on()
+    assert [each.response().status_code for each in (*mine, theirs)] == [200] * 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_while_its_model_is_loaded(pool: Start, stream: bool) -> None:
     server = pool()
     stock = server.stocks["b"]
@@ -75,7 +122,7 @@ def test_a_client_that_leaves_while_its_model_is_loaded(pool: Start, stream: boo
         server.wait_for_state("b", "loading")
         assert server.model("b").wanted
     wait_for(lambda: not server.model("b").wanted, "its end")
-    wait_for(lambda: not server.pool.admission.num_entering, "its end")
+    wait_for(lambda: not server.pool.num_entering, "its end")
     stock.go_on()
     server.wait_for_state("b", "loaded")  # it is there for the next one
     assert server.model("b").leases == 0
@@ -156,11 +203,10 @@ def test_the_time_of_loading_is_not_that_of_the_queue(pool: Start) -> None:
     assert asked.response().status_code == 200
 
 
-def test_an_engine_that_dies_is_loaded_again(pool: Start) -> None:
-    server = pool()
+def let_die(server: LivePool) -> None:
+    """Ends the thread of a's engine with the next request."""
     service = server.model("a").service
     assert service is not None
-
     real = service.worker._admit
 
     def die() -> None:
@@ -168,10 +214,45 @@ def test_an_engine_that_dies_is_loaded_again(pool: Start) -> None:
             raise SystemExit("the thread ends")
         real()
 
-    server.text("b")
     service.worker._admit = die  # type: ignore[method-assign]
     broken = server.chat("a")
     assert broken.status_code == 503 and broken.json()["error"]["code"] == "engine_dead"
+
+
+def test_requests_that_hold_a_dead_engine_are_waited_for_a_while(
+    pool: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, held = pool(), list[Lease]()
+
+    async def hold() -> None:
+        held.append(await server.pool.acquire("a", perf_counter()))
+
+    service = server.model("a").service
+    assert service is not None and (loop := service.worker._loop) is not None
+    asyncio.run_coroutine_threadsafe(hold(), loop).result(PATIENCE_S)
+    let_die(server)
+    waits = server.in_background("a")
+    wait_for(lambda: server.model("a").died_s is not None, "the keeper to see it")
+    assert server.chat("b").status_code == 200  # loaded meanwhile
+    assert waits.waits
+    monkeypatch.setattr("redwood.server.models.keeper._ENDING_S", 0.0)
+    for refused in (server.chat("a"), waits.response()):
+        assert refused.status_code == 503 and refused.json()["error"]["code"] == "engine_dead"
+        assert "retry-after" in refused.headers
+    assert server.stocks["a"].loads == 1
+    monkeypatch.undo()
+    waits = server.in_background("a")
+    wait_for(lambda: server.model("a").wanted, "a request")
+    loop.call_soon_threadsafe(held[0].release)
+    assert waits.response().status_code == 200
+    server.all_right()
+    assert server.stocks["a"].loads == 2
+
+
+def test_an_engine_that_dies_is_loaded_again(pool: Start) -> None:
+    server = pool()
+    server.text("b")
+    let_die(server)
     assert server.http.get("/health").status_code == 200
     server.all_right()
     assert server.stocks["a"].loads == 2 and server.stocks["b"].loads == 1
@@ -244,8 +325,6 @@ _SERVER = [sys.executable, "-m", "redwood", "serve", "--port", "0", "--backend",
 def test_the_command_serves_two_models_and_ends_cleanly(
     tiny_model_folder: Path, tiny_draft_folder: Path, tmp_path: Path
 ) -> None:
-    import httpx
-
     targets = ["-t", f"one={tiny_model_folder}", "-t", f"two={tiny_draft_folder}"]
     gone = ["-t", f"three={tmp_path / 'gone'}"]
     process = subprocess.Popen(

@@ -198,6 +198,42 @@ def test_the_state_of_the_server_is_shown_and_asked_for_again(
     browser.get("about:blank")
 
 
+def test_the_model_is_chosen_where_there_are_several(
+    browser: Any, address: str, script: Script
+) -> None:
+    options = {"template_options": ["reasoning_effort"]}
+    listed = [{"id": "small"}, {"id": "org/<b>large</b>", "redwood": options}]
+    script.models = lambda: Reply([json.dumps({"data": listed})])
+    page = Page(browser, address)
+    chooser = page.one("#model")
+    assert chooser.is_displayed() and chooser.accessible_name == "Model"
+    assert [e.text for e in page.all("#model option")] == ["small", "org/<b>large</b>"]
+    page.ask("One")
+    chooser.send_keys("org")  # by the keyboard, as any choice
+    page.ask("Two")
+    assert [body["model"] for _, body in script.requests] == ["small", "org/<b>large</b>"]
+    assert [e.text for e in page.all(".answer > h3")] == ["small", "org/<b>large</b>"]
+    said = [message["content"] for message in script.requests[1][1]["messages"]]
+    assert said == ["One", "Hello world", "Two"]
+    page.click("#settings-button")
+    assert page.one("#reasoning-label").is_displayed()
+    page.button("Compare with plain decoding")
+    page.until(lambda: len(script.requests) == 3)
+    page.ended()
+    assert script.requests[2][1]["model"] == "org/<b>large</b>"
+    page.set("#key", "another")  # the list is asked for again, and the choice stays
+    page.until(lambda: page.all("#server.ready"))
+    assert chooser.get_property("value") == "org/<b>large</b>"
+    assert page.complaints() == []
+    browser.get("about:blank")
+
+
+def test_one_model_is_no_choice(page: Page) -> None:
+    assert not page.one("#model").is_displayed() and "Model" not in page.text("#settings")
+    page.ask()
+    assert page.text(".answer > h3") == "Model"
+
+
 def test_stop_ends_a_slow_answer_and_keeps_what_came(page: Page, script: Script) -> None:
     script.answer = lambda body: answer([" word"] * 200, pause=0.05)
     page.one("#prompt").send_keys("Go", "\ue007")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 
-from page_kit import Page, Script, answer
+from page_kit import Page, Reply, Script, answer
 
 _BLOCKS = (
     "header > *, #chat > *, #chat .bar > *, #facts > div, .card, #steps h3, #steps button, "
@@ -26,6 +29,15 @@ _OVERLAPS = """
 """
 _SIZES = [(1920, 1080), (1440, 900), (1366, 768), (1280, 800), (1210, 700), (1100, 800)]
 _SIZES += [(1024, 768), (910, 700), (800, 600), (500, 900), (400, 800)]
+_LONG = "an-organisation/a-model-with-a-name-that-is-longer-than-any-field-of-this-page-instruct"
+
+
+def _several(browser: Any, address: str, script: Script) -> Page:
+    listed = {"data": [{"id": "tiny"}, {"id": _LONG}]}
+    script.models = lambda: Reply([json.dumps(listed)])
+    page = Page(browser, address)
+    page.set("#model", _LONG)
+    return page
 
 
 def _overlaps(page: Page) -> list[str]:
@@ -62,6 +74,33 @@ def test_no_two_blocks_overlap_on_a_phone(
         assert page.run("return document.documentElement.scrollWidth") == width
     finally:
         page.no_phone()
+
+
+@pytest.mark.parametrize("size", [(1440, 900), (910, 700), (500, 900)])
+def test_the_choice_of_a_model_lies_over_nothing(
+    browser: Any, address: str, script: Script, size: tuple[int, int]
+) -> None:
+    browser.set_window_size(*size)
+    page = _several(browser, address, script)
+    assert page.one("#model").is_displayed() and _overlaps(page) == []
+    page.click("#settings-button")
+    assert _overlaps(page) == [] and page.complaints() == []
+    browser.set_window_size(1440, 900)
+    browser.get("about:blank")
+
+
+@pytest.mark.parametrize("width", [360, 320])
+def test_the_choice_of_a_model_fits_a_phone(
+    browser: Any, address: str, script: Script, width: int
+) -> None:
+    page = _several(browser, address, script)
+    page.phone(width)
+    try:
+        assert page.one("#model").is_displayed() and _overlaps(page) == []
+        assert page.run("return document.documentElement.scrollWidth") == width
+    finally:
+        page.no_phone()
+        browser.get("about:blank")
 
 
 def test_the_check_sees_what_lies_over_something(page: Page) -> None:

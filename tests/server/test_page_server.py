@@ -10,11 +10,12 @@ from typing import Any
 import redwood
 from conftest import save_model, tiny_llama, tiny_tokenizer
 from page_kit import Page
+from pool_kit import LivePool
 from server_kit import Live
 from tools_kit import HERMES, THINKING, tool
 
 
-def _open(browser: Any, server: Live) -> Page:
+def _open(browser: Any, server: Live | LivePool) -> Page:
     return Page(browser, f"{server.url}/")
 
 
@@ -28,6 +29,20 @@ def test_the_real_server_answers_the_page(browser: Any, live: Callable[..., Live
     assert len(page.all("#list [role=option]")) == steps
     page.button("Compare with plain decoding")
     page.until(lambda: "texts are equal" in page.text(".verdict"))
+    assert page.complaints() == []
+    browser.get("about:blank")
+
+
+def test_the_real_server_has_several_models(browser: Any, pool: Callable[..., LivePool]) -> None:
+    server = pool()
+    page = _open(browser, server)
+    page.set("#max-tokens", "8")
+    page.ask("Tom went")
+    page.set("#model", "b")
+    page.ask("Tom went")  # b is loaded for it
+    assert [e.text for e in page.all(".answer > h3")] == ["a", "b"]
+    assert all(e.text for e in page.all(".answer .text"))
+    assert server.states() == {"a": "loaded", "b": "loaded"}
     assert page.complaints() == []
     browser.get("about:blank")
 

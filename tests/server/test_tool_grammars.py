@@ -110,7 +110,7 @@ class Vocabulary:
 
     def grammar(self, form: str, tools: dict[str, Any], **more: Any) -> str:
         options = {"opened": False, "several": False, **more}
-        text = calls_grammar(FORMATS[form], tools, self.spelled, **options)
+        text = calls_grammar(FORMATS[form], tools, self.spelled, self.grammars.fits, **options)
         return self.grammars.compile_lark(text, "tools")
 
     def text(self, tokens: list[int]) -> str:
@@ -195,7 +195,13 @@ def delayed(vocabulary: Vocabulary, form: str, schema: Any, *, several: bool = F
     made = FORMATS[form]
     assert made.bare is not None
     grammars = bare_grammars(
-        form, made.bare, made.body, {"f_1": schema}, vocabulary.spelled, several=several
+        form,
+        made.bare,
+        made.body,
+        {"f_1": schema},
+        vocabulary.spelled,
+        vocabulary.grammars.fits,
+        several=several,
     )
     text = vocabulary.grammars.compile_lark(grammars["f_1"], "tools")
 

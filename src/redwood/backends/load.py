@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from redwood.backends.base import Backend
 from redwood.backends.cuda_graph.backend import with_graphs
 from redwood.backends.eager.load import load_eager, wrap_model
-from redwood.backends.eager.stock import device_of
+from redwood.backends.eager.stock import device_of, dtype_of
 from redwood.backends.native.backend import extension
 from redwood.backends.native.load import check_options, load_native
 from redwood.backends.offload.load import load_offload
@@ -141,6 +141,22 @@ def fetch_for(
                 raise
             wanted = False
     (locate if wanted else resolve)(name, progress=True)
+
+
+def check_placed(
+    *,
+    backend: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    **native: Any,
+) -> None:
+    """Raises ArgumentError for options with which `open_model` could open no model.
+
+    Args: as of `fetch_for`.
+    """
+    place = device_of(device)
+    dtype_of(dtype, place, None)
+    _wants_native(backend, dtype, place, native)
 
 
 def _wants_native(

@@ -38,9 +38,7 @@ def open_engine(
     Raises:
         RedwoodError: see `redwood.load`.
     """
-    models = _model_names([drafter])
-    _check_law(law, models)
-    vocab = _draft_vocab(options.pop("draft_vocab", None), models)
+    models, vocab = check_drafting(drafter, law, options.pop("draft_vocab", None))
     kept = kept_table(options, [drafter])
     shape = None if tree is None else tree_parents(tree)
     names = (
@@ -153,6 +151,19 @@ def _model_names(drafters: Sequence[str]) -> list[str]:
     if "" in parts:
         raise wrong("--drafter", "an empty name: use none, ngram or a model, joined with +")
     return model_names(parts)
+
+
+def check_drafting(
+    drafter: str, law: str | None, draft_vocab: str | None
+) -> tuple[list[str], dict[str, Any]]:
+    """Returns the models that draft, and the draft vocabulary as `redwood.load` has it.
+
+    Raises:
+        typer.BadParameter: a part without a name; options of models that draft, and none does.
+    """
+    models = _model_names([drafter])
+    _check_law(law, models)
+    return models, _draft_vocab(draft_vocab, models)
 
 
 def _check_law(law: str | None, models: Sequence[str]) -> None:

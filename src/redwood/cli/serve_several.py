@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from redwood.cli import options as o
 from redwood.cli.groups import Drafting, Machine, Placement, Prompts
 from redwood.cli.kept import NO_TABLE, has_table, size_of
 from redwood.cli.loading import open_engine
+from redwood.cli.serve_checks import about, check_model
 from redwood.cli.serve_models import ModelPlan, Several
 from redwood.cli.terminal import say
 from redwood.drafters.names import model_names, split_names
@@ -50,9 +52,14 @@ class OneModel:
         if options["shared_table"] and not has_table(options["drafter"]):
             raise o.wrong("--shared-table", NO_TABLE)
         own = {name: options[name] for name in ("tool_parser", "kv_tokens")}
-        self.settings = replace(settings, **own)
+        with about(settings.model_names[0]) if count > 1 else nullcontext():
+            self.settings = replace(settings, **own)
         apart = len(keys) > 0 and not options["shared_table"]  # then --table is a folder
         self._folder = options["table"] if apart and has_table(options["drafter"]) else None
+
+    def check(self) -> None:
+        """Raises ArgumentError for options with which it can never be loaded."""
+        check_model(self.settings.model_names[0], self._options)
 
     def load(self, *, quiet: bool = False) -> Engine:
         """Returns its engine.
@@ -121,8 +128,11 @@ def open_pool(made: Sequence[OneModel], several: Several, settings: Settings, ke
     """Returns the pool of these models, none of them loaded yet.
 
     Raises:
-        RedwoodError, typer.BadParameter: no size; a model that can never fit.
+        RedwoodError, typer.BadParameter: no size; a model that can never fit, or that its options
+            leave no way to load.
     """
+    for each in made:
+        each.check()
     from redwood.server.models.pool import Pool
 
     room = _room_of(made, several)

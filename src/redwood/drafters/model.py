@@ -70,8 +70,6 @@ class ModelDrafter:
         guesses: int = MOST_GUESSES,
     ) -> None:
         check_count("guesses", guesses, least=0)
-        if not isinstance(law, str) or law not in _LAWS:
-            raise ArgumentError(f"law {law!r} must be one of {', '.join(_LAWS)}")
         check_count("width", width)
         if window is not None:
             check_count("window", window)
@@ -83,7 +81,7 @@ class ModelDrafter:
             TokenTree.point([0] * len(tree), tree)  # checks the shape
         self.backend = backend
         self._parents = None if tree is None else list(tree)
-        self._law, self._max_levels, self._width = _LAWS[law], max_levels, width
+        self._law, self._max_levels, self._width = law_of(law), max_levels, width
         self.window = window
         self._rows: dict[int, DraftRow] = {}
         self._kept = KeptRows(backend, _SINKS)
@@ -369,3 +367,14 @@ _LAWS = {
     "with_replacement": Law.WITH_REPLACEMENT,
     "point": Law.POINT,
 }
+
+
+def law_of(name: str) -> Law:
+    """Returns the law of this name, as `ModelDrafter` takes it.
+
+    Raises:
+        ArgumentError: there is none.
+    """
+    if not isinstance(name, str) or name not in _LAWS:
+        raise ArgumentError(f"law {name!r} must be one of {', '.join(_LAWS)}")
+    return _LAWS[name]

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from redwood.errors import ArgumentError, check_count
+from redwood.errors import ArgumentError, TableError, check_count
 from redwood.table.ranking import ranked_ids, read_ranking
 
 AUTO, ALL = "auto", "all"
@@ -44,20 +44,15 @@ def outputs_of(
         ArgumentError: none of these, or "table" without a table.
         TableError: see `read_ranking`.
     """
+    check_vocab(vocab, table)
     if vocab is None or vocab == ALL:
         return None
-    if type(vocab) is int:
+    if isinstance(vocab, int):
         return vocab
-    if not isinstance(vocab, str | Path):
-        raise ArgumentError(f"draft_vocab {vocab!r} must be a number, a table or None")
     source, size = _split(vocab)
-    if source == AUTO and table is None:
-        return DRAFT_VOCAB
     if source in (AUTO, OF_TABLE):
         if table is None:
-            raise ArgumentError(
-                "draft_vocab ranks by the table that is kept, and none is: give table"
-            )
+            return DRAFT_VOCAB
         path = Path(table).expanduser()
         ranking = read_ranking(path, tokenizer) if path.exists() else np.empty(0, np.int64)
     else:
@@ -70,6 +65,22 @@ def outputs_of(
             )
         return DRAFT_VOCAB
     return ranked_ids(ranking, size, [*special_ids(tokenizer), *ends])
+
+
+def check_vocab(vocab: Vocab, table: str | Path | None) -> None:
+    """Raises what `outputs_of` raises whatever the tokenizer; arguments as there."""
+    if vocab is None or vocab == ALL:
+        return
+    if type(vocab) is int:
+        check_count("draft_vocab", vocab)
+        return
+    if not isinstance(vocab, str | Path):
+        raise ArgumentError(f"draft_vocab {vocab!r} must be a number, a table or None")
+    source, _ = _split(vocab)
+    if source == OF_TABLE and table is None:
+        raise ArgumentError("draft_vocab ranks by the table that is kept, and none is: give table")
+    if source not in (AUTO, OF_TABLE) and not Path(source).expanduser().is_file():
+        raise TableError(f"draft_vocab {str(vocab)!r}: {source} does not exist")
 
 
 def _split(vocab: str | Path) -> tuple[str, int]:

@@ -7,9 +7,10 @@ take turns, so that a thousand requests of one client do not delay the single on
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from threading import Lock
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from redwood.server.errors import full
 
@@ -29,6 +30,35 @@ class Waiting(Protocol):
 
 
 T = TypeVar("T", bound=Waiting)
+
+
+class Place:
+    """Where a request is counted before it is queued.
+
+    Args:
+        admission: it enters this one.
+        owner: whose it is.
+
+    Raises: as `Admission.enter`.
+    """
+
+    def __init__(self, admission: Admission[Any], owner: str) -> None:
+        admission.enter(owner)
+        self._in: Admission[Any] | None = admission
+        self._owner = owner
+
+    def move(self, admission: Admission[Any]) -> None:
+        """Has it counted there, and no longer where it was; raises as `Admission.enter`."""
+        if admission is not self._in:
+            admission.enter(self._owner)
+            self.leave()
+            self._in = admission
+
+    def leave(self) -> None:
+        """Ends it; may be called again."""
+        if self._in is not None:
+            self._in.leave(self._owner)
+            self._in = None
 
 
 class Admission(Generic[T]):
@@ -78,6 +108,15 @@ class Admission(Generic[T]):
             self._entering[owner] -= 1
             if not self._entering[owner]:
                 del self._entering[owner]
+
+    @contextmanager
+    def place(self, owner: str) -> Iterator[Place]:
+        """Counts a request as `enter` does, until the place is left at the latest."""
+        place = Place(self, owner)
+        try:
+            yield place
+        finally:
+            place.leave()
 
     def push(self, choices: Sequence[T]) -> None:
         """Queues all choices of one request, or none.

@@ -11,6 +11,7 @@ from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
 from redwood.server import schema
+from redwood.server.admission import Place
 from redwood.server.answers import usage_of
 from redwood.server.apis import Api
 from redwood.server.errors import ApiError, unavailable, wrong
@@ -34,19 +35,16 @@ async def answer(served: Served, request: Request, api: Api) -> Response:
         raise unavailable("the server is stopping", "shutting_down")
     record: Record = request.scope["record"]
     owner = record.owner or "open"
-    served.admission.enter(owner)
-    try:
+    with served.admission.place(owner) as place:
         asked, wire = api.read(await _body(request))
         call = _Call(served, record, owner, api, asked, wire)
         if asked.stream and not served.has(call.model):
             return call.stream_once_loaded()
         try:
-            reply = await until_left(request.receive, call.begin())
+            reply = await until_left(request.receive, call.begin(place))
         except BaseException:
             call.release()
             raise
-    finally:
-        served.admission.leave(owner)
     return reply.stream() if asked.stream else await reply.whole(request)
 
 
@@ -57,16 +55,13 @@ async def count_tokens(served: Served, request: Request, api: Api) -> int:
     """
     record: Record = request.scope["record"]
     owner = record.owner or "open"
-    served.admission.enter(owner)
-    call: _Call | None = None
-    try:
+    with served.admission.place(owner) as place:
         asked, wire = api.read(await _body(request))
         call = _Call(served, record, owner, api, asked, wire)
-        (prompt,) = await until_left(request.receive, call.prompts())
-    finally:
-        if call is not None:
+        try:
+            (prompt,) = await until_left(request.receive, call.prompts(place))
+        finally:
             call.release()
-        served.admission.leave(owner)
     return len(prompt)
 
 
@@ -112,26 +107,28 @@ class _Call:
         self._api, self._asked, self._wire = api, asked, wire
         self.model = _served_name(served, asked)
         self._lease: Lease | None = None
-        self._entered = False
 
     def release(self) -> None:
         """Gives the model back; for a reply that has not begun."""
         if self._lease is not None:
             self._lease.release()
 
-    async def prompts(self) -> list[list[int]]:
-        """Returns the token ids of the request's prompts; raises as `begin`."""
-        lease = await self._acquired()
+    async def prompts(self, place: Place) -> list[list[int]]:
+        """Returns the token ids of the request's prompts; as `begin`."""
+        lease = await self._acquired(place)
         return await lease.service.preparer.prompts(self._asked)
 
-    async def begin(self) -> _Reply:
+    async def begin(self, place: Place) -> _Reply:
         """Returns the reply, once the model is loaded and the prompts are tokens.
 
+        Args:
+            place: of the request, which is counted with those that wait for the model if it does.
+
         Raises:
-            ApiError: the model cannot be loaded, the request is wrong.
+            ApiError: the model cannot be loaded, too many wait for it, the request is wrong.
         """
         waits = not self._served.has(self.model)
-        lease = await self._acquired()
+        lease = await self._acquired(place)
         service, asked = lease.service, self._asked
         loaded_s = perf_counter()
         generation = await service.preparer.prepare(asked, self._owner, self._record.started_s)
@@ -141,7 +138,9 @@ class _Call:
         frame = self._api.frame(service, self._wire, self.model, generation)
         return _Reply(lease, self._record, asked, generation, frame)
 
-    async def _acquired(self) -> Lease:
+    async def _acquired(self, place: Place) -> Lease:
+        if not self._served.has(self.model):
+            place.move(self._served.waiting_for(self.model))
         self._lease = await self._served.acquire(self.model, self._record.started_s)
         return self._lease
 
@@ -162,10 +161,21 @@ class _Call:
         fails before the first of them has a status of its own, as elsewhere."""
         settings = self._served.settings
         begun: list[Stream] = []
+        places: list[Place] = []
+
+        @contextmanager
+        def entering() -> Iterator[None]:
+            with self._served.waiting_for(self.model).place(self._owner) as place:
+                places.append(place)
+                try:
+                    yield
+                finally:
+                    self.release()
 
         async def parts() -> AsyncGenerator[bytes]:
-            reply = await self.begin()
-            self._leave()
+            (place,) = places
+            reply = await self.begin(place)
+            place.leave()
             begun.append(stream := reply.events())
             with reply.lifetime():
                 async with aclosing(reply.parts(stream)) as made:
@@ -178,27 +188,11 @@ class _Call:
 
         return EventStream(
             parts(),
-            lifetime=self._entering(),
+            lifetime=entering(),
             ping_s=settings.ping_s,
             send_timeout_s=settings.send_timeout_s,
             failed=failed,
         )
-
-    @contextmanager
-    def _entering(self) -> Iterator[None]:
-        """Counts the request as one that enters until its reply begins."""
-        self._served.admission.enter(self._owner)
-        self._entered = True
-        try:
-            yield
-        finally:
-            self._leave()
-            self.release()
-
-    def _leave(self) -> None:
-        if self._entered:
-            self._entered = False
-            self._served.admission.leave(self._owner)
 
 
 class _Reply:

@@ -86,7 +86,13 @@ class Constraints:
         if form.bare is not None:
             several = request.parallel_tool_calls
             made = bare_grammars(
-                form.name, form.bare, form.body, tools_of(request), self._spelled, several=several
+                form.name,
+                form.bare,
+                form.body,
+                tools_of(request),
+                self._spelled,
+                self._grammars.fits,
+                several=several,
             )
             checked = {
                 text: self._grammars.compile_lark(text, "tools") for text in set(made.values())
@@ -155,6 +161,7 @@ class Constraints:
             form,
             tools_of(request),
             self._spelled,
+            self._grammars.fits,
             opened=opened,
             several=request.parallel_tool_calls,
             answer=answer,

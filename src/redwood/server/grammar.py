@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,11 @@ _WHITESPACE = r"( |\n[ \t]{0,24})?"
 """White space allowed between the tokens of JSON. Bounded: a small model may otherwise never stop
 writing it."""
 
-
+_BYTES = LLTokenizer("byte")
+"""Each byte is a token: for questions that no vocabulary changes, many times as fast."""
+_NOTHING_FITS = "Unsatisfiable schema"
+_MOST_FITTING = 4096
+"""Answers that are kept, by what was asked."""
 _USUAL_END = 0.9
 """Chance that the tokenizer's own end-of-sequence token ends a text, where several may."""
 
@@ -64,6 +69,7 @@ class Grammars:
         usual = getattr(tokenizer, "eos_token_id", None)
         self._eos_ids.sort(key=lambda token: token != usual)  # the usual one first
         self._signs = Signs(self._tokenizer)
+        self._fitting: dict[bytes, bool] = {}
 
     def compile(self, wanted: ResponseFormat) -> str:
         """Returns the grammar of a format other than "text", validated.
@@ -94,6 +100,27 @@ class Grammars:
             ArgumentError: as `compile`.
         """
         return self._checked(LLMatcher.grammar_from_lark(text), field)
+
+    def fits(self, text: str) -> bool:
+        """Returns whether any text fits a grammar of one value in llguidance's dialect of Lark.
+
+        It is asked for parts of a grammar, since the validation of all of it looks at no terminal.
+        What is wrong in another way, and what is too complex to be told, fits here: `compile_lark`
+        reports it. The last answers are kept.
+        """
+        known = self._fitting.get(key := sha256(text.encode()).digest())
+        if known is None:
+            if len(self._fitting) >= _MOST_FITTING:
+                del self._fitting[next(iter(self._fitting))]
+            known = self._fitting[key] = self._is_satisfiable(LLMatcher.grammar_from_lark(text))
+        return known
+
+    def _is_satisfiable(self, grammar: str) -> bool:
+        matcher = LLMatcher(_BYTES, grammar, log_level=0)
+        if matcher.is_error():
+            return _NOTHING_FITS not in matcher.get_error()
+        matcher.compute_logit_bias()  # of a terminal that is empty there is no first token
+        return not matcher.is_error()
 
     def bytes_of(self, token: int) -> bytes:
         """Returns the text of a token, also of a special one."""

@@ -102,7 +102,7 @@ class Runner:
             await _first(self._drained(), timeout_s=_GRACE_S)
 
     async def _drained(self) -> None:
-        while self.service.num_open or self.service.admission.num_entering:
+        while self.service.num_open or self.service.num_entering:
             await asyncio.sleep(0.02)
 
 

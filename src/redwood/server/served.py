@@ -41,7 +41,7 @@ class Served(Protocol):
 
     Attributes:
         settings: `model_names` holds the names of all models, the default one first.
-        admission: counts requests that are not queued yet.
+        admission: counts requests that are not queued yet, but for those in `waiting_for`.
         draining: new requests for answers are refused.
     """
 
@@ -64,6 +64,12 @@ class Served(Protocol):
         """Requests that are being answered."""
         ...
 
+    @property
+    def num_entering(self) -> int:
+        """Requests that are not queued yet: they arrive, are being tokenised, or wait for a
+        model."""
+        ...
+
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begins to work, for this event loop."""
         ...
@@ -78,6 +84,11 @@ class Served(Protocol):
 
     def has(self, name: str) -> bool:
         """Whether a request for this model need not wait for it to be loaded."""
+        ...
+
+    def waiting_for(self, name: str) -> Admission[Choice]:
+        """Returns what counts the requests that wait until a model is loaded: those for one take no
+        places of others."""
         ...
 
     async def acquire(self, name: str, arrived_s: float) -> Lease:

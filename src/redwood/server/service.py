@@ -101,6 +101,10 @@ class Service:
         """True: the one model is there."""
         return True
 
+    def waiting_for(self, name: str) -> Admission[Choice]:
+        """The queue's own: nobody waits for the one model."""
+        return self.admission
+
     async def acquire(self, name: str, arrived_s: float) -> Lease:
         """Returns the one model."""
         return Lease(self)
@@ -149,6 +153,11 @@ class Service:
     def num_open(self) -> int:
         """Requests that are being answered."""
         return len(self._open)
+
+    @property
+    def num_entering(self) -> int:
+        """See `Admission.num_entering`."""
+        return self.admission.num_entering
 
     def cut(self, error: ApiError) -> int:
         """Ends all requests with an error; returns how many."""

@@ -54,6 +54,7 @@ class Model:
         size: bytes that it takes, 0 while it is not loaded.
         measured: what it took when it was loaded last.
         used_s: when a request last began or ended, on the clock of `monotonic`.
+        died_s: when requests were first seen to hold it although its engine has died, likewise.
         fault: why it could not be loaded last, and when.
     """
 
@@ -67,6 +68,7 @@ class Model:
     size: int = 0
     measured: int | None = None
     used_s: float = field(default_factory=monotonic)
+    died_s: float | None = None
     fault: tuple[ApiError, float] | None = None
 
     @property
@@ -78,6 +80,11 @@ class Model:
     def dead(self) -> bool:
         """Whether it is loaded, and the thread of its engine has ended."""
         return self.service is not None and self.service.died.is_set()
+
+    @property
+    def ending(self) -> bool:
+        """Whether its engine has died, and requests have not taken their errors yet."""
+        return self.dead and self.leases > 0
 
     @property
     def takes_requests(self) -> bool:

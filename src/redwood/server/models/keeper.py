@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from redwood.server.service import Service
 
 _AGAIN_S = 10.0  # after a failure, until the next attempt: who asks meanwhile gets the same error
+_ENDING_S = 10.0  # for requests to take the errors of an engine that has died
 _SAVE_S = 10.0  # for what a model keeps in files, when the server ends in the middle of that
 log = logging.getLogger("redwood.server")
 T = TypeVar("T")
@@ -123,15 +124,33 @@ class Keeper:
         while True:
             self._awake.clear()
             try:
-                if self._order:
-                    await self._bring(self._order.pop(0))
+                if (model := self._next()) is not None:
+                    self._order.remove(model)
+                    await self._bring(model)
                     continue
                 await self._tidy()
             except Exception:  # a bug; the models that are loaded go on
                 log.exception("loading or unloading a model failed")
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._until_idle()):
+                async with asyncio.timeout(self._until_due()):
                     await self._awake.wait()
+
+    def _next(self) -> Model | None:
+        """The first model that is wanted and can be brought. One whose engine has died cannot until
+        its requests have taken their errors, which slow clients delay; others go first, and who
+        waits for it does so for a bounded time."""
+        for model in list(self._order):
+            if not model.ending:
+                return model
+            if model.died_s is None:
+                model.died_s = monotonic()
+            if monotonic() >= model.died_s + _ENDING_S:
+                self._order.remove(model)
+                message = (
+                    f"the engine of the model {model.name!r} is down, and not loaded again yet"
+                )
+                model.refuse(unavailable(message, "engine_dead"))
+        return None
 
     async def _bring(self, model: Model) -> None:
         """Loads a model for those that wait, if any still do, or tells them why not."""
@@ -157,7 +176,7 @@ class Keeper:
         """
         need = 0
         if model.dead:
-            await self._unloaded(model)
+            await self._unload(model, "died")
         if model.service is None:
             need = model.measured or await self._aside(model.spec.need) or 0
         most = self._room.most
@@ -211,13 +230,6 @@ class Keeper:
             )
             raise unavailable(message, "no_room_for_model") from None
 
-    async def _unloaded(self, model: Model) -> None:
-        """Unloads a model whose engine has died, once its requests have their errors."""
-        while model.leases:
-            self._awake.clear()
-            await self._awake.wait()
-        await self._unload(model, "died")
-
     async def _load(self, model: Model) -> None:
         before, others = self._room.held(), self._others(model)
         quiet = not any(each.leases for each in others)
@@ -247,7 +259,7 @@ class Keeper:
     def _hold(self, model: Model, service: Service, size: int) -> None:
         model.service, model.state = service, "loaded"
         model.size = model.measured = size
-        model.used_s = monotonic()
+        model.used_s, model.died_s = monotonic(), None
 
     def _run(self, model: Model, service: Service) -> None:
         """Starts the engine of a loaded model, and the task that sees it die."""
@@ -308,13 +320,13 @@ class Keeper:
                 return
             await self._unload(min(idle, key=lambda each: each.used_s), "room")
 
-    def _until_idle(self) -> float | None:
-        """Seconds until the next model may have been idle for long enough."""
-        if self._idle_s is None:
-            return None
+    def _until_due(self) -> float | None:
+        """Seconds until the next model may have been idle for long enough, or been waited for."""
         now = monotonic()
-        loaded = [m for m in self._models if m.service is not None and not m.leases]
-        left = [self._idle_s - (now - model.used_s) for model in loaded]
+        left = [m.died_s + _ENDING_S - now for m in self._order if m.died_s is not None]
+        if self._idle_s is not None:
+            loaded = [m for m in self._models if m.service is not None and not m.leases]
+            left += [self._idle_s - (now - model.used_s) for model in loaded]
         return max(0.01, min(left)) if left else None
 
     def _others(self, model: Model) -> list[Model]:

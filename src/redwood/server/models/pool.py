@@ -39,7 +39,8 @@ class Pool:
         keys: API keys; None: every client is served.
         room: for their weights.
         idle_s: a model that nobody used for so many seconds is unloaded; None: only for another.
-        rows: requests that may arrive at once besides those that may wait.
+        rows: requests that may arrive at once besides those that may wait; as many may wait for
+            each model that is not loaded.
 
     Raises:
         ArgumentError: two models have the same name.
@@ -67,9 +68,11 @@ class Pool:
         if tuple(self._named) != settings.model_names:
             raise ArgumentError("model_names must be those of all models, in order")
         self.keeper = Keeper(self.models, self.metrics, room, settings.queue_timeout_s, idle_s)
-        self.admission: Admission[Choice] = Admission(
-            rows, settings.max_queue, settings.max_queue_tokens, most_per_key(settings, self.keys)
-        )
+        bounds = settings.max_queue, settings.max_queue_tokens, most_per_key(settings, self.keys)
+        self.admission: Admission[Choice] = Admission(rows, *bounds)
+        self._waiting: dict[Model, Admission[Choice]] = {
+            model: Admission(rows, *bounds) for model in self.models
+        }
         self.died = asyncio.Event()  # never set: a model whose engine has died is loaded again
         self.created = int(time.time())
         self._watch()
@@ -105,9 +108,19 @@ class Pool:
         """Requests that are being answered."""
         return sum(model.leases for model in self.models)
 
+    @property
+    def num_entering(self) -> int:
+        """See `Served.num_entering`."""
+        counted = (self.admission, *self._waiting.values())
+        return sum(each.num_entering for each in counted)
+
     def has(self, name: str) -> bool:
         """Whether a model is loaded and takes requests."""
         return self._named[name].takes_requests
+
+    def waiting_for(self, name: str) -> Admission[Choice]:
+        """See `Served.waiting_for`."""
+        return self._waiting[self._named[name]]
 
     async def acquire(self, name: str, arrived_s: float) -> Lease:
         """Returns a model once it is loaded.
@@ -190,7 +203,7 @@ class Pool:
         watch(
             "num_requests_preparing",
             "Requests that arrive, are made into tokens, or wait for their model.",
-            lambda: self.admission.num_entering,
+            lambda: self.num_entering,
         )
         for model in self.models:
             self.metrics.watch_model(

@@ -20,6 +20,7 @@ async function look() {
     const chosen = $("model").value;
     $("model").replaceChildren(...ids.map((id) => el("option", { value: id }, id)));
     if (ids.includes(chosen)) $("model").value = chosen;
+    $("model-label").hidden = ids.length < 2;
     offer();
     state(ids.length ? "ready" : "waiting", ids.length ? ids.join(", ") : "The server has no model.");
   } catch (error) {

@@ -77,6 +77,7 @@ export class Chat {
     if (turn.asked[0].role === "tool") settings.toolChoice = "auto";
     const messages = conversation(this.#turns, turn.asked);
     turn.body = requestBody(settings.model, messages, settings, this.#trace);
+    turn.answer.querySelector(":scope > h3").textContent = settings.several ? settings.model : "Model";
     turn.answer.querySelectorAll(":scope > :not(h3)").forEach((old) => old.remove());
     const box = el("div", {});
     turn.answer.append(box);

@@ -55,6 +55,7 @@ function reasoningFields() {
 export function readSettings() {
   const settings = {
     model: $("model").value,
+    several: $("model").options.length > 1,
     system: $("system").value,
     speculate: $("speculate").checked,
     key: $("key").value.trim(),

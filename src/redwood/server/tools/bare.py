@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from redwood.server.tools.bodies import object_schema
-from redwood.server.tools.rules import Rules, Spelled
+from redwood.server.tools.rules import Fits, Rules, Spelled
 
 _SPACE = r"[ \t\n]{0,8}"
 Body = Callable[[Rules, str, Mapping[str, Any]], str]
@@ -84,6 +84,7 @@ def bare_grammars(
     body: Body | None,
     tools: Mapping[str, Mapping[str, Any]],
     spelled: Spelled,
+    fits: Fits,
     *,
     several: bool,
 ) -> dict[str, str]:
@@ -91,12 +92,13 @@ def bare_grammars(
 
     Args:
         body: makes rules for arguments, None: they are JSON.
+        spelled, fits: see `Rules`.
         several: whether there may be more than one call.
 
     Raises:
         ArgumentError: a part of a schema that cannot be kept.
     """
-    rules, made = Rules(form, spelled), {}
+    rules, made = Rules(form, spelled, fits), {}
     calls = []
     for number, (name, schema) in enumerate(tools.items()):
         arguments = f"%json {json.dumps(object_schema(schema))}"

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from redwood.server.tools.kinds import check_width
 from redwood.server.tools.literals import Literals
 from redwood.server.tools.qwen3_coder import takes_text
-from redwood.server.tools.rules import Rules, quoted
+from redwood.server.tools.rules import NothingFitsError, Rules, quoted
 from redwood.server.tools.texts import counted, lengths, shaped
 
 Schema = Mapping[str, Any]
@@ -30,12 +30,20 @@ def _escaped(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_ ]", lambda found: f"\\x{{{ord(found.group()):x}}}", text)
 
 
-def _raw(rules: Rules, schema: Schema, where: str, closing: str) -> tuple[str, bool]:
-    """The terms of a regular expression for a string as it stands, in which `closing` does not, and
-    whether the string may be empty."""
+def _raw(rules: Rules, schema: Schema, where: str, closing: str) -> str:
+    """The terms of a regular expression for a string as it stands, in which `closing` does not.
+    Raises NothingFitsError."""
     least, most = lengths(schema, rules, where)
     shapes = "".join(f" & /{shape}/" for shape in shaped(schema, rules, where))
-    return f"/(?s:.){counted(least, most)}/ & {without(closing)}{shapes}", not (least or shapes)
+    text = f"/(?s:.){counted(least, most)}/ & {without(closing)}{shapes}"
+    if not _holds(rules, text):
+        raise rules.unfitting(where)
+    return text
+
+
+def _holds(rules: Rules, terminal: str) -> bool:
+    """Whether some text fits a terminal."""
+    return rules.fits(f"start: X\nX: {terminal}")
 
 
 # Qwen3-Coder: each parameter between tags of its own.
@@ -48,7 +56,7 @@ class _TaggedValues(Literals):
 
     def string(self, schema: Schema, where: str) -> str:
         """As `Literals.string`; the closing tag belongs to it."""
-        text, _ = _raw(self.rules, schema, where, _CLOSE)
+        text = _raw(self.rules, schema, where, _CLOSE)
         term = self.rules.add(text, kind="terminal")
         # the line break before the tag may be left out, where the text has none there that counts
         unbroken = self.rules.add(rf"{term} & ~/(?s:.*)\n/", kind="terminal")
@@ -83,12 +91,17 @@ def tagged_parameters(rules: Rules, name: str, schema: Schema) -> str:
         where = f"{name}.{member.key}"
         key = values.key(member.key, where)
         kind = member.schema.get("type") if isinstance(member.schema, dict) else None
-        if takes_text(member.schema):
-            value = values.value(member.schema, where)
-        elif kind in _SCALARS and "enum" not in member.schema and "const" not in member.schema:
-            value = f"{values.value(member.schema, where)} {quoted(_END)}"
-        else:
-            value = f"{_json(rules, member.schema, schema, where)} {quoted(_END)}"
+        try:
+            if takes_text(member.schema):
+                value = values.value(member.schema, where)
+            elif kind in _SCALARS and "enum" not in member.schema and "const" not in member.schema:
+                value = f"{values.value(member.schema, where)} {quoted(_END)}"
+            else:
+                value = f"{_json(rules, member.schema, schema, where)} {quoted(_END)}"
+        except NothingFitsError:
+            if member.needed:
+                raise
+            continue
         pair = f"{key} {value}"
         made.append(pair if member.needed else f"({pair})?")
     if members.least > sum(member.needed for member in members.listed):
@@ -105,7 +118,7 @@ def _json(rules: Rules, schema: Any, root: Schema, where: str) -> str:
         whole = {**whole, **kept}
         if not all(ref.startswith(_REFERRED) for ref in _references(whole)):
             raise rules.refused(where, "$ref to another place than $defs")
-    return rules.add(f"%json {json.dumps(guided(whole))}")
+    return rules.add_json(guided(whole), where)
 
 
 def object_schema(schema: Schema) -> dict[str, Any]:
@@ -144,16 +157,20 @@ class _Python(Literals):
         """As `Literals.string`; in one of the two quotes."""
         least, most = lengths(schema, self.rules, where)
         shapes = shaped(schema, self.rules, where)
-        made = []
+        made: list[str] = []
         for quote in ('"', "'"):
             if shapes:  # signs that stand for themselves only
                 parts = [rf"/[^{quote}\\\x00-\x1f\x7f]{counted(least, most)}/"]
                 inner = " & ".join([*parts, *(f"/{shape}/" for shape in shapes)])
+                if not _holds(self.rules, inner):
+                    continue
             else:
                 sign = rf"(?:[^{quote}\\\x00-\x1f\x7f]|{_PYTHON_ESCAPES})"
                 inner = f"/{sign}{counted(least, most)}/"
             term = self.rules.add(inner, kind="terminal")
             made.append(self.rules.add(f"{quoted(quote)} {term} {quoted(quote)}", kind="terminal"))
+        if not made:
+            raise self.rules.unfitting(where)
         return f"({' | '.join(made)})"
 
     def text(self, value: str, where: str) -> str:
@@ -222,10 +239,14 @@ class _Marked(Literals):
 
     def string(self, schema: Schema, where: str) -> str:
         """As `Literals.string`; between marks."""
-        text, empty = _raw(self.rules, schema, where, self.mark)
+        text = _raw(self.rules, schema, where, self.mark)
         mark = self.rules.spelled(self.mark)
         if mark.startswith("<"):  # a token of its own, which no regular expression holds
-            nonempty = self.rules.add(f"({text}) & /(?s:.+)/", kind="terminal")
+            longer = f"({text}) & /(?s:.+)/"
+            if not _holds(self.rules, longer):
+                return f"{mark} {mark}"
+            nonempty = self.rules.add(longer, kind="terminal")
+            empty = _holds(self.rules, f"({text}) & //")
             return f"{mark} {f'({nonempty})?' if empty else nonempty} {mark}"
         term = self.rules.add(text, kind="terminal")
         return f"{mark} {self.rules.add(f'{term} {mark}', kind='lazy')}"

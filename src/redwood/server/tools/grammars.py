@@ -8,13 +8,14 @@ from typing import Any
 
 from redwood.server.tools.bodies import guided, object_schema
 from redwood.server.tools.formats import ToolFormat
-from redwood.server.tools.rules import Rules, Spelled, quoted
+from redwood.server.tools.rules import Fits, Rules, Spelled, quoted
 
 
 def calls_grammar(
     form: ToolFormat,
     tools: Mapping[str, Mapping[str, Any]],
     spelled: Spelled,
+    fits: Fits,
     *,
     opened: bool,
     several: bool,
@@ -26,14 +27,16 @@ def calls_grammar(
         form: of the calls.
         tools: name -> schema of the parameters.
         spelled: how tags are written in the grammar.
+        fits: see `Rules`.
         opened: the opening tag of the first call has been read already.
         several: whether there may be more than one call.
         answer: a schema: instead of calls there may be JSON that follows it.
 
     Raises:
-        ArgumentError: a part of a schema that the form has no way to keep; too large a grammar.
+        ArgumentError: a part of a schema that the form has no way to keep; too large a grammar;
+            an argument without which there is no call, and that nothing fits.
     """
-    rules = Rules(form.name, spelled)
+    rules = Rules(form.name, spelled, fits)
     names = []
     for number, (name, schema) in enumerate(tools.items()):
         made = f"%json {json.dumps(object_schema(schema))}"

@@ -1,13 +1,34 @@
-"""The types of JSON schema: which a value is of, and whether schemas share a value."""
+"""The types of JSON schema: their keywords, which a value is of, whether schemas share a value."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redwood.errors import ArgumentError
 
+_OF_STRINGS = ("minLength", "maxLength", "pattern", "format")
+OF_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_OF_LISTS = ("items", "prefixItems", "minItems", "maxItems", "unevaluatedItems")
+_OF_OBJECTS = (
+    "properties",
+    "required",
+    "additionalProperties",
+    "minProperties",
+    "maxProperties",
+    "unevaluatedProperties",
+)
+KEYWORDS: Mapping[str, Sequence[str]] = {
+    "string": _OF_STRINGS,
+    "number": OF_NUMBERS,
+    "integer": OF_NUMBERS,
+    "array": _OF_LISTS,
+    "object": _OF_OBJECTS,
+    "boolean": (),
+    "null": (),
+}
+"""What speaks of values of each type."""
 _MOST_OPTIONAL = 450
 """Members that may be left out: the parser follows four ways for each, and has 2000."""
 
@@ -32,6 +53,11 @@ def check_width(schema: Any, field: str) -> None:
             waiting += value.values()
         elif isinstance(value, list):
             waiting += value
+
+
+def spoken_of(schema: Mapping[str, Any]) -> str | None:
+    """Returns the type that a schema's keywords speak of, where it names none."""
+    return next((k for k, names in KEYWORDS.items() if any(n in schema for n in names)), None)
 
 
 def listed_kinds(kinds: Any) -> list[Any]:

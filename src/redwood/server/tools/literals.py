@@ -9,12 +9,20 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import isfinite
 from typing import Any, ClassVar, NamedTuple
 
-from redwood.server.tools.kinds import apart, kinds_of, listed_kinds
-from redwood.server.tools.rules import Rules, quoted
+from redwood.server.tools.kinds import (
+    KEYWORDS,
+    OF_NUMBERS,
+    apart,
+    kinds_of,
+    listed_kinds,
+    spoken_of,
+)
+from redwood.server.tools.rules import NothingFitsError, Rules, quoted
 from redwood.server.tools.texts import counts
 
 _UNKEPT = (
@@ -23,29 +31,9 @@ _UNKEPT = (
     "$recursiveRef"
 ).split()
 _KEPT_IF_FALSE = ("not", "uniqueItems", "unevaluatedProperties", "unevaluatedItems")
-_OF_STRINGS = ("minLength", "maxLength", "pattern", "format")
-_OF_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
-_OF_LISTS = ("items", "prefixItems", "minItems", "maxItems", "unevaluatedItems")
-_OF_OBJECTS = (
-    "properties",
-    "required",
-    "additionalProperties",
-    "minProperties",
-    "maxProperties",
-    "unevaluatedProperties",
-)
-_KINDS: Mapping[str, Sequence[str]] = {
-    "string": _OF_STRINGS,
-    "number": _OF_NUMBERS,
-    "integer": _OF_NUMBERS,
-    "array": _OF_LISTS,
-    "object": _OF_OBJECTS,
-    "boolean": (),
-    "null": (),
-}
 _COMBINING = ("$ref", "allOf", "anyOf", "oneOf")
 _KNOWN = frozenset(
-    [*(name for each in _KINDS.values() for name in each), *_COMBINING, *_UNKEPT]
+    [*(name for each in KEYWORDS.values() for name in each), *_COMBINING, *_UNKEPT]
     + ["type", "enum", "const"]
 )
 """Keywords that say something about values."""
@@ -103,7 +91,7 @@ class Literals(ABC):
 
     def __init__(self, rules: Rules, root: Mapping[str, Any]) -> None:
         self.rules, self._root = rules, root
-        self._targets: dict[str, str | None] = {}
+        self._targets: dict[str, str | NothingFitsError | None] = {}
 
     @abstractmethod
     def string(self, schema: Mapping[str, Any], where: str) -> str:
@@ -122,9 +110,12 @@ class Literals(ABC):
 
         Raises:
             ArgumentError: a part of it cannot be kept.
+            NothingFitsError: no value fits it.
         """
         if schema is True:
             return self._free(_FREE_LEVELS)
+        if schema is False:
+            raise self.rules.unfitting(where)
         if not isinstance(schema, dict):
             raise self.rules.refused(where, f"schema {schema!r}")
         self._check(schema, where)
@@ -135,13 +126,12 @@ class Literals(ABC):
                 return self._combined(name, schema, where)
         if "const" in schema or "enum" in schema:
             return self._chosen(schema, where)
-        kinds = schema.get("type", self._kind(schema))
+        kinds = schema.get("type", spoken_of(schema))
         if kinds is None:
             return self._free(_FREE_LEVELS)
-        made = [self._typed(kind, schema, where) for kind in listed_kinds(kinds)]
-        if not made:
+        if kinds == []:
             raise self.rules.refused(where, "type []")
-        return self._either(made, where)
+        return self._some(lambda kind: self._typed(kind, schema, where), listed_kinds(kinds), where)
 
     def members(self, schema: Mapping[str, Any], where: str) -> Members:
         """Returns the members of an object of this schema; raises as `value`."""
@@ -158,7 +148,7 @@ class Literals(ABC):
         for key in dict.fromkeys(map(str, needed)):
             if key not in properties:
                 if others is False:
-                    raise self.rules.refused(where, f"required {key!r}")
+                    raise self.rules.unfitting(f"{where}.{key}")
                 listed.append(Member(key, others, True))
         if sum(not member.needed for member in listed) > _MOST_OPTIONAL:
             raise self.rules.refused(where, f"more than {_MOST_OPTIONAL} optional properties")
@@ -179,14 +169,14 @@ class Literals(ABC):
         if not members.listed:
             return self._map(members, where)
         key = key or self.key
-        pairs = [
-            f"{key(each.key, f'{where}.{each.key}')} "
-            f"{self.value(each.schema, f'{where}.{each.key}')}"
-            for each in members.listed
-        ]
-        needed = [each.needed for each in members.listed]
-        made = self._first(pairs, needed)
-        return made if any(needed) else f"({made})?"
+        pairs, needed = [], []
+        for each in members.listed:
+            place = f"{where}.{each.key}"
+            with _left_out(not each.needed):
+                pairs.append(f"{key(each.key, place)} {self.value(each.schema, place)}")
+                needed.append(each.needed)
+        made = self._first(pairs, needed) if pairs else ""
+        return made if any(needed) or not made else f"({made})?"
 
     def _first(self, pairs: Sequence[str], needed: Sequence[bool]) -> str:
         """One pair or more, the first without a comma before it. Halves, since a parser of rules
@@ -243,10 +233,15 @@ class Literals(ABC):
         ref = str(schema["$ref"])
         if ref not in self._targets:
             self._targets[ref] = None
-            self._targets[ref] = self.rules.add(self.value(self._target(schema, where), where))
+            try:
+                self._targets[ref] = self.rules.add(self.value(self._target(schema, where), where))
+            except NothingFitsError as error:
+                self._targets[ref] = error
         made = self._targets[ref]
         if made is None:
             raise self.rules.refused(where, f"recursive $ref {ref!r}")
+        if isinstance(made, NothingFitsError):
+            raise self.rules.unfitting(where)
         return made
 
     def _combined(self, name: str, schema: Mapping[str, Any], where: str) -> str:
@@ -258,7 +253,7 @@ class Literals(ABC):
             raise self.rules.refused(where, name)
         if name == "oneOf" and not apart(parts):
             raise self.rules.refused(where, "oneOf of values that are not of different types")
-        return self._either([self.value(part, where) for part in parts], where)
+        return self._some(lambda part: self.value(part, where), parts, where)
 
     def _chosen(self, schema: Mapping[str, Any], where: str) -> str:
         beside = [name for name in schema if name in _KNOWN and name not in ("const", "enum")]
@@ -266,10 +261,10 @@ class Literals(ABC):
         choices = [schema["const"]] if "const" in schema else schema["enum"]
         if wanted or ("const" in schema and "enum" in schema) or not isinstance(choices, list):
             raise self.rules.refused(where, f"enum with {wanted[0]}" if wanted else "enum")
-        kinds = listed_kinds(schema.get("type", list(_KINDS)))
+        kinds = listed_kinds(schema.get("type", list(KEYWORDS)))
         fitting = [each for each in choices if any(kind in kinds for kind in kinds_of(each))]
         if not fitting:
-            raise self.rules.refused(where, "enum without a value of its type")
+            raise self.rules.unfitting(where)
         return self._either([self.fixed(each, where) for each in fitting], where)
 
     def fixed(self, value: Any, where: str) -> str:
@@ -297,7 +292,7 @@ class Literals(ABC):
             case "string":
                 return self.string(schema, where)
             case "integer" | "number":
-                return self._number(kind, schema)
+                return self._number(kind, schema, where)
             case "boolean":
                 return f"({quoted(self.constants[0])} | {quoted(self.constants[1])})"
             case "null":
@@ -309,12 +304,8 @@ class Literals(ABC):
                 return self.rules.add(f'"{{" {made} "}}"')
         raise self.rules.refused(where, f"type {kind!r}")
 
-    def _kind(self, schema: Mapping[str, Any]) -> str | None:
-        """The type that a schema's keywords speak of, where it names none."""
-        return next((k for k, names in _KINDS.items() if any(n in schema for n in names)), None)
-
-    def _number(self, kind: str, schema: Mapping[str, Any]) -> str:
-        bounds = {name: schema[name] for name in _OF_NUMBERS if name in schema}
+    def _number(self, kind: str, schema: Mapping[str, Any], where: str) -> str:
+        bounds = {name: schema[name] for name in OF_NUMBERS if name in schema}
         if not bounds:
             pattern = _WHOLE if kind == "integer" else _REAL
             return self.rules.add(f"/{pattern}/", kind="terminal")
@@ -323,7 +314,7 @@ class Literals(ABC):
             bounds["minimum"] = -_LIMIT
         if high is None and "exclusiveMaximum" not in bounds:
             bounds["maximum"] = _LIMIT
-        return self.rules.add(f"%json {json.dumps({'type': kind, **bounds})}")
+        return self.rules.add_json({"type": kind, **bounds}, where)
 
     def _list(self, schema: Mapping[str, Any], where: str) -> str:
         least, most = counts(schema, "Items", _MOST_ITEMS, self.rules, where)
@@ -332,13 +323,20 @@ class Literals(ABC):
             count = len(heads) if isinstance(heads, list) else -1
             if not least <= count <= (count if most is None else most):
                 raise self.rules.refused(where, "prefixItems")
-            items = [self.value(each, f"{where}[]") for each in heads]
+            items = list[str]()
+            for each in heads:
+                with _left_out(len(items) >= least):
+                    items.append(self.value(each, f"{where}[]"))
+                    continue
+                break
             return self.rules.add(f'"[" {_with(quoted(self.comma), items)} "]"')
         items = schema.get("items", schema.get("unevaluatedItems", True))
-        if most == 0 or (items is False and not least):
+        if most == 0:
             return quoted("[]")
-        item = self.rules.add(self.value(items, f"{where}[]"))
-        made = self._repeated(item, least, most)
+        made = ""
+        with _left_out(not least):
+            item = self.rules.add(self.value(items, f"{where}[]"))
+            made = self._repeated(item, least, most)
         return self.rules.add(f'"[" {made} "]"')
 
     def _repeated(self, item: str, least: int, most: int | None) -> str:
@@ -353,13 +351,15 @@ class Literals(ABC):
         """Members with any keys."""
         if members.others is False or members.most == 0:
             return ""
-        value = self.value(members.others, f"{where}.*")
-        pair = self.rules.add(f"{self.key(None, where)} {value}")
-        return self._repeated(pair, members.least, members.most)
+        with _left_out(not members.least):
+            value = self.value(members.others, f"{where}.*")
+            pair = self.rules.add(f"{self.key(None, where)} {value}")
+            return self._repeated(pair, members.least, members.most)
+        return ""
 
     def _free(self, levels: int) -> str:
         """Any value, with so many levels in it."""
-        made = [self.string({}, ""), self._number("number", {}), *map(quoted, self.constants)]
+        made = [self.string({}, ""), self._number("number", {}, ""), *map(quoted, self.constants)]
         if levels:
             inner = self._free(levels - 1)
             pair = self.rules.add(f"{self.key(None, '')} {inner}")
@@ -367,11 +367,31 @@ class Literals(ABC):
             made.append(f'"{{" {self._repeated(pair, 0, None)} "}}"')
         return self.rules.add(" | ".join(made))
 
+    def _some(self, make: Callable[[Any], str], parts: Sequence[Any], where: str) -> str:
+        """A choice of what `make` returns for each part, without those that nothing fits."""
+        made = list[str]()
+        for part in parts:
+            with _left_out(True):
+                made.append(make(part))
+        if not made:
+            raise self.rules.unfitting(where)
+        return self._either(made, where)
+
     def _either(self, made: Sequence[str], where: str) -> str:
         made = list(dict.fromkeys(made))
         if len(made) > _MOST_WAYS:
             raise self.rules.refused(where, f"a choice of more than {_MOST_WAYS}")
         return made[0] if len(made) == 1 else self.rules.add(" | ".join(made))
+
+
+@contextmanager
+def _left_out(may_be: bool) -> Iterator[None]:
+    """Goes on behind a part that nothing fits, if there may be none."""
+    try:
+        yield
+    except NothingFitsError:
+        if not may_be:
+            raise
 
 
 def _with(comma: str, made: Sequence[str]) -> str:

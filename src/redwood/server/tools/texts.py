@@ -57,7 +57,8 @@ def counts(
         limit: of what can be counted; a larger bound becomes this one.
 
     Raises:
-        ArgumentError: no whole numbers from 0, the first above the second or the limit.
+        ArgumentError: no whole numbers from 0, the first above the limit.
+        NothingFitsError: the first is above the second.
     """
     names = f"min{what}", f"max{what}"
     least, most = (schema.get(name) for name in names)
@@ -65,7 +66,9 @@ def counts(
         if value is not None and (type(value) is not int or value < 0):
             raise rules.refused(where, f"{name} {value!r}")
     least = least or 0
-    if least > limit or (most is not None and most < least):
+    if most is not None and most < least:
+        raise rules.unfitting(where)
+    if least > limit:
         raise rules.refused(where, f"{names[0]} {least}")
     return least, None if most is None else min(most, limit)
 
