@@ -102,6 +102,17 @@ class OneModel:
         stores.start(**o.given(interval_s=options["keep_every"]))
         return memory
 
+    def check(self) -> None:
+        """Looks at its files for what can be known of its options before it is loaded.
+
+        Raises:
+            RedwoodError: see `check_recurrent`.
+        """
+        if self._options["checkpoint_tokens"] is not None:
+            from redwood.backends.native.load import check_recurrent
+
+            check_recurrent(self.plan.target)
+
     def need(self) -> int | None:
         """Returns the bytes that its weights will take; see `predicted`."""
         from redwood.server.models.room import predicted
@@ -128,6 +139,7 @@ def open_pool(made: Sequence[OneModel], several: Several, settings: Settings, ke
     room = _room_of(made, several)
     for index, each in enumerate(made):
         try:
+            each.check()
             need = each.need()
         except RedwoodError as error:
             if index:  # the first is loaded now, and the start refused
