@@ -277,8 +277,8 @@ def _checked_header(file: IO[bytes], size: int) -> _Header:
     states = {state for text in header.texts for state in text.states.values()}
     if (
         size != start + count + held + _SHA
-        or not pages <= set(range(header.num_pages))
-        or not states <= set(range(header.num_states))
+        or not all(0 <= page < header.num_pages for page in pages)
+        or not all(0 <= state < header.num_states for state in states)
     ):
         raise _DamageError("it has another length than its header says")
     return header
