@@ -44,7 +44,7 @@ def open_engine(
     kept = kept_table(options, [drafter])
     shape = None if tree is None else tree_parents(tree)
     names = (
-        *("budget", "max_rows", "kv_tokens", "kv_cache", "kv_cache_file"),
+        *("budget", "max_rows", "kv_tokens", "kv_cache", "kv_cache_file", "kv_cache_share"),
         *("prefill_beside", "parallel", "tokenizer"),
     )
     ours = {name: options.pop(name, None) for name in names}

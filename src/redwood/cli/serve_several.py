@@ -67,7 +67,7 @@ class OneModel:
         if self._count > 1 and chosen["kv_cache"] is None:
             from redwood.engine.load import KV_CACHE_SHARE
 
-            chosen["kv_cache"] = KV_CACHE_SHARE / self._count
+            chosen["kv_cache_share"] = KV_CACHE_SHARE / self._count
         return open_engine(**chosen, quiet=quiet)
 
     def serve(self, engine: Engine, metrics: Metrics | None = None, share: float = 1.0) -> Service:
