@@ -1,6 +1,7 @@
 // The Python module redwood._native: checks every argument, then calls the library without the GIL.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -9,6 +10,8 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <cstring>
+#include <map>
 #include <stdexcept>
 #include <unordered_map>
 #include <unordered_set>
@@ -139,6 +142,19 @@ void product(const std::string& isa, const std::string& format_name, Bytes packe
   });
 }
 
+// A state of recurrent layers by itself, which rows may share.
+struct OneState {
+  State state;
+  int64_t floats = 0;
+
+  uint64_t id() const { return reinterpret_cast<uintptr_t>(state.get()); }
+  int64_t bytes() const { return floats * static_cast<int64_t>(sizeof(float)); }
+  void read(BytesOut out) const {
+    require(static_cast<int64_t>(out.size()) == bytes(), "read: wrong size of out");
+    std::memcpy(out.data(), state.get(), out.size());
+  }
+};
+
 // A decoder with its rows; keeps the arrays of its weights alive.
 class Native {
  public:
@@ -206,6 +222,34 @@ class Native {
   void append_page(int64_t id, Bytes data) {
     require(static_cast<int64_t>(data.size()) == page_bytes(), "append_page: wrong size of data");
     row(id).append_page(data.data());
+  }
+  std::map<int64_t, OneState> states_of(int64_t id) {
+    std::map<int64_t, OneState> found;
+    const Row& r = row(id);
+    if (!r.states) return found;
+    for (const auto& [length, state] : r.states.held()) found[length] = {state, decoder_->shape().states->state};
+    return found;
+  }
+  OneState make_state(Bytes data) {
+    require(one_state() > 0 && static_cast<int64_t>(data.size()) == one_state(), "make_state: wrong size of data");
+    const int64_t floats = decoder_->shape().states->state;
+    OneState made{State(new float[static_cast<size_t>(floats)]), floats};
+    std::memcpy(made.state.get(), data.data(), data.size());
+    return made;
+  }
+  void restore_states(int64_t id, Ints tokens, const std::map<int64_t, OneState>& states) {
+    Row& r = row(id);
+    const int64_t count = static_cast<int64_t>(tokens.size());
+    require(one_state() > 0 && r.states.length <= count && count <= r.slots(), "tokens that are not those of the row");
+    for (int64_t i = 0; i < count; ++i) {
+      require(tokens.data()[i] >= 0 && tokens.data()[i] < decoder_->model().vocab, "a token out of range");
+    }
+    std::map<int64_t, State> given;
+    for (const auto& [length, one] : states) {
+      require(length > 0 && length <= count && one.bytes() == one_state(), "a state that follows none of the tokens");
+      given[length] = one.state;
+    }
+    r.states.restore(tokens.data(), count, given);
   }
   void release(int64_t id) {
     row(id);
@@ -315,6 +359,9 @@ NB_MODULE(_native, m) {
   m.def("read", &read_rows, nb::arg("kind"), nb::arg("data"), nb::arg("out"));
   m.def("product", &product, nb::arg("isa"), nb::arg("format"), nb::arg("packed"), nb::arg("rows"),
         nb::arg("x"), nb::arg("out"), nb::arg("add") = false, nb::arg("threads") = 1);
+  nb::class_<OneState>(m, "State")
+      .def_prop_ro("id", &OneState::id)
+      .def("read", &OneState::read, nb::arg("out"));
   nb::class_<Native>(m, "Decoder")
       .def(nb::init<nb::dict, nb::dict, nb::dict, int, const std::vector<int>&, const std::string&>(),
            nb::arg("config"), nb::arg("matrices"), nb::arg("vectors"), nb::arg("threads"),
@@ -332,6 +379,9 @@ NB_MODULE(_native, m) {
       .def("page_ids", &Native::page_ids, nb::arg("row"))
       .def("read_page", &Native::read_page, nb::arg("row"), nb::arg("page"), nb::arg("out"))
       .def("append_page", &Native::append_page, nb::arg("row"), nb::arg("data"))
+      .def("states_of", &Native::states_of, nb::arg("row"))
+      .def("make_state", &Native::make_state, nb::arg("data"))
+      .def("restore_states", &Native::restore_states, nb::arg("row"), nb::arg("tokens"), nb::arg("states"))
       .def("release", &Native::release, nb::arg("row"))
       .def("shrink", &Native::shrink, nb::arg("row"), nb::arg("slots"))
       .def("keep", &Native::keep, nb::arg("row"), nb::arg("length"), nb::arg("nodes"))

@@ -105,6 +105,22 @@ void States::share(const States& other, int64_t to) {
   cut(length);
 }
 
+std::map<int64_t, State> States::held() const {
+  std::map<int64_t, State> found = kept;
+  if (at > 0) found[at] = base;
+  return found;
+}
+
+void States::restore(const int32_t* all, int64_t count, const std::map<int64_t, State>& states) {
+  cut(length);
+  tokens.assign(all, all + count);
+  length = count;
+  for (const auto& [where, state] : states) {
+    if (shape_->every && where % shape_->every == 0) kept[where] = state;
+    if (where > at) at = where, base = state;
+  }
+}
+
 int64_t States::reusable(int64_t to) const {
   if (at <= to) return at;  // it may lag behind its row
   const auto after = kept.upper_bound(to);

@@ -71,6 +71,11 @@ class States {
   void cut(int64_t length);
   // Becomes that of another row's first tokens.
   void share(const States& other, int64_t length);
+  // The states that it has of its committed tokens but for none, by length.
+  std::map<int64_t, State> held() const;
+  // Has these committed tokens, and states of beginnings of them, what it had included. Of those that
+  // are no checkpoints the last one alone stays.
+  void restore(const int32_t* all, int64_t count, const std::map<int64_t, State>& states);
   // The longest beginning of at most `length` tokens that has a state.
   int64_t reusable(int64_t length) const;
   // Keeps the state where it is a checkpoint.

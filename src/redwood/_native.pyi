@@ -49,6 +49,15 @@ def product(
 ) -> None:
     """One product alone. x: [n, cols]; out: [n, rows padded to 16]."""
 
+class State:
+    """A state of recurrent layers, which rows may share."""
+
+    @property
+    def id(self) -> int:
+        """Tells it apart from others while it is held."""
+
+    def read(self, out: NDArray[np.uint8]) -> None: ...
+
 class Decoder:
     """A decoder with its rows; keeps the arrays of its weights alive."""
 
@@ -90,6 +99,13 @@ class Decoder:
     def read_page(self, row: int, page: int, out: NDArray[np.uint8]) -> None: ...
     def append_page(self, row: int, data: NDArray[np.uint8]) -> None:
         """Puts a page of 64 slots behind those of the row."""
+
+    def states_of(self, row: int) -> dict[int, State]:
+        """The states that a row has, by how many of its tokens they stand behind."""
+
+    def make_state(self, data: NDArray[np.uint8]) -> State: ...
+    def restore_states(self, row: int, tokens: NDArray[np.int32], states: dict[int, State]) -> None:
+        """Gives a row that has its pages the committed tokens, and states behind some of them."""
 
     def release(self, row: int) -> None: ...
     def shrink(self, row: int, slots: int) -> None: ...

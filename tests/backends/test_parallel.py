@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 import parallel_kit as kit
 from conftest import save_model, tiny_llama, tiny_tokenizer
 from gemma_kit import gemma_model
+from hybrids_kit import hybrid_model
+from mambas_kit import MAMBAS, mamba_model
+from redwood.backends.eager.stock import has_recurrent_layers
 from redwood.backends.parallel.load import _refuse
 from redwood.errors import UnsupportedError
 
@@ -108,9 +112,11 @@ def test_what_cannot_be_split_is_refused_with_the_reason(
         "gpt2": gpt2,
         "odd": tiny_llama(num_attention_heads=3, num_key_value_heads=3, hidden_size=24),
         "flat": tiny_llama(layers=1),
+        "hybrid": hybrid_model("lfm2", vocab_size=300),
     }
     for name, model in folders.items():
         save_model(tmp_path / name, model, tiny_tokenizer())
+    save_file({}, tmp_path / "hybrid" / "model.safetensors")  # it has no weights to be loaded
     cases = [
         {"load": {"target": str(tmp_path / name), "parallel": parallel}}
         for name, parallel in (
@@ -118,16 +124,18 @@ def test_what_cannot_be_split_is_refused_with_the_reason(
             ("gpt2", "pipeline"),
             ("odd", "tensor"),
             ("flat", "pipeline"),
+            ("hybrid", "tensor"),
         )
     ]
     launch = kit.Launch(tmp_path / "ranks", kit.answers, [cases, True], [cases, True])
     found, other = launch.results()
     assert found == other
-    assert [line.split(":")[0] for line in found] == ["UnsupportedError"] * 4
+    assert [line.split(":")[0] for line in found] == ["UnsupportedError"] * 5
     assert "no tensor parallel plan for gpt2" in found[0]
     assert "gpt2 models into a pipeline" in found[1]
     assert "3 heads with 3 heads of keys" in found[2]
     assert "1 layers do not make 2 stages" in found[3]
+    assert "run lfm2 models in one, without parallel" in found[4]
 
 
 @pytest.mark.parametrize(
@@ -145,6 +153,18 @@ def test_what_no_process_has_all_of_is_refused(parallel: str, name: str, reason:
     config = gemma_model(kit_name, **changes).config
     with pytest.raises(UnsupportedError, match=re.escape(reason)):
         _refuse(config, parallel, 2)
+
+
+@pytest.mark.parametrize("parallel", ["tensor", "pipeline"])
+@pytest.mark.parametrize("name", ["lfm2", "qwen35", "mamba2", "granite-hybrid"])
+def test_recurrent_layers_are_refused_by_the_config_alone(parallel: str, name: str) -> None:
+    model = (mamba_model if name in MAMBAS else hybrid_model)(name)
+    with pytest.raises(UnsupportedError, match="recurrent layers .* without parallel"):
+        _refuse(model.config, parallel, 2)
+
+
+def test_a_hybrids_family_without_recurrent_layers_is_not_taken_for_one() -> None:
+    assert not has_recurrent_layers(mamba_model("granite-hybrid-all-attention").config)
 
 
 def test_a_stage_that_would_scale_its_input_again_is_refused(

@@ -17,7 +17,9 @@ from redwood.backends.eager.backend import ATTENTION, EagerBackend
 from redwood.backends.native.backend import NativeBackend
 from redwood.backends.native.load import load_native
 from redwood.drafters.base import ModelDrafter, NgramDrafter, join_drafters
+from redwood.engine import load as load_module
 from redwood.engine.engine import RowEngine
+from redwood.engine.load import cache_bytes
 from redwood.engine.scheduler import chunks
 from redwood.errors import ArgumentError
 from redwood.sampling import SamplingParams
@@ -316,8 +318,28 @@ def test_copied_slots_are_reused_up_to_rounding() -> None:
 def test_backends_that_round_keep_texts_only_if_told_to(tiny_model_folder: Path) -> None:
     how: dict[str, Any] = dict(backend="eager", dtype="float32")
     assert not redwood.load(tiny_model_folder, None, **how).prefixes.on
+    assert not redwood.load(tiny_model_folder, None, kv_cache_share=0.1, **how).prefixes.on
     engine = redwood.load(tiny_model_folder, None, kv_cache="8MiB", **how)
     assert engine.prefixes.on and engine.prefixes.max_pages > 100
+    with pytest.raises(ArgumentError, match=r"kv_cache 0\.3: the eager backend .* a size alone"):
+        redwood.load(tiny_model_folder, None, kv_cache=0.3, **how)
+
+
+def test_what_was_asked_for_and_cannot_stay_is_refused_and_a_default_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sharing = TableBackend(90, capacity=512)
+    unshared: Any = _Only(sharing)
+    for asked in (0.3, "1MiB", 4096):
+        with pytest.raises(ArgumentError, match="keeps no keys and values; use 0"):
+            cache_bytes(unshared, asked)
+    assert [cache_bytes(unshared, none) for none in (None, 0, "0", 0.0)] == [0] * 4
+    assert cache_bytes(unshared, None, 0.5) == 0
+    assert cache_bytes(sharing, 0.3) > 0
+    monkeypatch.setattr(load_module, "free_bytes", lambda: None)
+    assert cache_bytes(sharing, None) == 0
+    with pytest.raises(ArgumentError, match="is not known here: give a size"):
+        cache_bytes(sharing, 0.3)
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one_nor_for_ever_the_other_way() -> None:

@@ -71,6 +71,14 @@ def test_a_smaller_bound_takes_the_latest(model: Path, tmp_path: Path) -> None:
         assert engine.target.cache_bytes <= 3 * page  # type: ignore[attr-defined]
 
 
+def test_texts_beyond_the_capacity_are_left_out(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "kv"
+    answer = _filled(model, file)[0]
+    with _load(model, file, capacity=len(PROMPT) + 10) as engine:
+        assert _cached(engine, PROMPT) == (answer, len(PROMPT) - 1)
+        assert [len(entry.tokens) for _, entry in engine.prefixes.kept()] == [len(PROMPT) + 5]
+
+
 def test_salts_stay_apart(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "kv"
     with _load(model, file) as engine:

@@ -67,6 +67,12 @@ def test_a_part_of_free_memory_may_be_kept(tiny_model_folder: Path) -> None:
         ).prefixes.max_pages
 
     assert 0.3 * pages() < pages(kv_cache=0.1) < 0.7 * pages()
-    assert pages(kv_cache=0.0) == 0
-    with pytest.raises(ArgumentError, match="kv_cache"):
-        pages(kv_cache=-0.5)
+    assert 0.3 * pages() < pages(kv_cache_share=0.1) < 0.7 * pages()
+    assert pages(kv_cache=0.0) == pages(kv_cache_share=0.0) == 0
+    for wrong in ({"kv_cache": -0.5}, {"kv_cache_share": 1.5}, {"kv_cache_share": -0.1}):
+        with pytest.raises(ArgumentError, match="kv_cache"):
+            pages(**wrong)
+    with pytest.raises(ArgumentError, match="for engines without kv_cache"):
+        pages(kv_cache="1MiB", kv_cache_share=0.1)
+    with pytest.raises(ArgumentError, match="kv_cache 100 has no room for a page"):
+        pages(kv_cache=100)

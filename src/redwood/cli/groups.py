@@ -71,6 +71,7 @@ class Prompts:
     kv_cache: kept_prompts.KvCache = None
     kv_cache_file: kept_prompts.KvCacheFile = None
     prefill_beside: kept_prompts.PrefillBeside = None
+    checkpoint_tokens: kept_prompts.CheckpointTokens = None
 
 
 @dataclass(frozen=True, kw_only=True)

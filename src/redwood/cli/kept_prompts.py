@@ -40,3 +40,14 @@ PrefillBeside = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+CheckpointTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--checkpoint-tokens",
+        help="Of a target with recurrent layers on the native backend: tokens from one kept state "
+        "to the next, so that other prompts may begin there; 0: none.",
+        min=0,
+        show_default="512",
+        rich_help_panel=_PANEL,
+    ),
+]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from redwood.drafters.base import Drafter
     from redwood.engine.text import Engine
 
-_OF_TARGET = ("capacity", "offload", "memory")  # options that drafters do not have
+_OF_TARGET = ("capacity", "offload", "memory", "checkpoint_tokens")  # drafters have none of these
 
 
 def open_engine(
@@ -42,7 +42,7 @@ def open_engine(
     kept = kept_table(options, [drafter])
     shape = None if tree is None else tree_parents(tree)
     names = (
-        *("budget", "max_rows", "kv_tokens", "kv_cache", "kv_cache_file"),
+        *("budget", "max_rows", "kv_tokens", "kv_cache", "kv_cache_file", "kv_cache_share"),
         *("prefill_beside", "parallel", "tokenizer"),
     )
     ours = {name: options.pop(name, None) for name in names}
@@ -202,11 +202,12 @@ def _loading(target: str, drafters: Sequence[str], options: Mapping[str, Any]) -
         with stderr().status(doing):
             from redwood.backends.load import fetch_for
         wanted = {name: value for name, value in options.items() if name not in _OF_TARGET}
+        states = given(checkpoint_tokens=options.get("checkpoint_tokens"))
         for name in ggufs:
             if name == target and "offload" in options:
                 resolve(name, progress=True)
             else:
-                fetch_for(name, **wanted)
+                fetch_for(name, **wanted, **(states if name == target else {}))
     with stderr().status(doing):
         from transformers.utils import logging
 

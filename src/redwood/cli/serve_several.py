@@ -74,7 +74,7 @@ class OneModel:
         if self._count > 1 and chosen["kv_cache"] is None:
             from redwood.engine.load import KV_CACHE_SHARE
 
-            chosen["kv_cache"] = KV_CACHE_SHARE / self._count
+            chosen["kv_cache_share"] = KV_CACHE_SHARE / self._count
         return open_engine(**chosen, quiet=quiet)
 
     def serve(self, engine: Engine, metrics: Metrics | None = None, share: float = 1.0) -> Service:
@@ -109,6 +109,17 @@ class OneModel:
         stores.start(**o.given(interval_s=options["keep_every"]))
         return memory
 
+    def check(self) -> None:
+        """Looks at its files for what can be known of its options before it is loaded.
+
+        Raises:
+            RedwoodError: see `check_recurrent`.
+        """
+        if self._options["checkpoint_tokens"] is not None:
+            from redwood.backends.native.load import check_recurrent
+
+            check_recurrent(self.plan.target)
+
     def need(self) -> int | None:
         """Returns the bytes that its weights will take; see `predicted`."""
         from redwood.server.models.room import predicted
@@ -138,6 +149,7 @@ def open_pool(made: Sequence[OneModel], several: Several, settings: Settings, ke
     room = _room_of(made, several)
     for index, each in enumerate(made):
         try:
+            each.check()
             need = each.need()
         except RedwoodError as error:
             if index:  # the first is loaded now, and the start refused

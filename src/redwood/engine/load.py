@@ -67,6 +67,7 @@ def load(
     kv_tokens: int | None = None,
     kv_cache: str | int | float | None = None,
     kv_cache_file: str | Path | None = None,
+    kv_cache_share: float | None = None,
     prefill_beside: int | None = None,
     progress: bool = False,
     weights: str | None = None,
@@ -102,10 +103,12 @@ def load(
         kv_tokens: tokens, prompts and answers, that they may come to hold together; see
             `RowEngine`.
         kv_cache: memory for keys and values that stay after requests have ended, such as "2GiB", so
-            that what begins alike is not read again; 0: none. None: a fifth of what is free then; a
-            number between 0 and 1: that part of it. Of these two, backends that are not
-            `batch_invariant` keep none; a size they keep, see docs/prefix_cache.md.
+            that what begins alike is not read again; 0: none. A number between 0 and 1: that part
+            of what is free then. None: a fifth of it. Backends that are not `batch_invariant` keep
+            a size alone: for None nothing, and a part is refused, see docs/prefix_cache.md.
         kv_cache_file: where that stays over a restart, too: read now, written by `Engine.close`.
+        kv_cache_share: in place of that fifth, for one of several engines on a machine; not beside
+            `kv_cache`.
         prefill_beside: tokens of prompts in a pass that decodes other rows, see `RowEngine`;
             None: 8 on the native backend, else its default.
         progress: show progress of fetching and converting on stderr.
@@ -190,7 +193,7 @@ def load(
         _refuse_draft_options(draft_vocab, draft_weights, "no model is opened to draft")
         if draft_window != "auto":
             raise ArgumentError("draft_window is for models that draft, and none is opened for it")
-    stays = cache_bytes(model, kv_cache)
+    stays = cache_bytes(model, kv_cache, kv_cache_share)
     for_drafts = stays // DRAFT_PART
     stays -= sum(d.keep(for_drafts) * for_drafts for d in opened if isinstance(d, ModelDrafter))
     if budget is None:
@@ -209,6 +212,8 @@ def load(
         prefill_beside=PREFILL_BESIDE.get(model.name) if prefill_beside is None else prefill_beside,
         prefill_chunk=PREFILL_CHUNKS.get(model.name, 512),
     )
+    if kv_cache not in (None, 0, "0") and not engine.prefixes.on:
+        raise ArgumentError(f"kv_cache {kv_cache!r} has no room for a page: give more, or 0")
     if kv_cache_file is not None:
         keep_prefixes(engine, kv_cache_file, str(target))
     if table is not None:
@@ -216,27 +221,49 @@ def load(
     return engine
 
 
-def cache_bytes(model: Backend, given: str | int | float | None) -> int:
+def cache_bytes(model: Backend, given: str | int | float | None, share: float | None = None) -> int:
     """Returns the bytes of keys and values that stay, for `kv_cache` as of `load`.
 
+    Args:
+        share: of free memory, where nothing is given; no bytes where that cannot be had.
+
     Raises:
-        ArgumentError: no size; one above 0 for a backend that cannot share rows.
+        ArgumentError: no size; one above 0 for a backend that cannot share rows; a part of free
+            memory for one that keeps a size alone, or where free memory is not known.
     """
     shares = isinstance(model, SharingBackend)
-    given = KV_CACHE_SHARE if given is None else given
-    if isinstance(given, float) and 0.0 < given < 1.0:
-        exact = shares and getattr(model, "batch_invariant", False)
-        free = free_bytes() if exact else None
-        mapped = sum(getattr(model, "weight_bytes", {}).values())
-        return 0 if free is None else int(given * max(0, free - mapped))
-    if given not in (0, "0"):
+    exact = shares and getattr(model, "batch_invariant", False)
+    if given is None:
+        part = KV_CACHE_SHARE if share is None else share
+        if not 0.0 <= part <= 1.0:
+            raise ArgumentError(f"kv_cache_share {part} must be between 0 and 1")
+        return (_part_of_free(model, part) or 0) if exact else 0
+    if share is not None:
+        raise ArgumentError(f"kv_cache_share {share} is for engines without kv_cache: {given!r}")
+    is_part = isinstance(given, float) and 0.0 < given < 1.0
+    if given not in (0, "0") and not is_part:
         from redwood.backends.offload.backend import parse_bytes
 
         given = parse_bytes(str(given), "kv_cache")
-    size = int(given)
-    if size and not shares:
+    if not shares and given not in (0, "0"):
         raise ArgumentError(f"kv_cache: the {model.name} backend keeps no keys and values; use 0")
+    if not is_part:
+        return int(given)
+    if not exact:
+        raise ArgumentError(
+            f"kv_cache {given}: the {model.name} backend rounds by the cut of a prompt into passes "
+            "and keeps texts for a size alone: give one, such as 2GiB"
+        )
+    size = _part_of_free(model, float(given))
+    if size is None:
+        raise ArgumentError(f"kv_cache {given}: what is free is not known here: give a size")
     return size
+
+
+def _part_of_free(model: Backend, part: float) -> int | None:
+    """Bytes of free memory, without what is mapped and counts as free; None: not known."""
+    free, mapped = free_bytes(), sum(getattr(model, "weight_bytes", {}).values())
+    return None if free is None else int(part * max(0, free - mapped))
 
 
 def own_tokenizer(folder: Path, target: str) -> Any:

@@ -1,6 +1,7 @@
-"""Texts that stay over a restart: a file of their tokens, keys and values.
+"""Texts that stay over a restart: a file of their tokens, keys, values and recurrent states.
 
-The file holds every page once, whichever texts share it, and ends with a digest of all before it.
+The file holds every page and every state once, whichever texts share it, and ends with a digest of
+all before it.
 It is written under another name and then renamed, so it is there whole or as it was.
 """
 
@@ -11,12 +12,13 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from redwood._storage import sha256_of, typed, write_parts
 from redwood.backends.native.backend import NativeBackend, extension
@@ -24,6 +26,9 @@ from redwood.engine.prefix_cache import PrefixCache
 from redwood.engine.turns import when_free
 from redwood.errors import ArgumentError, KvCacheError
 from redwood.table.target import TargetId
+
+if TYPE_CHECKING:
+    from redwood._native import State
 
 _log = logging.getLogger(__name__)
 _MAGIC = b"redwood kv 1\n"
@@ -34,22 +39,26 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class _Text:
-    """A text: its salt, its tokens, and which of the file's pages hold them."""
+    """A text: its salt, its tokens, which of the file's pages hold them, and which of its states
+    follow how many of them."""
 
     salt: str
     length: int
     pages: list[int]
+    states: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Header:
-    """What stands before tokens and pages; `build` is all that the bits depend on but the model."""
+    """What stands before tokens, pages and states; `build`: what bits depend on but the model."""
 
     target: dict[str, str]
     build: str
     page_bytes: int
     num_pages: int
     texts: list[_Text]
+    state_bytes: int = 0
+    num_states: int = 0
 
 
 class PrefixFile:
@@ -88,11 +97,12 @@ class PrefixFile:
                     raise KvCacheError(f"{self.path} holds no keys and values of Redwood")
                 header = _checked_header(file, self.path.stat().st_size)
                 self._check_model(header)
-                if (header.build, header.page_bytes) != (self._build, self._backend.page_bytes):
+                sizes = (self._backend.page_bytes, self._backend.state_bytes)
+                if (header.build, header.page_bytes, header.state_bytes) != (self._build, *sizes):
                     _log.warning("%s is of another build, prompts are read anew", self.path)
                     return
                 self._restore(header, file)
-        except (_DamageError, MemoryError) as error:
+        except (_DamageError, ArgumentError, MemoryError) as error:
             self._prefixes.clear()
             _log.warning("%s is passed over, prompts are read anew: %s", self.path, error)
         except OSError as error:
@@ -113,25 +123,54 @@ class PrefixFile:
         """Gives the cache the latest texts that fit; the file stands at the tokens."""
         counts = [text.length for text in header.texts]
         tokens = [np.frombuffer(file.read(4 * count), "<i4").tolist() for count in counts]
-        first = file.tell()
-        chosen, held = list[int](), set[int]()
-        for i in reversed(range(len(counts))):  # the latest used is last
-            if len(held | set(header.texts[i].pages)) > self._prefixes.max_pages:
-                break
-            held |= set(header.texts[i].pages)
-            chosen.append(i)
+        backend, first = self._backend, file.tell()
+        behind = first + header.num_pages * backend.page_bytes
         made = list[tuple[int, Sequence[int]]]()  # row, and its pages' numbers in the file
-        for i in reversed(chosen):
+        states: dict[int, State] = {}  # by their numbers there
+        for i in self._chosen(header):
             text = header.texts[i]
+            for n in self._useful(text).values():
+                if n not in states:
+                    data = _block(file, behind, n, backend.state_bytes)
+                    states[n] = backend.make_state(data)
             row, whole = self._begin(made, text)
-            pages = self._pages(file, first, text.pages[whole:])
+            pages = (_block(file, first, n, backend.page_bytes) for n in text.pages[whole:])
+            how: dict[str, Any] = {}
+            if backend.state_bytes:
+                found = {at: states[n] for at, n in self._useful(text).items()}
+                how = {"token_ids": tokens[i], "states": found}
             try:
-                self._backend.restore(row, pages, text.length)
+                backend.restore(row, pages, text.length, **how)
                 self._prefixes.put(row, tokens[i], text.salt)
             except BaseException:
-                self._backend.release(row)
+                backend.release(row)
                 raise
             made.append((row, text.pages))
+
+    def _chosen(self, header: _Header) -> list[int]:
+        """The latest texts that fit together, in the order in which they were used."""
+        backend, chosen = self._backend, list[int]()
+        pages, states = set[int](), set[int]()
+        for i in reversed(range(len(header.texts))):  # the latest used is last
+            text = header.texts[i]
+            if text.length > backend.capacity:
+                continue
+            pages |= set(text.pages)
+            states |= set(self._useful(text).values())
+            held = len(pages) - (-len(states) * backend.state_bytes // backend.page_bytes)
+            if held > self._prefixes.max_pages:
+                break
+            chosen.append(i)
+        return chosen[::-1]
+
+    def _useful(self, text: _Text) -> dict[int, int]:
+        """Those of a text's states that a row has here: the file may be of another distance."""
+        every, last = self._backend.checkpoint_tokens, max(text.states, default=0)
+        return {
+            at: number
+            for at, number in text.states.items()
+            if at == last or (every and at % every == 0)
+        }
 
     def _begin(self, made: Sequence[tuple[int, Sequence[int]]], text: _Text) -> tuple[int, int]:
         """A row that shares what another one has already, and how many pages these are."""
@@ -146,36 +185,42 @@ class PrefixFile:
             return self._backend.open(), 0
         return self._backend.fork(source, best * size), best
 
-    def _pages(self, file: IO[bytes], first: int, numbers: Sequence[int]) -> Iterator[Any]:
-        size = self._backend.page_bytes
-        for number in numbers:
-            file.seek(first + number * size)
-            yield np.frombuffer(file.read(size), np.uint8)
-
     def save(self) -> None:
         """Writes what the cache holds now.
 
         Raises:
             KvCacheError: a disk that is full, a folder that cannot be written; the old file stays.
         """
-        kept = self._prefixes.kept()
-        numbers, where = dict[int, int](), list[tuple[int, int]]()
-        texts = list[_Text]()
-        for salt, entry in kept:
-            ids = self._backend.page_ids(entry.row)
-            for index, page in enumerate(ids):
-                if page not in numbers:
-                    numbers[page] = len(numbers)
-                    where.append((entry.row, index))
-            texts.append(_Text(salt, len(entry.tokens), [numbers[page] for page in ids]))
+        kept, backend = self._prefixes.kept(), self._backend
+        where: dict[int, tuple[int, int]] = {}  # of a page: a row, and its place there
+        states: dict[int, State] = {}
+        for _, entry in kept:
+            for index, page in enumerate(backend.page_ids(entry.row)):
+                where.setdefault(page, (entry.row, index))
+            for state in backend.states_of(entry.row).values():
+                states.setdefault(state.id, state)
+        page_at = {page: number for number, page in enumerate(where)}
+        state_at = {state: number for number, state in enumerate(states)}
+        texts = [
+            _Text(
+                salt,
+                len(entry.tokens),
+                [page_at[page] for page in backend.page_ids(entry.row)],
+                {at: state_at[each.id] for at, each in backend.states_of(entry.row).items()},
+            )
+            for salt, entry in kept
+        ]
         target = {name: str(value) for name, value in asdict(self._target).items()}
-        header = _Header(target, self._build, self._backend.page_bytes, len(numbers), texts)
-        head = json.dumps(asdict(header)).encode()
-        parts = (np.array(entry.tokens, "<i4").tobytes() for _, entry in kept)
-        pages = (self._backend.read_page(row, index).tobytes() for row, index in where)
+        held = (backend.page_bytes, len(where), texts, backend.state_bytes, len(states))
+        head = json.dumps(asdict(_Header(target, self._build, *held))).encode()
+        parts = chain(
+            (np.array(entry.tokens, "<i4").tobytes() for _, entry in kept),
+            (backend.read_page(*place).tobytes() for place in where.values()),
+            (_bytes_of(state, backend.state_bytes) for state in states.values()),
+        )
         try:
             first = (_MAGIC, len(head).to_bytes(8, "little"), head)
-            write_parts(self.path, _with_digest(chain(first, parts, pages)))
+            write_parts(self.path, _with_digest(chain(first, parts)))
         except OSError as error:
             raise KvCacheError(f"cannot write {self.path}: {error.strerror or error}") from error
 
@@ -226,12 +271,29 @@ def _checked_header(file: IO[bytes], size: int) -> _Header:
         header: _Header = typed(_Header, json.loads(file.read(count)), "header")
     except (ValueError, ArgumentError, RecursionError) as error:
         raise _DamageError(f"its header is none: {error}") from error
-    tokens = sum(text.length for text in header.texts)
-    if size != start + count + 4 * tokens + header.num_pages * header.page_bytes + _SHA or not all(
-        0 <= page < header.num_pages for text in header.texts for page in text.pages
+    held = 4 * sum(text.length for text in header.texts)
+    held += header.num_pages * header.page_bytes + header.num_states * header.state_bytes
+    pages = {page for text in header.texts for page in text.pages}
+    states = {state for text in header.texts for state in text.states.values()}
+    if (
+        size != start + count + held + _SHA
+        or not all(0 <= page < header.num_pages for page in pages)
+        or not all(0 <= state < header.num_states for state in states)
     ):
         raise _DamageError("it has another length than its header says")
     return header
+
+
+def _block(file: IO[bytes], first: int, number: int, size: int) -> NDArray[np.uint8]:
+    """One of the blocks of `size` bytes that stand from `first` on."""
+    file.seek(first + number * size)
+    return np.frombuffer(file.read(size), np.uint8)
+
+
+def _bytes_of(state: State, size: int) -> bytes:
+    out = np.empty(size, np.uint8)
+    state.read(out)
+    return out.tobytes()
 
 
 def _same(a: Sequence[int], b: Sequence[int]) -> int:

@@ -77,10 +77,6 @@ def keep_prefixes(engine: Engine, path: str | Path, target: str) -> None:
     backend = engine.target
     if not isinstance(backend, NativeBackend) or not engine.prefixes.on:
         raise ArgumentError("kv_cache_file: the native backend alone, with a kv_cache, keeps texts")
-    if backend.state_bytes:
-        raise ArgumentError(
-            "kv_cache_file: states of recurrent layers are not kept over a restart; leave it out"
-        )
     known = target_id(target, engine.tokenizer, backend.vocab_size)
     kept = PrefixFile(path, known, backend, engine.prefixes)
     engine.closing += (weakref.finalize(engine, kept.close),)

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from redwood.errors import ArgumentError, CapacityError, ModelError
+from redwood.models._transformers_states import recurrent_modules
 
 DTYPES = {
     "float32": torch.float32,
@@ -88,6 +89,20 @@ def config_of(folder: Path) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # Transformers checks the fields with errors of its own
         raise ModelError(f"{folder} has no usable config.json: {first_line(error)}") from error
+
+
+def has_recurrent_layers(config: Any) -> bool:
+    """Whether a model of this config has recurrent layers; none of its weights are made.
+
+    Raises:
+        ModelError: a config that no model is made of.
+    """
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(f"no model is made of this config.json: {first_line(error)}") from error
+    return bool(recurrent_modules(model))
 
 
 def slots_of(capacity: int | None, config: Any) -> int:

@@ -8,10 +8,9 @@ then not change one token of what plain decoding on this backend says (`docs/nat
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,10 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from redwood.backends.base import AcceptedPath, Nodes
-from redwood.backends.native.parts import parts_of, recurrent_of
+from redwood.backends.native.parts import experts_of, layers_of, parts_of, recurrent_of
 from redwood.backends.native.spec import DecoderSpec
 from redwood.backends.rows import RowState, check_distinct
 from redwood.errors import ArgumentError, UnsupportedError, check_process
+
+if TYPE_CHECKING:
+    from redwood._native import State
 
 _LANES = 16  # the decoder writes logits in blocks of this many columns
 
@@ -123,10 +125,10 @@ class NativeBackend:
             )
         }
         config |= (
-            _experts(spec)
+            experts_of(spec)
             | recurrent_of(spec, checkpoint_tokens)
             | parts_of(spec)
-            | _of_layers(spec)
+            | layers_of(spec)
             | {
                 "outputs": outputs,
                 "ffns": [spec.width(layer) for layer in range(spec.layers)],
@@ -264,19 +266,46 @@ class NativeBackend:
         self._decoder.read_page(row, index, out)
         return out
 
-    def restore(self, row: int, pages: Iterable[NDArray[np.uint8]], length: int) -> None:
+    def states_of(self, row: int) -> dict[int, State]:
+        """Returns the states of recurrent layers that a row has, by how many tokens they follow."""
+        self._row(row)
+        return dict(self._decoder.states_of(row))
+
+    def make_state(self, data: NDArray[np.uint8]) -> State:
+        """Returns a state of these bytes, uint8 [state_bytes], as `State.read` gave them.
+
+        Raises:
+            ArgumentError: another size, or a model without recurrent layers.
+        """
+        if not self.state_bytes or data.nbytes != self.state_bytes:
+            raise ArgumentError(f"make_state: a state has {self.state_bytes} bytes")
+        made: State = self._decoder.make_state(data)
+        return made
+
+    def restore(
+        self,
+        row: int,
+        pages: Iterable[NDArray[np.uint8]],
+        length: int,
+        token_ids: Sequence[int] = (),
+        states: Mapping[int, State] | None = None,
+    ) -> None:
         """Puts pages behind those of a row, which then holds `length` committed tokens.
 
         Args:
             row: without provisional nodes, its pages full.
             pages: uint8 [page_bytes] each, from `read_page` of this model, weights and build.
+            token_ids: of a model with recurrent layers, all of the row's tokens.
+            states: further ones of these tokens, as of `states_of`. Of those at no multiple of
+                `checkpoint_tokens` the last one alone stays.
 
         Raises:
-            ArgumentError: pages of another size, too many or too few of them.
+            ArgumentError: pages of another size, too many or too few of them; tokens, or states,
+                that cannot be those of the row.
         """
-        state = self._row(row)
-        if self.state_bytes:
-            raise ArgumentError("restore: pages do not hold the states of recurrent layers")
+        state, with_states = self._row(row), self.state_bytes > 0
+        if len(token_ids) != (length if with_states else 0) or (states and not with_states):
+            raise ArgumentError("restore: tokens and states are for recurrent layers, all of them")
         if state.parents or state.length % self.page_slots:
             raise ArgumentError("restore: pages go behind full ones")
         for page in pages:
@@ -286,6 +315,12 @@ class NativeBackend:
         held = len(self._decoder.page_ids(row)) * self.page_slots
         if not held - self.page_slots < length <= min(held, self.capacity):
             raise ArgumentError(f"restore: length {length} is not that of {held} slots")
+        if with_states:
+            try:
+                tokens = np.asarray(token_ids, np.int32)
+                self._decoder.restore_states(row, tokens, dict(states or {}))
+            except (ValueError, OverflowError) as error:
+                raise ArgumentError(f"restore: {error}") from error
         state.length = length
 
     def release(self, row: int) -> None:
@@ -333,40 +368,6 @@ class NativeBackend:
         if row not in self._rows:
             raise ArgumentError(f"row {row} is not open")
         return self._rows[row]
-
-
-def _of_layers(spec: DecoderSpec) -> dict[str, object]:
-    """What layers have each for themselves, and their streams of residuals."""
-    heads, streams = [spec.heads_of(layer) for layer in range(spec.layers)], spec.streams
-    return {
-        "kv_heads": [kv_heads for kv_heads, _, _ in heads],
-        "head_dims": [head_dim for _, head_dim, _ in heads],
-        "value_dims": [value_dim for _, _, value_dim in heads],
-        "sources": [spec.source(layer) for layer in range(spec.layers)],
-        "values_are_keys": any(spec.keys_as_values),
-        "cutoffs": list(spec.cutoffs) or [-math.inf] * spec.layers,
-        "streams": streams.count if streams else 0,
-        "active_stream": streams.active if streams else 0,
-        "laurel_rank": streams.rank if streams else 0,
-    }
-
-
-def _experts(spec: DecoderSpec) -> dict[str, object]:
-    """What the decoder wants to know of a mixture of experts."""
-    experts = spec.experts
-    if experts is None:
-        return {"experts": 0}
-    return {
-        "experts": experts.count,
-        "experts_used": experts.used,
-        "expert_ffn": experts.ffn,
-        "expert_sigmoid": experts.scoring == "sigmoid",
-        "expert_normalise": experts.normalise,
-        "expert_scale": experts.scale,
-        "expert_groups": experts.groups,
-        "expert_groups_used": experts.groups_used,
-        "expert_two_best": experts.two_best,
-    }
 
 
 def _first_rows(

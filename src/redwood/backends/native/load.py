@@ -79,10 +79,8 @@ def load_native(
         threads = default_threads()
     with open_folder(folder, capacity) if gguf is None else open_gguf(gguf, capacity) as source:
         context = source.spec.context
-        if checkpoint_tokens is not None and source.spec.recurrent is None:
-            raise ArgumentError(
-                f"checkpoint_tokens: {source.spec.architecture} models have no recurrent layers"
-            )
+        if checkpoint_tokens is not None:
+            _check_recurrent(source)
         if capacity is not None and capacity > context:
             raise CapacityError(
                 f"capacity {capacity} must be between 2 and the context of {context}"
@@ -118,6 +116,33 @@ def load_native(
         _check_memory(backend)
     _probe(backend)
     return backend
+
+
+def check_recurrent(name: str) -> None:
+    """Looks, in the files of a model that are here, whether `checkpoint_tokens` is for it.
+
+    Args:
+        name: as `redwood.load` takes it; of one that is to be fetched nothing is known yet.
+
+    Raises:
+        ArgumentError: it has no recurrent layers.
+        ModelError, UnsupportedError: see `load_native`.
+    """
+    if (gguf := models.gguf_path(name)) is None and not Path(name).expanduser().exists():
+        return
+    if gguf is None:
+        source = open_folder(models.locate(name, progress=False)[0])
+    else:
+        source = open_gguf(gguf)
+    with source:
+        _check_recurrent(source)
+
+
+def _check_recurrent(source: WeightSource) -> None:
+    if source.spec.recurrent is None:
+        raise ArgumentError(
+            f"checkpoint_tokens: {source.spec.architecture} models have no recurrent layers"
+        )
 
 
 def _check_memory(backend: NativeBackend) -> None:

@@ -18,7 +18,13 @@ from redwood import __version__
 from redwood.backends.eager.backend import EagerBackend
 from redwood.backends.eager.load import wrap_model
 from redwood.backends.eager.packing import pack_linears
-from redwood.backends.eager.stock import config_of, dtype_of, load_stock, slots_of
+from redwood.backends.eager.stock import (
+    config_of,
+    dtype_of,
+    has_recurrent_layers,
+    load_stock,
+    slots_of,
+)
 from redwood.backends.parallel.backend import Member, ParallelBackend, follow
 from redwood.backends.parallel.ranks import JOIN_S, About, Place, Ranks, find_place, join
 from redwood.errors import ArgumentError, ModelError, ParallelError, UnsupportedError
@@ -151,6 +157,11 @@ def _refuse(config: Any, parallel: str, size: int) -> None:
     """Raises UnsupportedError where Transformers has no plan for this, or it would not come out."""
     text, kind = config.get_text_config(), config.model_type
     split_options(parallel, size)
+    if has_recurrent_layers(config):
+        raise UnsupportedError(
+            f"recurrent layers are not split over processes: run {kind} models in one, without "
+            "parallel, and on a CPU with weights int4 if memory is short"
+        )
     if parallel == "pipeline":
         if set(pipeline_plan(config)) != _STAGES:
             raise UnsupportedError(f"Transformers cannot cut {kind} models into a pipeline")
@@ -226,12 +237,7 @@ def _load_part(
         _check_stage(model, place)
         if model.device.type == "cpu":
             pack_linears(model)  # a layer of a tensor parallel model is more than its weights
-    made = wrap_model(model, slots)
-    if made.recurrent.modules:
-        raise UnsupportedError(
-            f"{type(model).__name__} has recurrent layers, which are not split over processes"
-        )
-    return made
+    return wrap_model(model, slots)
 
 
 @torch.inference_mode()

@@ -173,7 +173,9 @@ def open_engine(plan: DeployPlan) -> Engine:
     from redwood.engine.load import KV_CACHE_SHARE, load
 
     torch.set_num_threads(plan.threads)
-    options = {"kv_cache": KV_CACHE_SHARE * plan.share, **plan.engine}
+    options = dict(plan.engine)
+    if "kv_cache" not in options:
+        options.setdefault("kv_cache_share", KV_CACHE_SHARE * plan.share)
     if "threads" not in plan.engine:
         with suppress(ArgumentError, UnsupportedError):  # a backend without that option
             return load(plan.target, plan.drafter, threads=plan.threads, **options)
