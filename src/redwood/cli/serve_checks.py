@@ -17,7 +17,7 @@ from redwood.drafters.names import INDEX, model_names, split_names
 from redwood.errors import ArgumentError, RedwoodError, check_count
 
 _COUNTS = ("max_rows", "budget", "capacity", "prefill_beside")
-_PLACED = ("backend", "dtype", "device", "weights", "kv", "threads")
+_PLACED = ("backend", "dtype", "device", "weights", "kv", "threads", "checkpoint_tokens")
 
 
 def check_model(name: str, options: Mapping[str, Any]) -> None:

@@ -109,7 +109,7 @@ class OneModel:
         stores.start(**o.given(interval_s=options["keep_every"]))
         return memory
 
-    def check(self) -> None:
+    def check_files(self) -> None:
         """Looks at its files for what can be known of its options before it is loaded.
 
         Raises:
@@ -149,7 +149,7 @@ def open_pool(made: Sequence[OneModel], several: Several, settings: Settings, ke
     room = _room_of(made, several)
     for index, each in enumerate(made):
         try:
-            each.check()
+            each.check_files()
             need = each.need()
         except RedwoodError as error:
             if index:  # the first is loaded now, and the start refused
