@@ -3,7 +3,7 @@ models does not start with one that no request could ever have."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,14 +63,17 @@ def _drafter(options: Mapping[str, Any]) -> None:
     parts = split_names(options["drafter"])
     for part in parts:
         if part.startswith(INDEX):
-            _of("drafter", lambda path=part: Datastore.open(path.removeprefix(INDEX)))
+            with _of("drafter"):
+                Datastore.open(part.removeprefix(INDEX))
     for part in model_names(parts):
-        _of("drafter", lambda model=part: predicted([model]))
+        with _of("drafter"):
+            predicted([part])
 
 
-def _of(option: str, check: Callable[[], object]) -> None:
+@contextmanager
+def _of(option: str) -> Iterator[None]:
     try:
-        check()
+        yield
     except RedwoodError as error:
         raise o.wrong(option, str(error)) from error
 
@@ -90,7 +93,8 @@ def _tree(options: Mapping[str, Any]) -> None:
     from redwood.tree import TokenTree
 
     parents = o.tree_parents(given)
-    _of("tree", lambda: TokenTree.point([0] * len(parents), parents))
+    with _of("tree"):
+        TokenTree.point([0] * len(parents), parents)
     if not model_names(split_names(options["drafter"])):
         raise o.wrong("--tree", "it is the shape for a model that drafts, and there is none")
 

@@ -324,11 +324,11 @@ class Literals(ABC):
             if not least <= count <= (count if most is None else most):
                 raise self.rules.refused(where, "prefixItems")
             items = list[str]()
-            for each in heads:
-                with _left_out(len(items) >= least):
+            for place, each in enumerate(heads):
+                with _left_out(place >= least):
                     items.append(self.value(each, f"{where}[]"))
-                    continue
-                break
+                if len(items) == place:
+                    break
             return self.rules.add(f'"[" {_with(quoted(self.comma), items)} "]"')
         items = schema.get("items", schema.get("unevaluatedItems", True))
         if most == 0:
@@ -351,11 +351,12 @@ class Literals(ABC):
         """Members with any keys."""
         if members.others is False or members.most == 0:
             return ""
+        made = ""
         with _left_out(not members.least):
             value = self.value(members.others, f"{where}.*")
             pair = self.rules.add(f"{self.key(None, where)} {value}")
-            return self._repeated(pair, members.least, members.most)
-        return ""
+            made = self._repeated(pair, members.least, members.most)
+        return made
 
     def _free(self, levels: int) -> str:
         """Any value, with so many levels in it."""
