@@ -190,6 +190,10 @@ def _refuse_switches(fields: Fields, family: Family) -> None:
     # "vision": of images alone, which are not read.
     if fields.get("use_bidirectional_attention") not in (None, False, "vision"):
         raise UnsupportedError(f"{where}: bidirectional attention is not supported")
+    if not fields.get(
+        "is_causal", True
+    ):  # no class has it as a default, and every mask asks for it
+        raise UnsupportedError(f"{where}: is_causal {fields.get('is_causal')} is not supported")
     if kind == "gemma3_text" and fields.get("attn_logit_softcapping") is not None:
         raise UnsupportedError(
             f"{where}: attn_logit_softcapping {fields.get('attn_logit_softcapping')} is not "
@@ -203,10 +207,13 @@ def _refuse_switches(fields: Fields, family: Family) -> None:
 def _activation(fields: Fields, architecture: str) -> str:
     settings = {"nemotronh": "mlp_hidden_act", **dict.fromkeys(GEMMA, "hidden_activation")}
     name = fields.get(settings.get(architecture, "hidden_act"))
-    if name not in _ACTIVATIONS or (name == "relu2" and architecture != "nemotronh"):
+    known = [a for a in _ACTIVATIONS if a != "relu2" or architecture == "nemotronh"]
+    if architecture == "gptoss":  # its clamped SwiGLU is no setting
+        known = ["silu", "swish"]
+    if name not in known:
         raise UnsupportedError(
             f"{fields.where}: activation {str(name)[:80]!r} is not supported, only "
-            f"{', '.join(_ACTIVATIONS)}"
+            f"{', '.join(known)}"
         )
     return _ACTIVATIONS[name]
 
