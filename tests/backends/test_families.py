@@ -158,6 +158,27 @@ def test_what_does_not_fit_is_refused_by_name(
     check_refused(open_folder, folder, error, message)
 
 
+BAD_TEXT: list[tuple[str, dict[str, Any], type[RedwoodError], str]] = [
+    ("qwen3vl", {"sliding_window": 4}, UnsupportedError, "sliding_window 4 is not defined for"),
+    ("qwen3vlmoe", {"sliding_window": 4}, UnsupportedError, "sliding_window 4 is not defined for"),
+    ("gemma3", {"is_causal": False}, UnsupportedError, "is_causal False"),
+    ("qwen3vl", {"num_hidden_layers": 10**9}, ModelError, "num_hidden_layers 1000000000"),
+    ("gemma3", {"num_hidden_layers": 10**9}, ModelError, "num_hidden_layers 1000000000"),
+    ("qwen3vlmoe", {"num_hidden_layers": None}, ModelError, "num_hidden_layers None"),
+]
+
+
+@pytest.mark.parametrize("name, settings, error, message", BAD_TEXT)
+def test_settings_of_a_text_part_that_are_not_computed_are_named(
+    name: str, settings: dict[str, Any], error: type[RedwoodError], message: str, tmp_path: Path
+) -> None:
+    folder = folder_of(tmp_path, image_model(name))
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    check_refused(
+        open_folder, rewritten(folder, {}, text_config={**text, **settings}), error, message
+    )
+
+
 @pytest.mark.parametrize("family", ["qwen2moe", "gptoss", "deepseek2", "deepseek3", "cohere2"])
 def test_any_value_of_any_setting_is_read_or_refused(family: str, tmp_path: Path) -> None:
     folder = saved(tmp_path, family_model(family))

@@ -30,6 +30,8 @@ from redwood.backends.native.spec_mamba import ENDLESS, halves_of, multipliers_o
 from redwood.backends.native.spec_recurrent import ffn_of, recurrent_of
 from redwood.errors import ModelError, UnsupportedError
 
+_WINDOWLESS = ("qwen3_vl_text", "qwen3_vl_moe_text")
+"""Text parts that know no windows, of families that do."""
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "relu2": "relu2"}
 
 
@@ -171,9 +173,11 @@ def _refuse_fields(fields: Mapping[str, Any], path: Path) -> None:
     classes = fields.get("architectures") or [expected]
     if not isinstance(classes, list) or expected not in classes:
         raise UnsupportedError(f"{path}: the model is {classes}, not {expected}")
-    layers = fields.get("num_hidden_layers", 1)
-    if type(layers) is not int or not 1 <= layers <= MOST_LAYERS:
-        raise ModelError(f"{path}: num_hidden_layers {str(layers)[:80]} cannot be right")
+    text = fields.get("text_config") if kind == images[0] else None
+    for part in (fields, text if isinstance(text, dict) else {}):
+        layers = part.get("num_hidden_layers", 1)
+        if type(layers) is not int or not 1 <= layers <= MOST_LAYERS:
+            raise ModelError(f"{path}: num_hidden_layers {str(layers)[:80]} cannot be right")
     quantised = fields.get("quantization_config")
     method = quantised.get("quant_method") if isinstance(quantised, dict) else None
     if quantised and not (family == "gptoss" and method == "mxfp4"):
@@ -223,10 +227,15 @@ def _windows(fields: Fields, family: Family) -> tuple[int, ...]:
     window, stated = fields.get("sliding_window"), fields.get("layer_types")
     if family.windows == "none":
         sliding = [False] * layers
+    elif fields.get("model_type") in _WINDOWLESS:
+        sliding = [False] * layers
+        if window is not None:
+            raise UnsupportedError(
+                f"{fields.where}: sliding_window {str(window)[:80]} is not defined for "
+                f"{fields.get('model_type')}"
+            )
     elif family.windows == "all":
         sliding = [window is not None] * layers
-    elif stated is None and family.images[0] and window is None:
-        sliding = [False] * layers  # a text part whose class knows no windows
     else:
         sliding = [kind == "sliding_attention" for kind in _layer_types(fields)]
         if family.window_switch and not fields.flag(family.window_switch) and any(sliding):

@@ -227,9 +227,13 @@ def _assign(
                     )
             weights[role, layer] = _weight(spec, role, shape, places)
             used.update(places.names)
-    for name in stored:
-        match = re.match(layer_name, name)
-        unread = match and 0 <= int(match[1]) - spec.layers < spec.unread_layers
+    found = {name: re.match(layer_name, name) for name in stored}
+    # A layer that drafts joins a token to a hidden state; one that does not is a layer too many.
+    drafting = {match[1] for name, match in found.items() if match and "eh_proj." in name}
+    for name, match in found.items():
+        unread = (
+            match and match[1] in drafting and 0 <= int(match[1]) - spec.layers < spec.unread_layers
+        )
         if name not in used and not unread:
             raise _left_over(name, spec, where, match)
     return weights
@@ -329,8 +333,8 @@ def _gguf_weight(
     special = special_places(where, spec, stored, name, role, shape, family.gguf_grouped)
     if special is not None:
         return special
-    if role == "shared_switch":
-        shape = Shape(0, shape.cols)  # kept as a vector
+    if role == "shared_switch" and not (name in stored and len(stored[name].shape) == 2):
+        shape = Shape(0, shape.cols)  # older files keep it as a vector
     places = chunks(where, stored, name, shape, 0, shape.rows)
     return places._replace(neighbours=family.gguf_neighbours)
 
