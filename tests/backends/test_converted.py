@@ -13,7 +13,7 @@ from test_native import check_bitwise, folder_of
 from decoder_kit import check_refused, gguf_settings, gguf_tensors, stored, tiny_model, write_gguf
 from families_kit import GGUF, family_model, family_settings, family_tensors, save_family
 from redwood.backends.native.load import load_native
-from redwood.backends.native.weights import open_gguf
+from redwood.backends.native.weights import open_folder, open_gguf
 from redwood.errors import ModelError, RedwoodError, UnsupportedError
 
 pytest.importorskip("redwood._native", reason="installed without a compiler")
@@ -124,6 +124,25 @@ def test_the_usual_factor_of_yarn_may_be_stated(family: str, tmp_path: Path) -> 
     model = family_model(family, rope_parameters=_YARN)
     path = save_family(tmp_path / "m.gguf", family, model, **_STATED)
     check_logits(load_native(folder_of(tmp_path, model), path, kv="f32", threads=1), model)
+
+
+@pytest.mark.parametrize("stated", [False, None, True])
+@pytest.mark.parametrize("kind", ["full_attention", "sliding_attention"])
+def test_ends_of_yarn_that_transformers_leaves_unread_are_refused(
+    kind: str, stated: Any, tmp_path: Path
+) -> None:
+    plain = {"rope_type": "default", "rope_theta": 100.0}
+    ropes = {
+        "full_attention": plain,
+        "sliding_attention": plain,
+        kind: {**_YARN, "truncate": stated},
+    }
+    model = family_model("olmo3", rope_parameters=ropes)
+    folder = folder_of(tmp_path, model)
+    if stated:
+        check_logits(load_native(folder, None, kv="f32", threads=1), model)
+    else:
+        check_refused(open_folder, folder, UnsupportedError, f"{kind}: truncate {stated}")
 
 
 BAD: list[tuple[dict[str, Any], type[RedwoodError], str]] = [

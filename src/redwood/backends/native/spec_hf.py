@@ -279,6 +279,12 @@ def _ropes(
     if architecture in ("gemma3", "olmo3") or family.traits.get("value_norm"):
         stated = _layer_types(fields)
         of = {kind: dim for kind, dim in zip(stated, dims, strict=True)}
+        for kind in kinds:
+            if isinstance(given.get(kind), Mapping) and not given[kind].get("truncate", True):
+                raise UnsupportedError(
+                    f"{fields.where}: rope_parameters of {kind}: truncate "
+                    f"{given[kind]['truncate']} is not supported: Transformers leaves it unread"
+                )
         ropes = [
             _rope(fields, given.get(kind), family, of.get(kind, dims[0]), capacity)
             for kind in kinds
