@@ -129,6 +129,8 @@ def test_layers_that_draft_are_left_where_they_are(family: str, tmp_path: Path) 
     beyond = {"model.layers.4.eh_proj.weight": torch.ones(4, 4)}
     with pytest.raises(ModelError, match=r"layers\.4.* and says it has 3 layers"):
         open_folder(rewritten(folder, beyond))
+    few = rewritten(saved(tmp_path / "few", model), {}, num_hidden_layers=2)
+    check_refused(open_folder, few, ModelError, "says it has 2 layers")  # none of these drafts
     with pytest.raises(ModelError, match="num_nextn_predict_layers -1 is no count"):
         open_folder(rewritten(folder, {}, num_nextn_predict_layers=-1))
 
@@ -255,6 +257,8 @@ BAD_FOLDERS: list[tuple[dict[str, Any], type[RedwoodError], str]] = [
     ({"n_group": 3}, ModelError, "8 experts are not 3 groups"),
     ({"topk_group": 5}, ModelError, "of which 5"),
     ({"scoring_func": "softmax"}, UnsupportedError, "scoring_func 'softmax'"),
+    ({"topk_method": "greedy"}, UnsupportedError, "topk_method 'greedy'"),
+    ({"moe_layer_freq": 2}, UnsupportedError, "moe_layer_freq '2'"),
     ({"num_experts_per_tok": 9}, ModelError, "cannot have 9 experts of 8"),
     ({"v_head_dim": 30}, UnsupportedError, "v_head_dim 30 is wider"),
 ]
@@ -267,3 +271,18 @@ def test_settings_of_a_folder_that_do_not_fit_are_named(
     folder = rewritten(saved(tmp_path, family_model("deepseek3")), {}, **settings)
     check_refused(open_folder, folder, error, message)
     assert json.loads((folder / "config.json").read_text())["model_type"] == "deepseek_v3"
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"scoring_func": "sigmoid"}, "scoring_func 'sigmoid'"),
+        ({"moe_layer_freq": 2}, "moe_layer_freq '2'"),
+        ({"topk_method": "noaux_tc"}, "topk_method 'noaux_tc'"),
+    ],
+)
+def test_a_router_that_is_not_that_of_deepseek_2_is_named(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = rewritten(saved(tmp_path, family_model("deepseek2")), {}, **settings)
+    check_refused(open_folder, folder, UnsupportedError, message)

@@ -133,6 +133,11 @@ BAD: list[tuple[str, dict[str, torch.Tensor | None], dict[str, Any], type[Redwoo
     ("olmoe", {}, {"clip_qkv": 8.0}, UnsupportedError, "clip_qkv"),
     ("gptoss", {"model.layers.0.self_attn.sinks": None}, {}, ModelError, "sinks"),
     ("gptoss", {}, {"swiglu_limit": 0.0}, ModelError, "swiglu_limit"),
+    ("gptoss", {}, {"hidden_act": "gelu_pytorch_tanh"}, UnsupportedError, "only silu, swish"),
+    ("gptoss", {}, {"hidden_act": "relu2"}, UnsupportedError, "activation 'relu2'"),
+    ("gptoss", {}, {"is_causal": None}, UnsupportedError, "is_causal None"),
+    ("qwen3moe", {}, {"is_causal": False}, UnsupportedError, "is_causal False"),
+    ("starcoder2", {}, {"is_causal": 0}, UnsupportedError, "is_causal 0"),
     ("smollm3", {}, {"no_rope_layers": [1, 0]}, ModelError, "no_rope_layers [1, 0] does not fit"),
     ("starcoder2", {}, {"hidden_act": "gelu"}, UnsupportedError, "activation 'gelu'"),
     ("cohere2", {}, {"logit_scale": 0}, ModelError, "logit_scale"),
@@ -151,6 +156,27 @@ def test_what_does_not_fit_is_refused_by_name(
 ) -> None:
     folder = rewritten(saved(tmp_path, family_model(family)), tensors, **settings)
     check_refused(open_folder, folder, error, message)
+
+
+BAD_TEXT: list[tuple[str, dict[str, Any], type[RedwoodError], str]] = [
+    ("qwen3vl", {"sliding_window": 4}, UnsupportedError, "sliding_window 4 is not defined for"),
+    ("qwen3vlmoe", {"sliding_window": 4}, UnsupportedError, "sliding_window 4 is not defined for"),
+    ("gemma3", {"is_causal": False}, UnsupportedError, "is_causal False"),
+    ("qwen3vl", {"num_hidden_layers": 10**9}, ModelError, "num_hidden_layers 1000000000"),
+    ("gemma3", {"num_hidden_layers": 10**9}, ModelError, "num_hidden_layers 1000000000"),
+    ("qwen3vlmoe", {"num_hidden_layers": None}, ModelError, "num_hidden_layers None"),
+]
+
+
+@pytest.mark.parametrize("name, settings, error, message", BAD_TEXT)
+def test_settings_of_a_text_part_that_are_not_computed_are_named(
+    name: str, settings: dict[str, Any], error: type[RedwoodError], message: str, tmp_path: Path
+) -> None:
+    folder = folder_of(tmp_path, image_model(name))
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    check_refused(
+        open_folder, rewritten(folder, {}, text_config={**text, **settings}), error, message
+    )
 
 
 @pytest.mark.parametrize("family", ["qwen2moe", "gptoss", "deepseek2", "deepseek3", "cohere2"])

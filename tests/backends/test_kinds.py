@@ -28,7 +28,7 @@ from redwood.errors import ModelError, NumericalError, UnsupportedError
 from redwood.models._gguf import BLOCKS
 
 QUANTISED = [kind for kind in KINDS if kind not in ("F32", "F16", "BF16")]
-UNREAD = ["Q8_1", "Q8_K", "Q1_0"]
+UNREAD = ["Q8_1", "Q8_K", "Q1_0", "F64", "I8", "I16", "I32", "I64"]
 PROMPT = [5, 9, 17, 33, 65, 12, 2, 77, 54, 20, 61]
 TOKENS, PARENTS = [3, 14, 15, 92, 65, 35], [-1, 0, 0, 1, 2, 2]
 BYTES = {
@@ -166,17 +166,22 @@ def test_a_mixed_file_is_the_same_model_on_the_eager_backend(tmp_path: Path) -> 
     torch.testing.assert_close(nodes[0], nodes[1], atol=1e-3, rtol=1e-3)
 
 
+def test_which_kinds_are_not_read() -> None:
+    assert {kind for kind in BLOCKS if extension().kinds(kind) is None} == set(UNREAD)
+
+
 @pytest.mark.parametrize("kind", UNREAD)
-def test_a_kind_that_is_not_read_is_refused_by_tensor(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["blk.1.ffn_down", "token_embd", "blk.0.attn_norm", "output_norm"])
+def test_a_kind_that_is_not_read_is_refused_by_tensor(kind: str, name: str, tmp_path: Path) -> None:
     model = tiny_model("llama", **WIDE)
     tensors: dict[str, Any] = gguf_tensors(model)
-    name = "blk.1.ffn_down.weight"
+    name = f"{name}.weight"
     step, size = BLOCKS[kind]
-    rows, cols = tensors[name].shape
-    tensors[name] = (np.zeros((rows, cols // step * size), np.uint8), kind)
+    *rows, cols = tensors[name].shape
+    tensors[name] = (np.zeros((*rows, cols // step * size), np.uint8), kind)
     path = write_gguf(tmp_path / "m.gguf", "llama", gguf_settings(model), tensors)
-    with pytest.raises(UnsupportedError, match=rf"{kind} \(1\.down\)"):
-        load_native(tmp_path, path, threads=1)
+    with pytest.raises(UnsupportedError, match=f"the tensor '{name}' is {kind}, a kind"):
+        open_gguf(path)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in BYTES if BLOCKS[kind][0] > 32])

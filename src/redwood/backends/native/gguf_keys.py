@@ -29,6 +29,7 @@ _KNOWN = {
     *("rope.scale_linear", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.finetuned"),
     *("rope.scaling.original_context_length", "rope.scaling.attn_factor"),
     *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
+    *("rope.scaling.yarn_attn_factor", "rope.scaling.yarn_ext_factor"),
 }
 _EXPERTS = {
     *("expert_feed_forward_length", "expert_shared_feed_forward_length", "expert_shared_count"),

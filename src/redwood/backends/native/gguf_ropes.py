@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ def ropes_of(
     """
     if keys.family == "gemma4":
         return _of_two_sizes(keys, head_dim, capacity)
+    _check_yarn(keys)
     dim = keys.count("rope.dimension_count", head_dim)
     keys.refuse_other("rope.dimension_count_swa", dim)
     if dim % 2:
@@ -34,9 +36,7 @@ def ropes_of(
     theta = keys.number("rope.freq_base", None if gemma else 10000.0)
     rope = _factored(keys, theta, dim, capacity) or _scaled(keys, theta, dim, capacity)
     local = keys.number("rope.freq_base_swa", 10000.0 if gemma else theta)
-    if keys.architecture == "olmo2" and any(windows):
-        local = theta
-    elif not gemma:
+    if not gemma and not (keys.architecture == "olmo2" and any(windows)):
         if local != theta:
             raise keys.refused("rope.freq_base_swa", "is defined for Gemma only")
         return (rope,)
@@ -44,6 +44,20 @@ def ropes_of(
     context = keys.count("context_length")
     where = keys.file.path
     return rope, make_rope(plain, dim, context=context, capacity=capacity, where=where)
+
+
+def _check_yarn(keys: Keys) -> None:
+    """Refuses factors of YaRN other than the usual ones: Transformers takes them from there, and
+    llama.cpp, for which files are written, leaves them unread."""
+    keys.refuse_other("rope.scaling.yarn_ext_factor", 1.0)
+    name = "rope.scaling.yarn_attn_factor"
+    if keys.get(name) is None:
+        return
+    if keys.get("rope.scaling.type") != "yarn" or keys.get("rope.scaling.yarn_log_multiplier"):
+        raise keys.refused(name, "is defined for plain YaRN only")
+    usual = 1 + 0.1 * math.log(max(1.0, keys.number("rope.scaling.factor", 1.0)))
+    if not math.isclose(keys.number(name), usual, rel_tol=1e-5):
+        raise keys.refused(name, f"is not supported, only {usual:.6g}")
 
 
 def _of_two_sizes(keys: Keys, local_dim: int, capacity: int | None) -> tuple[Rope, Rope]:

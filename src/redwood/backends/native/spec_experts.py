@@ -99,13 +99,19 @@ def _gemma4(fields: Fields) -> Experts | None:
 
 def _deepseek(fields: Fields) -> Experts:
     """DeepSeek V3's router: sigmoids, a bias for the choice, groups of their two best."""
-    for name, known in (("scoring_func", "sigmoid"), ("topk_method", "noaux_tc")):
-        if fields.get(name, known) != known:
+    _refuse_others(fields, scoring_func="sigmoid", topk_method="noaux_tc")
+    return _with_shared(fields, **_router_of_v3(fields))
+
+
+def _refuse_others(fields: Fields, **known: Any) -> None:
+    """Refuses settings of DeepSeek's own code that Transformers' classes leave unread, where they
+    ask for what those do not do."""
+    for name, value in (*known.items(), ("moe_layer_freq", 1)):
+        if fields.get(name, value) != value:
             raise UnsupportedError(
                 f"{fields.where}: {name} {str(fields.get(name))[:80]!r} is not supported here, "
-                f"only {known}"
+                f"only {value}"
             )
-    return _with_shared(fields, **_router_of_v3(fields))
 
 
 def _router_of_v3(fields: Fields) -> dict[str, Any]:
@@ -164,6 +170,7 @@ def _deepseek2(fields: Fields) -> Experts:
             f"{fields.where}: topk_method {str(method)[:80]!r} is not supported here, only greedy "
             "and group_limited_greedy"
         )
+    _refuse_others(fields, scoring_func="softmax")
     fields.get("n_group"), fields.get("topk_group"), fields.get("norm_topk_prob")
     return _with_shared(fields, normalise=False, groups=groups[0], groups_used=groups[1])
 

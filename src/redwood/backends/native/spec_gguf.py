@@ -126,7 +126,11 @@ def spec_from_gguf(file: GGUFFile | GGUFModel, capacity: int | None = None) -> D
         rope_of_layer=_rope_of_layer(arch, windows, len(ropes)),
         ropes=ropes,
         tied="output.weight" not in tensors,
-        attention_bias=family.bias == "always" or _any(tensors, "attn_q.bias"),
+        attention_bias=(
+            family.bias == "always"
+            or _any(tensors, "attn_q.bias")
+            or _any(tensors, "attn_qkv.bias")
+        ),
         output_bias=_any(tensors, "attn_output.bias"),
         logit_scale=float32(keys.number("logit_scale") if traits.get("parallel") else 1.0),
         mlp_bias=bool(family.mlp_bias) and _any(tensors, "ffn_up.bias"),

@@ -30,6 +30,8 @@ from redwood.backends.native.spec_mamba import ENDLESS, halves_of, multipliers_o
 from redwood.backends.native.spec_recurrent import ffn_of, recurrent_of
 from redwood.errors import ModelError, UnsupportedError
 
+_WINDOWLESS = ("qwen3_vl_text", "qwen3_vl_moe_text")
+"""Text parts that know no windows, of families that do."""
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "relu2": "relu2"}
 
 
@@ -171,9 +173,11 @@ def _refuse_fields(fields: Mapping[str, Any], path: Path) -> None:
     classes = fields.get("architectures") or [expected]
     if not isinstance(classes, list) or expected not in classes:
         raise UnsupportedError(f"{path}: the model is {classes}, not {expected}")
-    layers = fields.get("num_hidden_layers", 1)
-    if type(layers) is not int or not 1 <= layers <= MOST_LAYERS:
-        raise ModelError(f"{path}: num_hidden_layers {str(layers)[:80]} cannot be right")
+    text = fields.get("text_config") if kind == images[0] else None
+    for part in (fields, text if isinstance(text, dict) else {}):
+        layers = part.get("num_hidden_layers", 1)
+        if type(layers) is not int or not 1 <= layers <= MOST_LAYERS:
+            raise ModelError(f"{path}: num_hidden_layers {str(layers)[:80]} cannot be right")
     quantised = fields.get("quantization_config")
     method = quantised.get("quant_method") if isinstance(quantised, dict) else None
     if quantised and not (family == "gptoss" and method == "mxfp4"):
@@ -190,6 +194,10 @@ def _refuse_switches(fields: Fields, family: Family) -> None:
     # "vision": of images alone, which are not read.
     if fields.get("use_bidirectional_attention") not in (None, False, "vision"):
         raise UnsupportedError(f"{where}: bidirectional attention is not supported")
+    if not fields.get(
+        "is_causal", True
+    ):  # no class has it as a default, and every mask asks for it
+        raise UnsupportedError(f"{where}: is_causal {fields.get('is_causal')} is not supported")
     if kind == "gemma3_text" and fields.get("attn_logit_softcapping") is not None:
         raise UnsupportedError(
             f"{where}: attn_logit_softcapping {fields.get('attn_logit_softcapping')} is not "
@@ -203,10 +211,13 @@ def _refuse_switches(fields: Fields, family: Family) -> None:
 def _activation(fields: Fields, architecture: str) -> str:
     settings = {"nemotronh": "mlp_hidden_act", **dict.fromkeys(GEMMA, "hidden_activation")}
     name = fields.get(settings.get(architecture, "hidden_act"))
-    if name not in _ACTIVATIONS or (name == "relu2" and architecture != "nemotronh"):
+    known = [a for a in _ACTIVATIONS if a != "relu2" or architecture == "nemotronh"]
+    if architecture == "gptoss":  # its clamped SwiGLU is no setting
+        known = ["silu", "swish"]
+    if name not in known:
         raise UnsupportedError(
             f"{fields.where}: activation {str(name)[:80]!r} is not supported, only "
-            f"{', '.join(_ACTIVATIONS)}"
+            f"{', '.join(known)}"
         )
     return _ACTIVATIONS[name]
 
@@ -216,10 +227,15 @@ def _windows(fields: Fields, family: Family) -> tuple[int, ...]:
     window, stated = fields.get("sliding_window"), fields.get("layer_types")
     if family.windows == "none":
         sliding = [False] * layers
+    elif fields.get("model_type") in _WINDOWLESS:
+        sliding = [False] * layers
+        if window is not None:
+            raise UnsupportedError(
+                f"{fields.where}: sliding_window {str(window)[:80]} is not defined for "
+                f"{fields.get('model_type')}"
+            )
     elif family.windows == "all":
         sliding = [window is not None] * layers
-    elif stated is None and family.images[0] and window is None:
-        sliding = [False] * layers  # a text part whose class knows no windows
     else:
         sliding = [kind == "sliding_attention" for kind in _layer_types(fields)]
         if family.window_switch and not fields.flag(family.window_switch) and any(sliding):
@@ -263,6 +279,12 @@ def _ropes(
     if architecture in ("gemma3", "olmo3") or family.traits.get("value_norm"):
         stated = _layer_types(fields)
         of = {kind: dim for kind, dim in zip(stated, dims, strict=True)}
+        for kind in kinds:
+            if isinstance(given.get(kind), Mapping) and not given[kind].get("truncate", True):
+                raise UnsupportedError(
+                    f"{fields.where}: rope_parameters of {kind}: truncate "
+                    f"{given[kind]['truncate']} is not supported: Transformers leaves it unread"
+                )
         ropes = [
             _rope(fields, given.get(kind), family, of.get(kind, dims[0]), capacity)
             for kind in kinds

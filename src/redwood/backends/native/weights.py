@@ -49,6 +49,9 @@ from redwood.errors import ArgumentError, ModelError, UnsupportedError
 from redwood.models._gguf import BLOCKS
 from redwood.models._gguf_parts import GGUFModel
 
+_QKV, _QKV_BIAS = ("q", "k", "v"), ("q_bias", "k_bias", "v_bias")
+_UNREAD = frozenset({"F64", "I8", "I16", "I32", "I64", "Q8_1", "Q8_K", "Q1_0"})
+"""Kinds of `BLOCKS` that the extension does not read."""
 _GGUF_CONSUMED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
@@ -216,11 +219,21 @@ def _assign(
     for layer in (None, *range(spec.layers)):
         for role, shape in shapes(spec, layer).items():
             places = find(spec, stored, role, layer, shape)
+            for name in places.names:
+                if stored[name].kind in _UNREAD:
+                    raise UnsupportedError(
+                        f"{where}: the tensor {name!r} is {stored[name].kind}, a kind of numbers "
+                        "that is not computed here"
+                    )
             weights[role, layer] = _weight(spec, role, shape, places)
             used.update(places.names)
-    for name in stored:
-        match = re.match(layer_name, name)
-        unread = match and 0 <= int(match[1]) - spec.layers < spec.unread_layers
+    found = {name: re.match(layer_name, name) for name in stored}
+    # A layer that drafts joins a token to a hidden state; one that does not is a layer too many.
+    drafting = {match[1] for name, match in found.items() if match and "eh_proj." in name}
+    for name, match in found.items():
+        unread = (
+            match and match[1] in drafting and 0 <= int(match[1]) - spec.layers < spec.unread_layers
+        )
         if name not in used and not unread:
             raise _left_over(name, spec, where, match)
     return weights
@@ -303,6 +316,12 @@ def _gguf_weight(
     for name, roles in family.gguf_fused.items():
         if role in roles:
             return _part(where, spec, stored, prefix + name, role, roles, layer)
+    end = "bias" if role.endswith("_bias") else "weight"
+    roles = _QKV_BIAS if end == "bias" else _QKV
+    if role in roles and (merged := f"{prefix}attn_qkv.{end}") in stored:
+        # Converters may stack them in any family that llama.cpp reads.
+        places = _part(where, spec, stored, merged, role, roles, layer)
+        return places._replace(neighbours=family.gguf_neighbours)
     name = gguf_name(spec, role, layer)
     if role in ("k_b", "v_b"):
         return gguf_expanded(where, spec, stored, name, role)
@@ -314,8 +333,8 @@ def _gguf_weight(
     special = special_places(where, spec, stored, name, role, shape, family.gguf_grouped)
     if special is not None:
         return special
-    if role == "shared_switch":
-        shape = Shape(0, shape.cols)  # kept as a vector
+    if role == "shared_switch" and not (name in stored and len(stored[name].shape) == 2):
+        shape = Shape(0, shape.cols)  # older files keep it as a vector
     places = chunks(where, stored, name, shape, 0, shape.rows)
     return places._replace(neighbours=family.gguf_neighbours)
 
