@@ -48,6 +48,38 @@ def test_a_prompt_is_read_once_for_each_key_and_salt(tmp_path: Path) -> None:
     assert "redwood:prefix_cache_pages" in metrics
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "cached"),
+    [
+        ("/v1/completions", {"prompt": "Tom went home."}, "prompt_tokens_details"),
+        ("/v1/responses", {"input": "Tom went home."}, "input_tokens_details"),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "Tom went home."}]}, ""),
+    ],
+)
+def test_every_way_to_ask_has_salts(
+    tmp_path: Path, path: str, body: dict[str, Any], cached: str
+) -> None:
+    model = tiny_model("llama", vocab_size=300, max_position_embeddings=512)
+    folder = save_model(tmp_path, model, tiny_tokenizer())
+    live = Live(redwood.load(folder, backend="native", threads=1, kv_cache="16MiB"))
+    most = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+
+    def found(salt: Any) -> int:
+        given = {**body, most: 4, "temperature": 0.0, "cache_salt": salt}
+        response = live.http.post(path, json=given)
+        assert response.status_code == 200, response.text
+        usage = response.json()["usage"]
+        return int(usage[cached]["cached_tokens"] if cached else usage["cache_read_input_tokens"])
+
+    try:
+        assert found("mine") == 0 < found("mine")
+        assert found("yours") == 0
+        for wrong in ("s" * 257, 5):
+            assert live.http.post(path, json={**body, "cache_salt": wrong}).status_code == 400
+    finally:
+        live.stop()
+
+
 @pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "evicted"])
 def test_a_kept_row_that_cannot_be_released_costs_no_request_anything(
     tmp_path: Path,
