@@ -16,6 +16,7 @@ from server_kit import Live, break_release
 pytest.importorskip("redwood._native", reason="installed without a compiler")
 
 KEYS = ["first-key-1", "second-key-2"]
+_LONG = "Tom went home. Anna bought pears."
 
 
 def _answer(live: Live, key: str, **changes: Any) -> tuple[str, int]:
@@ -51,9 +52,9 @@ def test_a_prompt_is_read_once_for_each_key_and_salt(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "cached"),
     [
-        ("/v1/completions", {"prompt": "Tom went home."}, "prompt_tokens_details"),
-        ("/v1/responses", {"input": "Tom went home."}, "input_tokens_details"),
-        ("/v1/messages", {"messages": [{"role": "user", "content": "Tom went home."}]}, ""),
+        ("/v1/completions", {"prompt": _LONG}, "prompt_tokens_details"),
+        ("/v1/responses", {"input": _LONG}, "input_tokens_details"),
+        ("/v1/messages", {"messages": [{"role": "user", "content": _LONG}]}, ""),
     ],
 )
 def test_every_way_to_ask_has_salts(
