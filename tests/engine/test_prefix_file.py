@@ -121,9 +121,9 @@ def test_damage_anywhere_is_found_and_the_file_replaced(
     file = tmp_path / "kv"
     answer = _filled(model, file)[0]
     whole = file.read_bytes()
-    places = [13, 20, 40, 200, len(whole) // 2, len(whole) - 40, len(whole) - 1]
+    places = [0, 12, 13, 20, 40, 200, len(whole) // 2, len(whole) - 40, len(whole) - 1]
     damaged = [whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :] for at in places]
-    damaged += [whole[:size] for size in (13, 15, 25, 300, len(whole) // 2, len(whole) - 1)]
+    damaged += [whole[:size] for size in (0, 5, 13, 15, 25, 300, len(whole) // 2, len(whole) - 1)]
     damaged.append(whole + b"x")
     for data in damaged:
         file.write_bytes(data)
@@ -164,3 +164,14 @@ def test_what_cannot_keep_texts_refuses_a_file(model: Path, tmp_path: Path) -> N
         _load(model, tmp_path / "none" / "kv")
     with pytest.raises(KvCacheError, match="is a folder"):
         _load(model, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["x", "what somebody else has written\n", None])
+def test_what_is_no_file_of_keys_and_values_is_refused_and_stays(
+    model: Path, tmp_path: Path, content: str | None
+) -> None:
+    file = tmp_path / "kv"
+    os.mkfifo(file) if content is None else file.write_text(content)
+    with pytest.raises(KvCacheError, match="no ordinary file" if content is None else "holds no"):
+        _load(model, file)
+    assert file.is_fifo() if content is None else file.read_text() == content

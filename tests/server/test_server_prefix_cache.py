@@ -16,6 +16,7 @@ from server_kit import Live, break_release
 pytest.importorskip("redwood._native", reason="installed without a compiler")
 
 KEYS = ["first-key-1", "second-key-2"]
+_LONG = "Tom went home. Anna bought pears."
 
 
 def _answer(live: Live, key: str, **changes: Any) -> tuple[str, int]:
@@ -46,6 +47,38 @@ def test_a_prompt_is_read_once_for_each_key_and_salt(tmp_path: Path) -> None:
     assert f"redwood:prefix_cache_hit_tokens {2.0 * cached}" in metrics
     assert "redwood:prefix_cache_evictions 0.0" in metrics
     assert "redwood:prefix_cache_pages" in metrics
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "cached"),
+    [
+        ("/v1/completions", {"prompt": _LONG}, "prompt_tokens_details"),
+        ("/v1/responses", {"input": _LONG}, "input_tokens_details"),
+        ("/v1/messages", {"messages": [{"role": "user", "content": _LONG}]}, ""),
+    ],
+)
+def test_every_way_to_ask_has_salts(
+    tmp_path: Path, path: str, body: dict[str, Any], cached: str
+) -> None:
+    model = tiny_model("llama", vocab_size=300, max_position_embeddings=512)
+    folder = save_model(tmp_path, model, tiny_tokenizer())
+    live = Live(redwood.load(folder, backend="native", threads=1, kv_cache="16MiB"))
+    most = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+
+    def found(salt: Any) -> int:
+        given = {**body, most: 4, "temperature": 0.0, "cache_salt": salt}
+        response = live.http.post(path, json=given)
+        assert response.status_code == 200, response.text
+        usage = response.json()["usage"]
+        return int(usage[cached]["cached_tokens"] if cached else usage["cache_read_input_tokens"])
+
+    try:
+        assert found("mine") == 0 < found("mine")
+        assert found("yours") == 0
+        for wrong in ("s" * 257, 5):
+            assert live.http.post(path, json={**body, "cache_salt": wrong}).status_code == 400
+    finally:
+        live.stop()
 
 
 @pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "evicted"])

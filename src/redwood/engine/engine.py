@@ -284,9 +284,12 @@ class RowEngine:
                     request.inbox.append(request.fail(reason))
             except Exception:  # the others' rows are to be freed all the same
                 _log.exception("a row could not be given back")
-        self.prefixes.clear()  # memory may be what was missing
-        for model in draft_models(self.drafter):
-            model.clear()
+        for key in self._waiting:  # those that were just being admitted
+            self.prefixes.give_back(self._requests[key])
+        if isinstance(error, Exception):  # memory may be what was missing
+            self.prefixes.forget()
+            for model in draft_models(self.drafter):
+                model.clear()
 
     def _admit(self) -> None:
         """Gives rows to the waiting requests that the scheduler admits."""

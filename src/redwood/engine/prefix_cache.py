@@ -16,6 +16,7 @@ from redwood.backends.radix import Entry, RadixTree, common
 from redwood.backends.rows import reusable
 from redwood.engine.request import Request
 from redwood.engine.scheduler import admitted
+from redwood.engine.turns import when_free
 from redwood.errors import ArgumentError
 
 _log = logging.getLogger(__name__)
@@ -114,7 +115,10 @@ class PrefixCache:
         return made
 
     def close(self, request: Request) -> None:
-        """Keeps the row of a request that has ended, or releases it."""
+        """Keeps the row of a request that has ended, or releases it.
+
+        What cannot be kept, for want of memory, is not: no other request need end for it.
+        """
         row, request.row = request.row, -1
         if row < 0:
             return
@@ -129,14 +133,29 @@ class PrefixCache:
                 if length >= _WORTH:
                     self.put(row, request.context.token_ids[:length], request.salt)
                     keeps = True
+        except Exception:
+            _log.exception("what a request has read could not be kept")
         finally:
             if not keeps:
                 self._target.release(row)
 
+    def give_back(self, request: Request) -> None:
+        """Releases the row of a request that did not get to run: its admission failed."""
+        row, request.row = request.row, -1
+        request.leader, request.stats.num_cached_tokens = None, 0
+        if row >= 0:
+            self._release(row)
+
     def clear(self) -> None:
-        """Forgets everything."""
-        for entry in list(self._salts):
-            self._drop(entry)
+        """Forgets everything: now, or at the end of the step that another thread is making."""
+        when_free([self._target], self.forget)
+
+    def forget(self) -> None:
+        """Forgets everything inside a step, also where an error left trees and entries apart."""
+        entries, self._salts, self._trees = list(self._salts), {}, {}
+        self.num_pages = 0
+        for entry in entries:
+            self._release(entry.row)
 
     @property
     def _page(self) -> int:
@@ -168,17 +187,17 @@ class PrefixCache:
 
     def _retake(self, request: Request, other: int | None) -> None:
         """Exchanges a row that has read little for one with more, `other`'s if it is given."""
+        had = self._target.length(request.row)
         if other is None:
             row, length = self._take(request)
         else:
             length = reusable(self._target, other, request.num_shared)
             row = self._fork(other, length)
-        had = self._target.length(request.row)
         if length <= had:
             self._target.release(row)
             return
-        self._target.release(request.row)
-        request.row = row
+        old, request.row = request.row, row
+        self._target.release(old)
         self.num_hit_tokens += length - request.stats.num_cached_tokens
         request.stats.num_cached_tokens = length
 
@@ -205,18 +224,26 @@ class PrefixCache:
         return any(entry.row == row for entry in self._salts)
 
     def put(self, row: int, tokens: list[int], salt: str) -> None:
-        """Keeps a row of the target, which holds these tokens; others may have to go for it."""
-        if self._sharing is not None:
-            self._sharing.park(row)
+        """Keeps a row of the target, which holds these tokens; others may have to go for it.
+
+        When this raises, nothing is kept any more, and the row is still its caller's.
+        """
         entry = Entry(row, tokens)
-        self._salts[entry] = salt
-        self._touch(entry)
-        for old in self._trees.setdefault(salt, RadixTree()).put(entry):
-            self._salts.pop(old)
-            self._free(old)
-        self._count()
-        while len(self._salts) > 1 and self.num_pages > self.max_pages:
-            self._evict()
+        try:
+            if self._sharing is not None:
+                self._sharing.park(row)
+            self._salts[entry] = salt
+            self._touch(entry)
+            for old in self._trees.setdefault(salt, RadixTree()).put(entry):
+                self._salts.pop(old)
+                self._release(old.row)
+            self._count()
+            while len(self._salts) > 1 and self.num_pages > self.max_pages:
+                self._evict()
+        except BaseException:
+            self._salts.pop(entry, None)
+            self.forget()
+            raise
 
     def _count(self) -> None:
         self.num_pages = self._pages([entry.row for entry in self._salts])
@@ -230,17 +257,21 @@ class PrefixCache:
         self._drop(min(self._salts, key=lambda entry: entry.used))
 
     def _drop(self, entry: Entry) -> None:
-        salt = self._salts.pop(entry)
-        tree = self._trees[salt]
-        tree.remove(entry)
-        if next(tree.entries(), None) is None:
-            del self._trees[salt]
-        self._free(entry)
-        self._count()
-
-    def _free(self, entry: Entry) -> None:
         try:
-            self._target.release(entry.row)
+            salt = self._salts.pop(entry)
+            tree = self._trees[salt]
+            tree.remove(entry)
+            if next(tree.entries(), None) is None:
+                del self._trees[salt]
+            self._release(entry.row)
+            self._count()
+        except BaseException:  # interrupted, too: no entry may be left whose row is gone
+            self.forget()
+            raise
+
+    def _release(self, row: int) -> None:
+        try:
+            self._target.release(row)
         except Exception:  # no request's fault: none has it any more
             _log.exception("a row that was kept could not be given back")
 

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
+from operator import ne
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -88,13 +89,14 @@ class PrefixFile:
         if self.path.is_dir():
             raise KvCacheError(f"{self.path} is a folder: keys and values are kept in a file")
         if self.path.exists():
+            if not self.path.is_file():  # it would be replaced, whatever device it is
+                raise KvCacheError(f"{self.path} is no ordinary file: name another one")
             self._load()
 
     def _load(self) -> None:
         try:
             with self.path.open("rb") as file:
-                if file.read(len(_MAGIC)) != _MAGIC:
-                    raise KvCacheError(f"{self.path} holds no keys and values of Redwood")
+                _check_magic(file.read(len(_MAGIC)), self.path)
                 header = _checked_header(file, self.path.stat().st_size)
                 self._check_model(header)
                 sizes = (self._backend.page_bytes, self._backend.state_bytes)
@@ -248,6 +250,17 @@ def _build_of(backend: NativeBackend) -> str:
     return hashlib.sha256(
         repr((code, backend.spec, backend.formats, backend.kv)).encode()
     ).hexdigest()
+
+
+def _check_magic(first: bytes, path: Path) -> None:
+    """Tells a file that begins as ours, or did before it was damaged, from somebody else's."""
+    if first == _MAGIC:
+        return
+    if _MAGIC.startswith(first):
+        raise _DamageError("it is cut short")
+    if len(first) == len(_MAGIC) and sum(map(ne, first, _MAGIC)) == 1:
+        raise _DamageError("its first bytes are not what was written")
+    raise KvCacheError(f"{path} holds no keys and values of Redwood")
 
 
 def _checked_header(file: IO[bytes], size: int) -> _Header:

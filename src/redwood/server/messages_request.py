@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from redwood.server.schema import Extensions, Stop
+from redwood.server.schema import Extensions, Salt, Stop
 from redwood.server.values import Strict, Whole
 
 IGNORED = frozenset({"metadata", "service_tier", "inference_geo", "cache_control", "speed"})
@@ -216,6 +216,7 @@ class MessagesRequest(CountRequest):
     top_k: Whole = Field(0, ge=-1)
     stop_sequences: list[Stop] = Field(default_factory=list, max_length=4)
     seed: Whole | None = Field(None, ge=-(2**63), lt=2**64)
+    cache_salt: Salt = ""
     stream: bool = False
     redwood: Extensions = Extensions()
 
@@ -229,6 +230,7 @@ class MessagesRequest(CountRequest):
             "top_k": self.top_k,
             "stop": self.stop_sequences,
             "seed": self.seed,
+            "cache_salt": self.cache_salt,
             "stream": self.stream,
             "redwood": self.redwood.model_dump(),
         }

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from redwood.server.schema import Extensions
+from redwood.server.schema import Extensions, Salt
 from redwood.server.values import Strict, Whole
 
 IGNORED = frozenset(
@@ -218,6 +218,7 @@ class ResponsesRequest(Strict):
         default_factory=lambda: ReasoningSettings.model_validate({})
     )
     seed: Whole | None = Field(None, ge=-(2**63), lt=2**64)
+    cache_salt: Salt = ""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     stream: bool = False
     redwood: Extensions = Extensions()
@@ -240,6 +241,7 @@ class ResponsesRequest(Strict):
             "temperature": self.temperature,
             "top_p": self.top_p,
             "seed": self.seed,
+            "cache_salt": self.cache_salt,
             "response_format": self._format(),
             "reasoning_effort": self.reasoning.effort,
             "chat_template_kwargs": self.chat_template_kwargs,

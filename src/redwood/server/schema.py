@@ -82,6 +82,7 @@ def _as_list(value: Any) -> Any:
 
 
 Stop = Annotated[str, Field(min_length=1, max_length=_MAX_STOP_LENGTH)]
+Salt = Annotated[str, Field(max_length=256)]
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 
 
@@ -100,7 +101,7 @@ class Request(Strict):
         default_factory=dict, max_length=_MAX_BIASES
     )
     seed: Whole | None = Field(None, ge=-(2**63), lt=2**64)
-    cache_salt: str = Field("", max_length=256)
+    cache_salt: Salt = ""
     stop: Annotated[list[Stop], BeforeValidator(_as_list), Field(max_length=_MAX_STOPS)] = Field(
         default_factory=list
     )

@@ -9,6 +9,7 @@ then not change one token of what plain decoding on this backend says (`docs/nat
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +156,7 @@ class NativeBackend:
         self.formats = {name: layout for name, (layout, _) in matrices.items()}
         self.weight_bytes = {name: data.nbytes for name, (_, data) in matrices.items()}
         self._rows: dict[int, RowState] = {}
-        self._pid = os.getpid()
+        self._pid, self._changing = os.getpid(), threading.Lock()
 
     def open(self) -> int:
         """Returns a new, empty row."""
@@ -192,7 +193,8 @@ class NativeBackend:
                     count,
                 )
             )
-        self._decoder.extend(entries, logits.numpy())
+        with self._changing:
+            self._decoder.extend(entries, logits.numpy())
         for nodes, (parents, depths) in zip(rows, grown, strict=True):
             state = self._rows[nodes.row]
             state.parents, state.depths = parents, depths
@@ -204,7 +206,8 @@ class NativeBackend:
             self._row(kept.row).check_path(kept)
         for kept in rows:
             state = self._rows[kept.row]
-            self._decoder.keep(kept.row, state.length, np.array(kept.nodes, np.int32))
+            with self._changing:
+                self._decoder.keep(kept.row, state.length, np.array(kept.nodes, np.int32))
             state.length += len(kept.nodes)
             state.parents, state.depths = [], []
 
@@ -361,8 +364,14 @@ class NativeBackend:
 
     @property
     def cache_bytes(self) -> int:
-        """Memory that keys, values and states of all rows take."""
-        return int(self._decoder.cache_bytes)
+        """Memory that keys, values and states of all rows take; may be asked by any thread.
+
+        Raises:
+            UnsupportedError: a forked child.
+        """
+        check_process(self._pid)
+        with self._changing:  # passes take pages while they do not hold Python's lock
+            return int(self._decoder.cache_bytes)
 
     def _row(self, row: int) -> RowState:
         if row not in self._rows:
