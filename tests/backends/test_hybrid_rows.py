@@ -192,7 +192,7 @@ def test_a_long_chain_that_is_kept_in_part(tmp_path: Path) -> None:
 def test_pages_alone_are_no_row(tmp_path: Path) -> None:
     backend = loaded("lfm2", tmp_path)
     row = filled(backend, [3] * 64)
-    with pytest.raises(ArgumentError, match="states of recurrent layers"):
+    with pytest.raises(ArgumentError, match="tokens and states are for recurrent layers"):
         backend.restore(backend.open(), [backend.read_page(row, 0)], 64)
 
 

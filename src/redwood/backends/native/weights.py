@@ -318,8 +318,9 @@ def _gguf_weight(
             return _part(where, spec, stored, prefix + name, role, roles, layer)
     end = "bias" if role.endswith("_bias") else "weight"
     roles = _QKV_BIAS if end == "bias" else _QKV
-    if role in roles and (merged := f"{prefix}attn_qkv.{end}") in stored:
-        # Converters may stack them in any family that llama.cpp reads.
+    merged = f"{prefix}attn_qkv.{end}"
+    if role in roles and merged in stored and family.recurrent != "delta":
+        # Converters may stack them in any family; delta nets have a tensor of this name themselves.
         places = _part(where, spec, stored, merged, role, roles, layer)
         return places._replace(neighbours=family.gguf_neighbours)
     name = gguf_name(spec, role, layer)
