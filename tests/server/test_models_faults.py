@@ -93,14 +93,16 @@ def test_who_waits_for_one_model_takes_no_place_of_others(pool: Start, stream: b
 
 
 def test_one_key_that_waits_leaves_places_to_the_others(pool: Start) -> None:
-    server = pool(keys=("one", "two"), rows=1, max_queue=4, max_queue_per_key=1)
+    server = pool(
+        keys=("the-first-key", "the-second-key"), rows=1, max_queue=4, max_queue_per_key=1
+    )
     server.stocks["b"].pause()
     mine = [server.in_background("b") for _ in range(2)]
     wait_for(lambda: len(server.model("b").waiting) == 2, "the places of a key")
     assert server.chat("b").json()["error"]["code"] == "key_queue_full"
     assert server.chat("a").status_code == 200
     body = {"model": "b", "messages": [{"role": "user", "content": "Tom"}], "max_tokens": 2}
-    headers = {"authorization": "Bearer two"}
+    headers = {"authorization": "Bearer the-second-key"}
     theirs = Asked(
         lambda: httpx.post(
             f"{server.url}/v1/chat/completions", json=body, headers=headers, timeout=PATIENCE_S

@@ -105,7 +105,7 @@ def of(schema: Any) -> dict[str, Any]:
         ("pythonic gemma4 qwen3-coder", of({"type": "string", "pattern": "(?=a)"}), "pattern"),
         ("pythonic gemma4 qwen3-coder", of({"type": "string", "format": "ipv6"}), "format"),
         ("pythonic gemma4 qwen3-coder", {"patternProperties": {"a": {}}}, "patternProperties"),
-        ("pythonic gemma4 qwen3-coder", {"required": ["a"], "additionalProperties": False}, "'a'"),
+        ("pythonic gemma4 qwen3-coder", {"required": ["a"], "additionalProperties": False}, "f.a"),
         ("pythonic gemma4 qwen3-coder", {**of({}), "minProperties": 1}, "minProperties"),
         ("pythonic gemma4 qwen3-coder", {"anyOf": [of({}), of({})]}, "anyOf"),
         ("qwen3-coder", of({"type": "array", "items": {"$ref": "#/properties/p"}}), "$ref"),
