@@ -40,6 +40,19 @@ def chat_prompt(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
+def only_made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Has `redwood serve` run nothing; what it would run is put into the list."""
+    made: list[Any] = []
+
+    def run(self: Any) -> int:
+        made.append(self.service)
+        return 0
+
+    monkeypatch.setattr("redwood.server.run.Runner.run", run)
+    monkeypatch.setattr("redwood.server.logs.set_up", lambda shape: None)  # it outlives a test
+    return made
+
+
 def press_ctrl_c(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Interrupts any engine once, after so many steps."""
     step, calls = RowEngine.step, list[int]()

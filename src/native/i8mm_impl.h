@@ -151,11 +151,7 @@ void super_pairs(const Matmul& m, const uint8_t* w, int row, int64_t block, int 
     const uint8_t* packed = w + 8 * quants;
     const int8_t *factors = reinterpret_cast<const int8_t*>(packed), *minima = factors;
     if constexpr (minimum) {
-      if constexpr (halves) {
-        unpack_nibbles(packed, unpacked[0], unpacked[1]);
-      } else {
-        unpack_scales(packed, unpacked[0], unpacked[1]);
-      }
+      unpack_factors<FORMAT>(packed, unpacked[0], unpacked[1]);
       factors = unpacked[0];
       minima = unpacked[1];
     }

@@ -101,6 +101,16 @@ REDWOOD_INLINE void unpack_scales(const uint8_t* packed, int8_t* scales, int8_t*
   }
 }
 
+// Scales and minima of a super-block whose format has both, to bytes [groups][16 outputs].
+template <Format FORMAT>
+REDWOOD_INLINE void unpack_factors(const uint8_t* packed, int8_t* scales, int8_t* minima) {
+  if constexpr (has_halves(FORMAT)) {
+    unpack_nibbles(packed, scales, minima);
+  } else {
+    unpack_scales(packed, scales, minima);
+  }
+}
+
 // Formats with scales inside a super-block of 256: integers up to there, one float sum beyond.
 template <Format FORMAT, int R, int B>
 void super_rows(const Matmul& m, const uint8_t* w, Fetcher& fetch, int row, int64_t block) {
@@ -132,11 +142,7 @@ void super_rows(const Matmul& m, const uint8_t* w, Fetcher& fetch, int row, int6
     if constexpr (minimum) {
       for (int i = 0; i < B; ++i) {
         const uint8_t* from = w + i * m.block_bytes + 8 * quants;
-        if constexpr (halves) {
-          unpack_nibbles(from, unpacked[i][0], unpacked[i][1]);
-        } else {
-          unpack_scales(from, unpacked[i][0], unpacked[i][1]);
-        }
+        unpack_factors<FORMAT>(from, unpacked[i][0], unpacked[i][1]);
       }
       factors = unpacked[0][0];
       minima = unpacked[0][1];

@@ -48,11 +48,7 @@ struct SuperTiles {
     if constexpr (!minimum) {
       std::memcpy(f.of_groups, at, sizeof f.of_groups);
     } else {
-      if constexpr (halves) {
-        unpack_nibbles(at, f.of_groups, f.minima);
-      } else {
-        unpack_scales(at, f.of_groups, f.minima);
-      }
+      unpack_factors<FORMAT>(at, f.of_groups, f.minima);
       minima = f.minima;
     }
     at += scale_bytes;

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cli_kit import Ran
+from cli_kit import Ran, only_made
 from conftest import save_model, tiny_tokenizer
 from hybrids_kit import hybrid_model
 from redwood.cli.loading import open_engine
@@ -28,15 +28,7 @@ def hybrid(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What `redwood serve` would run."""
-    made: list[Any] = []
-
-    def run(self: Any) -> int:
-        made.append(self.service)
-        return 0
-
-    monkeypatch.setattr("redwood.server.run.Runner.run", run)
-    monkeypatch.setattr("redwood.server.logs.set_up", lambda shape: None)
-    return made
+    return only_made(monkeypatch)
 
 
 def test_the_target_gets_it_and_drafters_do_not(hybrid: str, tiny_draft_folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cli_kit import Ran
+from cli_kit import Ran, only_made
 from redwood.cli import serve
 from redwood.errors import ArgumentError
 from redwood.server.auth import Keys
@@ -118,14 +118,7 @@ def test_clients_see_no_path_of_this_machine(tmp_path: Path) -> None:
 def test_the_engine_of_a_server_gets_its_limits(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[Any] = []
-
-    def run(self: Any) -> int:
-        made.append(self.service)
-        return 0
-
-    monkeypatch.setattr("redwood.server.run.Runner.run", run)
-    monkeypatch.setattr("redwood.server.logs.set_up", lambda shape: None)  # it outlives a test
+    made = only_made(monkeypatch)
     options = ["--max-rows", "3", "--kv-tokens", "200", "--max-queue", "7", "--port", "0"]
     kept = ["--keep-answers", str(tmp_path / "kept"), "--keep-every", "3600"]
     ran = Ran("serve", "--target", str(tiny_model_folder), "-d", "ngram", *options, *kept)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cli_kit import Ran
+from cli_kit import Ran, only_made
 from redwood.cli.serve_models import Several, plans_of
 from redwood.errors import ArgumentError
 from redwood.server.models.pool import Pool
@@ -18,15 +18,7 @@ from redwood.server.models.pool import Pool
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the command would run."""
-    made: list[Any] = []
-
-    def run(self: Any) -> int:
-        made.append(self.service)
-        return 0
-
-    monkeypatch.setattr("redwood.server.run.Runner.run", run)
-    monkeypatch.setattr("redwood.server.logs.set_up", lambda shape: None)
-    return made
+    return only_made(monkeypatch)
 
 
 def _listed(tmp_path: Path, value: Any) -> str:

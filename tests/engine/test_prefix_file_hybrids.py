@@ -140,6 +140,18 @@ def test_states_count_against_the_bound(folders: dict[str, Path], tmp_path: Path
         assert _said(engine, OTHER) == (answer, found)
 
 
+def _passed_over(
+    data: bytes, folder: Path, file: Path, caplog: pytest.LogCaptureFixture
+) -> redwood.Engine:
+    """Loads with a file of these bytes, of which nothing is taken."""
+    file.write_bytes(data)
+    caplog.clear()
+    engine = _load(folder, file)
+    assert "passed over" in caplog.text and not engine.prefixes.kept()
+    assert _target(engine).cache_bytes == 0
+    return engine
+
+
 def test_damage_anywhere_is_found_and_the_file_replaced(
     folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -151,11 +163,7 @@ def test_damage_anywhere_is_found_and_the_file_replaced(
     damaged = [whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :] for at in places]
     damaged += [whole[:size] for size in (states, states + 100, len(whole) // 2, len(whole) - 33)]
     for data in damaged:
-        file.write_bytes(data)
-        caplog.clear()
-        engine = _load(folder, file)
-        assert "passed over" in caplog.text and not engine.prefixes.kept()
-        assert _target(engine).cache_bytes == 0
+        engine = _passed_over(data, folder, file, caplog)
     assert _said(engine, PROMPT) == (answer, 0)
     engine.close()
     with _load(folder, file) as engine:
@@ -203,11 +211,7 @@ def test_a_file_that_contradicts_itself_is_passed_over(
         _made(whole, first(), tokens=[-1, 3, 4]),
     ]
     for data in wrong:
-        file.write_bytes(data)
-        caplog.clear()
-        engine = _load(folder, file)
-        assert "passed over" in caplog.text and not engine.prefixes.kept()
-        assert _target(engine).cache_bytes == 0
+        _passed_over(data, folder, file, caplog)
     file.write_bytes(_made(whole, first()))
     assert _load(folder, file).prefixes.kept()
 

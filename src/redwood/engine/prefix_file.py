@@ -131,7 +131,8 @@ class PrefixFile:
         states: dict[int, State] = {}  # by their numbers there
         for i in self._chosen(header):
             text = header.texts[i]
-            for n in self._useful(text).values():
+            useful = self._useful(text)
+            for n in useful.values():
                 if n not in states:
                     data = _block(file, behind, n, backend.state_bytes)
                     states[n] = backend.make_state(data)
@@ -139,7 +140,7 @@ class PrefixFile:
             pages = (_block(file, first, n, backend.page_bytes) for n in text.pages[whole:])
             how: dict[str, Any] = {}
             if backend.state_bytes:
-                found = {at: states[n] for at, n in self._useful(text).items()}
+                found = {at: states[n] for at, n in useful.items()}
                 how = {"token_ids": tokens[i], "states": found}
             try:
                 backend.restore(row, pages, text.length, **how)
@@ -194,12 +195,13 @@ class PrefixFile:
             KvCacheError: a disk that is full, a folder that cannot be written; the old file stays.
         """
         kept, backend = self._prefixes.kept(), self._backend
+        rows = [(e.row, backend.page_ids(e.row), backend.states_of(e.row)) for _, e in kept]
         where: dict[int, tuple[int, int]] = {}  # of a page: a row, and its place there
         states: dict[int, State] = {}
-        for _, entry in kept:
-            for index, page in enumerate(backend.page_ids(entry.row)):
-                where.setdefault(page, (entry.row, index))
-            for state in backend.states_of(entry.row).values():
+        for row, pages, found in rows:
+            for index, page in enumerate(pages):
+                where.setdefault(page, (row, index))
+            for state in found.values():
                 states.setdefault(state.id, state)
         page_at = {page: number for number, page in enumerate(where)}
         state_at = {state: number for number, state in enumerate(states)}
@@ -207,10 +209,10 @@ class PrefixFile:
             _Text(
                 salt,
                 len(entry.tokens),
-                [page_at[page] for page in backend.page_ids(entry.row)],
-                {at: state_at[each.id] for at, each in backend.states_of(entry.row).items()},
+                [page_at[page] for page in pages],
+                {at: state_at[state.id] for at, state in found.items()},
             )
-            for salt, entry in kept
+            for (salt, entry), (_, pages, found) in zip(kept, rows, strict=True)
         ]
         target = {name: str(value) for name, value in asdict(self._target).items()}
         held = (backend.page_bytes, len(where), texts, backend.state_bytes, len(states))

@@ -15,7 +15,7 @@ from redwood.backends.native.gemma_names import ALTUP, GEMMA4_EXPERTS, PER_LAYER
 from redwood.backends.native.hybrids import hybrids
 from redwood.backends.native.mambas import mambas
 
-_QKV, _GATE_UP = ("q", "k", "v"), ("gate", "up")
+QKV, _GATE_UP = ("q", "k", "v"), ("gate", "up")
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,8 @@ FAMILIES: dict[str, Family] = {
         *("phi3", "Phi3ForCausalLM", "phi3"),
         windows="all",
         partial=True,
-        fused={"self_attn.qkv_proj.weight": _QKV, **_FUSED_MLP},
-        gguf_fused={"attn_qkv.weight": _QKV, "ffn_up.weight": _GATE_UP},
+        fused={"self_attn.qkv_proj.weight": QKV, **_FUSED_MLP},
+        gguf_fused={"attn_qkv.weight": QKV, "ffn_up.weight": _GATE_UP},
     ),
     "qwen2moe": Family(
         *("qwen2_moe", "Qwen2MoeForCausalLM", "qwen2moe"),

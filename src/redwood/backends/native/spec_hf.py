@@ -194,9 +194,8 @@ def _refuse_switches(fields: Fields, family: Family) -> None:
     # "vision": of images alone, which are not read.
     if fields.get("use_bidirectional_attention") not in (None, False, "vision"):
         raise UnsupportedError(f"{where}: bidirectional attention is not supported")
-    if not fields.get(
-        "is_causal", True
-    ):  # no class has it as a default, and every mask asks for it
+    # No class has it as a default, and every mask asks for it.
+    if not fields.get("is_causal", True):
         raise UnsupportedError(f"{where}: is_causal {fields.get('is_causal')} is not supported")
     if kind == "gemma3_text" and fields.get("attn_logit_softcapping") is not None:
         raise UnsupportedError(

@@ -19,7 +19,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from redwood.backends.native.families import NORMS_LESS_ONE
+from redwood.backends.native.families import NORMS_LESS_ONE, QKV
 from redwood.backends.native.latent_weights import expanded, gguf_expanded
 from redwood.backends.native.recurrent import special_places
 from redwood.backends.native.roles import (
@@ -49,7 +49,7 @@ from redwood.errors import ArgumentError, ModelError, UnsupportedError
 from redwood.models._gguf import BLOCKS
 from redwood.models._gguf_parts import GGUFModel
 
-_QKV, _QKV_BIAS = ("q", "k", "v"), ("q_bias", "k_bias", "v_bias")
+_QKV_BIAS = tuple(f"{role}_bias" for role in QKV)
 _UNREAD = frozenset({"F64", "I8", "I16", "I32", "I64", "Q8_1", "Q8_K", "Q1_0"})
 """Kinds of `BLOCKS` that the extension does not read."""
 _GGUF_CONSUMED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -317,7 +317,7 @@ def _gguf_weight(
         if role in roles:
             return _part(where, spec, stored, prefix + name, role, roles, layer)
     end = "bias" if role.endswith("_bias") else "weight"
-    roles = _QKV_BIAS if end == "bias" else _QKV
+    roles = _QKV_BIAS if end == "bias" else QKV
     merged = f"{prefix}attn_qkv.{end}"
     if role in roles and merged in stored and family.recurrent != "delta":
         # Converters may stack them in any family; delta nets have a tensor of this name themselves.
