@@ -36,6 +36,8 @@ class LlamaCpp:
     """A llama.cpp process that answers JSON lines."""
 
     def __init__(self, python: Path, model: Path, threads: int, context: int) -> None:
+        if not python.is_file():
+            raise SystemExit(f"{python} is not there: benchmarks/peers/build.py bindings makes it")
         command = [python, HERE / "peers" / "llama_cpp.py", "--model", model]
         command += ["--threads", str(threads), "--context", str(context)]
         self.process = subprocess.Popen(
